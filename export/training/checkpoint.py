@@ -1,0 +1,141 @@
+"""Checkpoints and weight files: safetensors and JSON only, nothing is pickled.
+
+A run's folder holds ``step-000123/`` folders with ``model.safetensors``, ``model.ema.safetensors``, ``model.optimizer.safetensors`` (one
+such triple per optimizer) and ``state.json``.  A folder appears under its name only when it is complete (written aside, flushed,
+renamed), so a run killed at any moment finds its last whole checkpoint.
+
+    load_weights(Path("runs/tokenizer"), tokenizer)        # EMA weights of the newest checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from f2edge.errors import InputError
+
+KEEP = 2
+_STEP = re.compile(r"step-(\d{6,})")
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    if not directory.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in directory.iterdir() if (match := _STEP.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def latest_checkpoint(directory: Path) -> Path | None:
+    """The newest complete checkpoint of a run, or None."""
+    found = checkpoints(directory)
+    return found[-1] if found else None
+
+
+def write_checkpoint(directory: Path, step: int, files: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any]) -> Path:
+    """Write ``step-…`` atomically and drop all but the newest two; ``files`` maps a file's stem to its tensors."""
+    directory.mkdir(parents=True, exist_ok=True)
+    final = directory / f"step-{step:06d}"
+    partial = directory / f".partial-{final.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for stem, tensors in files.items():
+        _write(partial / f"{stem}.safetensors", tensors, {})
+    (partial / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+    for path in partial.iterdir():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    for old in checkpoints(directory)[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def read_checkpoint(directory: Path, files: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, Any]:
+    """Copy a checkpoint's tensors into those of ``files`` in place; returns its ``state.json``."""
+    for stem, targets in files.items():
+        path = directory / f"{stem}.safetensors"
+        _fill(path, _read(path), targets)
+    try:
+        state: dict[str, Any] = json.loads((directory / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{directory}/state.json cannot be read ({error}); delete the checkpoint to resume from the one before") from error
+    return state
+
+
+def save_weights(path: Path, module: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
+    """Write one module's parameters and buffers as a safetensors file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, module.state_dict(), dict(metadata or {}))
+
+
+def load_weights(path: Path, module: nn.Module, *, ema: bool = True, name: str = "model") -> dict[str, str]:
+    """Fill ``module`` in place from a weights file, a checkpoint folder or a run's folder (its newest checkpoint).
+
+    Args:
+        path: a ``.safetensors`` file, ``step-…`` folder or run folder.
+        module: receives parameters and buffers; names and shapes must agree exactly.
+        ema: take the averaged weights where the checkpoint has them.
+        name: which optimizer's module to take from a checkpoint.
+
+    Returns:
+        The file's metadata (empty for a checkpoint's files).
+
+    Raises:
+        InputError: nothing there, unreadable, or it does not fit.
+    """
+    file = weights_file(path, ema=ema, name=name)
+    _fill(file, _read(file), module.state_dict())
+    return weights_metadata(file)
+
+
+def weights_file(path: Path, *, ema: bool = True, name: str = "model") -> Path:
+    """The safetensors file that :func:`load_weights` would read; raises :class:`InputError` where there is none."""
+    if path.is_file():
+        return path
+    folder = latest_checkpoint(path) or path
+    for stem in ([f"{name}.ema"] if ema else []) + [name]:
+        if (folder / f"{stem}.safetensors").is_file():
+            return folder / f"{stem}.safetensors"
+    raise InputError(f"{path}: no weights named {name!r} here; give a .safetensors file, a step-… folder or a run's folder")
+
+
+def weights_metadata(path: Path) -> dict[str, str]:
+    """The metadata that :func:`save_weights` put into a file."""
+    with safe_open(str(path), framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    # Clones: tied or overlapping tensors are written once per name, and strided ones become plain.
+    save_file({k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}, str(path), metadata)
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        loaded: dict[str, torch.Tensor] = load_file(str(path))
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read as safetensors ({error}); the file is missing or damaged") from error
+    return loaded
+
+
+@torch.no_grad()
+def _fill(path: Path, source: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor]) -> None:
+    missing, extra = sorted(set(targets) - set(source)), sorted(set(source) - set(targets))
+    if missing or extra:
+        raise InputError(f"{path}: does not fit this model: lacks {missing[:5]}, has unknown {extra[:5]}; the configuration differs")
+    for key, target in targets.items():
+        if source[key].shape != target.shape:
+            raise InputError(f"{path}: {key} has shape {tuple(source[key].shape)}, this model needs {tuple(target.shape)}")
+        target.copy_(source[key])

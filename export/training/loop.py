@@ -1,0 +1,356 @@
+"""The one training loop: tokenizer, encoders, unified model and judge all run through :func:`train`.
+
+A *task* brings modules, batches and losses; the loop brings prefetching, autocast, gradient accumulation and clipping, AdamW, the
+learning-rate law, EMA, checkpoints that resume exactly, logs, signals and several processes.  Its conventions:
+
+- ``task.modules`` are trained and written; the loop moves them (and every batch) to the device.  Frozen helpers of a task are the task's
+  own business; :func:`resolve_device` tells it where.
+- ``task.losses`` computes through ``task.modules[...]`` and returns one scalar per optimizer.  The loss ``"critic"`` reaches the
+  gradients of ``modules["critic"]`` only, so a generator's loss may run through the critic without training it.  Losses must not share a
+  graph (detach what crosses over).  A name left out at some step is not updated at that step (a critic that starts late).
+- There is no DDP wrapper: gradients lie in one flat buffer per module, which the loop averages over the processes.  That is exact, needs
+  no hooks and treats experts that saw no token as zero gradient on every process alike.
+- Randomness: the loop seeds torch's global generator from (seed, step, micro, rank) before every call of ``losses``; ``batch`` runs in
+  another thread and must draw from generators of its own, keyed by its arguments.  Hence there is no random state to save.
+
+    train(TokenizerTask(...), TrainOptions(out=Path("runs/tokenizer"), steps=6000, batch=24))
+    torchrun --nproc-per-node 2 -m export train tokenizer …      # the same, two processes
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from export.training.checkpoint import latest_checkpoint, read_checkpoint, write_checkpoint
+from export.training.distributed import Processes
+from export.training.optimization import Averages, Optimization, rate_factor
+from export.training.progress import Progress
+from f2edge.errors import F2EdgeError, InputError
+
+Batch = dict[str, torch.Tensor]
+Figures = dict[str, "float | torch.Tensor"]
+
+_MAX_SKIPPED = 20
+
+
+class DivergedError(F2EdgeError, ArithmeticError):
+    """The gradients were not finite for many steps in a row."""
+
+
+class Task(Protocol):
+    """What the loop needs to know of one kind of training.
+
+    Attributes:
+        name: written into checkpoints; resuming another task's folder is refused.
+        modules: optimizer name → module, for example ``{"model": m}`` or ``{"model": tokenizer, "critic": discriminator}``.
+    """
+
+    name: str
+    modules: Mapping[str, nn.Module]
+
+    def batch(self, step: int, micro: int, rank: int, world: int) -> Batch:
+        """CPU tensors: a pure function of its arguments, different for every (step, micro, rank). Runs in a background thread."""
+        ...
+
+    def losses(self, batch: Batch, step: int) -> tuple[dict[str, torch.Tensor], Figures]:
+        """Optimizer name → scalar loss, and figures to log (detached scalars). Runs under autocast, modules in train mode."""
+        ...
+
+    def validate(self, model: Mapping[str, nn.Module], step: int, directory: Path) -> dict[str, float]:
+        """Figures by the EMA weights, which are swapped into ``model`` (eval mode, no grad); may write sample grids into ``directory``."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How long, how fast, where to.
+
+    Attributes:
+        out: folder of the run; holds ``step-000123`` folders, ``log.jsonl`` and ``samples``. A run found there is resumed.
+        steps: optimizer steps in all, counted from the first start.
+        batch: rows of one micro batch in one process; the task makes its batches of this size, the loop derives rates from it.
+        accumulate: micro batches per optimizer step.
+        learning_rate: peak; ``rate_scale`` multiplies it for the optimizers it names.
+        warmup: steps of linear warm-up.
+        schedule: "cosine" (to 0), "constant" or "wsd": warm-up, stable, then 1 - sqrt decay to 0 over the last ``decay_fraction`` of the
+            steps (arXiv 2405.18392). With "wsd" a run can be stopped at any time and resumed with fewer ``steps`` to cool down early.
+        weight_decay: AdamW's, on tensors of two or more axes.
+        clip: gradient norm per module; 0 turns it off.
+        ema: decay of the weight average, ramped up from 0.1 by ``(1 + step) / (10 + step)``; 0 turns it off.
+        bf16: autocast to bfloat16.
+        validate_every, save_every, log_every: in steps; 0 means only at the end.
+        threads: torch threads; 0 keeps torch's choice.
+        device: "auto", "cpu", "cuda" …
+    """
+
+    out: Path
+    steps: int
+    batch: int
+    accumulate: int = 1
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    schedule: str = "wsd"
+    decay_fraction: float = 0.25
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    clip: float = 1.0
+    ema: float = 0.999
+    bf16: bool = True
+    validate_every: int = 0
+    save_every: int = 500
+    log_every: int = 20
+    seed: int = 0
+    threads: int = 0
+    device: str = "auto"
+    rate_scale: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate"):
+            if getattr(self, name) < 1:
+                raise InputError(f"training: {name} must be at least 1, got {getattr(self, name)}")
+        if self.schedule not in ("cosine", "constant", "wsd"):
+            raise InputError(f"training: unknown schedule {self.schedule!r}; choose cosine, constant or wsd")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"training: ema must lie in [0, 1), got {self.ema}")
+
+    def factor(self, step: int) -> float:
+        """Share of the peak learning rate used for the ``step``-th update (counted from 0)."""
+        return rate_factor(step, self.steps, self.warmup, self.schedule, self.decay_fraction)
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """``"auto"`` is this process' GPU where there is one, else the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", Processes.local_rank() % torch.cuda.device_count())
+
+
+def train(task: Task, options: TrainOptions) -> Path:
+    """Run or resume ``task`` until ``options.steps``, or until SIGTERM or SIGINT asks to save and stop.
+
+    Returns:
+        The last checkpoint's folder; ``load_weights`` reads it.
+
+    Raises:
+        InputError: the folder belongs to another task, or its weights do not fit.
+        DivergedError: twenty steps in a row without a finite gradient.
+    """
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = resolve_device(options.device)
+    with Processes.join(device) as processes, _stop_signals() as stop:
+        return _Run(task, options, device, processes, stop).go()
+
+
+class _Run:
+    """One call of :func:`train`."""
+
+    def __init__(self, task: Task, options: TrainOptions, device: torch.device, processes: Processes, stop: threading.Event) -> None:
+        self.task, self.options, self.device, self.processes, self.stop = task, options, device, processes, stop
+        self.modules = {name: module.to(device).train() for name, module in task.modules.items()}
+        self.optimizations = {
+            name: Optimization(
+                module, options.learning_rate * options.rate_scale.get(name, 1.0), options.betas, options.weight_decay, options.clip
+            )
+            for name, module in self.modules.items()
+        }
+        self.averages = {name: Averages(module, options.ema) for name, module in self.modules.items()} if options.ema else {}
+        self.skipped = 0
+        self.step = self._resume()
+        self.last = latest_checkpoint(options.out)
+        processes.broadcast(t for m in self.modules.values() for t in (*m.parameters(), *m.buffers()))
+
+    def go(self) -> Path:
+        options, first = self.options, self.processes.rank == 0
+        rows = options.batch * options.accumulate * self.processes.world
+        with Progress(
+            options.out, self.task.name, start=self.step, steps=options.steps, rows=rows, every=options.log_every, active=first
+        ) as progress:
+            for micro_batches in self._batches():
+                progress.add(self._update(micro_batches))
+                self.step += 1
+                stopping = self.processes.any(self.stop.is_set(), self.device)
+                ended = stopping or self.step == options.steps
+                progress.log(self.step, force=ended)
+                if _due(self.step, options.validate_every) or self.step == options.steps:
+                    begun = time.perf_counter()
+                    figures = self._validate()
+                    progress.note(self.step, figures, time.perf_counter() - begun)
+                if _due(self.step, options.save_every) or ended:
+                    self._save()
+                if stopping:
+                    break
+        if self.last is None:
+            raise InputError(f"training {self.task.name!r}: nothing to do in {options.out}")
+        return self.last
+
+    def _update(self, micro_batches: list[Batch]) -> Figures:
+        """One optimizer step; returns the figures of all its micro batches, averaged."""
+        options, total = self.options, Figures()
+        updated: set[str] = set()
+        for micro, batch in enumerate(micro_batches):
+            torch.manual_seed(_mix(options.seed, self.step, micro, self.processes.rank))
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=options.bf16):
+                losses, figures = self.task.losses(batch, self.step)
+            for name, loss in losses.items():
+                self.optimizations[name].backward(loss / options.accumulate)
+                figures = {**figures, f"loss/{name}": loss.detach()}
+            updated |= set(losses)
+            for key, value in figures.items():
+                part = (value.detach().float() if isinstance(value, torch.Tensor) else value) / options.accumulate
+                total[key] = total[key] + part if key in total else part
+        rate = options.factor(self.step)
+        finite = True
+        for name in (n for n in self.modules if n in updated):
+            optimization = self.optimizations[name]
+            self.processes.average(optimization.gradients)
+            norm = optimization.apply(rate)
+            finite &= math.isfinite(norm)
+            total[f"gradient/{name}"] = norm
+        self.skipped = 0 if finite else self.skipped + 1
+        if self.skipped >= _MAX_SKIPPED:
+            raise DivergedError(f"training {self.task.name!r}: no finite gradient for {_MAX_SKIPPED} steps; lower the learning rate")
+        for average in self.averages.values():
+            average.update(self.step)
+        total["rate_factor"] = rate
+        return total
+
+    def _batches(self) -> Iterator[list[Batch]]:
+        """The micro batches of each step still to do, on the device; made two steps ahead by a background thread."""
+        ready: queue.Queue[list[Batch] | BaseException] = queue.Queue(maxsize=2)
+        closed = threading.Event()
+
+        def put(item: list[Batch] | BaseException) -> None:
+            while not closed.is_set():
+                try:
+                    ready.put(item, timeout=0.1)
+                except queue.Full:
+                    continue
+                return
+
+        def produce() -> None:
+            try:
+                for step in range(self.step, self.options.steps):
+                    if closed.is_set():
+                        return
+                    put([self._host_batch(step, micro) for micro in range(self.options.accumulate)])
+            except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
+                put(error)
+
+        thread = threading.Thread(target=produce, name="batches", daemon=True)
+        thread.start()
+        try:
+            for _ in range(self.step, self.options.steps):
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield [{key: value.to(self.device, non_blocking=True) for key, value in batch.items()} for batch in item]
+        finally:
+            closed.set()
+            thread.join()
+
+    def _host_batch(self, step: int, micro: int) -> Batch:
+        batch = self.task.batch(step, micro, self.processes.rank, self.processes.world)
+        return {key: value.pin_memory() for key, value in batch.items()} if self.device.type == "cuda" else batch
+
+    def _validate(self) -> dict[str, float]:
+        figures: dict[str, float] = {}
+        self._share_buffers()
+        if self.processes.rank == 0:
+            directory = self.options.out / "samples"
+            directory.mkdir(parents=True, exist_ok=True)
+            for average in self.averages.values():
+                average.swap()
+            for module in self.modules.values():
+                module.eval()
+            try:
+                with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
+                    figures = self.task.validate(self.modules, self.step, directory)
+            finally:
+                for average in self.averages.values():
+                    average.swap()
+                for module in self.modules.values():
+                    module.train()
+        self.processes.barrier()
+        return figures
+
+    def _share_buffers(self) -> None:
+        self.processes.broadcast(b for m in self.modules.values() for b in m.buffers())
+
+    def _save(self) -> None:
+        self._share_buffers()
+        if self.processes.rank == 0:
+            state = {"task": self.task.name, "step": self.step, "options": {k: str(v) for k, v in asdict(self.options).items()}}
+            self.last = write_checkpoint(self.options.out, self.step, self._tensors(), state)
+        self.processes.barrier()
+        self.last = latest_checkpoint(self.options.out)
+
+    def _tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        """File name → tensors; the same tensors are written by :meth:`_save` and filled by :meth:`_resume`."""
+        files: dict[str, dict[str, torch.Tensor]] = {}
+        for name, module in self.modules.items():
+            files[name] = dict(module.state_dict())
+            files[f"{name}.optimizer"] = self.optimizations[name].state()
+        for name, average in self.averages.items():
+            files[f"{name}.ema"] = average.state()
+        return files
+
+    def _resume(self) -> int:
+        """Fill everything from the last checkpoint, if any; returns the number of steps already done."""
+        found = latest_checkpoint(self.options.out)
+        if found is None:
+            return 0
+        state: dict[str, Any] = read_checkpoint(found, self._tensors())
+        if state["task"] != self.task.name:
+            raise InputError(f"{self.options.out} holds a run of {state['task']!r}, not of {self.task.name!r}; choose another folder")
+        return int(state["step"])
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _mix(seed: int, step: int, micro: int, rank: int) -> int:
+    """One seed from four counters (SplitMix64's finaliser over each in turn)."""
+    mask = 2**64 - 1
+    state = 0
+    for part in (seed, step, micro, rank):
+        state = (state ^ part) + 0x9E3779B97F4A7C15 & mask
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & mask
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & mask
+        state ^= state >> 31
+    return state >> 1
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set while the context lasts (in the main thread; elsewhere nothing is caught)."""
+    stop = threading.Event()
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,84 @@
+"""What a run shows and keeps: a bar on a terminal, else a line now and then, and every row in ``log.jsonl``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from tqdm import tqdm
+from typing_extensions import Self
+
+
+class Progress:
+    """Averages figures between two log rows. Inactive (another process does the writing) it does nothing.
+
+    Args:
+        out: the run's folder; rows go to ``out/log.jsonl``. Rows beyond ``start`` (a killed run's last ones) are dropped.
+        start, steps: steps done already, and in all.
+        rows: rows of data per step, over all processes; gives the rate.
+        every: log each so many steps; 0 only when forced.
+    """
+
+    def __init__(self, out: Path, name: str, *, start: int, steps: int, rows: int, every: int, active: bool) -> None:
+        self.active, self.rows, self.every, self.steps, self.name = active, rows, every, steps, name
+        self._sums: dict[str, float | torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._since, self._at = start, time.perf_counter()
+        self._path = out / "log.jsonl"
+        if active:
+            out.mkdir(parents=True, exist_ok=True)
+            _truncate(self._path, start)
+        on_terminal = active and sys.stderr.isatty()
+        self._bar = tqdm(total=steps, initial=start, desc=name, dynamic_ncols=True, file=sys.stderr) if on_terminal else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def add(self, figures: Mapping[str, float | torch.Tensor]) -> None:
+        """Take in one step's figures; tensors are read only when a row is written, so a GPU is not held up."""
+        for key, value in figures.items():
+            self._sums[key] = self._sums[key] + value if key in self._sums else value
+            self._counts[key] = self._counts.get(key, 0) + 1
+        if self._bar is not None:
+            self._bar.update()
+
+    def log(self, step: int, *, force: bool = False) -> None:
+        """Write the averages since the last row, if one is due."""
+        if not self.active or not (force or (self.every and step % self.every == 0)) or step == self._since:
+            return
+        now = time.perf_counter()
+        averages = {key: float(value) / self._counts[key] for key, value in self._sums.items()}
+        averages["rows_per_s"] = (step - self._since) * self.rows / (now - self._at)
+        self._sums, self._counts, self._since, self._at = {}, {}, step, now
+        self._row({"step": step, **averages})
+
+    def note(self, step: int, figures: Mapping[str, float], took_s: float) -> None:
+        """Write a validation row, its keys under ``validate/``; the seconds it took do not count into the rate."""
+        self._at += took_s
+        if self.active and figures:
+            self._row({"step": step, **{f"validate/{key}": value for key, value in figures.items()}})
+
+    def _row(self, row: dict[str, float]) -> None:
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+        text = " ".join(f"{key}={value:.4g}" for key, value in row.items() if key != "step")
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+        else:
+            print(f"{self.name} {row['step']}/{self.steps} {text}", file=sys.stderr, flush=True)
+
+
+def _truncate(path: Path, step: int) -> None:
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
