@@ -62,7 +62,8 @@ def _mix(k: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """The murmur3 finaliser."""
     k = (k ^ (k >> _U32(16))) * _U32(MULTIPLIERS[0])
     k = (k ^ (k >> _U32(13))) * _U32(MULTIPLIERS[1])
-    return k ^ (k >> _U32(16))
+    mixed: NDArray[np.uint32] = k ^ (k >> _U32(16))
+    return mixed
 
 
 def noise_key(seed: int, step: int, positions: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
@@ -94,9 +95,11 @@ def uniform(key: NDArray[np.integer[Any]], code: NDArray[np.integer[Any]]) -> ND
     h = k + code.astype(_U32) * _U32(GOLDEN)
     h = (h ^ (h >> _U32(16))) * _U32(MULTIPLIERS[0])
     h = (h ^ (h >> _U32(13)) ^ k) * _U32(MULTIPLIERS[1])
-    return ((h >> _U32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
+    u: NDArray[np.float32] = ((h >> _U32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
+    return u
 
 
 def gumbel(key: NDArray[np.integer[Any]], code: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
     """Standard Gumbel noise (mean 0.5772, variance π²/6) of keys and codes, broadcast; float32."""
-    return -np.log(-np.log(uniform(key, code)))
+    g: NDArray[np.float32] = -np.log(-np.log(uniform(key, code)))
+    return g

@@ -1,0 +1,104 @@
+"""Autoregressive decoding: answers to B questions over one image, one token per question and step.
+
+Like the parallel loop, this one takes a function (whatever extends the text) and keeps the caches as a value that it only passes on.
+
+B questions, S new text columns, V text vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from f2edge.decoding.sample import Chooser, greedy
+from f2edge.errors import CancelledError
+from f2edge.layout import Ids
+
+State = TypeVar("State")
+
+#: ``extend(text_ids (B, S), text_lengths (B,), state) -> (logits float32 (B, V) of the last column, state)``: new text columns,
+#: right-aligned; ``text_lengths`` counts the valid columns so far, the new ones included.
+ExtendFunction = Callable[[Ids, Ids, State], tuple[NDArray[np.float32], State]]
+
+
+def answer(
+    extend: ExtendFunction[State],
+    state: State,
+    question_ids: Ids,
+    question_lengths: Ids,
+    *,
+    end_of_text: int,
+    max_tokens: int,
+    choose: Chooser = greedy,
+    on_token: Callable[[int, int], None] | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> list[list[int]]:
+    """Answer every question until its end of text, or ``max_tokens``.
+
+    Args:
+        extend: forward pass over new text.
+        state: caches before the first text column.
+        question_ids: int64 (B, S), left-padded.
+        question_lengths: int64 (B,).
+        end_of_text: id that ends an answer; it is not part of it.
+        max_tokens: at most this many tokens per answer, >= 1.
+        choose: picks the tokens, greedy by default.
+        on_token: told ``(row, token)`` as soon as a token is known.
+        cancelled: asked before each forward pass.
+
+    Returns:
+        The tokens of each answer.
+
+    Raises:
+        CancelledError: ``cancelled`` said yes.
+    """
+    answers: list[list[int]] = [[] for _ in question_ids]
+    finished = np.zeros(len(question_ids), dtype=bool)
+    text, lengths = question_ids, question_lengths
+    for step in range(max_tokens):
+        if cancelled():
+            raise CancelledError(f"the answer was stopped after {step} tokens")
+        logits, state = extend(text, lengths, state)
+        tokens = choose(logits, step)  # (B,)
+        finished |= tokens == end_of_text
+        for row in np.flatnonzero(~finished):
+            answers[row].append(int(tokens[row]))
+            if on_token:
+                on_token(int(row), int(tokens[row]))
+        if finished.all():
+            break
+        # A finished row goes on with its end of text, unheard: rows do not see one another.
+        text, lengths = np.where(finished, end_of_text, tokens)[:, None], lengths + 1
+    return answers
+
+
+class TextStream:
+    """Turns tokens into text as they come, without ever showing half a character.
+
+    Byte-level BPE may split one character over several tokens; what is not whole yet decodes to U+FFFD and is held back.
+
+    Args:
+        decode: token ids → text.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._tokens: list[int] = []
+        self._shown = 0
+
+    def push(self, token: int) -> str:
+        """Add a token; the text that became certain by it, perhaps empty."""
+        self._tokens.append(token)
+        return self._advance(self._decode(self._tokens).rstrip("\ufffd"))
+
+    def finish(self) -> str:
+        """The rest, where the answer ended within a character."""
+        return self._advance(self._decode(self._tokens))
+
+    def _advance(self, text: str) -> str:
+        piece = text[self._shown :]
+        self._shown = max(self._shown, len(text))
+        return piece

@@ -1,0 +1,127 @@
+"""Parallel decoding: from masked token grids to finished ones in a few steps, many positions at a time (MaskGIT, arXiv 2202.04200).
+
+The loop takes a step *function*, not a model, so ONNX Runtime, TensorRT, PyTorch and a scripted fake run the same code.  Rows (requests)
+of a batch may differ in plan, seed and guidance; a row's inputs are its own, so it decodes to the same tokens in any company.
+
+R rows, B branches (a guided row has two), N image tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from f2edge.decoding.noise import noise_key
+from f2edge.decoding.schedule import Plan
+from f2edge.errors import CancelledError
+from f2edge.layout import Ids
+
+#: Marks the empty prompt among the prefixes of a step.
+UNCONDITIONAL = -1
+
+Feeds = Mapping[str, NDArray[np.int64] | NDArray[np.float32]]
+
+#: ``step(feeds, prefixes) -> (next_codes, proposal)``, both int64 (R, N).  ``feeds`` holds the inputs of the ``t2i_step`` graph except the
+#: prefix; ``prefixes[b]`` names branch b's prefix: the index of a row given to :func:`decode`, or ``UNCONDITIONAL``.
+StepFunction = Callable[[Feeds, tuple[int, ...]], tuple[Ids, Ids]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One request inside the loop: its grid ``codes`` int64 (N,), what to do with it, and how many of its steps are done."""
+
+    codes: Ids
+    plan: Plan
+    seed: int
+    step: int = 0
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.plan.steps
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """What a listener is told after each step.
+
+    Attributes:
+        step: steps done, 1 … ``steps``.
+        steps: of the longest row.
+        codes: int64 (R, N), V where still masked.
+        proposal: int64 (R, N), every masked position filled with the model's present guess: a preview.
+        elapsed_ms: duration of this step.
+    """
+
+    step: int
+    steps: int
+    codes: Ids
+    proposal: Ids
+    elapsed_ms: float
+
+
+def step_feeds(rows: Sequence[Row], indices: Sequence[int]) -> tuple[Feeds, tuple[int, ...]]:
+    """Inputs of one step for ``rows``, whose prefixes are ``indices``; a row without guidance at this step takes one branch."""
+    guidance = np.array([r.plan.guidance[r.step] for r in rows], dtype=np.float32)
+    guided = np.flatnonzero(guidance > 0)
+    unconditional_branch = np.arange(len(rows))
+    unconditional_branch[guided] = len(rows) + np.arange(len(guided))
+    positions = np.arange(len(rows[0].codes))
+    feeds: Feeds = {
+        "codes": np.stack([r.codes for r in rows]),
+        "branch_row": np.concatenate([np.arange(len(rows)), guided]),
+        "unconditional_branch": unconditional_branch,
+        "mask_ratio": np.array([r.plan.mask_ratio[r.step] for r in rows], dtype=np.float32),
+        "guidance": guidance,
+        "token_temperature": np.array([r.plan.token_temperature[r.step] for r in rows], dtype=np.float32),
+        "temperature": np.array([r.plan.temperature[r.step] for r in rows], dtype=np.float32),
+        "noise_key": np.stack([noise_key(r.seed, r.step, positions) for r in rows]),
+        "priority": np.stack([r.plan.priority for r in rows]),
+        "masked_after": np.array([r.plan.masked_after[r.step] for r in rows], dtype=np.int64),
+    }
+    return feeds, (*indices, *([UNCONDITIONAL] * len(guided)))
+
+
+def decode(
+    step: StepFunction,
+    codes: Ids,
+    plans: Sequence[Plan],
+    seeds: Sequence[int],
+    *,
+    on_step: Callable[[StepEvent], None] | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Ids:
+    """Fill every masked position of ``codes``.
+
+    Args:
+        step: one step of the model.
+        codes: int64 (R, N), V where masked; what is known stays as it is.
+        plans: one for each row.
+        seeds: one for each row, in ``[0, 2^64)``.
+        on_step: told after each step, on the calling thread.
+        cancelled: asked before each step.
+
+    Returns:
+        int64 (R, N), all in ``[0, V)``.
+
+    Raises:
+        CancelledError: ``cancelled`` said yes.
+    """
+    rows = [Row(c, p, s) for c, p, s in zip(codes, plans, seeds, strict=True)]
+    steps = max(p.steps for p in plans)
+    proposal = codes.copy()
+    for number in range(1, steps + 1):
+        if cancelled():
+            raise CancelledError(f"generation was stopped before step {number} of {steps}")
+        active = [i for i, row in enumerate(rows) if not row.finished]
+        start = perf_counter()
+        next_codes, proposal[active] = step(*step_feeds([rows[i] for i in active], active))
+        elapsed_ms = 1e3 * (perf_counter() - start)
+        for i, grid in zip(active, next_codes, strict=True):
+            rows[i] = Row(grid, rows[i].plan, rows[i].seed, rows[i].step + 1)
+        if on_step:
+            on_step(StepEvent(number, steps, np.stack([row.codes for row in rows]), proposal.copy(), elapsed_ms))
+    return np.stack([row.codes for row in rows])

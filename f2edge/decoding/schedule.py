@@ -1,0 +1,198 @@
+"""What parallel decoding does at each step, fixed before it starts: counts, temperatures, guidance and order, each law a named function.
+
+:class:`Schedule` is what a caller asks for; :func:`plan` turns it into the per-step numbers of one request, which the loop
+(:mod:`f2edge.decoding.parallel`) hands to the step graph.  N image tokens, T steps.
+
+>>> plan(Schedule(steps=4), np.ones(64, dtype=bool), seed=7).masked_after.tolist()
+[59, 45, 24, 0]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import acos, cos, floor, isqrt, pi, prod
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from f2edge.decoding.halton import halton_order
+from f2edge.decoding.noise import REQUEST_STEP, noise_key
+from f2edge.errors import InputError
+
+#: Difference in priority between neighbours of a fixed order: above any log-probability, below float32's loss of whole numbers.
+PRIORITY_STEP = 1e4
+
+
+def cosine(progress: float) -> float:
+    """Masked share after ``progress`` in [0, 1]: MaskGIT's law, cos(π/2 · progress) (arXiv 2202.04200)."""
+    return cos(pi / 2 * progress)
+
+
+def arccos(progress: float) -> float:
+    """Masked share of Halton-MaskGIT, arccos of the progress over π/2 (arXiv 2503.17076)."""
+    return acos(progress) / (pi / 2)
+
+
+def linear(progress: float) -> float:
+    """Masked share 1 - progress: the log-linear noise of masked diffusion, the same number of tokens at every step."""
+    return 1.0 - progress
+
+
+MASK_LAWS: Mapping[str, Callable[[float], float]] = MappingProxyType({"cosine": cosine, "arccos": arccos, "linear": linear})
+
+
+def linear_temperature(start: float, step: int, steps: int) -> float:
+    """MaskGIT's annealing: start · (1 - (step + 1) / steps)."""
+    return start * (1.0 - (step + 1) / steps)
+
+
+def show_o_temperature(start: float, step: int, steps: int) -> float:
+    """Show-o's annealing: it multiplies a running temperature by 1 - (j + 1) / steps at every step j, so the factors compound."""
+    return start * prod(1.0 - (j + 1) / steps for j in range(step + 1))
+
+
+def constant_temperature(start: float, _step: int, _steps: int) -> float:
+    """The same temperature at every step."""
+    return start
+
+
+TEMPERATURE_LAWS: Mapping[str, Callable[[float, int, int], float]] = MappingProxyType(
+    {"linear": linear_temperature, "show_o": show_o_temperature, "constant": constant_temperature}
+)
+
+#: Order of decoding → its own mask law.  "maskgit": the most confident first.  "halton": low-discrepancy order.
+#: "ancestral": a random order, a fixed number at every step (masked diffusion's sampler without the spread of its counts).
+ORDERS: Mapping[str, str] = MappingProxyType({"maskgit": "cosine", "halton": "arccos", "ancestral": "linear"})
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How to decode, checked when made; every violation raises :class:`~f2edge.errors.InputError`.
+
+    Attributes:
+        steps: T, 1 … 1024; more steps than masked tokens are cut to one token a step.
+        guidance: g ≥ 0 of ``c + g (c - u)``; 0 runs one branch only.
+        order: "maskgit", "halton" or "ancestral".
+        mask_law: "cosine", "arccos" or "linear"; None takes the order's own.
+        temperature: ≥ 0, of the Gumbel noise on the confidence at the start ("maskgit" only; a fixed order has no confidence).
+        temperature_law: "linear" (MaskGIT), "show_o" (compounding) or "constant".
+        token_temperature: > 0; logits are divided by it before sampling.
+        guidance_interval: guidance acts while the masked share of the request's own tokens lies in ``[lo, hi]``.
+        guidance_ramp: guidance grows linearly from 0 at the first step to ``guidance`` at the last.
+    """
+
+    steps: int = 12
+    guidance: float = 2.0
+    order: str = "maskgit"
+    mask_law: str | None = None
+    temperature: float = 1.0
+    temperature_law: str = "linear"
+    token_temperature: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_ramp: bool = False
+
+    def __post_init__(self) -> None:
+        lo, hi = self.guidance_interval
+        for sound, complaint in (
+            (1 <= self.steps <= 1024, f"steps must lie in 1 … 1024, got {self.steps}"),
+            (0 <= self.guidance <= 100, f"guidance must lie in 0 … 100, got {self.guidance}"),
+            (0 <= self.temperature <= 100, f"temperature must lie in 0 … 100, got {self.temperature}"),
+            (0.01 <= self.token_temperature <= 100, f"token_temperature must lie in 0.01 … 100, got {self.token_temperature}"),
+            (0 <= lo <= hi <= 1, f"guidance_interval must be 0 <= low <= high <= 1, got {self.guidance_interval}"),
+            (self.order in ORDERS, f"unknown order {self.order!r}; choose one of: {', '.join(ORDERS)}"),
+            (self.mask_law in {None, *MASK_LAWS}, f"unknown mask_law {self.mask_law!r}; choose one of: {', '.join(MASK_LAWS)}"),
+            (
+                self.temperature_law in TEMPERATURE_LAWS,
+                f"unknown temperature_law {self.temperature_law!r}; choose one of: {', '.join(TEMPERATURE_LAWS)}",
+            ),
+        ):
+            if not sound:
+                raise InputError(f"generation options: {complaint}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The numbers of one request, one row per step.
+
+    Attributes:
+        mask_ratio: float32 (T,), share of all N tokens masked when the step begins.
+        masked_after: int64 (T,), tokens masked when it ends; strictly falling to 0.
+        temperature, token_temperature, guidance: float32 (T,).
+        priority: float32 (N,), added to the confidence; a fixed order decides alone.
+    """
+
+    mask_ratio: NDArray[np.float32]
+    masked_after: NDArray[np.int64]
+    temperature: NDArray[np.float32]
+    token_temperature: NDArray[np.float32]
+    guidance: NDArray[np.float32]
+    priority: NDArray[np.float32]
+
+    @property
+    def steps(self) -> int:
+        return len(self.masked_after)
+
+
+def masked_counts(law: Callable[[float], float], masked: int, steps: int) -> list[int]:
+    """Tokens still masked after each step: ``floor(masked · law((k + 1) / steps))``, held strictly falling and ending at 0.
+
+    So every step decodes at least one token; with more steps than tokens there are ``masked`` steps.
+    """
+    steps = min(steps, masked)
+    counts: list[int] = []
+    before = masked
+    for k in range(steps):
+        before = max(min(floor(masked * law((k + 1) / steps)), before - 1), steps - 1 - k)
+        counts.append(before)
+    return counts
+
+
+def fixed_order(order: str, tokens: int, seed: int) -> NDArray[np.int64]:
+    """Raster indices in the order in which "halton" (rolled by the seed) or "ancestral" (shuffled by it) decodes them; (N,)."""
+    keys = noise_key(seed, REQUEST_STEP, np.arange(tokens))
+    if order == "ancestral":
+        return np.argsort(keys, kind="stable")
+    grid = isqrt(tokens)
+    if grid * grid != tokens:
+        raise InputError(f"the Halton order needs a square token grid, this model has {tokens} tokens; choose order maskgit or ancestral")
+    return np.roll(halton_order(grid), int(keys[0]) % tokens)
+
+
+def plan(schedule: Schedule, masked: NDArray[np.bool_], seed: int) -> Plan:
+    """The plan of one request.
+
+    Args:
+        schedule: what was asked.
+        masked: bool (N,), the positions to decode: all for a new image, a region for an edit.
+        seed: of the request; fixes the order where the order is random.
+
+    Raises:
+        InputError: nothing is masked, or the order does not fit the grid.
+    """
+    total, count = len(masked), int(masked.sum())
+    if not count:
+        raise InputError("there is nothing to decode: no token is masked; choose a region that covers at least one token")
+    law = MASK_LAWS[schedule.mask_law or ORDERS[schedule.order]]
+    after = np.array(masked_counts(law, count, schedule.steps), dtype=np.int64)  # (T,)
+    steps = len(after)
+    before = np.concatenate(([count], after[:-1]))  # (T,)
+    share = before / count
+    lo, hi = schedule.guidance_interval
+    ramp = np.linspace(0.0, 1.0, steps) if schedule.guidance_ramp and steps > 1 else np.ones(steps)
+    guidance = np.where((lo <= share) & (share <= hi), schedule.guidance * ramp, 0.0)
+    priority = np.zeros(total, dtype=np.float32)
+    start = schedule.temperature
+    if schedule.order != "maskgit":
+        start = 0.0
+        priority[fixed_order(schedule.order, total, seed)] = PRIORITY_STEP * np.arange(total, 0, -1)
+    anneal = TEMPERATURE_LAWS[schedule.temperature_law]
+    return Plan(
+        mask_ratio=(before / total).astype(np.float32),
+        masked_after=after,
+        temperature=np.array([anneal(start, k, steps) for k in range(steps)], dtype=np.float32),
+        token_temperature=np.full(steps, schedule.token_temperature, dtype=np.float32),
+        guidance=guidance.astype(np.float32),
+        priority=priority,
+    )
