@@ -1,0 +1,104 @@
+"""Omni attention: rotary positions, additive masks and the attention of one block over cached and new columns.
+
+Axes: B sequences, S new columns, T columns of a cached part, H heads, W head width, D = H·W.
+
+Two forms give the same numbers.  ``fused`` (training) joins all columns and calls the fused kernel; the plain one (export) multiplies, adds the mask and takes
+the softmax itself, part by part, so that a cached part with one row is shared by all sequences without being copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+#: Added to a score that must not count.  Finite, so that a row without any allowed column stays finite, and within fp16; its softmax is exactly 0 in fp32.
+MASKED = -30000.0
+
+Columns = tuple[Tensor, Tensor]  # keys and values of one part, each (B or 1, H, T, W), rotated
+
+
+def rotary_table(positions: Tensor, rotary: int, base: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of ``positions`` (…, S), each (…, 1, S, rotary) fp32, in the half-split order of Phi (arXiv 2104.09864)."""
+    exponent = torch.arange(0, rotary, 2, dtype=torch.float32, device=positions.device) / rotary
+    angle = positions.to(torch.float32)[..., None] * torch.pow(base, -exponent)  # (…, S, rotary/2)
+    angle = torch.cat((angle, angle), dim=-1)[..., None, :, :]
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turn the first ``rotary`` dims of ``x`` (B, H, S, W) by the table of :func:`rotary_table`; the rest passes."""
+    width = cosine.shape[-1]
+    turned = x[..., :width]
+    first, second = turned[..., : width // 2], turned[..., width // 2 :]
+    turned = (turned * cosine + torch.cat((-second, first), dim=-1) * sine).to(x.dtype)
+    return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)
+
+
+def additive(allowed: Tensor) -> Tensor:
+    """A boolean mask (…, S, T) as fp32 scores to add: 0 where allowed, :data:`MASKED` elsewhere."""
+    return torch.where(allowed, 0.0, MASKED)
+
+
+def attend_plain(query: Tensor, parts: Sequence[Columns], mask: Tensor) -> Tensor:
+    """Softmax attention of ``query`` (B, H, S, W) over all columns of ``parts`` in order → (B, H, S, W).
+
+    ``mask`` (B or 1, 1, S or 1, all columns) is added to the scores; the softmax is fp32.
+    """
+    scaled = query * query.shape[-1] ** -0.5
+    scores = torch.cat([torch.matmul(scaled, key.transpose(-1, -2)) for key, _ in parts], dim=-1)
+    weights = torch.softmax(scores.to(torch.float32) + mask, dim=-1).to(query.dtype)
+    start, output = 0, None
+    for key, value in parts:
+        width = key.shape[2]
+        part = torch.matmul(weights[..., start : start + width], value)
+        output = part if output is None else output + part
+        start = start + width
+    assert output is not None
+    return output
+
+
+def attend_fused(query: Tensor, parts: Sequence[Columns], mask: Tensor) -> Tensor:
+    """:func:`attend_plain` by PyTorch's fused kernel."""
+    rows = query.shape[0]
+    keys = torch.cat([key.expand(rows, -1, -1, -1) for key, _ in parts], dim=2) if len(parts) > 1 else parts[0][0]
+    values = torch.cat([value.expand(rows, -1, -1, -1) for _, value in parts], dim=2) if len(parts) > 1 else parts[0][1]
+    return functional.scaled_dot_product_attention(query, keys, values, mask.to(query.dtype))
+
+
+class Attention(nn.Module):
+    """Multi-head attention of one block; biases on both linears."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.input = nn.Linear(width, 3 * width)  # query, key, value, each (H, W)
+        self.output = nn.Linear(width, width)
+        self.fused = True
+
+    def forward(
+        self, x: Tensor, table: tuple[Tensor, Tensor], mask: Tensor, shared: Columns | None = None, past: Columns | None = None
+    ) -> tuple[Tensor, Columns]:
+        """``x`` (B, S, D) attends to cached columns and to itself.
+
+        Args:
+            x: new columns.
+            table: of :func:`rotary_table` for them.
+            mask: (B or 1, 1, S or 1, columns), for the columns of ``shared``, ``past`` and ``x`` in this order.
+            shared: columns of B rows or of one row that all sequences share.
+            past: earlier columns of the same B sequences.
+
+        Returns:
+            (B, S, D), and the columns of ``past`` and ``x`` together.
+        """
+        B, S, D = x.shape
+        query, key, value = self.input(x).view(B, S, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, S, W)
+        query, key = rotate(query, *table), rotate(key, *table)
+        if past is not None:
+            key, value = torch.cat((past[0].to(key.dtype), key), dim=2), torch.cat((past[1].to(value.dtype), value), dim=2)
+        parts = [(key, value)] if shared is None else [(shared[0].to(key.dtype), shared[1].to(value.dtype)), (key, value)]
+        attend = attend_fused if self.fused else attend_plain
+        mixed = attend(query, parts, mask)
+        return self.output(mixed.transpose(1, 2).reshape(B, S, D)), (key, value)

@@ -1,0 +1,86 @@
+"""Both ends of the transformer: tokens in, scores out.
+
+Axes: B sequences, S tokens, N image tokens, V image codes, D width.  Text (with the specials) and image codes have tables and heads of their own; a Show-o
+checkpoint's single table and head are cut in two at import.  Image code V is the mask.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from export.model.resampler import grid_code
+from f2edge.configuration import ModelConfiguration
+from f2edge.errors import InputError
+
+
+def code_bits(codes: Tensor, bits: int) -> Tensor:
+    """Image codes (…) in [0, 2**bits] as ±1 (…, bits) fp32, bit 0 first.  Float arithmetic only: exact, and every runtime has it."""
+    scale = torch.pow(0.5, torch.arange(bits, dtype=torch.float32, device=codes.device))
+    halves = torch.floor(codes.to(torch.float32)[..., None] * scale)
+    return 2 * (halves - 2 * torch.floor(halves * 0.5)) - 1
+
+
+class Embedding(nn.Module):
+    """Text and special ids, and image codes, to vectors.
+
+    ``image_input`` "table": one row per code (Show-o).  "bits" (ours): a linear map of the code's bits, a vector for the mask, and a learned vector per grid
+    cell, because rotary positions know one dimension only.
+    """
+
+    def __init__(self, configuration: ModelConfiguration) -> None:
+        super().__init__()
+        width, N = configuration.width, configuration.image_tokens
+        self.codes, self.bits = configuration.codes, configuration.tokenizer.bits
+        self.text = nn.Embedding(configuration.text_vocabulary + len(configuration.specials), width)
+        self.by_bits = configuration.image_input == "bits"
+        if self.by_bits:
+            self.image = nn.Linear(self.bits, width)
+            self.mask = nn.Parameter(torch.randn(width) * 0.02)
+            self.place = nn.Parameter(grid_code(N, width) * 0.05)
+        elif configuration.image_input == "table":
+            self.table = nn.Embedding(self.codes + 1, width)
+        else:
+            raise InputError(f"configuration {configuration.name!r}: image_input {configuration.image_input!r} is neither 'table' nor 'bits'")
+
+    def image_vectors(self, codes: Tensor) -> Tensor:
+        """Codes (B, N), V where masked → (B, N, D)."""
+        if not self.by_bits:
+            rows: Tensor = self.table(codes)
+            return rows
+        seen = self.image(code_bits(codes, self.bits))
+        return torch.where((codes == self.codes)[..., None], self.mask.to(seen.dtype), seen) + self.place
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Text and special ids (B, S) → (B, S, D)."""
+        vectors: Tensor = self.text(ids)
+        return vectors
+
+
+class ImageHead(nn.Module):
+    """Scores of the V image codes, with bias.
+
+    With "bits" input, the weight is ``bits · W + table`` so that codes that share bits start alike; :meth:`weight` folds it to one matrix for export.
+    """
+
+    def __init__(self, configuration: ModelConfiguration) -> None:
+        super().__init__()
+        V, D = configuration.codes, configuration.width
+        self.bits = configuration.tokenizer.bits
+        self.by_bits = configuration.image_input == "bits"
+        self.table = nn.Parameter(torch.zeros(V, D) if self.by_bits else torch.randn(V, D) * 0.02)
+        self.bias = nn.Parameter(torch.zeros(V))
+        if self.by_bits:
+            self.directions = nn.Parameter(torch.randn(self.bits, D) * 0.02)
+
+    def weight(self) -> Tensor:
+        """The head as one matrix (V, D) fp32."""
+        if not self.by_bits:
+            return self.table
+        signs = code_bits(torch.arange(self.table.shape[0], device=self.table.device), self.bits)
+        return torch.matmul(signs, self.directions).float() + self.table
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, D) → (…, V)."""
+        return functional.linear(x, self.weight(), self.bias)

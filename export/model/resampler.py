@@ -1,0 +1,83 @@
+"""What the sequence-level experts mix in: features of an image encoder brought to the token grid, and the embedding of the mask ratio.
+
+Axes: B images, N image tokens, M feature vectors of width F, R resampler width, A heads.  Everything here runs once per image (or per decoding step, for the
+mask ratio) and is shared by all layers; each layer adds only its own linear map R → D (export/model/sequence_experts.py).  The shapes are ours.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from f2edge.configuration import FeatureShape
+
+_HEADS = 4
+
+
+def grid_code(count: int, width: int) -> Tensor:
+    """Sine code of the cells of a square grid (count, width); of a row where ``count`` is no square.  A start for learned positions."""
+    side = math.isqrt(count)
+    rows, columns = (side, side) if side * side == count else (1, count)
+    quarter = (width + 3) // 4
+    frequency = torch.pi / 2 ** (torch.arange(quarter) * 4.0 / quarter)
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    parts = [f(axis.flatten()[:, None] * frequency) for axis in (y, x) for f in (torch.sin, torch.cos)]
+    return torch.cat(parts, dim=1)[:, :width]
+
+
+class Resampler(nn.Module):
+    """N learned queries read M feature vectors by cross-attention, then a two-layer MLP (after the Perceiver resampler, arXiv 2204.14198).
+
+    Queries and the features' positions start from the same grid code, so that a token first reads the features of its own place.
+    """
+
+    def __init__(self, tokens: int, features: FeatureShape, width: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(grid_code(tokens, width))
+        self.places = nn.Parameter(grid_code(features.vectors, width))
+        self.input_norm = nn.LayerNorm(features.width)
+        self.key = nn.Linear(features.width, width)
+        self.value = nn.Linear(features.width, width)
+        self.output = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+        self.output_norm = nn.LayerNorm(width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, M, F) fp32 → (B, N, R)."""
+        B, M, _ = features.shape
+        N, R = self.queries.shape
+        features = self.input_norm(features)
+        key = (self.key(features) + self.places).view(B, M, _HEADS, R // _HEADS).permute(0, 2, 3, 1)  # (B, A, R/A, M)
+        value = self.value(features).view(B, M, _HEADS, R // _HEADS).transpose(1, 2)  # (B, A, M, R/A)
+        query = self.queries.view(1, N, _HEADS, R // _HEADS).transpose(1, 2)  # (1, A, N, R/A)
+        weights = torch.softmax(torch.matmul(query.to(key.dtype), key).float() * (R // _HEADS) ** -0.5, dim=-1)  # (B, A, N, M)
+        read = torch.matmul(weights.to(value.dtype), value).transpose(1, 2).reshape(B, N, R)
+        x = self.queries + self.output(read)
+        x = x + self.down(functional.gelu(self.up(self.norm(x)), approximate="tanh"))
+        output: Tensor = self.output_norm(x)
+        return output
+
+
+class NoiseEmbedding(nn.Module):
+    """Sinusoidal embedding of the mask ratio and a two-layer MLP: what the noise expert mixes in."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.up = nn.Linear(width, width)
+        self.down = nn.Linear(width, width)
+        self.output_norm = nn.LayerNorm(width)
+
+    def forward(self, ratio: Tensor) -> Tensor:
+        """Mask ratios (B,) in [0, 1] → (B, 1, R), the same for every position."""
+        half = self.width // 2
+        frequency = torch.pow(1000.0, torch.arange(half, dtype=torch.float32, device=ratio.device) / half)
+        angle = ratio.to(torch.float32)[:, None] * frequency
+        code = torch.cat((angle.sin(), angle.cos()), dim=-1)
+        output: Tensor = self.output_norm(self.down(functional.gelu(self.up(code), approximate="tanh")))
+        return output[:, None]

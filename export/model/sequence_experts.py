@@ -1,0 +1,51 @@
+"""Sequence level of the mixture of experts: one routing decision per image and block, K of four experts, one set per task group.
+
+Axes: B images, N image tokens, D width, R resampler width, four experts.  ``x`` is the block's normalised input at the N code positions only; the router reads
+its mean.  With gates g and w = sigmoid(gate(x)) the layer gives, as a residual,
+``g_copy · x + g_zero · 0 + Σ g_k · (w_k · x + (1 − w_k) · S_k(f))`` (UniF²ace, arXiv 2503.08120; what acts where is ours, model.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from export.model.experts import Router
+
+#: The four experts of each group, in router order.
+KINDS: Mapping[str, tuple[str, str, str, str]] = {
+    "t2i": ("copy", "copy", "zero", "noise"),
+    "mmu": ("copy", "copy", "semantic", "identity"),
+}
+_FIXED = ("copy", "zero")
+
+
+class SequenceExpertLayer(nn.Module):
+    """The four experts of one group in one block."""
+
+    def __init__(self, group: str, width: int, resampler_width: int, active: int) -> None:
+        super().__init__()
+        self.kinds = KINDS[group]
+        mixing = [kind for kind in self.kinds if kind not in _FIXED]
+        self.router = Router(width, len(self.kinds), active)
+        self.gates = nn.ModuleDict({kind: nn.Linear(width, 1) for kind in mixing})
+        self.maps = nn.ModuleDict({kind: nn.Linear(resampler_width, width) for kind in mixing})
+
+    def forward(self, x: Tensor, sources: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """``x`` (B, N, D) and S's shared part by kind (B, N or 1, R) → residual (B, N, D), probabilities (B, 4), chosen (B, 4)."""
+        gates, probability, chosen = self.router(x.to(torch.float32).mean(dim=1))  # (B, 4)
+        straight = gates.new_zeros(gates.shape[0])[:, None, None]  # what multiplies x
+        mixed: Tensor | None = None
+        for index, kind in enumerate(self.kinds):
+            gate = gates[:, index, None, None]  # (B, 1, 1)
+            if kind == "copy":
+                straight = straight + gate
+            elif kind != "zero":
+                own = torch.sigmoid(self.gates[kind](x).float())  # (B, N, 1)
+                straight = straight + gate * own
+                part = (gate * (1 - own)).to(x.dtype) * self.maps[kind](sources[kind])
+                mixed = part if mixed is None else mixed + part
+        assert mixed is not None
+        return straight.to(x.dtype) * x + mixed, probability, chosen
