@@ -1,0 +1,36 @@
+"""Text to face, face to words: a unified masked-token face model on small machines.
+
+>>> from f2edge import FacePipeline                                                         # doctest: +SKIP
+>>> FacePipeline.load().generate("a smiling woman with red hair", seeds=7)[0].image.save("face.png")   # doctest: +SKIP
+
+Names are imported when they are first used, so that ``import f2edge`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from f2edge.bundle import Bundle, list_bundles
+    from f2edge.errors import F2EdgeError, InputError
+    from f2edge.imaging import load_image
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Bundle": "f2edge.bundle",
+    "F2EdgeError": "f2edge.errors",
+    "InputError": "f2edge.errors",
+    "list_bundles": "f2edge.bundle",
+    "load_image": "f2edge.imaging",
+}
+
+__all__ = ["Bundle", "F2EdgeError", "InputError", "__version__", "list_bundles", "load_image"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'f2edge' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,173 @@
+"""The gate for image bytes that nobody vouches for: what is refused is refused before a decoder allocates anything for it.
+
+In order: size of the file, kind by its first bytes (JPEG, PNG or WebP; never by name), structure (PNG chunk lengths against the bytes
+present, no animation), dimensions from the header, and only then the decoder of that one kind.  A 750 KB file can hold 256 million
+pixels, so the limits stand before decoding and not after.
+
+>>> decode(b"GIF89a...")
+Traceback (most recent call last):
+f2edge.errors.ImageError: the image is no JPEG, PNG or WebP; convert it to one of these
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from f2edge.errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What is accepted: file size, sides in pixels, number of pixels, longer side over shorter side."""
+
+    largest_bytes: int = 4 << 20
+    smallest_side: int = 16
+    largest_side: int = 4096
+    largest_pixels: int = 16_000_000
+    largest_ratio: float = 20.0
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+def read_file(path: str | os.PathLike[str], limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+    """Bytes of a regular file within the size limit; raises :class:`ImageError`."""
+    name = os.fspath(path)
+    try:
+        with os.fdopen(os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:  # a named pipe must not block us
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ImageError(f"{name}: is no regular file; give the path of a JPEG, PNG or WebP")
+            return file.read(limits.largest_bytes + 1)
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: no such file; check the path of the image") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"{name[:200]!r}: cannot be read ({reason}); check the path of the image") from error
+
+
+def decode(data: bytes, *, name: str = "the image", limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+    """Pixels as they are stored, unconverted and not yet turned upright, fully loaded.
+
+    Raises:
+        ImageError: names the image, the rule that it breaks and the cure.
+    """
+    if len(data) > limits.largest_bytes:
+        raise ImageError(f"{name} is larger than {limits.largest_bytes / 2**20:g} MiB; save it smaller")
+    kind = _kind(data)
+    if kind is None:
+        if not data:
+            raise ImageError(f"{name} is empty (0 bytes); give a JPEG, PNG or WebP")
+        raise ImageError(f"{name} is no JPEG, PNG or WebP; convert it to one of these")
+    if kind == "PNG":
+        _check_png(data, name)
+    if kind == "WEBP":
+        _check_webp(data, name, limits)
+    return _decode(data, kind, name, limits)
+
+
+def _kind(data: bytes) -> str | None:
+    if data.startswith(_PNG_MAGIC):
+        return "PNG"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    return None
+
+
+def _damaged(name: str, what: str) -> ImageError:
+    return ImageError(f"{name} is damaged ({what}); save or send it again")
+
+
+def _animated(name: str) -> ImageError:
+    return ImageError(f"{name} is animated; give a single picture")
+
+
+def _check_png(data: bytes, name: str) -> None:
+    """Walk the chunks: lengths must lie within the file (a lying length makes some readers allocate gigabytes), IEND must be there."""
+    position = len(_PNG_MAGIC)
+    while True:
+        if position + 12 > len(data):
+            raise _damaged(name, "PNG ends early")
+        length, kind = struct.unpack_from(">I4s", data, position)
+        position += 12 + length
+        if position > len(data):
+            raise _damaged(name, "PNG ends early")
+        if kind == b"acTL":
+            raise _animated(name)
+        if kind == b"IEND":
+            return
+
+
+def _check_webp(data: bytes, name: str, limits: ImageLimits) -> None:
+    """Walk the RIFF chunks: the decoder allocates the canvas when it opens, so size and animation are read here."""
+    end = 8 + struct.unpack_from("<I", data, 4)[0]
+    if end > len(data):
+        raise _damaged(name, "WebP ends early")
+    position = 12
+    while position + 8 <= end:
+        kind, length = struct.unpack_from("<4sI", data, position)
+        body = data[position + 8 : position + 18]
+        if position + 8 + length > end:
+            raise _damaged(name, "WebP ends early")
+        if kind in (b"ANIM", b"ANMF") or (kind == b"VP8X" and body[:1] and body[0] & 0x02):
+            raise _animated(name)
+        if len(body) == 10 and kind in (b"VP8X", b"VP8 ", b"VP8L"):
+            check_dimensions(_webp_size(kind, body), name, limits)
+        position += 8 + length + length % 2
+
+
+def _webp_size(kind: bytes, body: bytes) -> tuple[int, int]:
+    """Width and height in the header of a canvas, a lossy or a lossless frame."""
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", body, 6)
+        return width & 0x3FFF, height & 0x3FFF
+    bits = int.from_bytes(body[1:5], "little")
+    return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+
+
+def check_dimensions(size_wh: tuple[int, int], name: str, limits: ImageLimits) -> None:
+    """Raise :class:`ImageError` where a picture of this size is not accepted."""
+    shorter, longer = sorted(size_wh)
+    size = f"{size_wh[0]} x {size_wh[1]}"
+    if shorter < limits.smallest_side:
+        raise ImageError(f"{name} is {size} pixels; its sides must have {limits.smallest_side} at least; give a larger picture")
+    if longer > limits.largest_side:
+        raise ImageError(f"{name} is {size} pixels; its sides may have {limits.largest_side} at most; scale it down")
+    if shorter * longer > limits.largest_pixels:
+        raise ImageError(f"{name} is {size} pixels, more than {limits.largest_pixels / 1e6:g} million; scale it down")
+    if longer > limits.largest_ratio * shorter:
+        raise ImageError(f"{name} is {size} pixels, longer than {limits.largest_ratio:g} times its width; crop it")
+
+
+def _decode(data: bytes, kind: str, name: str, limits: ImageLimits) -> Image.Image:
+    """Open with the one decoder of that kind.  ``Image.open`` would also try MPO (a JPEG with a second picture for depth or stereo)."""
+    from PIL import JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+    decoders: dict[str, Callable[[io.BytesIO], Image.Image]] = {
+        "PNG": PngImagePlugin.PngImageFile,
+        "JPEG": JpegImagePlugin.JpegImageFile,
+        "WEBP": WebPImagePlugin.WebPImageFile,
+    }
+    try:
+        image = decoders[kind](io.BytesIO(data))
+        check_dimensions(image.size, name, limits)
+        image.load()
+    except ImageError:
+        raise
+    except Exception as error:  # a decoder at war with its input raises SyntaxError, OSError, struct.error, KeyError, ValueError …
+        raise _damaged(name, f"{kind} cannot be decoded") from error
+    return image

@@ -1,0 +1,87 @@
+"""Writing pictures: the kind by suffix, checked before the long work starts, and never half a file.
+
+>>> check_writable("face.png")                                                              # doctest: +SKIP
+>>> save_image(image, "face.png", label(prompt="a smiling woman", seed=7, bundle="nano"))   # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from f2edge.errors import OutputError
+from f2edge.provenance import Label, save_arguments
+
+KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_JPEG_QUALITY = 95
+_WEBP_QUALITY = 92
+
+
+def image_kind(path: str | os.PathLike[str]) -> str:
+    """Kind of picture, "PNG", "JPEG" or "WEBP", by the suffix; anything else raises :class:`OutputError`."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in KINDS:
+        raise OutputError(f"{os.fspath(path)}: cannot write a picture of kind {suffix or 'without a suffix'!r}; use {', '.join(KINDS)}")
+    return KINDS[suffix]
+
+
+def check_writable(path: str | os.PathLike[str]) -> Path:
+    """Make sure that a file can be written there, by writing and removing an empty one beside it; raises :class:`OutputError`."""
+    target = Path(path)
+    try:
+        if target.is_dir():
+            raise OutputError(f"{target}: is a folder; give the name of a file")
+        if not target.parent.is_dir():
+            raise OutputError(f"{target}: the folder {target.parent} does not exist; create it first")
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".f2edge-"):
+            return target
+    except (OSError, ValueError) as error:
+        if isinstance(error, OutputError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{str(target)[:200]}: cannot be written ({reason}); choose another folder") from error
+
+
+def save_image(image: Image.Image, path: str | os.PathLike[str], metadata: Label | None = None) -> Path:
+    """Write a picture under its name in one step: a reader finds the old file or the whole new one.
+
+    Args:
+        image: RGB picture.
+        path: ends in .png, .jpg, .jpeg or .webp.
+        metadata: says that the picture was generated, and how; every generated picture carries one.
+
+    Raises:
+        OutputError: unknown suffix, or the file cannot be written.
+    """
+    kind, target = image_kind(path), Path(path)
+    buffer = io.BytesIO()
+    quality = {"JPEG": _JPEG_QUALITY, "WEBP": _WEBP_QUALITY}.get(kind)
+    arguments = {} if quality is None else {"quality": quality}
+    image.save(buffer, kind, **arguments, **({} if metadata is None else save_arguments(metadata, kind)))
+    write_atomically(target, buffer.getvalue())
+    return target
+
+
+def write_atomically(target: Path, data: bytes) -> None:
+    """Write beside the target, then rename; raises :class:`OutputError` and leaves nothing behind."""
+    temporary: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".f2edge-", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(data)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(target)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise OutputError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
