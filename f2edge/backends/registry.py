@@ -1,0 +1,55 @@
+"""Which backend runs a bundle: chosen once, by name or by what the machine has, and never without saying why.
+
+>>> choose_backend("auto", Bundle.load("nano"))[1]
+'auto: onnxruntime, the CPU backend, runs everywhere'
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol
+
+from f2edge.backends.base import Backend
+from f2edge.errors import BackendError
+
+logger = logging.getLogger(__name__)
+
+
+class GraphFiles(Protocol):
+    """What a backend needs of a bundle."""
+
+    def path(self, graph_name: str, /) -> Path:
+        """The graph's file; raises :class:`~f2edge.errors.BundleError` where the bundle lacks it."""
+        ...
+
+
+def _onnxruntime(bundle: GraphFiles, threads: int | None) -> Backend:
+    try:
+        from f2edge.backends.onnxruntime import OnnxRuntimeBackend
+    except ImportError as error:
+        raise BackendError(f"backend 'onnxruntime' cannot be imported ({error}); reinstall with `pip install onnxruntime`") from error
+    return OnnxRuntimeBackend(bundle.path, threads)
+
+
+#: Name → how to make it.  Modules are imported only when chosen.
+BACKENDS: Mapping[str, Callable[[GraphFiles, int | None], Backend]] = MappingProxyType({"onnxruntime": _onnxruntime})
+
+
+def choose_backend(name: str, bundle: GraphFiles, threads: int | None = None) -> tuple[Backend, str]:
+    """The backend of that name ("auto" picks), and the reason, which is also logged.
+
+    Raises:
+        BackendError: an unknown name, or a backend that this machine cannot run.
+    """
+    if name == "auto":
+        chosen, reason = "onnxruntime", "auto: onnxruntime, the CPU backend, runs everywhere"
+    else:
+        chosen, reason = name, f"{name}: asked for by name"
+    if chosen not in BACKENDS:
+        raise BackendError(f"unknown backend {name!r}; choose one of: auto, {', '.join(BACKENDS)}")
+    backend = BACKENDS[chosen](bundle, threads)
+    logger.info("backend %s", reason)
+    return backend, reason

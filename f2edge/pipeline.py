@@ -1,0 +1,226 @@
+"""The library's front door: generate, edit, describe, ask and analyze faces with one bundle.
+
+>>> pipeline = FacePipeline.load("nano")                                                     # doctest: +SKIP
+>>> pipeline.generate("a young woman with long red hair", seeds=7)[0].image.save("face.png")  # doctest: +SKIP
+
+B images, R requests, N image tokens, G cells along a side of the token grid.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from f2edge.backends.base import Backend, host
+from f2edge.backends.registry import choose_backend
+from f2edge.bundle import Bundle
+from f2edge.decoding.parallel import StepEvent, decode
+from f2edge.decoding.schedule import plan
+from f2edge.errors import InputError
+from f2edge.imaging import fit_square, from_pixels, to_pixels
+from f2edge.layout import Ids
+from f2edge.prefix_cache import PromptPrefixes
+from f2edge.regions import Region, paste_outside, region_cells
+from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
+from f2edge.text import TextTokenizer, check_text
+from f2edge.understanding import Understanding
+
+logger = logging.getLogger(__name__)
+
+#: Requests decoded together; more of them are decoded one group after another.
+ROWS_AT_ONCE = 16
+DESCRIBE_QUESTION = "describe the face"
+
+
+class FacePipeline:
+    """One bundle on one backend.  Made by :meth:`load`; safe to call from several threads.
+
+    Pictures given may have any size; of one that is not square the centred square is taken.  Pictures returned have the model's size.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self.bundle = bundle
+        self.backend = backend
+        self.tokenizer = TextTokenizer(bundle.tokenizer_path)
+        self._prompts = PromptPrefixes(backend, bundle.layout)
+        self._understanding = Understanding(backend, bundle, self.tokenizer)
+
+    @classmethod
+    def load(cls, bundle: str | Path | Bundle = "nano", *, backend: str = "auto", threads: int | None = None) -> FacePipeline:
+        """Open a bundle by name or path.
+
+        Args:
+            bundle: "nano", another name, a folder, or an open bundle.
+            backend: "auto" or a name in :data:`f2edge.backends.registry.BACKENDS`.
+            threads: CPU threads; None takes every usable core.
+
+        Raises:
+            BundleError: the bundle is missing, damaged or of an unknown version.
+            BackendError: an unknown backend, or one that cannot run here.
+        """
+        opened = Bundle.load(bundle)
+        return cls(opened, choose_backend(backend, opened, threads)[0])
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        seeds: int | Sequence[int] = 0,
+        options: GenerateOptions | None = None,
+        on_step: Callable[[StepEvent], None] | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> list[GeneratedFace]:
+        """Faces from words.
+
+        Args:
+            prompts: one prompt, or one for each face.
+            seeds: one seed for all, or one for each face, in ``[0, 2^64)``.
+            options: what None is follows the bundle's defaults.
+            on_step: told after each step; with more than ``ROWS_AT_ONCE`` faces it hears each group of rows in turn.
+            cancelled: asked before each step.
+
+        Raises:
+            InputError: options out of range, seeds and prompts of different number.
+            PromptError: a prompt that is empty, too long or not plain text.
+            CancelledError: ``cancelled`` said yes.
+        """
+        schedule = (options or GenerateOptions()).resolve(self.bundle.generation)
+        rows = list(_requests(prompts, seeds))
+        prefixes = [self._prompts.prompt(self.tokenizer.encode(check_text(prompt, "prompt"))) for prompt, _ in rows]
+        everything = np.ones(self.bundle.layout.image_tokens, dtype=bool)
+        plans = [plan(schedule, everything, seed) for _, seed in rows]
+        faces: list[GeneratedFace] = []
+        for first in range(0, len(rows), ROWS_AT_ONCE):
+            group = slice(first, first + ROWS_AT_ONCE)
+            times: list[float] = []
+
+            def hear(event: StepEvent, times: list[float] = times) -> None:
+                times.append(event.elapsed_ms)
+                if on_step:
+                    on_step(event)
+
+            masked = np.full((len(rows[group]), len(everything)), self.bundle.layout.mask_code, dtype=np.int64)
+            codes = decode(
+                self._prompts.step(prefixes[group]), masked, plans[group], [s for _, s in rows[group]], on_step=hear, cancelled=cancelled
+            )
+            for (prompt, seed), grid, image in zip(rows[group], codes, self.decode(codes), strict=True):
+                faces.append(GeneratedFace(image, grid, prompt, seed, schedule, tuple(times)))
+        return faces
+
+    def edit(
+        self,
+        image: Image.Image,
+        prompt: str,
+        region: Region,
+        *,
+        seed: int = 0,
+        options: GenerateOptions | None = None,
+        keep_outside: bool = True,
+        on_step: Callable[[StepEvent], None] | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> EditedFace:
+        """Decode a region of a face anew, by a prompt that describes the wanted face; tokens outside it stay as they are.
+
+        Args:
+            image: the face.
+            prompt: words for the whole face as it should be, or for the change.
+            region: a name of ``bundle.regions``, a box ``(x, y, w, h)`` in pixels of ``image``, a mask image (bright is inside),
+                or bool (G, G).
+            seed: in ``[0, 2^64)``.
+            options: as for :meth:`generate`.
+            keep_outside: paste the original's pixels back outside the region, with an edge of half a token cell; otherwise the whole
+                picture comes from the tokenizer's decoder.
+            on_step: told after each step.
+            cancelled: asked before each step.
+
+        Raises:
+            UnknownRegionError: no such region.
+            InputError: a region that covers no token, or what :meth:`generate` raises.
+        """
+        schedule = (options or GenerateOptions()).resolve(self.bundle.generation)
+        prefix = self._prompts.prompt(self.tokenizer.encode(check_text(prompt, "prompt")))
+        pixels = self._pixels(image)
+        cells = self._cells(region, image, pixels)
+        original = self._encode(pixels[None])[0]
+        masked = np.where(cells.ravel(), self.bundle.layout.mask_code, original)
+        step = self._prompts.step([prefix])
+        codes = decode(step, masked[None], [plan(schedule, cells.ravel(), seed)], [seed], on_step=on_step, cancelled=cancelled)[0]
+        edited = self.decode(codes[None])[0]
+        if keep_outside:
+            edited = paste_outside(from_pixels(pixels), edited, cells)
+        return EditedFace(edited, codes, original, cells)
+
+    def describe(self, image: Image.Image, *, max_tokens: int = 128, on_token: Callable[[str], None] | None = None) -> Answer:
+        """The face in words; ``on_token`` hears each piece of text as it becomes certain."""
+        question = str(self.bundle.manifest.document.get("describe_question", DESCRIBE_QUESTION))
+        return self.ask(image, question, max_tokens=max_tokens, on_token=on_token)
+
+    def ask(self, image: Image.Image, question: str, *, max_tokens: int = 64, on_token: Callable[[str], None] | None = None) -> Answer:
+        """Answer a question about a face; several questions about the last few faces share each face's prefix.
+
+        Raises:
+            PromptError: a question that is empty, too long or not plain text.
+            InputError: ``max_tokens`` below 1.
+        """
+        if max_tokens < 1:
+            raise InputError(f"max_tokens must be at least 1, got {max_tokens}")
+        return self._understanding.ask(self._pixels(image), check_text(question, "question"), max_tokens, on_token)
+
+    def analyze(self, images: Image.Image | Sequence[Image.Image], *, attributes: Sequence[str] | None = None) -> list[FaceReport]:
+        """Every attribute of each face with its probability.
+
+        Args:
+            images: one face or several.
+            attributes: slots to report, in this order; None takes the whole schema.
+
+        Raises:
+            UnknownAttributeError: a slot that the bundle's schema does not have.
+        """
+        schema = self.bundle.schema if attributes is None else self.bundle.schema.select(attributes)
+        return [self._understanding.analyze(self._pixels(image), schema) for image in _listed(images)]
+
+    def encode(self, images: Image.Image | Sequence[Image.Image]) -> Ids:
+        """Tokens of pictures, int64 (B, N)."""
+        return self._encode(np.stack([self._pixels(image) for image in _listed(images)]))
+
+    def decode(self, codes: Ids) -> list[Image.Image]:
+        """Pictures of tokens (B, N), each in ``[0, V)``; :class:`~f2edge.errors.InputError` for anything else."""
+        layout = self.bundle.layout
+        if codes.ndim != 2 or codes.shape[1] != layout.image_tokens or not np.issubdtype(codes.dtype, np.integer):
+            raise InputError(f"codes must be whole numbers of shape (images, {layout.image_tokens}), got {codes.dtype} {codes.shape}")
+        if codes.size and not 0 <= codes.min() <= codes.max() < layout.codes:
+            raise InputError(f"codes must lie in 0 … {layout.codes - 1}; a masked position ({layout.mask_code}) has to be decoded first")
+        pixels = (host(self.backend.run("image_decode", {"codes": row[None].astype(np.int64)})["pixels"])[0] for row in codes)
+        return [from_pixels(p) for p in pixels]
+
+    def _encode(self, pixels: NDArray[np.float32]) -> Ids:
+        """Pixels (B, 3, Y, X) → codes (B, N), one picture at a time: a picture's tokens do not depend on its company."""
+        return np.concatenate([host(self.backend.run("image_encode", {"pixels": p[None]})["codes"]) for p in pixels])
+
+    def _pixels(self, image: Image.Image) -> NDArray[np.float32]:
+        return to_pixels(fit_square(image), self.bundle.configuration.tokenizer.image_size)
+
+    def _cells(self, region: Region, image: Image.Image, pixels: NDArray[np.float32]) -> NDArray[np.bool_]:
+        def coverage() -> NDArray[np.float32]:
+            return np.asarray(host(self.backend.run("regions", {"pixels": pixels[None]})["coverage"])[0], dtype=np.float32)
+
+        return region_cells(region, image.size, self.bundle.configuration.tokenizer.grid, self.bundle.regions, coverage)
+
+
+def _listed(images: Image.Image | Sequence[Image.Image]) -> Iterable[Image.Image]:
+    return [images] if isinstance(images, Image.Image) else images
+
+
+def _requests(prompts: str | Sequence[str], seeds: int | Sequence[int]) -> Iterator[tuple[str, int]]:
+    """Pairs of prompt and seed; a single one of either goes with all of the other."""
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    numbers = [seeds] if isinstance(seeds, int) else list(seeds)
+    count = max(len(texts), len(numbers))
+    if not texts or not numbers or {len(texts), len(numbers)} - {1, count}:
+        raise InputError(f"{len(texts)} prompts and {len(numbers)} seeds do not pair; give one of either, or as many seeds as prompts")
+    return zip(texts * (count // len(texts)), numbers * (count // len(numbers)), strict=True)

@@ -1,0 +1,78 @@
+"""Prefixes: what a prompt or an image leaves behind for every later step, computed once.
+
+In T2I nothing in the prompt looks at the image, in MMU nothing in the image segment looks at the question (model.md), so these caches are
+exact.  A prompt is prefilled alone, not with its batch mates, so that its keys and values are its own to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+from f2edge.backends.base import Backend, Value
+from f2edge.decoding.parallel import UNCONDITIONAL, Feeds, StepFunction
+from f2edge.layout import Ids, TokenLayout
+from f2edge.recent import Recent
+
+
+@dataclass(frozen=True)
+class PromptPrefix:
+    """Keys and values (L, 1, H, P, W) of a prompt of ``length`` P tokens, specials included."""
+
+    key: Value
+    value: Value
+    length: int
+
+
+class PromptPrefixes:
+    """Prefixes of prompts, the last few remembered; that of the empty prompt (guidance's other branch) is kept for good."""
+
+    def __init__(self, backend: Backend, layout: TokenLayout, size: int = 32) -> None:
+        self._backend = backend
+        self._layout = layout
+        self._recent: Recent[tuple[int, ...], PromptPrefix] = Recent(size)
+        self._unconditional: PromptPrefix | None = None
+
+    def prompt(self, text: Sequence[int]) -> PromptPrefix:
+        """Prefix of a prompt's text tokens; one that is too long raises :class:`~f2edge.errors.PromptError`."""
+        ids = tuple(self._layout.prompt(text))
+        return self._recent.get(ids, lambda: self._prefill(ids))
+
+    @property
+    def unconditional(self) -> PromptPrefix:
+        if self._unconditional is None:
+            self._unconditional = self._prefill(tuple(self._layout.unconditional))
+        return self._unconditional
+
+    def step(self, prefixes: Sequence[PromptPrefix]) -> StepFunction:
+        """The step function of requests with these prefixes, for :func:`f2edge.decoding.parallel.decode`."""
+        packed: Recent[tuple[int, ...], dict[str, Value]] = Recent(2)  # the branches change when guidance sets in or a row finishes
+
+        def pack(branches: tuple[int, ...]) -> dict[str, Value]:
+            chosen = [self.unconditional if b == UNCONDITIONAL else prefixes[b] for b in branches]
+            return {
+                "prefix_key": self._backend.pack([p.key for p in chosen]),
+                "prefix_value": self._backend.pack([p.value for p in chosen]),
+                "prefix_lengths": np.array([p.length for p in chosen], dtype=np.int64),
+            }
+
+        def run(feeds: Feeds, branches: tuple[int, ...]) -> tuple[Ids, Ids]:
+            outputs = self._backend.run("t2i_step", {**feeds, **packed.get(branches, lambda: pack(branches))})
+            return np.asarray(outputs["next_codes"]), np.asarray(outputs["proposal"])
+
+        return run
+
+    def _prefill(self, ids: tuple[int, ...]) -> PromptPrefix:
+        outputs = self._backend.run(
+            "t2i_prefill", {"prompt_ids": np.array([ids], dtype=np.int64), "prompt_lengths": np.array([len(ids)], dtype=np.int64)}
+        )
+        return PromptPrefix(outputs["prefix_key"], outputs["prefix_value"], len(ids))
+
+
+def pixel_hash(pixels: NDArray[np.float32]) -> bytes:
+    """What an image is remembered by: the hash of its pixels."""
+    return blake2b(np.ascontiguousarray(pixels).data, digest_size=16).digest()

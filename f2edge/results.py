@@ -1,0 +1,101 @@
+"""What a face pipeline is asked and what it answers: plain frozen data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from f2edge.decoding.schedule import Schedule
+from f2edge.layout import Ids
+from f2edge.manifest import GenerationDefaults
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """How to decode an image; what is None is the bundle's own default.  Meaning, ranges: :class:`~f2edge.decoding.schedule.Schedule`."""
+
+    steps: int | None = None
+    guidance: float | None = None
+    order: str | None = None
+    mask_law: str | None = None
+    temperature: float | None = None
+    temperature_law: str | None = None
+    token_temperature: float | None = None
+    guidance_interval: tuple[float, float] | None = None
+    guidance_ramp: bool | None = None
+
+    def resolve(self, defaults: GenerationDefaults) -> Schedule:
+        """The schedule, checked; :class:`~f2edge.errors.InputError` names an option that is out of range."""
+        asked = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return Schedule(**{**{f.name: getattr(defaults, f.name) for f in fields(defaults)}, **asked})
+
+
+@dataclass(frozen=True)
+class GeneratedFace:
+    """A generated picture.
+
+    Attributes:
+        image: RGB.
+        codes: int64 (N,), its tokens.
+        prompt: as it was given.
+        seed: in ``[0, 2^64)``; with the prompt and the options it fixes the tokens.
+        options: the schedule used, defaults filled in.
+        step_ms: duration of each step of its batch.
+    """
+
+    image: Image.Image
+    codes: Ids
+    prompt: str
+    seed: int
+    options: Schedule
+    step_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class EditedFace:
+    """An edited picture.
+
+    Attributes:
+        image: RGB; outside the region it shows the original's pixels unless that was declined.
+        codes: int64 (N,); equal to ``original_codes`` wherever ``region`` is false.
+        original_codes: int64 (N,), tokens of the picture given.
+        region: bool (G, G), the token cells that were decoded anew.
+    """
+
+    image: Image.Image
+    codes: Ids
+    original_codes: Ids
+    region: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer in words.
+
+    Attributes:
+        text: without surrounding blanks.
+        tokens: its token ids, without the end of text.
+        first_token_ms: from the call to the first token, image encoding included.
+        tokens_per_second: rate after the first token; 0 where there is no second one.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    first_token_ms: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class FaceReport:
+    """Every attribute of one face: ``probabilities[slot][value]``, summing to 1 over each slot's values."""
+
+    probabilities: Mapping[str, Mapping[str, float]]
+
+    @property
+    def best(self) -> dict[str, str]:
+        """The most probable value of each slot."""
+        return {slot: max(values, key=values.__getitem__) for slot, values in self.probabilities.items()}

@@ -1,0 +1,155 @@
+"""Face → words and attributes: the image segment is prefilled once per face, questions share it.
+
+L layers, H heads, W head width, B questions, S text columns, N image tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from f2edge.attributes import AttributeSchema, Slot
+from f2edge.backends.base import Backend, Value, host
+from f2edge.bundle import Bundle
+from f2edge.decoding.autoregressive import TextStream, answer
+from f2edge.decoding.choice import Tokens, answer_probabilities, branching_nodes
+from f2edge.errors import PromptError
+from f2edge.layout import Ids, left_pad
+from f2edge.prefix_cache import pixel_hash
+from f2edge.recent import Recent
+from f2edge.results import Answer, FaceReport
+from f2edge.text import TextTokenizer
+
+Pixels = NDArray[np.float32]
+#: Keys and values of the text columns, each (L, B, H, T, W).
+TextCache = tuple[Value, Value]
+
+
+@dataclass(frozen=True)
+class ImagePrefix:
+    """Keys and values (L, 1, H, N + 3, W) of one face's segment ``<|mmu|> <|soi|> image <|eoi|>``."""
+
+    key: Value
+    value: Value
+
+
+@dataclass(frozen=True)
+class SlotQuestions:
+    """A slot with the tokens of its answers (each ended by the end of text) and the paths at which they part."""
+
+    slot: Slot
+    question: tuple[int, ...]
+    answers: tuple[Tokens, ...]
+    paths: tuple[Tokens, ...]
+
+
+class Understanding:
+    """Answers questions about faces; remembers the image segments of the last few."""
+
+    def __init__(self, backend: Backend, bundle: Bundle, tokenizer: TextTokenizer, remembered_faces: int = 8) -> None:
+        self._backend = backend
+        self._configuration = bundle.configuration
+        self._layout = bundle.layout
+        self._tokenizer = tokenizer
+        self._prefixes: Recent[bytes, ImagePrefix] = Recent(remembered_faces)
+        self._slots: Recent[Slot, SlotQuestions] = Recent(256)
+
+    def prefix(self, pixels: Pixels) -> ImagePrefix:
+        """The image segment of pixels (3, Y, X), RGB in [-1, 1]."""
+        return self._prefixes.get(pixel_hash(pixels), lambda: self._prefill(pixels))
+
+    def ask(self, pixels: Pixels, question: str, max_tokens: int, on_token: Callable[[str], None] | None = None) -> Answer:
+        """Answer one question; ``on_token`` hears each piece of text as soon as it is certain."""
+        start = perf_counter()
+        times: list[float] = []
+        stream = TextStream(self._tokenizer.decode)
+
+        def hear(_row: int, token: int) -> None:
+            times.append(perf_counter())
+            piece = stream.push(token)
+            if on_token and piece:
+                on_token(piece)
+
+        ids, lengths = left_pad([self.question_ids(question)], self._layout.pad)
+        prefix = self.prefix(pixels)
+        (tokens,) = answer(
+            lambda text, valid, cache: self._extend(prefix, text, valid, cache),
+            self._no_text(1),
+            ids,
+            lengths,
+            end_of_text=self._layout.end_of_text,
+            max_tokens=max_tokens,
+            on_token=hear,
+        )
+        rest = stream.finish()
+        if on_token and rest:
+            on_token(rest)
+        seconds = times[-1] - times[0] if times else 0.0
+        return Answer(
+            text=self._tokenizer.decode(tokens).strip(),
+            tokens=tuple(tokens),
+            first_token_ms=1e3 * ((times[0] if times else perf_counter()) - start),
+            tokens_per_second=(len(times) - 1) / seconds if seconds > 0 else 0.0,
+        )
+
+    def analyze(self, pixels: Pixels, schema: AttributeSchema) -> FaceReport:
+        """Probabilities of every slot's values, from one batch over the face's segment.
+
+        A row of the batch is a question with the part of an answer up to a point where answers part; most slots have one such point,
+        right behind the question.
+        """
+        slots = [self._slots.get(slot, partial(self._questions, slot)) for slot in schema.values()]
+        rows = [slot.question + path for slot in slots for path in slot.paths]
+        ids, lengths = left_pad(rows, self._layout.pad)
+        logits, _ = self._extend(self.prefix(pixels), ids, lengths, self._no_text(len(rows)))
+        report, row = {}, 0
+        for slot in slots:
+            at = dict(zip(slot.paths, logits[row:], strict=False))
+            row += len(slot.paths)
+            report[slot.slot.name] = dict(zip(slot.slot.values, answer_probabilities(slot.answers, at).tolist(), strict=True))
+        return FaceReport(report)
+
+    def question_ids(self, question: str) -> list[int]:
+        """``<sot> question``, written as the model was trained on it."""
+        text = self._tokenizer.encode(self._layout.question_template.format(question=question))
+        if len(text) > self._configuration.prompt_tokens:
+            raise PromptError(f"the question has {len(text)} tokens, the model reads {self._configuration.prompt_tokens}; shorten it")
+        return self._layout.question(text)
+
+    def _questions(self, slot: Slot) -> SlotQuestions:
+        answers = tuple((*self._tokenizer.encode(words), self._layout.end_of_text) for words in slot.answers)
+        paths = tuple(node.path for node in branching_nodes(answers))
+        return SlotQuestions(slot, tuple(self.question_ids(slot.question)), answers, paths)
+
+    def _prefill(self, pixels: Pixels) -> ImagePrefix:
+        batch = {"pixels": pixels[None]}
+        feeds = {"codes": self._backend.run("image_encode", batch)["codes"]}
+        for encoder in ("semantic", "identity"):
+            if getattr(self._configuration, encoder) is not None:
+                feeds[encoder] = self._backend.run(encoder, batch)["features"]
+        outputs = self._backend.run("mmu_prefill", feeds)
+        return ImagePrefix(outputs["image_key"], outputs["image_value"])
+
+    def _extend(self, prefix: ImagePrefix, text: Ids, lengths: Ids, cache: TextCache) -> tuple[NDArray[np.float32], TextCache]:
+        outputs = self._backend.run(
+            "mmu_extend",
+            {
+                "text_ids": text,
+                "text_lengths": lengths,
+                "image_key": prefix.key,
+                "image_value": prefix.value,
+                "text_key": cache[0],
+                "text_value": cache[1],
+            },
+        )
+        return host(outputs["logits"]), (outputs["next_text_key"], outputs["next_text_value"])
+
+    def _no_text(self, rows: int) -> TextCache:
+        shape = (self._configuration.layers, rows, self._configuration.heads, 0, self._configuration.head_width)
+        empty = np.zeros(shape, dtype=np.float32)
+        return empty, empty
