@@ -10,21 +10,20 @@ Every phrase can be read back: ``mentioned_in(caption.text)`` is exactly what th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from export.data.mentions import mentioned_in
-from export.data.phrases import BEFORE_NOUN, KINDS, NEGATABLE, NOUN_GROUPS, PHRASES, PICTURES, SHARPNESS, NounGroup
+from export.data.phrases import BEFORE_NOUN, KINDS, NEGATABLE, NOUN_GROUPS, PHRASES, PICTURES, SHARPNESS
+from export.data.wording import Dice, Parts, bare, listed, one_sentence, place_groups, pronoun, sentence_case, several_sentences, subject_of
 from f2edge.attributes import F2EDGE_SCHEMA
 from f2edge.errors import InputError
 
 __all__ = ["Caption", "caption", "describe_text", "full_caption", "mentioned_in"]
 
 Slots = Mapping[str, str]
-T = TypeVar("T")
 
 MOST_ATTRIBUTES = 18
 _TAGS_SHARE = 0.25
@@ -58,65 +57,6 @@ class Caption:
 
     text: str
     mentioned: tuple[str, ...]
-
-
-class Dice:
-    """Cheap draws from one block of random numbers: a call of a numpy generator costs as much as a whole phrase."""
-
-    def __init__(self, rng: np.random.Generator | None) -> None:
-        self._rng = rng
-        self._left: list[float] = []
-
-    def roll(self) -> float:
-        """Uniform in [0, 1); without a generator, always 0."""
-        if self._rng is None:
-            return 0.0
-        if not self._left:
-            self._left = self._rng.random(128).tolist()
-        return self._left.pop()
-
-    def chance(self, probability: float) -> bool:
-        """True with ``probability``; without a generator, never."""
-        return self._rng is not None and self.roll() < probability
-
-    def pick(self, options: Sequence[T]) -> T:
-        """One of ``options``; without a generator, the first."""
-        return options[int(self.roll() * len(options))] if len(options) > 1 else options[0]
-
-    def shuffled(self, items: Sequence[T]) -> list[T]:
-        """``items`` in random order; without a generator, as they are."""
-        rest = list(items)
-        for last in range(len(rest) - 1, 0, -1) if self._rng is not None else ():
-            other = int(self.roll() * (last + 1))
-            rest[last], rest[other] = rest[other], rest[last]
-        return rest
-
-
-@dataclass
-class Parts:
-    """The pieces of a sentence, in speaking order."""
-
-    noun: str = "person"
-    before: list[str] = field(default_factory=list)
-    picture: str = ""
-    have: list[str] = field(default_factory=list)
-    wear: list[str] = field(default_factory=list)
-    do: list[str] = field(default_factory=list)
-    scene: list[str] = field(default_factory=list)
-    groups: list[tuple[NounGroup, list[str]]] = field(default_factory=list)
-
-    def add(self, kind: str, phrase: str) -> None:
-        getattr(self, kind).append(phrase)
-
-
-def with_article(phrase: str) -> str:
-    """Put the article before it: "old man" → "an old man"."""
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
-
-
-def listed(items: Sequence[str], last: str = "and") -> str:
-    """Join in prose: "a, b and c"."""
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {last} {items[-1]}"
 
 
 def is_plain(slot: str, value: str) -> bool:
@@ -198,77 +138,6 @@ def _take_phrases(left: dict[str, str], dice: Dice, parts: Parts) -> None:
             parts.add("have", f"no {dice.pick(NEGATABLE[slot]).removeprefix('a ')}")
 
 
-def _group_phrase(group: NounGroup, words: Sequence[str], dice: Dice) -> str:
-    phrase = f"{' '.join(words)} {dice.pick(group.heads)}"
-    return with_article(phrase) if group.article else phrase
-
-
-def _place_groups(parts: Parts, dice: Dice) -> None:
-    """Put the noun groups among the other phrases of their kind."""
-    for group, words in parts.groups:
-        phrase = _group_phrase(group, words, dice)
-        if group.kind == "scene":
-            phrase = f"{dice.pick(('against', 'on'))} {phrase}"
-        getattr(parts, group.kind).insert(0, phrase)
-    parts.groups.clear()
-
-
-def _subject(parts: Parts) -> str:
-    person = with_article(" ".join((*parts.before, parts.noun)))
-    return f"{with_article(parts.picture)} of {person}" if parts.picture else person
-
-
-def _one_sentence(parts: Parts, dice: Dice) -> str:
-    """Write "a young woman with …, wearing …, smiling, against …" with its parts in varied order."""
-    _place_groups(parts, dice)
-    segments = []
-    if parts.have:
-        segments.append(f"with {listed(parts.have)}")
-    if parts.wear:
-        segments.append(f"wearing {listed(parts.wear)}")
-    if parts.do:
-        segments.append(listed(parts.do))
-    if dice.chance(0.4):
-        segments = dice.shuffled(segments)
-    segments.extend(parts.scene)
-    head = _subject(parts)
-    return f"{head} {', '.join(segments)}" if segments else head
-
-
-def _pronoun(noun: str) -> tuple[str, str]:
-    if noun in PHRASES["gender_presentation"]["feminine"]:
-        return "she", "her"
-    return ("he", "his") if noun in PHRASES["gender_presentation"]["masculine"] else ("the person", "the")
-
-
-def _several_sentences(parts: Parts, dice: Dice) -> str:
-    """Write "a young woman with …. she is wearing …. her eyes are green. the background is blue." in varied order."""
-    who, whose = _pronoun(parts.noun)
-    told: list[str] = []
-    kept = []
-    for group, words in parts.groups:
-        if dice.chance(0.6 if group.kind == "scene" else 0.3):
-            owner = "the" if group.kind == "scene" else whose
-            told.append(f"{owner} {dice.pick(group.heads)} {'are' if group.plural else 'is'} {listed(words)}")
-        else:
-            kept.append((group, words))
-    parts.groups = kept
-    _place_groups(parts, dice)
-    half = len(parts.have) if len(parts.have) < 4 else (len(parts.have) + 1) // 2
-    first, second = parts.have[:half], parts.have[half:]
-    doing = f" {listed(parts.do)}" if parts.do else ""
-    opening = f"{_subject(parts)}{doing if not first else ''}" + (f" with {listed(first)}" if first else "")
-    if second:
-        told.insert(0, f"{who} has {listed(second)}")
-    if parts.wear:
-        told.append(f"{who} {dice.pick(('is wearing', 'wears'))} {listed(parts.wear)}")
-    if doing and first:
-        told.append(f"{who} is{doing}")
-    if parts.scene:
-        opening += f", {', '.join(parts.scene)}"
-    return f"{opening}. {'. '.join(dice.shuffled(told))}." if told else opening
-
-
 def _tags(left: dict[str, str], dice: Dice) -> str:
     """Comma-separated key words."""
     parts = Parts()
@@ -284,21 +153,8 @@ def _tags(left: dict[str, str], dice: Dice) -> str:
     for group, words in parts.groups:
         head = dice.pick(group.heads)
         tags.extend([f"{word} {head}" for word in words] if dice.chance(0.3) else [f"{' '.join(words)} {head}"])
-    tags = [_bare(tag) for tag in tags]
+    tags = [bare(tag) for tag in tags]
     return ", ".join([*dice.shuffled([*subject, *parts.before]), *dice.shuffled(tags)])
-
-
-def _bare(phrase: str) -> str:
-    for article in ("a ", "an ", "with a ", "with ", "in "):
-        if phrase.startswith(article) and not phrase.startswith("in sharp"):
-            phrase = phrase[len(article) :]
-            break
-    return phrase
-
-
-def _sentence_case(text: str) -> str:
-    text = ". ".join(sentence[:1].upper() + sentence[1:] for sentence in text.split(". "))
-    return text if text.endswith(".") else f"{text}."
 
 
 def caption(slots: Slots, rng: np.random.Generator, *, attributes: int | None = None) -> Caption:
@@ -322,8 +178,8 @@ def caption(slots: Slots, rng: np.random.Generator, *, attributes: int | None = 
     parts = Parts()
     _take_subject(chosen, dice, parts, 0.3)
     _take_phrases(chosen, dice, parts)
-    text = _several_sentences(parts, dice) if len(mentioned) > 6 and dice.chance(0.5) else _one_sentence(parts, dice)
-    return Caption(_sentence_case(text) if dice.chance(_SENTENCE_CASE_SHARE) else text, mentioned)
+    text = several_sentences(parts, dice) if len(mentioned) > 6 and dice.chance(0.5) else one_sentence(parts, dice)
+    return Caption(sentence_case(text) if dice.chance(_SENTENCE_CASE_SHARE) else text, mentioned)
 
 
 def _in_schema_order(chosen: Slots) -> tuple[str, ...]:
@@ -368,9 +224,9 @@ def _fixed_form(chosen: dict[str, str], dice: Dice) -> Caption:
     _take_phrases(left, plain, parts)
     background = [words for group, words in parts.groups if group.kind == "scene"]
     parts.groups = [(group, words) for group, words in reversed(parts.groups) if group.kind != "scene"]
-    _place_groups(parts, plain)
-    who, _ = _pronoun(parts.noun)
-    text = _subject(parts) + (f" with {listed(parts.have)}" if parts.have else "")
+    place_groups(parts, plain)
+    who, _ = pronoun(parts.noun)
+    text = subject_of(parts) + (f" with {listed(parts.have)}" if parts.have else "")
     sentences = [text]
     if parts.wear:
         sentences.append(f"{who} {dice.pick(('is wearing', 'is wearing', 'wears'))} {listed(parts.wear)}")

@@ -183,8 +183,8 @@ PHRASES: Mapping[str, Mapping[str, Words]] = {
     },
     "lighting": {
         "even": ("evenly lit", "in even light"),
-        "left": ("lit from the left", "with light from the left"),
-        "right": ("lit from the right", "with light from the right"),
+        "left": ("lit from the left", "in light from the left"),
+        "right": ("lit from the right", "in light from the right"),
     },
     "sharpness": {"sharp": ("in sharp focus",), "blurry": ("out of focus",)},
 }

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.data.captions import Dice, describe_text
+from export.data.captions import describe_text
 from export.data.phrases import EMOTIONS, NEGATABLE, PHRASES
+from export.data.wording import Dice
 from f2edge.attributes import F2EDGE_SCHEMA, Slot
 from f2edge.errors import InputError
 
