@@ -7,7 +7,7 @@ Keys of the document; the first seven are required::
     model           ModelConfiguration.to_json()
     layout          TokenLayout.to_json()
     attributes      AttributeSchema.to_json()
-    generation      {steps, guidance, temperature_law, temperature, order}; optional: token_temperature, guidance_interval [from, to]
+    generation      fields of f2edge.decoding.schedule.Schedule: steps, guidance, order, temperature, temperature_law …
     graphs          name → {file, inputs: [{name, dtype, shape}], outputs: […], precision}; optional: recipe.
                     A shape lists sizes and names of dynamic axes.
     files           path inside the folder → {sha256, bytes}; ``f2edge.bundle.write_manifest`` fills it in
@@ -30,6 +30,7 @@ from typing import Any
 from f2edge.attributes import AttributeSchema
 from f2edge.checked_json import get, inner_path, load, numbers, require, sequence, show, table, text, texts, typed
 from f2edge.configuration import ModelConfiguration
+from f2edge.decoding.schedule import Schedule
 from f2edge.errors import BundleError, InputError
 from f2edge.graph_fit import Fit, GraphEntry, Port
 from f2edge.graphs import SIGNATURES
@@ -37,8 +38,8 @@ from f2edge.layout import TokenLayout
 
 FORMAT_VERSION = 1
 KNOWN_VERSIONS = (FORMAT_VERSION,)
-TEMPERATURE_LAWS = ("linear", "show-o")
-ORDERS = ("maskgit", "halton", "ancestral")
+#: What ``generate`` uses where the caller says nothing.
+GenerationDefaults = Schedule
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -62,19 +63,6 @@ class Alignment:
 
     landmarks: tuple[tuple[float, float], ...]
     margins: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-
-
-@dataclass(frozen=True)
-class GenerationDefaults:
-    """What ``generate`` uses where the caller says nothing.  Meaning and units: ``f2edge.decoding.schedule``."""
-
-    steps: int
-    guidance: float
-    temperature_law: str
-    temperature: float
-    order: str
-    token_temperature: float = 1.0
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -198,20 +186,7 @@ def _schema(rows: Any) -> AttributeSchema:
 
 def _generation(row: Any) -> GenerationDefaults:
     typed(row, GenerationDefaults, "generation")
-    first, last = row.get("guidance_interval", (0.0, 1.0))
-    defaults = GenerationDefaults(**{**row, "guidance_interval": (first, last)})
-    require(
-        {
-            "steps in 1 … 4096": 1 <= defaults.steps <= 4096,
-            "guidance and temperature that are not negative": defaults.guidance >= 0 and defaults.temperature >= 0,
-            "token_temperature above 0": defaults.token_temperature > 0,
-            f"temperature_law to be one of {', '.join(TEMPERATURE_LAWS)}": defaults.temperature_law in TEMPERATURE_LAWS,
-            f"order to be one of {', '.join(ORDERS)}": defaults.order in ORDERS,
-            "guidance_interval to rise within 0 … 1": 0 <= first <= last <= 1,
-        },
-        "generation",
-    )
-    return defaults
+    return GenerationDefaults(**{**row, **{key: tuple(value) for key, value in row.items() if isinstance(value, list)}})
 
 
 def _alignment(row: Any) -> Alignment:

@@ -1,0 +1,80 @@
+"""Prompts and questions: the rules that text must keep, and the tokenizer behind them.
+
+Text is taken whole or refused; it is never cut without a word (:meth:`f2edge.layout.TokenLayout.prompt` refuses what has too many
+tokens).  What looks like a special token (``<|endoftext|>``) is read as plain characters, so a prompt cannot end itself early.
+
+>>> check_text("  a smiling woman ", "prompt")
+'a smiling woman'
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+from f2edge.errors import BundleError, PromptError
+
+LARGEST_CODE_POINTS = 2000
+_REFUSED_CATEGORIES = {"Cc": "control character", "Cs": "half of a surrogate pair", "Co": "private character", "Cn": "unassigned character"}
+
+
+def check_text(text: str, kind: str = "prompt") -> str:
+    """Text as the tokenizer may see it: outer blanks removed, NFC.
+
+    Args:
+        text: what the user wrote.
+        kind: what it is, for the message: "prompt", "question".
+
+    Raises:
+        PromptError: no string, empty, above 2000 code points, or a control, private or unassigned character (tab and line feed included).
+    """
+    if not isinstance(text, str):
+        raise PromptError(f"the {kind} must be text, got {type(text).__name__}")
+    if len(text) > LARGEST_CODE_POINTS:
+        raise PromptError(f"the {kind} has {len(text)} characters, at most {LARGEST_CODE_POINTS} are read; shorten it")
+    stripped = text.strip()
+    if not stripped:
+        raise PromptError(f"the {kind} is empty; write a few words, such as {_EXAMPLES.get(kind, _EXAMPLES['prompt'])!r}")
+    before = len(text) - len(text.lstrip())
+    for position, character in enumerate(stripped, start=before + 1):
+        refused = _REFUSED_CATEGORIES.get(unicodedata.category(character))
+        if refused is not None:
+            raise PromptError(f"the {kind} has a {refused} (U+{ord(character):04X}) at position {position}; remove it")
+    return unicodedata.normalize("NFC", stripped)
+
+
+_EXAMPLES = {"prompt": "a smiling woman with red hair", "question": "what color is the hair?"}
+
+
+class TextTokenizer:
+    """A bundle's ``tokenizer.json`` (Hugging Face ``tokenizers``): text to ids of the text vocabulary and back.
+
+    Raises:
+        BundleError: the file cannot be read as a tokenizer.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        from tokenizers import Tokenizer
+
+        try:
+            self._tokenizer = Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
+        except Exception as error:  # tokenizers raises bare Exception for text that it cannot read
+            raise BundleError(f"{os.fspath(path)}: cannot be read as a tokenizer; copy or export the bundle again") from error
+        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids that :meth:`encode` can give are below this."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without start and end; nothing is cut."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; start and end of text are left out."""
+        return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
