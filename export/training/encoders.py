@@ -1,0 +1,281 @@
+"""Training of the three small encoders, together, in one pass over the rendered faces.
+
+    python -m export train encoders --data shards/faces --out runs/encoders
+
+The semantic encoder learns to tell every visible slot (cross entropy through :class:`~export.model.encoders.AttributeReadout`), the
+identity encoder to keep a person's two pictures together and apart from all others of the batch (InfoNCE, arXiv 1807.03748, in both
+directions), the region parser the share of every patch that each region covers (binary cross entropy on shares).  The run ends with
+``semantic.safetensors``, ``identity.safetensors`` and ``regions.safetensors`` in its folder, read by :func:`load_encoders`.
+
+Axes: B batch (rows 2k and 2k + 1 are one person), K slots or regions, V values, M feature vectors of width F, G token grid.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from export.model.encoders import AttributeReadout, IdentityEncoder, RegionParser, SemanticEncoder
+from export.training.checkpoint import load_weights, save_weights, weights_metadata
+from export.training.loop import Batch, Figures, TrainOptions, train
+from f2edge.attributes import F2EDGE_SCHEMA, AttributeSchema
+from f2edge.configuration import NANO, ModelConfiguration
+from f2edge.errors import InputError
+
+TEMPERATURE = 0.1
+_VALIDATION_CHUNK = 64
+_CALIBRATION_BATCHES = 12
+
+
+class FaceRows(Protocol):
+    """The part of ``export.data.shards.FaceShards`` that is used here; rows are indices ``(n,)``."""
+
+    @property
+    def region_names(self) -> Sequence[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def images(self, rows: Any) -> NDArray[np.uint8]:
+        """``(n, Y, X, 3)``."""
+        ...
+
+    def slots(self, rows: Any) -> NDArray[np.int8]:
+        """``(n, K)`` value index, -1 where hidden."""
+        ...
+
+    def regions(self, rows: Any) -> NDArray[np.uint8]:
+        """``(n, K, G, G)`` coverage times 255."""
+        ...
+
+    def identity(self, rows: Any) -> NDArray[Any]:
+        """``(n,)``."""
+        ...
+
+
+class SemanticTraining(nn.Module):
+    """The semantic encoder with the head that teaches it."""
+
+    def __init__(self, encoder: SemanticEncoder, readout: AttributeReadout) -> None:
+        super().__init__()
+        self.encoder, self.readout = encoder, readout
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """``(B, 3, Y, X)`` → slot logits ``(B, K, V)``."""
+        logits: Tensor = self.readout(self.encoder(pixels))
+        return logits
+
+
+def attribute_loss(logits: Tensor, slots: Tensor) -> Tensor:
+    """Mean cross entropy over the visible slots; logits ``(B, K, V)``, slots ``(B, K)`` int64 with -1 where hidden."""
+    total = functional.cross_entropy(logits.flatten(0, 1), slots.flatten(), ignore_index=-1, reduction="sum")
+    return total / (slots >= 0).sum().clamp(min=1)
+
+
+def identity_loss(features: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """InfoNCE in both directions; features ``(B, F)`` of length 1, rows 2k and 2k + 1 one person, other pairs other persons."""
+    similarity = features[0::2] @ features[1::2].T / temperature  # (B / 2, B / 2)
+    target = torch.arange(len(similarity), device=features.device)
+    return (functional.cross_entropy(similarity, target) + functional.cross_entropy(similarity.T, target)) / 2
+
+
+def augmented(images: NDArray[np.uint8], generator: np.random.Generator) -> Tensor:
+    """uint8 ``(B, Y, X, 3)`` → float ``(B, 3, Y, X)`` in [-1, 1], with the small changes that other cameras and codecs bring.
+
+    Shifts up to 3 pixels, gain ± 8 %, offset ± 0.05, mild softness and noise on part of the pictures.  No flips and no changes of hue:
+    slots name sides and colors.
+    """
+
+    def per_picture(values: Any) -> Tensor:
+        return torch.from_numpy(values.astype(np.float32))[:, None, None, None]
+
+    B, Y, X, _ = images.shape
+    shift = generator.integers(-3, 4, size=(2, B, 1))
+    rows, columns = np.clip(np.arange(Y) + shift[0], 0, Y - 1), np.clip(np.arange(X) + shift[1], 0, X - 1)
+    moved = images[np.arange(B)[:, None, None], rows[:, :, None], columns[:, None, :]]  # (B, Y, X, 3)
+    pixels = torch.from_numpy(moved).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    soft = functional.avg_pool2d(functional.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    pixels = torch.lerp(pixels, soft, per_picture(generator.uniform(0, 0.8, B) * (generator.random(B) < 0.5)))
+    gain, offset = per_picture(generator.uniform(0.92, 1.08, B)), per_picture(generator.uniform(-0.05, 0.05, B))
+    noise = torch.from_numpy(generator.standard_normal((B, 3, Y // 2, X // 2), dtype=np.float32))
+    grain = functional.interpolate(noise, scale_factor=2) * per_picture(generator.uniform(0, 0.04, B) * (generator.random(B) < 0.5))
+    return (pixels * gain + offset + grain).clamp_(-1, 1)
+
+
+def plain(images: NDArray[np.uint8]) -> Tensor:
+    """uint8 ``(B, Y, X, 3)`` → float ``(B, 3, Y, X)`` in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+@dataclass(frozen=True)
+class EncoderFigures:
+    """What a validation found, as shares in [0, 1]."""
+
+    slot_accuracy: Mapping[str, float]
+    retrieval: float
+    region_overlap: Mapping[str, float]
+
+
+class EncodersTask:
+    """The task of :func:`export.training.loop.train`.
+
+    Args:
+        data: pictures in pairs; the last ``validation_rows`` of them (an even count) are kept for validation.
+        batch: rows of a micro batch, even.
+    """
+
+    name = "encoders"
+
+    def __init__(
+        self,
+        data: FaceRows,
+        batch: int,
+        *,
+        configuration: ModelConfiguration = NANO,
+        schema: AttributeSchema = F2EDGE_SCHEMA,
+        validation_rows: int = 1000,
+        seed: int = 0,
+    ) -> None:
+        if configuration.semantic is None or configuration.identity is None:
+            raise InputError(f"configuration {configuration.name!r} has no encoders to train")
+        self.validation_rows = validation_rows // 2 * 2
+        if batch % 2 or len(data) - self.validation_rows < batch:
+            raise InputError(
+                f"encoders: batch {batch} must be even and fit into {len(data)} rows less {self.validation_rows} for validation"
+            )
+        self.data, self.rows, self.seed, self.schema = data, batch, seed, schema
+        torch.manual_seed(seed)
+        self.semantic = SemanticTraining(SemanticEncoder(configuration.semantic), AttributeReadout(schema, configuration.semantic))
+        self.identity = IdentityEncoder(configuration.identity)
+        self.regions = RegionParser(len(data.region_names))
+        self.modules: Mapping[str, nn.Module] = {
+            name: module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for name, module in (("semantic", self.semantic), ("identity", self.identity), ("regions", self.regions))
+        }
+
+    def batch(self, step: int, micro: int, rank: int, world: int) -> Batch:
+        """Random persons, both pictures of each."""
+        generator = np.random.default_rng([self.seed, step, micro, rank, world])
+        persons = generator.choice((len(self.data) - self.validation_rows) // 2, size=self.rows // 2, replace=False)
+        rows = (persons[:, None] * 2 + np.arange(2)).reshape(-1)
+        return {
+            "pixels": augmented(self.data.images(rows), generator),
+            "slots": torch.from_numpy(self.data.slots(rows).astype(np.int64)),
+            "regions": torch.from_numpy(self.data.regions(rows).astype(np.float32) / 255),
+        }
+
+    def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Figures]:
+        """One loss per encoder; they share nothing but the pictures."""
+        del step
+        logits, slots = self.semantic(batch["pixels"]), batch["slots"]
+        losses = {
+            "semantic": attribute_loss(logits, slots),
+            "identity": identity_loss(self.identity(batch["pixels"])[:, 0]),
+            "regions": functional.binary_cross_entropy_with_logits(self.regions.logits(batch["pixels"]), batch["regions"]),
+        }
+        visible = slots >= 0
+        right = ((logits.detach().argmax(-1) == slots) & visible).sum() / visible.sum().clamp(min=1)
+        return losses, {"slot_accuracy": right}
+
+    def validate(self, model: Mapping[str, nn.Module], step: int, directory: Path) -> dict[str, float]:
+        """Mean slot accuracy, retrieval and region overlap; the per-slot table goes to ``directory/encoders-STEP.json``."""
+        for name in model:
+            self._calibrate(model[name])
+        found = self.measure()
+        table = {"slot_accuracy": dict(found.slot_accuracy), "retrieval": found.retrieval, "region_overlap": dict(found.region_overlap)}
+        (directory / f"encoders-{step:06d}.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
+        return {
+            "slot_accuracy": float(np.mean(list(found.slot_accuracy.values()))),
+            "retrieval": found.retrieval,
+            "region_overlap": float(np.mean(list(found.region_overlap.values()))),
+        }
+
+    def measure(self) -> EncoderFigures:
+        """Figures on the validation rows by the weights that the modules hold now."""
+        first, right, seen, features = len(self.data) - self.validation_rows, 0.0, 0.0, []
+        lower, upper = np.zeros(len(self.data.region_names)), np.zeros(len(self.data.region_names))
+        for begin in range(first, len(self.data), _VALIDATION_CHUNK):
+            rows = np.arange(begin, min(begin + _VALIDATION_CHUNK, len(self.data)))
+            pixels, slots = plain(self.data.images(rows)).to(next(self.identity.parameters()).device), self.data.slots(rows)
+            answer = self.semantic(pixels).argmax(-1).cpu().numpy()
+            right, seen = right + (answer == slots).sum(axis=0), seen + (slots >= 0).sum(axis=0)
+            features.append(self.identity(pixels)[:, 0].float().cpu())
+            coverage, truth = self.regions(pixels).float().cpu().numpy(), self.data.regions(rows) / 255.0
+            lower += np.minimum(coverage, truth).sum(axis=(0, 2, 3))
+            upper += np.maximum(coverage, truth).sum(axis=(0, 2, 3))
+        persons = torch.cat(features)
+        nearest = (persons[0::2] @ persons[1::2].T).argmax(dim=1)
+        return EncoderFigures(
+            dict(zip(self.schema, (right / np.maximum(seen, 1)).tolist(), strict=True)),
+            float((nearest == torch.arange(len(nearest))).float().mean()),
+            dict(zip(self.data.region_names, (lower / np.maximum(upper, 1e-9)).tolist(), strict=True)),
+        )
+
+    def _calibrate(self, module: nn.Module) -> None:
+        """Measure BatchNorm's statistics anew under the weights now in ``module``: those of training belong to other, moving weights."""
+        norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # cumulative average
+            norm.train()
+        device = next(module.parameters()).device
+        for index in range(_CALIBRATION_BATCHES):
+            module(self.batch(2**31 + index, 0, 0, 1)["pixels"].to(device))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """The three trained encoders, in eval mode."""
+
+    semantic: SemanticEncoder
+    identity: IdentityEncoder
+    regions: RegionParser
+    region_names: tuple[str, ...]
+
+
+def write_encoders(run: Path, task: EncodersTask) -> None:
+    """Take the averaged weights of a run's newest checkpoint and write one weights file per encoder beside it."""
+    for name, module in task.modules.items():
+        load_weights(run, module, name=name)
+    metadata = {"region_names": json.dumps(list(task.data.region_names))}
+    save_weights(run / "semantic.safetensors", task.semantic.encoder)
+    save_weights(run / "identity.safetensors", task.identity)
+    save_weights(run / "regions.safetensors", task.regions, metadata)
+
+
+def load_encoders(directory: Path, configuration: ModelConfiguration = NANO) -> Encoders:
+    """What :func:`write_encoders` wrote; a missing or unfitting file raises :class:`InputError`."""
+    if configuration.semantic is None or configuration.identity is None:
+        raise InputError(f"configuration {configuration.name!r} has no encoders")
+    names = directory / "regions.safetensors"
+    if not names.is_file():
+        raise InputError(f"{directory}: no encoders here; train them: python -m export train encoders --data SHARDS --out {directory}")
+    region_names = tuple(json.loads(weights_metadata(names)["region_names"]))
+    semantic, identity = SemanticEncoder(configuration.semantic), IdentityEncoder(configuration.identity)
+    regions = RegionParser(len(region_names))
+    for name, module in (("semantic", semantic), ("identity", identity), ("regions", regions)):
+        load_weights(directory / f"{name}.safetensors", module)
+        module.eval()
+    return Encoders(semantic, identity, regions, region_names)
+
+
+def run(data: Path, options: TrainOptions, *, validation_rows: int = 1000) -> Path:
+    """Train (or resume) on the shards in ``data`` and write the weights files; returns the run's folder."""
+    from export.data.shards import FaceShards
+
+    task = EncodersTask(FaceShards(data), options.batch, validation_rows=validation_rows, seed=options.seed)
+    train(task, options)
+    write_encoders(options.out, task)
+    return options.out
