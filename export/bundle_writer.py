@@ -1,0 +1,308 @@
+"""Writing a bundle: trace, lower, quantise, measure, and put everything into one folder with its manifest.
+
+The folder is built beside its destination under a name of its own and renamed when it is whole, so an interrupted export leaves no half
+bundle, and an existing one is replaced in one go.
+
+All graphs share one file of weights, in which equal constants stand once: the prompt and the step graph have the same attention and the
+same experts, the two understanding graphs likewise.  Large constants begin on page boundaries, so a runtime can map them.
+
+>>> write_bundle(Path("bundles/nano"), models=models, text_tokenizer_path=path, recipe="int8")  # doctest: +SKIP
+>>> random_bundle(Path("/tmp/tiny"))                                                            # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from tokenizers import Tokenizer
+
+from export.lower import constant
+from export.quantise import Calibration, Recipe, quantise, recipe_named
+from export.trace import Models, trace
+from f2edge.attributes import F2EDGE_SCHEMA, AttributeSchema
+from f2edge.bundle import TOKENIZER, write_manifest
+from f2edge.configuration import NANO, FeatureShape, ImageTokenizerConfiguration, ModelConfiguration, TokenExperts
+from f2edge.errors import InputError, OutputError
+from f2edge.graphs import SIGNATURES
+from f2edge.layout import TokenLayout
+
+WEIGHTS = "weights.bin"
+#: Constants from this size on go to the file of weights; smaller ones stay in their graph, where a runtime's optimiser sees them.
+_EXTERNAL_BYTES = 1024
+_PAGE_BYTES = 4096
+_PAGED_BYTES = 1 << 16
+
+#: What ``generate`` does where the caller says nothing, until a search on the trained model says better.
+GENERATION: Mapping[str, Any] = {
+    "steps": 12,
+    "guidance": 2.0,
+    "temperature_law": "linear",
+    "temperature": 2.0,
+    "order": "maskgit",
+    "token_temperature": 1.0,
+}
+
+Progress = Callable[[str], None]
+
+
+def _silent(_message: str) -> None:
+    """No progress."""
+
+
+class WeightsFile:
+    """Appends constants to one file, each distinct run of bytes once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("wb")
+        self._known: dict[bytes, int] = {}
+
+    def __enter__(self) -> WeightsFile:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._file.close()
+
+    def place(self, value: ir.Value) -> None:
+        """Write ``value``'s constant, if it is large, and let it refer to the file."""
+        array = constant(value)
+        if array is None or array.nbytes < _EXTERNAL_BYTES:
+            return
+        assert value.name is not None
+        data = np.ascontiguousarray(array)
+        if data.dtype.byteorder == ">":
+            data = data.astype(data.dtype.newbyteorder("<"))
+        view = memoryview(data).cast("B")
+        digest = hashlib.sha256(view).digest()
+        if digest not in self._known:
+            boundary = _PAGE_BYTES if data.nbytes >= _PAGED_BYTES else 64
+            self._file.write(b"\0" * (-self._file.tell() % boundary))
+            self._known[digest] = self._file.tell()
+            self._file.write(view)
+        tensor = value.const_value
+        assert tensor is not None
+        value.const_value = ir.ExternalTensor(
+            self._path.name, self._known[digest], data.nbytes, tensor.dtype, shape=ir.Shape(data.shape), name=value.name,
+            base_dir=self._path.parent,
+        )  # fmt: skip
+
+
+def _ports(values: list[ir.Value]) -> list[dict[str, Any]]:
+    """Inputs or outputs of a graph as the manifest lists them."""
+    rows = []
+    for value in values:
+        assert value.dtype is not None
+        assert value.shape is not None
+        shape = [axis if isinstance(axis, int) else str(axis.value) for axis in value.shape]
+        rows.append({"name": value.name, "dtype": value.dtype.numpy().name, "shape": shape})
+    return rows
+
+
+def write_graphs(
+    folder: Path, models: Models, recipe: Recipe, calibration: Calibration | None = None, progress: Progress = _silent
+) -> dict[str, Any]:
+    """Trace, lower, quantise and write every graph of ``models`` into ``folder``; returns the manifest's ``graphs``."""
+    rows: dict[str, Any] = {}
+    with WeightsFile(folder / WEIGHTS) as weights:
+        for name in models.graphs:
+            progress(f"{name}: tracing")
+            model = quantise(trace(name, models), recipe, calibration)
+            for value in list(model.graph.initializers.values()):
+                weights.place(value)
+            ir.save(model, folder / f"{name}.onnx")
+            rows[name] = {
+                "file": f"{name}.onnx",
+                "inputs": _ports(list(model.graph.inputs)),
+                "outputs": _ports(list(model.graph.outputs)),
+                "precision": "fp32" if recipe.precision == "float32" else recipe.precision,
+                "recipe": asdict(recipe),
+            }
+    return rows
+
+
+@contextmanager
+def replaced_folder(out: Path) -> Iterator[Path]:
+    """A fresh folder that takes the place of ``out`` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        OutputError: the place cannot be written, or ``out`` is something other than a folder.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"cannot write the bundle {out}: a file of that name exists; choose another folder")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise OutputError(f"cannot write the bundle {out}: {error.strerror}; choose a folder that you may write") from error
+    try:
+        building.chmod(0o755)
+        yield building
+        old = building.with_name(f"{building.name}-old")
+        if out.exists():
+            out.rename(old)
+        building.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def layout_of(configuration: ModelConfiguration, text_tokenizer_path: Path) -> TokenLayout:
+    """The token layout of a model with this text tokenizer, whose start and end of text are found by their usual names."""
+    try:
+        tokenizer = Tokenizer.from_file(str(text_tokenizer_path))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise InputError(
+            f"text tokenizer {text_tokenizer_path}: cannot be read ({error}); give a tokenizer.json of Hugging Face"
+        ) from error
+    end = tokenizer.token_to_id("<|endoftext|>")
+    if end is None:
+        raise InputError(f"text tokenizer {text_tokenizer_path}: has no token <|endoftext|>; train it with `python -m export train`")
+    start = tokenizer.token_to_id("<|startoftext|>")
+    return TokenLayout.of(configuration, end if start is None else start, end)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a manifest says about a model beside its graphs; see ``f2edge.manifest``."""
+
+    description: str = ""
+    licence: str = "Apache-2.0"
+    generation: Mapping[str, Any] = field(default_factory=lambda: dict(GENERATION))
+    alignment: Mapping[str, Any] | None = None
+    describe_question: str = "describe the face."
+    quality: Mapping[str, Any] | None = None
+    smoke_prompt: str = "a young woman with long blonde hair"
+
+
+def write_bundle(
+    out: Path,
+    *,
+    models: Models,
+    text_tokenizer_path: Path,
+    recipe: str = "int8",
+    schema: AttributeSchema = F2EDGE_SCHEMA,
+    card: Card | None = None,
+    calibration: Calibration | None = None,
+    largest_bytes: int | None = None,
+    measure: Callable[[Path, dict[str, Any]], Mapping[str, Any]] | None = None,
+    progress: Progress = _silent,
+) -> Path:
+    """Export ``models`` as the bundle ``out``.
+
+    Args:
+        out: the bundle's folder; an existing one is replaced when the new one is whole.
+        models: the trained parts; absent parts give no graphs.
+        text_tokenizer_path: a ``tokenizer.json``.
+        recipe: a name of :data:`export.quantise.RECIPES`.
+        schema, card: what the manifest says.
+        calibration: for recipes that smooth.
+        largest_bytes: refuse a bundle above this size.
+        measure: called with the folder and its manifest before the bundle gets its place; what it returns (parity, experts, smoke) joins
+            the manifest, and what it raises fails the export.
+        progress: told in a few words what happens.
+
+    Raises:
+        OutputError: the place cannot be written.
+        InputError: the parts do not fit together, or the bundle is larger than ``largest_bytes``.
+    """
+    card = card or Card()
+    chosen, layout = recipe_named(recipe), layout_of(models.configuration, text_tokenizer_path)
+    with replaced_folder(out) as folder:
+        shutil.copyfile(text_tokenizer_path, folder / TOKENIZER)
+        graphs = write_graphs(folder, models, chosen, calibration, progress)
+        document: dict[str, Any] = {
+            "name": out.name,
+            "model": models.configuration.to_json(),
+            "layout": layout.to_json(),
+            "attributes": schema.to_json(),
+            "regions": list(models.regions),
+            "generation": dict(card.generation),
+            "graphs": graphs,
+            "describe_question": card.describe_question,
+            "description": card.description,
+            "licence": card.licence,
+            "quality": dict(card.quality or {}),
+        }
+        if card.alignment is not None:
+            document["alignment"] = dict(card.alignment)
+        write_manifest(folder, document)
+        if measure is not None:
+            progress("measuring parity")
+            document |= measure(folder, document)
+        manifest = write_manifest(folder, document)
+        size = sum(entry.size for entry in manifest.files.values())
+        if largest_bytes is not None and size > largest_bytes:
+            raise InputError(f"bundle {out.name!r}: {size / 2**20:.1f} MiB, allowed are {largest_bytes / 2**20:.1f}; use a smaller recipe")
+        progress(f"{out}: {size / 2**20:.1f} MiB")
+    return out
+
+
+#: A model of every organ that trains, traces and runs in seconds.
+TINY = ModelConfiguration(
+    name="tiny",
+    text_vocabulary=1024,
+    prompt_tokens=96,
+    image_offset=99,
+    width=64,
+    layers=2,
+    heads=4,
+    rotary=8,
+    token_experts=TokenExperts(shared_width=64, routed=4, routed_width=32, active=2),
+    tokenizer=ImageTokenizerConfiguration(image_size=128, bits=10, channels=(8, 16, 16, 32, 32), blocks=1),
+    resampler_width=32,
+    semantic=FeatureShape(vectors=64, width=32),
+    identity=FeatureShape(vectors=1, width=32),
+    image_input="bits",
+)
+
+
+def random_models(configuration: ModelConfiguration = TINY, seed: int = 0, regions: tuple[str, ...] = ("hair", "eyes", "mouth")) -> Models:
+    """Models with seeded random weights, scaled up so that routing and sampling are far from uniform."""
+    from export.model.encoders import IdentityEncoder, RegionParser, SemanticEncoder
+    from export.model.image_tokenizer import ImageTokenizer
+    from export.model.transformer import UnifiedTransformer
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        transformer = UnifiedTransformer(configuration)
+        with torch.no_grad():
+            for name, parameter in transformer.named_parameters():
+                if parameter.ndim >= 2:
+                    parameter.mul_(3.0)
+                elif name.endswith("bias"):
+                    parameter.normal_(std=0.1)
+            transformer.image_head.table.normal_(std=0.2)
+        return Models(
+            configuration,
+            transformer,
+            ImageTokenizer(configuration.tokenizer),
+            SemanticEncoder(configuration.semantic) if configuration.semantic else None,
+            IdentityEncoder(configuration.identity) if configuration.identity else None,
+            RegionParser(len(regions)),
+            regions,
+        )
+
+
+def random_bundle(
+    out: Path, configuration: ModelConfiguration = TINY, recipe: str = "fp32", seed: int = 0, text_tokenizer_path: Path | None = None
+) -> Path:
+    """A bundle of :func:`random_models` with a real text tokenizer (trained in two seconds where none is given): for tests and rehearsals."""
+    from export.data.text_tokenizer import train_text_tokenizer
+
+    card = Card(description="Random weights; for tests.", generation={**GENERATION, "steps": 4})
+    models = random_models(configuration, seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        if text_tokenizer_path is None:
+            text_tokenizer_path = Path(scratch) / TOKENIZER
+            train_text_tokenizer(text_tokenizer_path, vocabulary=configuration.text_vocabulary)
+        return write_bundle(out, models=models, text_tokenizer_path=text_tokenizer_path, recipe=recipe, card=card)
