@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -215,9 +216,9 @@ def test_averages_follow_the_written_law() -> None:
 def test_rate_law(steps: int, warmup: int, schedule: str, fraction: float) -> None:
     factors = [rate_factor(step, steps, warmup, schedule, fraction) for step in range(steps)]
     assert all(0 < factor <= 1 for factor in factors)
-    assert all(a < b for a, b in zip(factors[:warmup], factors[1:warmup], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(factors[:warmup]))
     after = factors[warmup:]
-    assert all(a >= b for a, b in zip(after, after[1:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(after))
     if schedule == "constant":
         assert set(after) <= {1.0}
     if schedule == "wsd" and warmup < (stable := int(steps * (1 - fraction))):
@@ -248,7 +249,7 @@ def test_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
     save_weights(path, nn.Linear(4, 4), {"note": "kept"})
     assert weights_metadata(path) == {"note": "kept"}
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(InputError, match="w.safetensors"):
+    with pytest.raises(InputError, match=r"w\.safetensors"):
         load_weights(path, nn.Linear(4, 4))
 
 
