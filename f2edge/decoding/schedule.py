@@ -59,7 +59,7 @@ def constant_temperature(start: float, _step: int, _steps: int) -> float:
 
 
 TEMPERATURE_LAWS: Mapping[str, Callable[[float, int, int], float]] = MappingProxyType(
-    {"linear": linear_temperature, "show_o": show_o_temperature, "constant": constant_temperature}
+    {"linear": linear_temperature, "show-o": show_o_temperature, "constant": constant_temperature}
 )
 
 #: Order of decoding → its own mask law.  "maskgit": the most confident first.  "halton": low-discrepancy order.
@@ -77,7 +77,7 @@ class Schedule:
         order: "maskgit", "halton" or "ancestral".
         mask_law: "cosine", "arccos" or "linear"; None takes the order's own.
         temperature: ≥ 0, of the Gumbel noise on the confidence at the start ("maskgit" only; a fixed order has no confidence).
-        temperature_law: "linear" (MaskGIT), "show_o" (compounding) or "constant".
+        temperature_law: "linear" (MaskGIT), "show-o" (compounding) or "constant".
         token_temperature: > 0; logits are divided by it before sampling.
         guidance_interval: guidance acts while the masked share of the request's own tokens lies in ``[lo, hi]``.
         guidance_ramp: guidance grows linearly from 0 at the first step to ``guidance`` at the last.
