@@ -39,6 +39,7 @@ _ALWAYS_REMARKABLE = frozenset((
     "gender_presentation", "age", "skin_tone", "face_shape", "build", "hair_color", "hair_length", "hair_texture", "eye_color", "eye_shape",
     "eyebrow_shape", "eyebrow_thickness", "nose_size", "nose_shape", "lips", "clothing_color", "background",
 ))  # fmt: skip
+_FACIAL_HAIR = frozenset(("beard", "mustache", "sideburns"))
 _HAIR_SLOTS_OF_THE_BALD = frozenset(("hair_color", "hair_texture", "hairline", "bangs"))
 
 #: Order in which ``describe`` fills its places; remarkable values first, then the plain ones in the same order.
@@ -48,6 +49,7 @@ _DESCRIBE_ORDER = (
     "head_pose", "lighting", "sharpness", "face_shape", "skin_texture", "makeup", "hairline", "build", "chin", "cheeks", "sideburns",
     "eyebrow_thickness", "eyebrow_shape", "nose_size", "nose_shape", "lips", "eye_shape", "eye_bags", "cheekbones",
 )  # fmt: skip
+_FEMININE = PHRASES["gender_presentation"]["feminine"]
 _DESCRIBE_MOST, _DESCRIBE_LEAST = 16, 12
 
 
@@ -62,6 +64,11 @@ class Caption:
 def is_plain(slot: str, value: str) -> bool:
     """Whether ``value`` says that nothing remarkable is there: no hat, smooth skin, even light."""
     return slot not in _ALWAYS_REMARKABLE and value == F2EDGE_SCHEMA[slot].values[0]
+
+
+def _goes_without_saying(slot: str, slots: Slots) -> bool:
+    """Nobody says of a woman that she has no beard."""
+    return slot in _FACIAL_HAIR and slots[slot] == "none" and slots.get("gender_presentation") == "feminine"
 
 
 def _checked(slots: Slots) -> dict[str, str]:
@@ -86,6 +93,7 @@ def _choose(slots: Slots, dice: Dice, count: int) -> dict[str, str]:
     keyed = []
     for slot, value in slots.items():
         weight = _WEIGHTS.get(slot, 1.0) * (_PLAIN if is_plain(slot, value) else 1.0)
+        weight *= 0.2 if _goes_without_saying(slot, slots) else 1.0
         keyed.append((math.log(dice.roll() + 1e-12) / weight, slot))
     keyed.sort(reverse=True)
     return {slot: slots[slot] for _, slot in keyed[:count]}
@@ -119,7 +127,7 @@ def _take_subject(left: dict[str, str], dice: Dice, parts: Parts, share: float) 
 
 def _take_phrases(left: dict[str, str], dice: Dice, parts: Parts) -> None:
     """Everything that is said after the noun."""
-    if left.get("beard") == "none" and left.get("mustache") == "none" and not dice.chance(0.3):
+    if left.get("beard") == "none" and left.get("mustache") == "none" and parts.noun not in _FEMININE and not dice.chance(0.3):
         parts.before.append("clean-shaven")
         del left["beard"], left["mustache"]
     for group in dice.shuffled(NOUN_GROUPS):
@@ -131,11 +139,13 @@ def _take_phrases(left: dict[str, str], dice: Dice, parts: Parts) -> None:
                 del left[slot]
         if words:
             parts.groups.append((group, words))
+    lacking = []
     for slot, value in left.items():
         if value in PHRASES.get(slot, {}):
             parts.add(KINDS[slot], dice.pick(PHRASES[slot][value]))
         else:
-            parts.add("have", f"no {dice.pick(NEGATABLE[slot]).removeprefix('a ')}")
+            lacking.append(f"no {dice.pick(NEGATABLE[slot]).removeprefix('a ')}")
+    parts.have.extend(lacking)  # "a goatee and no mask" reads better than the other way round
 
 
 def _tags(left: dict[str, str], dice: Dice) -> str:
@@ -190,7 +200,7 @@ def full_caption(slots: Slots, rng: np.random.Generator | None = None, *, attrib
     """A caption in the fixed form of :func:`describe_text` that mentions the first ``attributes`` slots, remarkable values first."""
     visible = _checked(slots)
     order = [slot for slot in _DESCRIBE_ORDER if slot in visible]
-    order.sort(key=lambda slot: is_plain(slot, visible[slot]))  # stable: the order within each half stays
+    order.sort(key=lambda slot: (is_plain(slot, visible[slot]), _goes_without_saying(slot, visible)))  # stable within each part
     return _fixed_form({slot: visible[slot] for slot in order[:attributes]}, Dice(rng))
 
 

@@ -83,6 +83,11 @@ _WORDS: Mapping[str, Mapping[str, str]] = {
     "beard": {"full": "a full beard"},
 }  # fmt: skip
 
+#: Nouns that stand for every value but "none", where the noun of ``NEGATABLE`` could also be heard as one of the values.
+_ANY: Mapping[str, tuple[str, ...]] = {**NEGATABLE, "eyewear": ("eyewear",), "necktie": ("any tie",)}
+#: (slot, true value) → the value whose words people may also use for it: neither "yes" nor "no" would be fair.
+_UNCLEAR = {("eyewear", "sunglasses"): "eyeglasses", ("necktie", "bow_tie"): "tie"}
+
 #: Other ways to ask for a slot; the answer is the same.
 _OPEN: Mapping[str, tuple[str, ...]] = {
     "gender_presentation": ("is this face feminine or masculine?", "what gender does the face suggest?"),
@@ -153,8 +158,8 @@ def _yes_no(slot: Slot, value: str, dice: Dice) -> QuestionAnswer:
     """About half of the answers are yes.  "none" is asked about by its noun: "is the person wearing a hat?"."""
     frame = dice.pick(_FRAMES[slot.name])
     own = frame_words(slot.name, value)
-    if slot.name in NEGATABLE:
-        noun = dice.pick(NEGATABLE[slot.name])
+    if slot.name in _ANY:
+        noun = dice.pick(_ANY[slot.name])
         if own is None and dice.chance(_WITHOUT_SHARE):
             return QuestionAnswer(f"is the person without {noun}?", "yes", slot.name, "yes_no")
         if own is None and dice.chance(0.5):
@@ -163,10 +168,15 @@ def _yes_no(slot: Slot, value: str, dice: Dice) -> QuestionAnswer:
             return QuestionAnswer(frame.format(dice.pick((noun, own))), "yes", slot.name, "yes_no")
         if own is not None and dice.chance(0.5):
             return QuestionAnswer(f"is the person without {noun}?", "no", slot.name, "yes_no")
-    others = [words for other in slot.values if other != value and (words := frame_words(slot.name, other)) is not None]
-    if own is not None and (not others or (slot.name not in NEGATABLE and dice.chance(0.5))):
-        return QuestionAnswer(frame.format(own), "yes", slot.name, "yes_no")
-    return QuestionAnswer(frame.format(dice.pick(others)), "no", slot.name, "yes_no")
+    wrong = [other for other in slot.values if other not in {value, _UNCLEAR.get((slot.name, value))}]
+    others = [words for other in wrong if (words := frame_words(slot.name, other)) is not None]
+    if own is not None and (not others or (slot.name not in _ANY and dice.chance(0.5))):
+        return QuestionAnswer(_asked(frame, own), "yes", slot.name, "yes_no")
+    return QuestionAnswer(_asked(frame, dice.pick(others)), "no", slot.name, "yes_no")
+
+
+def _asked(frame: str, words: str) -> str:
+    return "is the person bald?" if words == "a bald head" else frame.format(words)
 
 
 def _which(slot: Slot, value: str, dice: Dice) -> QuestionAnswer | None:
