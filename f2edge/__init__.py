@@ -14,18 +14,22 @@ if TYPE_CHECKING:
     from f2edge.bundle import Bundle, list_bundles
     from f2edge.errors import F2EdgeError, InputError
     from f2edge.imaging import load_image
+    from f2edge.pipeline import FacePipeline
+    from f2edge.results import GenerateOptions
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Bundle": "f2edge.bundle",
     "F2EdgeError": "f2edge.errors",
+    "FacePipeline": "f2edge.pipeline",
+    "GenerateOptions": "f2edge.results",
     "InputError": "f2edge.errors",
     "list_bundles": "f2edge.bundle",
     "load_image": "f2edge.imaging",
 }
 
-__all__ = ["Bundle", "F2EdgeError", "InputError", "__version__", "list_bundles", "load_image"]
+__all__ = ["Bundle", "F2EdgeError", "FacePipeline", "GenerateOptions", "InputError", "__version__", "list_bundles", "load_image"]
 
 
 def __getattr__(name: str) -> Any:

@@ -82,10 +82,11 @@ def region_cells(
         return _named_cells(region, names, coverage())
     if isinstance(region, Image.Image):
         return _covered(_mask_coverage(region, image_wh, grid), "the mask has no white")
-    if isinstance(region, np.ndarray) and region.dtype == np.bool_:
-        if region.shape != (grid, grid) or not region.any():
-            raise InputError(f"region: cells must be ({grid}, {grid}) with at least one true, got {region.shape} with {int(region.sum())}")
-        return region.copy()
+    if isinstance(region, np.ndarray):
+        if region.shape != (grid, grid) or region.dtype != np.bool_ or not region.any():
+            raise InputError(f"region: cells must be bool ({grid}, {grid}), one of them true; got {region.dtype} {region.shape}")
+        cells: Cells = region.copy()
+        return cells
     x, y, width, height = _box(region)
     return _covered(_box_coverage((x, y, width, height), image_wh, grid), f"region {x:g},{y:g},{width:g},{height:g} has no part")
 

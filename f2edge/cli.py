@@ -1,0 +1,86 @@
+"""The command line: ``f2edge generate | edit | describe | ask | analyze | info | verify | bundles``.
+
+    f2edge generate "a smiling woman with red hair" -o face.png --seed 7
+
+Everything that can be refused is refused before the model is opened.  Exit codes: 0, 2 for input that the caller can mend, 1 for the rest;
+``F2EDGE_DEBUG=1`` adds the traceback.  Heavy libraries are imported inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from f2edge import __version__, cli_bundles, cli_faces, cli_words
+from f2edge.console import fail
+from f2edge.errors import F2EdgeError, InputError
+
+BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
+
+app = typer.Typer(
+    name="f2edge",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (
+    cli_faces.generate,
+    cli_faces.edit,
+    cli_words.describe,
+    cli_words.ask,
+    cli_words.analyze,
+    cli_bundles.info,
+    cli_bundles.verify,
+    cli_bundles.bundles,
+):
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"f2edge {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    _version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")] = False,
+) -> None:
+    """Text to face, face to words, on small machines."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit code, errors are printed."""
+    try:
+        code = app(args=list(arguments), prog_name="f2edge", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        fail("interrupted")
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001  the last place that can turn a failure into one line
+        if os.environ.get("F2EDGE_DEBUG") == "1":
+            traceback.print_exc()
+        return _report(error)
+    return code if isinstance(code, int) else 0
+
+
+def _report(error: Exception) -> int:
+    usage = getattr(error, "format_message", None)
+    if callable(usage):  # the parser's own errors: unknown option, missing argument, no number
+        fail(f"{usage()} (see `f2edge --help`)")
+        return BAD_INPUT
+    if isinstance(error, F2EdgeError):
+        fail(error)
+        return BAD_INPUT if isinstance(error, InputError) else FAILURE
+    fail(f"unexpected {type(error).__name__}: {error}; F2EDGE_DEBUG=1 shows where")
+    return FAILURE
+
+
+def main() -> None:
+    """Entry point of the ``f2edge`` script."""
+    sys.exit(run(sys.argv[1:]))

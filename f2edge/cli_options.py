@@ -1,0 +1,87 @@
+"""Options that several commands share, and what they mean: a seed, a size, the open model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from f2edge.console import Output
+from f2edge.errors import InputError
+
+if TYPE_CHECKING:
+    from f2edge.bundle import Bundle
+    from f2edge.pipeline import FacePipeline
+    from f2edge.results import GenerateOptions
+
+LARGEST_SIDE = 4096
+_OWN = "  [default: the model's own]"
+
+BundleOption = Annotated[str, typer.Option("--bundle", "-b", metavar="NAME|DIR", help="The model: a name or a folder.")]
+BackendOption = Annotated[str, typer.Option("--backend", metavar="NAME", help="auto or onnxruntime.")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads.  [default: every usable core]")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same face.  [default: random, printed]")]
+StepsOption = Annotated[int | None, typer.Option("--steps", help=f"Decoding steps.{_OWN}")]
+GuidanceOption = Annotated[float | None, typer.Option("--guidance", help=f"How hard to follow the words; 0 is off.{_OWN}")]
+SizeOption = Annotated[int | None, typer.Option("--size", help=f"Side of each picture in pixels, scaled by Lanczos.{_OWN}")]
+OrderOption = Annotated[str | None, typer.Option("--order", help=f"maskgit, halton or ancestral.{_OWN}")]
+TemperatureOption = Annotated[float | None, typer.Option("--temperature", help=f"Of the choice of positions.{_OWN}")]
+LawOption = Annotated[str | None, typer.Option("--temperature-law", help=f"linear, show-o or constant.{_OWN}")]
+ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="A JPEG, PNG or WebP of a face.", show_default=False)]
+PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="What the face looks like, in English.", show_default=False)]
+
+
+def chosen_seed(seed: int | None) -> int:
+    """The seed asked for, or a random one of 31 bits."""
+    if seed is None:
+        return int.from_bytes(os.urandom(4), "little") >> 1
+    if not 0 <= seed < 2**63:
+        raise InputError(f"--seed {seed}: must lie in 0 … 2^63 - 1")
+    return seed
+
+
+def checked_size(size: int | None) -> int | None:
+    """A side in pixels that a picture may have."""
+    if size is not None and not 16 <= size <= LARGEST_SIDE:
+        raise InputError(f"--size {size}: must lie in 16 … {LARGEST_SIDE} pixels")
+    return size
+
+
+def decoding_options(
+    steps: int | None, guidance: float | None, order: str | None, temperature: float | None, temperature_law: str | None
+) -> GenerateOptions:
+    """The options asked for, checked against a schedule before a model is opened."""
+    from f2edge.decoding.schedule import Schedule
+    from f2edge.results import GenerateOptions
+
+    options = GenerateOptions(steps=steps, guidance=guidance, order=order, temperature=temperature, temperature_law=temperature_law)
+    options.resolve(Schedule())
+    return options
+
+
+def open_bundle(name: str, backend: str, threads: int | None) -> Bundle:
+    """The bundle, every sum checked; backend and threads are checked first because that is cheap."""
+    from f2edge.backends.registry import BACKENDS
+    from f2edge.bundle import Bundle
+
+    if backend not in ("auto", *BACKENDS):
+        raise InputError(f"--backend {backend!r}: unknown; choose one of: auto, {', '.join(BACKENDS)}")
+    if threads is not None and not 1 <= threads <= 1024:
+        raise InputError(f"--threads {threads}: must lie in 1 … 1024")
+    return Bundle.load(name)
+
+
+def open_pipeline(bundle: Bundle, backend: str, threads: int | None) -> FacePipeline:
+    """The model, ready to run."""
+    from f2edge.pipeline import FacePipeline
+
+    return FacePipeline.load(bundle, backend=backend, threads=threads)
+
+
+def output(json: bool, quiet: bool) -> Output:
+    """How the command speaks."""
+    return Output(json=json, quiet=quiet)

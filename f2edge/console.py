@@ -1,0 +1,89 @@
+"""What the command line prints: one line per failure, one JSON document, tables, bars.  Data goes to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+_BAR_CELLS = 20
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+@dataclass(frozen=True)
+class Output:
+    """How to speak: ``json`` prints one document and nothing else, ``quiet`` prints results only."""
+
+    json: bool = False
+    quiet: bool = False
+
+    def document(self, content: Mapping[str, Any]) -> None:
+        """The one JSON document, where JSON was asked for."""
+        if self.json:
+            sys.stdout.write(json.dumps(content, ensure_ascii=False, allow_nan=False, default=_plain) + "\n")
+
+    def line(self, text: str) -> None:
+        """A result in words, where no JSON was asked for."""
+        if not self.json:
+            sys.stdout.write(text + "\n")
+
+    def note(self, text: str) -> None:
+        """A remark on how it went."""
+        if not self.json and not self.quiet:
+            sys.stdout.write(text + "\n")
+
+    @property
+    def streams(self) -> bool:
+        """Whether words may appear as they come: only before a person's eyes."""
+        return not self.json and sys.stdout.isatty()
+
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """A table; columns of numbers are named with a leading ">" and stand to the right."""
+        if self.json:
+            return
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+        for column in columns:
+            table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", no_wrap=not column.startswith(" "))
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        console.print(table)
+
+    @contextmanager
+    def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar on stderr, and only on a terminal; the block calls what it gets with (done, total)."""
+        if self.json or self.quiet or not sys.stderr.isatty():
+            yield lambda _done, _total: None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(what, total=None)
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def bar(share: float) -> str:
+    """A bar of 20 cells for a share in [0, 1], drawn to an eighth of a cell."""
+    eighths = round(min(max(share, 0.0), 1.0) * _BAR_CELLS * 8)
+    full, rest = divmod(eighths, 8)
+    return "█" * full + (_EIGHTHS[rest] if rest else "")
+
+
+def fail(message: object) -> None:
+    """One line on stderr."""
+    text = " ".join(str(message).split())
+    sys.stderr.write(f"f2edge: error: {text}\n")
+
+
+def _plain(value: Any) -> Any:
+    """NumPy numbers and arrays, and paths, as JSON has them."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
