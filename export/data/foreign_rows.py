@@ -1,0 +1,198 @@
+"""Rows of a data set that somebody else laid out: folders with sidecar files, JSON, JSONL, CSV and parquet, all as plain dictionaries.
+
+What cannot be read of one row (a broken line, a sidecar that is missing) is handed on as an error in its place, for the reader to count.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from f2edge.errors import InputError
+
+Row = Mapping[str, Any]
+#: Where a row stands ("line 7") and the row, or what is wrong with it.
+Placed = tuple[str, Row | InputError]
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_DELIMITERS = ",\t;|"
+_LARGEST_FIELD = 16 << 20
+_BATCH_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that can be read again and again.
+
+    Attributes:
+        kind: what was opened, in words.
+        base: folder that image paths are relative to.
+        rows: starts reading from the first row.
+    """
+
+    kind: str
+    base: Path
+    rows: Callable[[], Iterator[Placed]]
+
+
+def open_table(path: Path) -> Table:
+    """The table behind a file or folder.
+
+    Raises:
+        InputError: nothing at ``path``, or nothing in it that is known as a data set.
+    """
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file or folder; give a folder of images, or a .json, .jsonl, .csv, .tsv or .parquet file")
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(f"{path}: unknown kind of file {path.suffix!r}; known are {', '.join(_READERS)} and folders of images")
+    return Table(f"{path.suffix[1:].upper()} file", path.parent, lambda: reader(path))
+
+
+def _open_folder(folder: Path) -> Table:
+    """Tables in the folder come first (one file, or shards of one kind), then images with a .txt or .json beside each."""
+    images = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    sidecars = {image.with_suffix(suffix) for image in images for suffix in (".txt", ".json")}
+    tables = sorted(file for file in folder.iterdir() if file.suffix.lower() in _READERS and file.is_file() and file not in sidecars)
+    named = [file for file in tables if file.stem.lower() in {"metadata", "captions", "annotations", "data", "train"}]
+    tables = named[:1] if named else tables
+    if tables:
+        kinds = {file.suffix.lower() for file in tables}
+        if len(kinds) > 1:
+            raise InputError(f"{folder}: tables of several kinds ({', '.join(file.name for file in tables)}); give the path of one of them")
+        reader = _READERS[kinds.pop()]
+        return Table(f"folder with {', '.join(file.name for file in tables[:3])}", folder, lambda: _chained(reader, tables))
+    if not images:
+        raise InputError(f"{folder}: neither images ({', '.join(IMAGE_SUFFIXES)}) nor a table ({', '.join(_READERS)}) in this folder")
+    if not any(file.is_file() for file in sidecars):
+        raise InputError(
+            f"{folder}: {len(images)} images, but no .txt or .json beside them and no table; write captions or questions first"
+        )
+    return Table(f"folder of {len(images)} images with files beside them", folder, lambda: _read_sidecars(images))
+
+
+def _chained(reader: Callable[[Path], Iterator[Placed]], files: list[Path]) -> Iterator[Placed]:
+    for file in files:
+        for place, row in reader(file):
+            yield (f"{file.name}, {place}" if len(files) > 1 else place), row
+
+
+def _read_sidecars(images: list[Path]) -> Iterator[Placed]:
+    """Image with ``stem.txt`` (each line a caption) or ``stem.json`` (a row, a list of captions or one)."""
+    for image in images:
+        try:
+            yield image.name, {"image": str(image), **_sidecar(image)}
+        except (OSError, ValueError) as error:
+            yield image.name, InputError(str(error))
+
+
+def _sidecar(image: Path) -> Row:
+    text, data = image.with_suffix(".txt"), image.with_suffix(".json")
+    found: dict[str, Any] = {}
+    if data.is_file():
+        content = json.loads(data.read_text(encoding="utf-8-sig"))
+        found.update(content if isinstance(content, dict) else {"caption": content})
+    if text.is_file():
+        found["caption"] = [line.strip() for line in text.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if not found:
+        raise InputError("no .txt or .json beside the image")
+    return {name: value for name, value in found.items() if name != "image"}
+
+
+def _read_jsonl(path: Path) -> Iterator[Placed]:
+    with path.open(encoding="utf-8-sig", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield f"line {number}", InputError(f"no JSON ({error})")
+                continue
+            yield f"line {number}", row if isinstance(row, dict) else InputError(f"a {type(row).__name__}, not an object")
+
+
+def _read_json(path: Path) -> Iterator[Placed]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: no valid JSON ({error}); repair or download the file again") from error
+    for number, row in enumerate(_json_rows(path, content), start=1):
+        yield f"entry {number}", row if isinstance(row, dict) else InputError(f"a {type(row).__name__}, not an object")
+
+
+def _json_rows(path: Path, content: Any) -> list[Any]:
+    """A list of rows; COCO's images and annotations; one list inside an object; or an object from image name to text or row."""
+    if isinstance(content, list):
+        return content
+    if isinstance(content, dict) and isinstance(content.get("images"), list) and isinstance(content.get("annotations"), list):
+        return _coco_rows(path, content["images"], content["annotations"])
+    if isinstance(content, dict):
+        lists = {name: value for name, value in content.items() if isinstance(value, list) and value and isinstance(value[0], dict)}
+        named = [lists[name] for name in ("data", "annotations", "rows", "train") if name in lists] or list(lists.values())
+        if named and not all(name.lower().endswith(IMAGE_SUFFIXES) for name in content):
+            return list(named[0])
+        if content and all(isinstance(value, str | list | dict) for value in content.values()):
+            return [{"image": key, **(value if isinstance(value, dict) else {"caption": value})} for key, value in content.items()]
+    raise InputError(f"{path}: expected a list of objects, or an object that holds one or maps image names to captions")
+
+
+def _coco_rows(path: Path, images: list[Any], annotations: list[Any]) -> list[Any]:
+    try:
+        rows = {image["id"]: {"image": image["file_name"], "caption": []} for image in images}
+        for annotation in annotations:
+            rows[annotation["image_id"]]["caption"].append(annotation["caption"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: looks like COCO captions, but an image or annotation lacks {error}") from error
+    return list(rows.values())
+
+
+def _read_csv(path: Path) -> Iterator[Placed]:
+    csv.field_size_limit(_LARGEST_FIELD)
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        header = file.readline()
+        delimiter = max(_DELIMITERS, key=header.count)
+        file.seek(0)
+        reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+        names = [name.strip() for name in next(reader, [])]
+        if not any(names):
+            raise InputError(f"{path}: the first line names no columns; write them there")
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(names):
+                yield f"line {reader.line_num}", InputError(f"{len(row)} fields where the first line names {len(names)}")
+            else:
+                yield f"line {reader.line_num}", {name: value.strip() for name, value in zip(names, row, strict=True)}
+
+
+def _read_parquet(path: Path) -> Iterator[Placed]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise InputError(f"{path}: reading parquet needs pyarrow; install it with: pip install 'f2edge[train]'") from error
+    number = 0
+    try:
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"row {number}", row
+    except (ArrowException, OSError) as error:
+        raise InputError(f"{path}: no readable parquet after row {number} ({error}); download the file again") from error
+
+
+_READERS: Mapping[str, Callable[[Path], Iterator[Placed]]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".parquet": _read_parquet,
+}
