@@ -27,7 +27,7 @@ def gaussian_distance(mean_a: Features, covariance_a: Features, mean_b: Features
     inner = np.linalg.eigvalsh(root @ np.asarray(covariance_b, dtype=np.float64) @ root)
     trace_root = np.sqrt(np.maximum(inner, 0)).sum()
     shift = np.asarray(mean_a, dtype=np.float64) - np.asarray(mean_b, dtype=np.float64)
-    return float(shift @ shift + np.trace(covariance_a) + np.trace(covariance_b) - 2 * trace_root)
+    return max(float(shift @ shift + np.trace(covariance_a) + np.trace(covariance_b) - 2 * trace_root), 0.0)
 
 
 def frechet_distance(a: Features, b: Features) -> float:

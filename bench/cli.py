@@ -1,0 +1,110 @@
+"""Command line of the benches; each command imports what it needs when it runs.
+
+python -m bench judge --data shards/faces --out runs/judge
+python -m bench quality --bundle nano --out runs/quality
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from f2edge.errors import F2EdgeError, InputError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Measure the model.")
+
+DEFAULT_JUDGE = Path(__file__).parent / "weights" / "judge.safetensors"
+
+
+def main() -> None:
+    """Run the command line: bad input gives one line and exit code 2, other failures exit code 1."""
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except F2EdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.callback()
+def _group() -> None:
+    """Measure the model."""
+
+
+@app.command()
+def judge(
+    *,
+    data: Annotated[Path, typer.Option(help="Folder of rendered shards.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; resumed if there is one.")],
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 5000,
+    batch: Annotated[int, typer.Option(help="Pictures per step.")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="Peak of AdamW's rate.")] = 2e-3,
+    threads: Annotated[int, typer.Option(help="torch threads; 0 keeps torch's choice.")] = 0,
+    held_out: Annotated[int, typer.Option(help="Held-out renders that the finished judge is measured on.")] = 2000,
+    device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda" …')] = "auto",
+) -> None:
+    """Train the attribute judge and measure it."""
+    from bench.judge_training import run
+    from export.training.loop import TrainOptions
+
+    options = TrainOptions(
+        out=out,
+        steps=steps,
+        batch=batch,
+        learning_rate=learning_rate,
+        schedule="wsd",
+        decay_fraction=0.35,
+        weight_decay=0.05,
+        ema=0.995,
+        validate_every=max(steps // 8, 1),
+        save_every=max(steps // 8, 1),
+        threads=threads,
+        device=device,
+    )
+    report = run(data, options, held_out)
+    print(f"mean slot accuracy on {report['faces']} held-out renders: {100 * report['mean_slot_accuracy']:.2f} %  ({out / 'judge.json'})")
+
+
+@app.command()
+def quality(
+    *,
+    bundle: Annotated[str, typer.Option(help="Name or folder of a bundle.")] = "nano",
+    backend: Annotated[str, typer.Option(help="Backend of the runtime.")] = "auto",
+    judge_file: Annotated[Path, typer.Option("--judge", help="Weights of the judge.")] = DEFAULT_JUDGE,
+    images: Annotated[int, typer.Option(min=2, help="Faces to generate; the other sections take a share or a multiple of it.")] = 500,
+    steps: Annotated[int | None, typer.Option(help="Decoding steps; the bundle's own by default.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance; the bundle's own by default.")] = None,
+    only: Annotated[str, typer.Option(help="Comma-separated sections: tokenizer, generate, analyze, ask, describe, edit.")] = "",
+    seed: Annotated[int, typer.Option(help="Of faces, prompts and pictures.")] = 1,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of the backend.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for quality.json and contact sheets.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")] = False,
+) -> None:
+    """Measure a bundle on held-out renders and prompts."""
+    from rich.console import Console
+
+    from bench.judge import Judge
+    from bench.quality import Bench
+    from bench.report import chosen_sections, print_results, run_sections, write_results
+    from f2edge.pipeline import FacePipeline
+    from f2edge.results import GenerateOptions
+
+    sections = chosen_sections(only)
+    options = GenerateOptions(steps=steps, guidance=guidance)
+    pipeline = FacePipeline.load(bundle, backend=backend, threads=threads)
+    options.resolve(pipeline.bundle.generation)
+    measured = run_sections(Bench(pipeline, Judge.load(judge_file), images, options, seed, out), sections)
+    settings: dict[str, Any] = {"bundle": bundle, "backend": backend, "images": images, "seed": seed, "steps": steps, "guidance": guidance}
+    results = {"settings": settings, **measured}
+    if out is not None:
+        write_results(results, out)
+    if as_json:
+        print(json.dumps(results))
+    else:
+        print_results(measured, Console())
