@@ -1,0 +1,200 @@
+"""The image tokenizer: pixels ↔ a small grid of binary codes, by lookup-free quantisation (LFQ; MAGVIT-v2, arXiv 2310.05737, section 3).
+
+A convolutional encoder gives ``bits`` numbers per grid cell; their signs are the code.  There is no codebook to learn or to collapse: the
+2**bits codes are the corners of a cube, and an entropy term keeps them all in use.  Codes are most significant bit first, +1 is 1.
+
+Ours, for speed on two cores: nothing but stride-2 convolutions, 1 x 1 convolutions and pixel shuffles changes the resolution, the encoder
+has no block at full resolution, and most layers work at the two coarsest grids, where a 3 x 3 window sees a quarter of the face.
+
+    tokenizer = ImageTokenizer(NANO.tokenizer)
+    codes = tokenizer.encode(pixels)        # (B, N) int64, row-major grid
+    pixels = tokenizer.decode(codes)        # (B, 3, H, W) in [-1, 1]
+
+B batch, N grid cells, b bits, C channels, H W pixels, G grid side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from f2edge.configuration import ImageTokenizerConfiguration
+from f2edge.errors import InputError
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What one pass through the tokenizer gives.
+
+    Attributes:
+        pixels: (B, 3, H, W), about [-1, 1], not clamped, so that losses keep their gradient.
+        latent: (B, b, G, G) before quantisation.
+        quantised: (B, b, G, G) of -1 and +1; its gradient goes to ``latent`` unchanged (straight-through).
+    """
+
+    pixels: Tensor
+    latent: Tensor
+    quantised: Tensor
+
+
+def codes_of(bits: Tensor) -> Tensor:
+    """Codes (...,) int64 of bit vectors (..., b), any dtype; positive counts as 1; the first bit is the most significant."""
+    weights = 2 ** torch.arange(bits.shape[-1] - 1, -1, -1, device=bits.device)
+    return ((bits > 0).long() * weights).sum(-1)
+
+
+def bits_of(codes: Tensor, bits: int) -> Tensor:
+    """Inverse of :func:`codes_of`: (...,) int64 in [0, 2**bits) → (..., b) float32 of -1 and +1."""
+    shifts = torch.arange(bits - 1, -1, -1, device=codes.device)
+    return (codes.unsqueeze(-1) >> shifts & 1).float() * 2 - 1
+
+
+class Block(nn.Module):
+    """Residual block of two 3 x 3 convolutions, normalised on the coarse grids only: at high resolution that costs more than it gives."""
+
+    def __init__(self, channels: int, *, normalised: bool) -> None:
+        super().__init__()
+        self.norm = _norm(channels) if normalised else nn.Identity()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.second.weight)  # starts as the identity
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, Y, X) → (B, C, Y, X)
+        y: Tensor = self.second(F.relu(self.first(F.relu(self.norm(x)))))
+        return x + y
+
+
+class Encoder(nn.Module):
+    """Pixels (B, 3, H, W) → latent (B, b, G, G)."""
+
+    def __init__(self, configuration: ImageTokenizerConfiguration) -> None:
+        super().__init__()
+        channels, levels = configuration.channels, len(configuration.channels) - 1
+        layers: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(12, channels[1], 3, padding=1)]
+        for level in range(1, levels + 1):
+            if level > 1:
+                layers += [nn.ReLU(), nn.Conv2d(channels[level - 1], channels[level], 3, stride=2, padding=1)]
+            layers += [Block(channels[level], normalised=level > 1) for _ in range(configuration.blocks)]
+        layers += [_norm(channels[-1]), nn.ReLU(), nn.Conv2d(channels[-1], configuration.bits, 1)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        latent: Tensor = self.layers(pixels)
+        return latent
+
+
+class Decoder(nn.Module):
+    """Quantised latent (B, b, G, G) → pixels (B, 3, H, W)."""
+
+    def __init__(self, configuration: ImageTokenizerConfiguration, fine: int = 1) -> None:
+        super().__init__()
+        channels, levels = configuration.channels, len(configuration.channels) - 1
+        layers: list[nn.Module] = [nn.Conv2d(configuration.bits, channels[-1], 3, padding=1)]
+        for level in range(levels, 0, -1):
+            blocks = configuration.blocks * (2 if level > levels - 2 else 1)
+            layers += [Block(channels[level], normalised=level > 1) for _ in range(blocks)]
+            if level > 1:
+                layers += [nn.Conv2d(channels[level], 4 * channels[level - 1], 1), nn.PixelShuffle(2)]
+        if fine:
+            layers += [nn.Conv2d(channels[1], 4 * channels[0], 1), nn.PixelShuffle(2)]
+            if fine > 1:
+                layers += [Block(channels[0], normalised=False)]
+            layers += [nn.ReLU(), nn.Conv2d(channels[0], 3, 3, padding=1)]
+        else:
+            layers += [nn.ReLU(), nn.Conv2d(channels[1], 12, 3, padding=1), nn.PixelShuffle(2)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, quantised: Tensor) -> Tensor:
+        pixels: Tensor = self.layers(quantised)
+        return pixels
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(max(channels // 16, 1), channels)
+
+
+class ImageTokenizer(nn.Module):
+    """Encoder, sign, decoder.
+
+    Raises:
+        InputError: for ``family`` other than "nano"; the published MAGVIT-v2 architecture has a module of its own.
+    """
+
+    def __init__(self, configuration: ImageTokenizerConfiguration) -> None:
+        super().__init__()
+        if configuration.family != "nano":
+            raise InputError(f"image tokenizer: family {configuration.family!r} is not built here; this module knows 'nano' only")
+        if configuration.image_size % configuration.downsampling:
+            raise InputError(f"image tokenizer: size {configuration.image_size} is no multiple of {configuration.downsampling}")
+        self.configuration = configuration
+        self.encoder = Encoder(configuration)
+        self.decoder = Decoder(configuration)
+
+    def forward(self, pixels: Tensor) -> Reconstruction:
+        """Through the bottleneck and back; differentiable. ``pixels`` (B, 3, H, W) in [-1, 1]."""
+        latent = self.encoder(pixels.contiguous(memory_format=torch.channels_last)).float()  # (B, b, G, G)
+        quantised = latent + (_sign(latent) - latent).detach()
+        return Reconstruction(self.decoder(quantised).float(), latent, quantised)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in [-1, 1] → codes (B, N) int64, row by row."""
+        latent = self.encoder(pixels.contiguous(memory_format=torch.channels_last))
+        return codes_of(latent.flatten(2).transpose(1, 2))  # (B, N, b) → (B, N)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes (B, N) int64 → pixels (B, 3, H, W) in [-1, 1]."""
+        grid = self.configuration.grid
+        quantised = bits_of(codes, self.configuration.bits).transpose(1, 2).reshape(len(codes), -1, grid, grid)  # (B, b, G, G)
+        pixels: Tensor = self.decoder(quantised.contiguous(memory_format=torch.channels_last))
+        return pixels.clamp(-1, 1)
+
+
+def _sign(latent: Tensor) -> Tensor:
+    """-1 or +1; zero counts as -1, as in :func:`codes_of`."""
+    return (latent > 0).to(latent.dtype) * 2 - 1
+
+
+@dataclass(frozen=True)
+class BitStatistics:
+    """Terms of the LFQ loss, scalars, in nats.
+
+    Attributes:
+        confidence: mean entropy of one cell's code; low when the bits are decided.
+        usage: entropy of the code averaged over the batch; high when all codes are in use.
+        commitment: mean squared distance of the latent from its sign.
+    """
+
+    confidence: Tensor
+    usage: Tensor
+    commitment: Tensor
+
+
+def bit_statistics(latent: Tensor, temperature: float = 0.25) -> BitStatistics:
+    """Entropies of soft codes with p(bit = 1) = sigmoid(latent / temperature), exactly (arXiv 2310.05737, equation 4).
+
+    The bits of one cell are independent given the latent, so its code's entropy is a sum; the batch mean over all 2**b codes is one matrix
+    product of the distributions of the first and of the second half of the bits.
+
+    Args:
+        latent: (B, b, G, G) float32.
+        temperature: softness of the bits; at 0.25 a latent of 1 stands for 98 % certainty.
+    """
+    flat = latent.flatten(2).transpose(1, 2).flatten(0, 1) / temperature  # (B·N, b)
+    p = torch.sigmoid(flat)
+    confidence = F.binary_cross_entropy_with_logits(flat, p, reduction="none").sum(1).mean()
+    half = p.shape[1] // 2
+    joint = _corners(p[:, :half]).T @ _corners(p[:, half:]) / p.shape[0]  # (2**half, 2**(b - half)): P(code), averaged over the batch
+    usage = torch.special.entr(joint).sum()
+    return BitStatistics(confidence, usage, (latent - _sign(latent)).square().mean())
+
+
+def _corners(p: Tensor) -> Tensor:
+    """Probabilities of all bit patterns (n, 2**k) from those of independent bits (n, k); the first bit is the most significant."""
+    corners = torch.ones_like(p[:, :1])
+    for k in range(p.shape[1]):
+        one = p[:, k : k + 1]
+        corners = torch.stack((corners * (1 - one), corners * one), dim=2).flatten(1)
+    return corners

@@ -1,0 +1,261 @@
+"""Training of the image tokenizer: reconstruction, code usage, and late in the run a critic.
+
+    python -m export train tokenizer --data shards/train --out runs/tokenizer [--perceptual runs/encoders]
+
+The run's folder ends with ``tokenizer.safetensors``, which carries its configuration and is read by :func:`load_tokenizer`.
+
+Ours: the pictures are drawn, with sharp lines a pixel or two wide that carry attributes (spectacle frames, earrings, freckles), so edges
+are compared at three scales, and with ``--perceptual`` also the maps of a network trained to name those attributes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from export.model.discriminator import PatchDiscriminator, critic_loss, generator_loss
+from export.model.image_tokenizer import ImageTokenizer, bit_statistics, codes_of
+from export.training.checkpoint import load_weights, save_weights, weights_metadata
+from export.training.loop import Batch, Figures, TrainOptions, resolve_device, train
+from f2edge.configuration import NANO, ImageTokenizerConfiguration
+from f2edge.errors import InputError
+
+Perceptual = Callable[[Tensor], list[Tensor]]
+_GRID_ROWS, _GRID_COLUMNS = 4, 8
+
+
+class Pictures(Protocol):
+    """Where pictures come from; ``export.data.shards.FaceShards`` is one."""
+
+    def __len__(self) -> int: ...
+
+    def images(self, rows: Any) -> NDArray[np.uint8]:
+        """Rows (n,) → (n, H, W, 3)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Weights of the loss.
+
+    Attributes:
+        absolute, squared: of pixel errors, pixels in [-1, 1].
+        edges: of differences between neighbouring pixels at three scales; grows from 0 over the first ``edges_ramp`` of the steps,
+            because at first, when nothing is in place, the best edges are none.
+        perceptual: of feature maps, each relative to its mean size.
+        usage, confidence, commitment: of the code (``bit_statistics``).
+        adversarial: of the critic's judgement; the critic trains from ``critic_from`` of the steps on, and is listened to ever more
+            over the 5 % of the steps after that.
+    """
+
+    absolute: float = 1.0
+    squared: float = 1.0
+    edges: float = 1.0
+    edges_ramp: float = 0.1
+    perceptual: float = 0.5
+    usage: float = 0.02
+    confidence: float = 0.01
+    commitment: float = 0.1
+    adversarial: float = 0.05
+    critic_from: float = 0.7
+
+
+class TokenizerTask:
+    """The task of :func:`export.training.loop.train`.
+
+    Args:
+        data: pictures of the configuration's size; the last ``held_out`` rows are for validation only.
+        steps: of the whole run; the recipe's phases are shares of it.
+        perceptual: pixels → feature maps of a frozen network on the same device, or None.
+    """
+
+    name = "tokenizer"
+
+    def __init__(
+        self,
+        data: Pictures,
+        batch: int,
+        steps: int,
+        *,
+        configuration: ImageTokenizerConfiguration = NANO.tokenizer,
+        recipe: Recipe | None = None,
+        perceptual: Perceptual | None = None,
+        held_out: int = 256,
+        seed: int = 0,
+    ) -> None:
+        if len(data) < held_out + batch:
+            raise InputError(f"tokenizer: {len(data)} pictures are too few for a batch of {batch} and {held_out} held out; render more")
+        self.data, self.rows, self.steps, self.held_out, self.seed = data, batch, steps, held_out, seed
+        self.recipe, self.perceptual = recipe or Recipe(), perceptual
+        torch.manual_seed(seed)
+        self.tokenizer, self.critic = ImageTokenizer(configuration), PatchDiscriminator()
+        self.modules: Mapping[str, nn.Module] = {"model": self.tokenizer, "critic": self.critic}
+
+    def batch(self, step: int, micro: int, rank: int, world: int) -> Batch:
+        """Random pictures, (B, 3, H, W) in [-1, 1]."""
+        generator = np.random.default_rng([self.seed, step, micro, rank, world])
+        rows = np.sort(generator.choice(len(self.data) - self.held_out, size=self.rows, replace=False))
+        return {"pixels": pixels_of(self.data.images(rows))}
+
+    def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Figures]:
+        """The tokenizer's loss, and the critic's once it has begun."""
+        recipe, pixels, progress = self.recipe, batch["pixels"], step / self.steps
+        result = self.tokenizer(pixels)
+        error = result.pixels - pixels
+        bits = bit_statistics(result.latent)
+        edges = edge_loss(result.pixels, pixels)
+        figures: Figures = {
+            "psnr": psnr(result.pixels.detach(), pixels).mean(),
+            "edges": edges.detach(),
+            "usage": bits.usage.detach(),
+            "confidence": bits.confidence.detach(),
+        }
+        loss = recipe.absolute * error.abs().mean() + recipe.squared * error.square().mean()
+        loss = loss + recipe.edges * min(1.0, progress / recipe.edges_ramp) * edges
+        loss = loss + recipe.confidence * bits.confidence - recipe.usage * bits.usage + recipe.commitment * bits.commitment
+        if self.perceptual is not None:
+            difference = perceptual_loss(self.perceptual, result.pixels, pixels)
+            figures["perceptual"] = difference.detach()
+            loss = loss + recipe.perceptual * difference
+        if progress < recipe.critic_from:
+            return {"model": loss}, figures
+        heard = min(1.0, (progress - recipe.critic_from) / 0.05)
+        loss = loss + recipe.adversarial * heard * generator_loss(self.critic(result.pixels))
+        return {"model": loss, "critic": critic_loss(self.critic(pixels), self.critic(result.pixels.detach()))}, figures
+
+    def validate(self, model: Mapping[str, nn.Module], step: int, directory: Path) -> dict[str, float]:
+        """Figures on the held-out pictures, and ``tokenizer-STEP.png`` with originals above their reconstructions."""
+        del model  # self.tokenizer is that module
+        device = next(self.tokenizer.parameters()).device
+        rows = np.arange(len(self.data) - self.held_out, len(self.data))
+        shown: list[Tensor] = []
+        found, codes = [], []
+        for begin in range(0, len(rows), 32):
+            pixels = pixels_of(self.data.images(rows[begin : begin + 32])).to(device)
+            result = self.tokenizer(pixels)
+            found.append(torch.stack((psnr(result.pixels, pixels), (result.pixels.clamp(-1, 1) - pixels).abs().mean((1, 2, 3)))))
+            codes.append(codes_of(result.latent.flatten(2).transpose(1, 2)).flatten())
+            shown = shown or [pixels.cpu(), result.pixels.cpu()]
+        write_pairs(directory / f"tokenizer-{step:06d}.png", *shown)
+        ratio, absolute = torch.cat(found, 1).mean(1).tolist()
+        return {"psnr": ratio, "l1": absolute, **code_figures(torch.cat(codes).cpu(), self.tokenizer.configuration.bits)}
+
+
+def edge_loss(guess: Tensor, truth: Tensor, scales: int = 3) -> Tensor:
+    """Mean absolute difference of horizontal and vertical neighbour differences, summed over halved resolutions (B, C, H, W)."""
+    error, total = guess - truth, guess.new_zeros(())
+    for scale in range(scales):
+        total = total + (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+        if scale < scales - 1:
+            error = F.avg_pool2d(error, 2)
+    return total
+
+
+def perceptual_loss(features: Perceptual, guess: Tensor, truth: Tensor) -> Tensor:
+    """Mean over maps of their mean absolute difference over the mean size of the true map (arXiv 1603.08155)."""
+    with torch.no_grad():
+        wanted = features(truth)
+    terms = [(a.float() - b.float()).abs().mean() / (b.float().abs().mean() + 1e-6) for a, b in zip(features(guess), wanted, strict=True)]
+    return torch.stack(terms).mean()
+
+
+def psnr(guess: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each picture in dB, (B,); pixels in [-1, 1], the guess is clamped."""
+    return -10 * ((guess.clamp(-1, 1) - truth) / 2).square().mean((1, 2, 3)).clamp(min=1e-10).log10()
+
+
+def code_figures(codes: Tensor, bits: int) -> dict[str, float]:
+    """How well the code is used, from codes (n,): entropy of the single bits (best: ``bits``), of the worst bit, codes seen, perplexity."""
+    share = ((codes.unsqueeze(1) >> torch.arange(bits)) & 1).double().mean(0)
+    entropy = (torch.special.entr(share) + torch.special.entr(1 - share)) / math.log(2)
+    counts = torch.bincount(codes, minlength=2**bits).double()
+    return {
+        "bit_entropy": float(entropy.sum()),
+        "worst_bit": float(entropy.min()),
+        "codes_seen": float((counts > 0).sum()),
+        "perplexity": float(torch.special.entr(counts / counts.sum()).sum().exp()),
+    }
+
+
+def pixels_of(images: NDArray[np.uint8]) -> Tensor:
+    """uint8 (n, H, W, 3) → float (n, 3, H, W) in [-1, 1], channels last in memory."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def write_pairs(path: Path, above: Tensor, below: Tensor) -> None:
+    """A sheet of pictures with their reconstructions underneath; both (n, 3, H, W) in [-1, 1]."""
+    rows = min(_GRID_ROWS, len(above) // _GRID_COLUMNS)
+    pairs = torch.stack((above, below), 1)[: rows * _GRID_COLUMNS]
+    pairs = pairs.reshape(rows, _GRID_COLUMNS, *pairs.shape[1:])  # (R, C, 2, 3, H, W)
+    sheet = pairs.permute(0, 2, 4, 1, 5, 3).flatten(0, 2).flatten(1, 2)  # (R·2·H, C·W, 3)
+    Image.fromarray(((sheet.clamp(-1, 1) + 1) * 127.5).round().byte().numpy()).save(path)
+
+
+def load_tokenizer(path: Path) -> ImageTokenizer:
+    """The tokenizer in ``path`` (``tokenizer.safetensors`` or the folder of a finished run), in eval mode."""
+    file = path / "tokenizer.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"{file}: no tokenizer here; train one: python -m export train tokenizer --data SHARDS --out {file.parent}")
+    row = json.loads(weights_metadata(file)["configuration"])
+    tokenizer = ImageTokenizer(ImageTokenizerConfiguration(**{**row, "channels": tuple(row["channels"])}))
+    load_weights(file, tokenizer)
+    return tokenizer.eval()
+
+
+def defaults(out: Path, *, smoke: bool = False) -> TrainOptions:
+    """Settings for about an hour on two cores; with ``smoke`` for half a minute."""
+    if smoke:
+        return TrainOptions(out=out, steps=30, batch=8, learning_rate=2e-3, warmup=10, ema=0.9, log_every=10)
+    return TrainOptions(
+        out=out,
+        steps=6000,
+        batch=12,
+        learning_rate=2e-3,
+        warmup=50,
+        schedule="wsd",
+        decay_fraction=0.3,
+        ema=0.998,
+        validate_every=500,
+        rate_scale={"critic": 0.25},
+    )
+
+
+def run(data: Path, options: TrainOptions, *, perceptual: Path | None = None, recipe: Recipe | None = None, held_out: int = 256) -> Path:
+    """Train (or resume) on the shards in ``data`` and write ``tokenizer.safetensors``; returns the run's folder.
+
+    With ``perceptual``, a folder of trained encoders, the semantic one is the perceptual loss' network.
+    """
+    from export.data.shards import FaceShards
+
+    features = None
+    if perceptual is not None:
+        from export.model.encoders import perceptual_features
+        from export.training.encoders import load_encoders
+
+        features = perceptual_features(load_encoders(perceptual).semantic.to(resolve_device(options.device)))
+    task = TokenizerTask(
+        FaceShards(data), options.batch, options.steps, perceptual=features, recipe=recipe, held_out=held_out, seed=options.seed
+    )
+    finish(task, options)
+    return options.out
+
+
+def finish(task: TokenizerTask, options: TrainOptions) -> Path:
+    """Run the loop, then write the averaged weights with their configuration; returns that file."""
+    last = train(task, options)
+    tokenizer = ImageTokenizer(task.tokenizer.configuration)
+    load_weights(last, tokenizer)
+    file = options.out / "tokenizer.safetensors"
+    save_weights(file, tokenizer, {"configuration": json.dumps(asdict(tokenizer.configuration))})
+    return file
