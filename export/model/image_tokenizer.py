@@ -147,7 +147,7 @@ class ImageTokenizer(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, N) int64 → pixels (B, 3, H, W) in [-1, 1]."""
         grid = self.configuration.grid
-        quantised = bits_of(codes, self.configuration.bits).transpose(1, 2).reshape(len(codes), -1, grid, grid)  # (B, b, G, G)
+        quantised = bits_of(codes, self.configuration.bits).transpose(1, 2).reshape(codes.shape[0], -1, grid, grid)  # (B, b, G, G)
         pixels: Tensor = self.decoder(quantised.contiguous(memory_format=torch.channels_last))
         return pixels.clamp(-1, 1)
 
