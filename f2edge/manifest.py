@@ -14,7 +14,8 @@ Keys of the document; the first seven are required::
     regions         names of the parser's regions, in the order of its channels
     alignment       {landmarks: five [x, y], margins: [left, top, right, bottom]}
     smoke           {prompt, seed, codes}; optional: agreement
-    parity, quality, experts, licence, description, created     for people; kept in ``document``
+    describe_question               how ``describe`` asks
+    licence, description, created   text for people; with parity, quality and experts, any JSON, kept in ``document``
 
 Whatever the bytes, the outcome is a :class:`Manifest` or a :class:`~f2edge.errors.BundleError` that says which key is wrong.
 """
@@ -40,6 +41,8 @@ FORMAT_VERSION = 1
 KNOWN_VERSIONS = (FORMAT_VERSION,)
 #: What ``generate`` uses where the caller says nothing.
 GenerationDefaults = Schedule
+#: Far above any model, far below what would exhaust a machine before a graph is opened.
+_LARGEST = {"text_vocabulary": 1 << 22, "prompt_tokens": 1 << 16, "image_offset": 1 << 17, "width": 1 << 16, "layers": 1024, "heads": 1024}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -124,6 +127,8 @@ def _parse(row: Mapping[str, Any]) -> Manifest:
     regions = texts(row.get("regions", []), "regions")
     require({"distinct names": len(set(regions)) == len(regions)}, "regions")
     graphs = {name: _graph(name, entry) for name, entry in table(get(row, "graphs"), "graphs").items()}
+    for key in ("description", "licence", "created", "describe_question"):
+        text(row.get(key, ""), key, empty=True)
     fit = Fit(model, layout, regions)
     for entry in graphs.values():
         if entry.file not in files:
@@ -148,10 +153,9 @@ def _model(row: Any) -> ModelConfiguration:
     typed(row, ModelConfiguration, "model")
     tokenizer = row["tokenizer"]
     halvings = len(tokenizer["channels"]) - 1
-    positive = ("text_vocabulary", "prompt_tokens", "width", "layers", "heads")
+    require({f"{key} in 1 … {largest}": 1 <= row[key] <= largest for key, largest in _LARGEST.items()}, "model")
     require(
         {
-            f"{', '.join(positive)} of at least 1": min(row[key] for key in positive) >= 1,
             "tokenizer.bits in 1 … 24": 1 <= tokenizer["bits"] <= 24,
             "tokenizer.channels with 2 … 8 entries": 1 <= halvings <= 7,
             "tokenizer.image_size in 1 … 4096": 1 <= tokenizer["image_size"] <= 4096,
