@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 from collections import Counter
 
 import numpy as np
@@ -128,3 +130,10 @@ def test_bad_input_is_refused() -> None:
         questions({}, rng, 1)
     with pytest.raises(UnknownAttributeError, match="hat"):
         questions({"hat": "crown"}, rng, 1)
+
+
+@pytest.mark.parametrize("module", ["captions", "mentions", "questions"])
+def test_the_examples_in_the_documentation_are_true(module: str) -> None:
+    failed, tried = doctest.testmod(importlib.import_module(f"export.data.{module}"))
+    assert tried >= 1
+    assert failed == 0

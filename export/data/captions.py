@@ -1,7 +1,7 @@
 """Captions of a face from its visible slots: sentences and tags in many wordings, and one fixed form for ``describe``.
 
 >>> caption({"gender_presentation": "feminine", "hair_color": "red"}, np.random.default_rng(0), attributes=2).text
-'a woman with red hair'
+'woman, red hair'
 
 What is said is drawn slot by slot, remarkable values more often than "none"; how it is said is drawn from ``phrases``.
 Every phrase can be read back: ``mentioned_in(caption.text)`` is exactly what the caption mentions.
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from export.data.mentions import mentioned_in
-from export.data.phrases import BEFORE_NOUN, KINDS, NEGATABLE, NOUN_GROUPS, PHRASES, PICTURES, SHARPNESS
+from export.data.phrases import BEFORE_NOUN, KINDS, NEGATABLE, NOUN_GROUPS, PHRASES, PICTURES, SHARPNESS, YOUNG_NOUNS
 from export.data.wording import Dice, Parts, bare, listed, one_sentence, place_groups, pronoun, sentence_case, several_sentences, subject_of
 from f2edge.attributes import F2EDGE_SCHEMA
 from f2edge.errors import InputError
@@ -49,7 +49,7 @@ _DESCRIBE_ORDER = (
     "head_pose", "lighting", "sharpness", "face_shape", "skin_texture", "makeup", "hairline", "build", "chin", "cheeks", "sideburns",
     "eyebrow_thickness", "eyebrow_shape", "nose_size", "nose_shape", "lips", "eye_shape", "eye_bags", "cheekbones",
 )  # fmt: skip
-_FEMININE = PHRASES["gender_presentation"]["feminine"]
+_FEMININE = (*PHRASES["gender_presentation"]["feminine"], YOUNG_NOUNS["feminine"])
 _DESCRIBE_MOST, _DESCRIBE_LEAST = 16, 12
 
 
@@ -105,6 +105,8 @@ def _take_before_noun(left: dict[str, str], dice: Dice, most: int, share: float)
     for slot, values in BEFORE_NOUN.items():
         words = values.get(left.get(slot, ""))
         alone = slot == "age" or left.get(slot) == "bald"
+        if slot == "hair_color" and any(word.endswith("-haired") for word in taken):
+            continue  # "short-haired red-haired"
         if words and len(taken) < most and (alone or dice.chance(share)) and not (slot == "action" and taken):
             taken.append(dice.pick(words))
             del left[slot]
@@ -113,7 +115,14 @@ def _take_before_noun(left: dict[str, str], dice: Dice, most: int, share: float)
 
 def _take_subject(left: dict[str, str], dice: Dice, parts: Parts, share: float) -> None:
     gender = left.pop("gender_presentation", None)
-    parts.noun = "person" if gender is None else PHRASES["gender_presentation"][gender][int(dice.chance(0.12))]
+    if gender is None:
+        parts.noun = "person"
+    elif left.get("age") == "young" and dice.chance(0.12):
+        parts.noun = YOUNG_NOUNS[gender]
+        del left["age"]
+    else:
+        nouns = PHRASES["gender_presentation"][gender]
+        parts.noun = dice.pick(nouns[1:]) if dice.chance(0.15) else nouns[0]
     parts.before = _take_before_noun(left, dice, 3, share)
     if "age" in left:
         parts.before.insert(0, dice.pick(BEFORE_NOUN["age"][left.pop("age")]))
@@ -142,7 +151,8 @@ def _take_phrases(left: dict[str, str], dice: Dice, parts: Parts) -> None:
     lacking = []
     for slot, value in left.items():
         if value in PHRASES.get(slot, {}):
-            parts.add(KINDS[slot], dice.pick(PHRASES[slot][value]))
+            phrase = dice.pick(PHRASES[slot][value])
+            parts.add("have" if phrase.startswith("with ") else KINDS[slot], phrase.removeprefix("with "))
         else:
             lacking.append(f"no {dice.pick(NEGATABLE[slot]).removeprefix('a ')}")
     parts.have.extend(lacking)  # "a goatee and no mask" reads better than the other way round

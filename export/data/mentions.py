@@ -37,7 +37,7 @@ def _phrase_table() -> dict[_Key, Claims]:
         for slot, values in source.items():
             for value, phrases in values.items():
                 for phrase in phrases:
-                    key = _key(phrase)
+                    key = _key(phrase.removeprefix("with "))
                     if table.setdefault(key, ((slot, value),)) != ((slot, value),):
                         raise ValueError(f"phrase {phrase!r} says both {table[key]} and {slot}={value}")
     for phrase, claims in ALIASES.items():

@@ -9,6 +9,7 @@ text falls back to pieces and bytes.  A word always carries its leading space, a
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +59,7 @@ def _text_rules(tokenizer: Tokenizer) -> None:
             normalizers.NFC(),
             normalizers.Lowercase(),
             normalizers.Replace(Regex(r"[^\S\n]+"), " "),
-            normalizers.Prepend(" "),  # a rule that matches the empty place before a word makes `tokenizers` 0.2x panic
+            normalizers.Prepend(" "),  # a rule that matches the empty place before a word makes tokenizers 0.23 panic
             normalizers.Replace(Regex(r" *\n[ \n]*"), "\n "),
             normalizers.Replace(Regex(r"\A +"), " "),
             normalizers.Replace(Regex(r" +\z"), ""),
@@ -115,10 +116,8 @@ def train_text_tokenizer(path: str | Path, vocabulary: int = 1024, seed: int = 0
 
 def _fitting_merges(learner: Tokenizer, ids: dict[str, int], vocabulary: int) -> list[tuple[str, str]]:
     """Learned merges in order while there is room; a new piece gets the next id."""
-    import json  # the merges of a trained tokenizer can only be read from its JSON form
-
     kept = []
-    for merge in json.loads(learner.to_str())["model"]["merges"]:
+    for merge in json.loads(learner.to_str())["model"]["merges"]:  # there is no other way to read them
         left, right = merge if isinstance(merge, list) else merge.split(" ")
         if left not in ids or right not in ids:
             continue

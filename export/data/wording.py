@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from export.data.phrases import PHRASES, NounGroup
+from export.data.phrases import PHRASES, YOUNG_NOUNS, NounGroup
 
 T = TypeVar("T")
 
@@ -59,6 +59,7 @@ class Parts:
     groups: list[tuple[NounGroup, list[str]]] = field(default_factory=list)
 
     def add(self, kind: str, phrase: str) -> None:
+        """Append to "have", "wear", "do" or "scene"."""
         getattr(self, kind).append(phrase)
 
 
@@ -73,6 +74,7 @@ def listed(items: Sequence[str], last: str = "and") -> str:
 
 
 def group_phrase(group: NounGroup, words: Sequence[str], dice: Dice) -> str:
+    """Put the adjectives before the noun: "long red hair", "a round face"."""
     phrase = f"{' '.join(words)} {dice.pick(group.heads)}"
     return with_article(phrase) if group.article else phrase
 
@@ -88,6 +90,7 @@ def place_groups(parts: Parts, dice: Dice) -> None:
 
 
 def subject_of(parts: Parts) -> str:
+    """Write "a smiling old man" or "a blurry photo of a smiling old man"."""
     person = with_article(" ".join((*parts.before, parts.noun)))
     return f"{with_article(parts.picture)} of {person}" if parts.picture else person
 
@@ -110,9 +113,11 @@ def one_sentence(parts: Parts, dice: Dice) -> str:
 
 
 def pronoun(noun: str) -> tuple[str, str]:
-    if noun in PHRASES["gender_presentation"]["feminine"]:
-        return "she", "her"
-    return ("he", "his") if noun in PHRASES["gender_presentation"]["masculine"] else ("the person", "the")
+    """Give "she" and "her" for a woman; without a gender, words that do not claim one."""
+    for gender, words in (("feminine", ("she", "her")), ("masculine", ("he", "his"))):
+        if noun in PHRASES["gender_presentation"][gender] or noun == YOUNG_NOUNS[gender]:
+            return words
+    return "the person", "the"
 
 
 def several_sentences(parts: Parts, dice: Dice) -> str:
@@ -144,13 +149,17 @@ def several_sentences(parts: Parts, dice: Dice) -> str:
 
 
 def bare(phrase: str) -> str:
-    for article in ("a ", "an ", "with a ", "with ", "in "):
-        if phrase.startswith(article) and not phrase.startswith("in sharp"):
+    """Take off the article, and the "in" of "in even light", for a tag."""
+    for article in ("a ", "an ", "in even ", "in light "):
+        if phrase.startswith(article):
+            if article.startswith("in"):
+                return phrase.removeprefix("in ")
             phrase = phrase[len(article) :]
             break
     return phrase
 
 
 def sentence_case(text: str) -> str:
+    """Capitals at the beginning of each sentence, and a full stop."""
     text = ". ".join(sentence[:1].upper() + sentence[1:] for sentence in text.split(". "))
     return text if text.endswith(".") else f"{text}."
