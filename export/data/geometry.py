@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-EYE_LINE_Y = 58.0  # of a 128-pixel picture
+EYE_LINE_Y = 59.0  # of a 128-pixel picture
 CROWN_Y = -45.0  # head coordinates: top of the skull
 
 
@@ -25,7 +25,7 @@ class Geometry:
         eye_x, eye_w, eye_h, iris: half the distance between the eyes, half-size of one eye, radius of the iris.
         brow_y, nose_y, mouth_y, mouth_w: heights, and half-width of the mouth at rest.
         nose_w: half-width of the nose.
-        yaw: −1 … 1, negative to the viewer's left.
+        yaw: -1 … 1, negative to the viewer's left.
         tilt: degrees, clockwise.
         scale, dx, dy: the head's placement.
         phase: seed of decorative variation (strands, dots), 0 … 2³¹.
@@ -65,10 +65,10 @@ class Geometry:
 
 #: width at the cheeks, at the jaw, at the chin, and the chin's height
 _SHAPES = {
-    "oval": (35.0, 27.5, 13.0, 43.0),
-    "round": (38.5, 35.0, 21.0, 39.0),
-    "square": (36.5, 36.5, 25.0, 41.0),
-    "heart": (39.0, 24.5, 6.5, 44.0),
+    "oval": (35.5, 28.0, 13.0, 43.0),
+    "round": (39.5, 34.0, 16.0, 40.5),
+    "square": (36.5, 35.0, 24.5, 41.5),
+    "heart": (38.5, 25.5, 7.0, 44.0),
 }
 
 
@@ -80,7 +80,7 @@ def measure(slots: Mapping[str, str], identity: int, seed: int) -> Geometry:
     width, jaw, chin_half, chin_y = _SHAPES[slots["face_shape"]]
     masculine, chubby = slots["gender_presentation"] == "masculine", slots["build"] == "chubby"
     width += 2.5 * chubby + 0.8 * bones[0]
-    jaw += 3.5 * chubby + 1.8 * masculine + 0.8 * bones[1]
+    jaw += 3.2 * chubby + 1.6 * masculine + 0.8 * bones[1]
     chin_half += 2.0 * chubby + 2.0 * masculine + 0.8 * bones[2]
     round_eyes = slots["eye_shape"] == "round"
     yaw = {"front": 0.0, "left": -1.0, "right": 1.0}[slots["head_pose"]]
@@ -101,7 +101,7 @@ def measure(slots: Mapping[str, str], identity: int, seed: int) -> Geometry:
         iris=5.1 + 0.3 * bones[7],
         brow_y=-14.5 + 0.7 * bones[8],
         nose_y=15.0 + 0.9 * bones[9],
-        nose_w=(9.0 if slots["nose_size"] == "big" else 4.3) + 0.3 * bones[10],
+        nose_w=(9.6 if slots["nose_size"] == "big" else 5.0) + 0.3 * bones[10],
         mouth_y=27.0 + 0.6 * bones[11],
         mouth_w=12.0 + 0.8 * bones[2],
         yaw=yaw,

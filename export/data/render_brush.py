@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
@@ -102,11 +101,18 @@ def rounded(left: float, top: float, right: float, bottom: float, radius: float)
     return path
 
 
-def arc(x: float, y: float, rx: float, ry: float, start: float, stop: float) -> skia.Path:
+def arc(center: Point, radii: Point, start: float, stop: float) -> skia.Path:
     """Part of an ellipse; degrees clockwise from the viewer's right."""
-    steps = 8
-    angles = [math.radians(start + (stop - start) * i / steps) for i in range(steps + 1)]
-    return smooth([(x + rx * math.cos(a), y + ry * math.sin(a)) for a in angles])
+    return arcs([center], radii, [start], stop - start)
+
+
+def arcs(centers: Iterable[Point], radii: Point, starts: Iterable[float], sweep: float) -> skia.Path:
+    """Equal parts of equal ellipses in one path."""
+    path = skia.Path()
+    rx, ry = radii
+    for (x, y), start in zip(centers, starts, strict=True):
+        path.addArc(skia.Rect.MakeLTRB(x - rx, y - ry, x + rx, y + ry), start, sweep)
+    return path
 
 
 def radial(center: Point, radius: float, colors: Sequence[int], stops: Sequence[float] | None = None) -> skia.Shader:
@@ -137,8 +143,8 @@ class Brush:
     def disc(self, x: float, y: float, radius: float, color: RGB, alpha: float = 1.0) -> None:
         self.canvas.drawCircle(x, y, radius, _paint(argb(color, alpha), 0.0))
 
-    def ring(self, x: float, y: float, radius: float, color: RGB, width: float, alpha: float = 1.0) -> None:
-        self.canvas.drawCircle(x, y, radius, _paint(argb(color, alpha), width))
+    def ring(self, x: float, y: float, radius: float, color: RGB, width: float) -> None:
+        self.canvas.drawCircle(x, y, radius, _paint(argb(color), width))
 
     def line(self, points: Sequence[Point], color: RGB, width: float, alpha: float = 1.0) -> None:
         """A smooth curve through ``points``."""

@@ -70,12 +70,11 @@ def paint_bag(brush: Brush, look: Look, side: int) -> None:
 
 
 def paint_shadow(brush: Brush, look: Look, side: int) -> None:
-    """Colored eye shadow up to the brow."""
+    """Colored eye shadow around the eye and out to the temple."""
     x, _ = eye_center(look.g, side)
-    color = ((64, 60, 226), (128, 40, 214), (20, 110, 220))[look.g.choice[1] % 3]
-    lid = smooth([(x - 11.5, 0), (x - 9, -7.5), (x, -11.5), (x + 9, -7.5), (x + 11.5, 0), (x + side * 14, -4.5)] if side > 0
-                 else [(x - 14, -4.5), (x - 9, -8.5), (x, -11.5), (x + 9, -7.5), (x + 11.5, 0), (x - 11.5, 0)], closed=True)  # fmt: skip
-    brush.fill(lid, color, 0.8)
+    color = ((70, 64, 236), (136, 40, 216), (26, 120, 226))[look.g.choice[1] % 3]
+    lid = [(-12.0, 2.0), (-10.5, -7.0), (-2.0, -11.6), (8.0, -10.6), (15.0, -7.5), (13.0, 1.0), (8.0, 4.0), (0.0, 5.5), (-8.0, 4.0)]
+    brush.fill(smooth([(x + side * px, py) for px, py in lid], closed=True), color, 0.82)
 
 
 def paint_open(brush: Brush, look: Look, side: int, state: str) -> None:
@@ -96,7 +95,7 @@ def paint_open(brush: Brush, look: Look, side: int, state: str) -> None:
     brush.fill(shape, WHITE)
     brush.canvas.save()
     brush.canvas.clipPath(shape, True)
-    paint_iris(brush, look, side, state, x, y)
+    paint_iris(brush, look, side, state)
     brush.shade(shape, linear((0, y - h), (0, y + h * 0.2), [argb((40, 30, 60), 0.42), argb((40, 30, 60), 0.0)]))
     brush.canvas.restore()
     heavy = look.feminine or look.is_("makeup", "heavy")
@@ -117,9 +116,10 @@ def paint_lashes(brush: Brush, side: int, lid: list[tuple[float, float]]) -> Non
     brush.line([((mx + cx) / 2, (my + cy) / 2 - 0.4), ((mx + cx) / 2 + side * 0.8, cy - 4.2)], INK, 1.2)
 
 
-def paint_iris(brush: Brush, look: Look, side: int, state: str, x: float, y: float) -> None:
+def paint_iris(brush: Brush, look: Look, side: int, state: str) -> None:
+    x, y = eye_center(look.g, side)
     gx, gy = _GAZE.get(state, (0.0, 0.0))
-    if state == "side" or state == "bored":
+    if state in {"side", "bored"}:
         gx = gx if look.g.choice[2] % 2 else -gx
     if state == "crossed":
         gx = -side * 4.0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import pairwise
 
 import skia
 
 from export.data.geometry import CROWN_Y
-from export.data.render_brush import Brush, Point, argb, dark, discs, light, linear, smooth
+from export.data.render_brush import Brush, Point, arcs, argb, dark, discs, light, linear, smooth
 from export.data.render_head import lean
 from export.data.render_look import Look
 
@@ -16,7 +17,7 @@ from export.data.render_look import Look
 def _along(points: list[Point], step: float) -> list[Point]:
     """Points at equal distance on the polyline through ``points``."""
     result, rest = [points[0]], step
-    for (ax, ay), (bx, by) in zip(points, points[1:], strict=False):
+    for (ax, ay), (bx, by) in pairwise(points):
         length = math.hypot(bx - ax, by - ay)
         place = rest
         while place < length:
@@ -122,18 +123,17 @@ def rim(look: Look) -> tuple[int, int, int]:
 def paint_strand(brush: Brush, look: Look, line: list[Point], dice: random.Random, index: int) -> None:
     """One strand: straight, in waves or as a row of curls."""
     bright = index % 2 == 0
-    color = (light(look.hair, 0.42) if not look.is_("hair_color", "black") else (104, 104, 140)) if bright else dark(look.hair, 0.42)
+    color = (light(look.hair, 0.3) if not look.is_("hair_color", "black") else (92, 92, 126)) if bright else dark(look.hair, 0.4)
     texture = look.slots["hair_texture"]
     if texture == "straight":
-        brush.line(line, color, 1.5, 0.8)
+        brush.line(line, color, 1.5, 0.75)
         return
-    spots = _along(line, 5.5 if texture == "wavy" else 7.0)
+    spots = _along(line, 5.0 if texture == "wavy" else 5.6)
     if texture == "wavy":
-        brush.line([(x + (2.4 if i % 2 else -2.4), y) for i, (x, y) in enumerate(spots)] if len(spots) > 1 else line, color, 1.7, 0.9)
+        brush.line([(x + (2.2 if i % 2 else -2.2), y) for i, (x, y) in enumerate(spots)] if len(spots) > 1 else line, color, 1.7, 0.9)
         return
-    for x, y in spots:
-        px, py = x + dice.uniform(-0.8, 0.8), y + dice.uniform(-0.8, 0.8)
-        brush.ring(px, py, 2.7, color, 1.5, 0.95)
+    centers = [(x + dice.uniform(-1, 1), y + dice.uniform(-1, 1)) for x, y in spots]
+    brush.stroke(arcs(centers, (2.9, 2.9), [dice.uniform(0.0, 360.0) for _ in spots], 250.0), color, 1.5, 0.95)
 
 
 def paint_cap(brush: Brush, look: Look) -> None:
@@ -155,13 +155,13 @@ def paint_cap(brush: Brush, look: Look) -> None:
     brush.canvas.save()
     brush.canvas.clipPath(cap, True)
     high = CROWN_Y - 3
-    for k, t in enumerate((-0.92, -0.66, -0.4, -0.16, 0.1, 0.34, 0.6, 0.86)):
+    for k, t in enumerate((-0.92, -0.74, -0.56, -0.4, -0.22, -0.06, 0.1, 0.26, 0.42, 0.58, 0.74, 0.9)):
         x = t * look.g.half_width - 2 * look.g.yaw
         start = (x * 0.55, high + abs(t) * 6)
         paint_strand(brush, look, [start, (x * 0.95, -34 + abs(t) * 6), (x * 1.12, -20 + abs(t) * 14)], dice, k)
     brush.canvas.restore()
     if look.is_("bangs", "none") and texture != "curly":
-        brush.line([(look.g.turn(-20, 0), -37), (look.g.turn(-6, 0), -42.5), (look.g.turn(10, 0), -42)], light(look.hair, 0.6), 3.0, 0.5)
+        brush.line([(look.g.turn(-20, 0), -37), (look.g.turn(-6, 0), -42.5), (look.g.turn(10, 0), -42)], light(look.hair, 0.6), 3.0, 0.32)
 
 
 def paint_scalp(brush: Brush, look: Look) -> None:

@@ -29,7 +29,7 @@ def head_path(look: Look) -> skia.Path:
 
 
 def ear_sides(look: Look) -> list[int]:
-    """Which ears can be seen: −1 the viewer's left, 1 the right."""
+    """Which ears can be seen: -1 the viewer's left, 1 the right."""
     if abs(look.g.yaw) < 0.5:
         return [-1, 1]
     return [-1] if look.g.yaw > 0 else [1]
@@ -42,13 +42,17 @@ def ear_x(look: Look, side: int) -> float:
 
 
 def paint_ears(brush: Brush, look: Look) -> None:
-    """Ears with an inner fold."""
+    """Ears with an inner fold; in front of the hair, behind the cheek unless the head turned."""
     for side in ear_sides(look):
         x = ear_x(look, side)
         ear = oval(x, EAR_Y, 6.0, 9.5)
+        brush.canvas.save()
+        if abs(look.g.yaw) < 0.5:
+            brush.canvas.clipPath(head_path(look), skia.ClipOp.kDifference, True)
         brush.fill(ear, mix(look.skin, (214, 90, 80), 0.1))
-        brush.stroke(ear, look.line, 1.2)
-        brush.line([(x + side * 2, EAR_Y - 5), (x - side * 1.5, EAR_Y - 1), (x + side * 0.5, EAR_Y + 4.5)], look.line, 1.3, 0.6)
+        brush.stroke(ear, look.line, 1.3)
+        brush.line([(x + side * 2.6, EAR_Y - 5.5), (x - side * 0.2, EAR_Y - 1), (x + side * 1.5, EAR_Y + 4.5)], look.line, 1.4, 0.65)
+        brush.canvas.restore()
 
 
 def paint_head(brush: Brush, look: Look) -> None:
@@ -57,7 +61,7 @@ def paint_head(brush: Brush, look: Look) -> None:
     if look.is_("chin", "double"):
         paint_double_chin(brush, look)
     center = (g.yaw * 6 - 4, -6.0)
-    colors = [argb(light(look.skin, 0.22)), argb(look.skin), argb(mix(look.skin, dark(look.skin, 0.5), 0.22)), argb(dark(look.skin, 0.36))]
+    colors = [argb(light(look.skin, 0.22)), argb(look.skin), argb(mix(look.skin, dark(look.skin, 0.5), 0.22)), argb(dark(look.skin, 0.3))]
     brush.shade(head, radial(center, 56.0, colors, [0.0, 0.45, 0.72, 1.0]))
     brush.stroke(head, look.line, 1.3)
     brush.canvas.save()
@@ -68,8 +72,13 @@ def paint_head(brush: Brush, look: Look) -> None:
         if look.is_("cheekbones", "high"):
             paint_cheekbone(brush, look, side)
         if look.is_("build", "chubby"):
-            brush.glow(g.turn(side * 25.0), 17, 10, light(look.skin, 0.5), 0.65)
-            brush.line([(g.turn(side * 15.5), 22), (g.turn(side * 22.0), 28.5), (g.turn(side * 31.0), 26)], look.line, 1.6, 0.6)
+            brush.glow(g.turn(side * 25.0), 15.5, 10.5, light(look.skin, 0.42), 0.55)
+            brush.line(
+                [(g.turn(side * 16.5), 20), (g.turn(side * 19.5), 26.5), (g.turn(side * 26.0), 28.5), (g.turn(side * 32.0), 25)],
+                look.line,
+                1.6,
+                0.5,
+            )
     paint_marks_of_age(brush, look)
     if look.is_("cheeks", "rosy"):
         for side in (-1, 1):
@@ -81,13 +90,21 @@ def paint_head(brush: Brush, look: Look) -> None:
 def paint_double_chin(brush: Brush, look: Look) -> None:
     """A second, softer chin below the first."""
     g = look.g
-    x, y = lean(look, g.chin_y), g.chin_y
+    x, y, w = lean(look, g.chin_y), g.chin_y, 0.5 * (g.jaw + g.chin_half)
     fold = smooth(
-        [(x - g.jaw * 0.86, y - 12), (x - g.jaw * 0.6, y + 3), (x, y + 9.5), (x + g.jaw * 0.6, y + 3), (x + g.jaw * 0.86, y - 12)]
+        [
+            (x - w * 1.05, y - 12),
+            (x - w * 0.84, y + 1.5),
+            (x - w * 0.4, y + 8),
+            (x, y + 9.5),
+            (x + w * 0.4, y + 8),
+            (x + w * 0.84, y + 1.5),
+            (x + w * 1.05, y - 12),
+        ]
     )
-    brush.fill(fold, mix(look.skin, dark(look.skin, 0.5), 0.14))
-    brush.stroke(fold, look.line, 1.9)
-    brush.line([(x - g.jaw * 0.36, y + 3.6), (x, y + 5.6), (x + g.jaw * 0.36, y + 3.6)], light(look.skin, 0.45), 1.8, 0.7)
+    brush.fill(fold, mix(look.skin, dark(look.skin, 0.5), 0.12))
+    brush.stroke(fold, look.line, 2.1)
+    brush.line([(x - w * 0.5, y + 4.0), (x, y + 6.2), (x + w * 0.5, y + 4.0)], light(look.skin, 0.5), 2.2, 0.8)
 
 
 def paint_cheekbone(brush: Brush, look: Look, side: int) -> None:

@@ -10,7 +10,7 @@ from export.data.geometry import Geometry
 from export.data.render_brush import RGB, dark, mix, shift
 
 SKIN: dict[str, RGB] = {
-    "light": (250, 205, 168), "pale": (253, 238, 236), "tan": (221, 156, 92), "brown": (152, 92, 52), "dark": (84, 50, 36),
+    "light": (248, 198, 158), "pale": (253, 234, 229), "tan": (216, 150, 86), "brown": (160, 98, 56), "dark": (94, 58, 42),
 }  # fmt: skip
 HAIR: dict[str, RGB] = {
     "black": (36, 33, 44), "brown": (112, 62, 30), "blonde": (246, 212, 98), "red": (214, 74, 26), "gray": (196, 200, 208),
@@ -63,7 +63,7 @@ ACTION_LOOKS: dict[str, Expression] = {
     "weep": Expression("wail", "closed", "sad", "streams"),
     "close_eyes": Expression("rest", "closed"),
     "sleep": Expression("small_open", "closed", "rest", "zzz"),
-    "wink": Expression("smile", "wink", "rest", ""),
+    "wink": Expression("smile", "wink", "rest", "twinkle"),
     "gaze": Expression("rest", "up", "high", "sparkle"),
     "glare": Expression("flat", "narrow", "angry", "rays"),
     "look_around": Expression("rest", "side", "rest", "arrows"),
@@ -83,7 +83,7 @@ EMOTION_LOOKS: dict[str, Expression] = {
     "afraid": Expression("wobbly", "tiny", "sad", "sweat"),
     "surprised": Expression("gasp", "wide", "high", "exclaim"),
     "disgusted": Expression("disgust", "squeezed", "knit", "nausea"),
-    "contemptuous": Expression("smirk", "bored", "one_up", ""),
+    "contemptuous": Expression("smirk", "bored", "one_up", "tilde"),
 }
 
 
@@ -119,11 +119,13 @@ class Look:
 
     def dice(self, salt: int) -> random.Random:
         """A source of decorative variation, the same for the same picture."""
-        return random.Random(self.g.phase * 31 + salt)
+        return random.Random(self.g.phase * 31 + salt)  # noqa: S311 (decoration, no secret)
 
 
 def look_at(slots: Mapping[str, str], g: Geometry) -> Look:
     """Colors and expression of ``slots``."""
+    if slots["hat"] != "none":  # what a hat covers must not peek out
+        slots = {**slots, "bangs": "none", "hairline": "full"}
     skin = shift(SKIN[slots["skin_tone"]], g.tint[0])
     if slots["age"] == "old":
         skin = mix(skin, (150, 145, 145), 0.1)

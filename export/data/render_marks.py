@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from export.data.render_brush import INK, RGB, WHITE, Brush, Point, arc, dark, discs, light, mix, oval, polygon, rounded, smooth
 from export.data.render_eyes import eye_center
@@ -18,7 +18,7 @@ def _outlined(brush: Brush, points: list[Point], color: RGB, width: float) -> No
     brush.line(points, color, width)
 
 
-def _arrow(brush: Brush, points: list[Point], color: RGB, width: float = 2.8) -> None:
+def _arrow(brush: Brush, points: Sequence[Point], color: RGB, width: float = 2.8) -> None:
     """A curved arrow that ends at the last point."""
     (ax, ay), (bx, by) = points[-2], points[-1]
     angle = math.atan2(by - ay, bx - ax)
@@ -58,20 +58,22 @@ def _hand(brush: Brush, look: Look, x: float, y: float, angle: float, *, fist: b
 # Picture marks: coordinates of the 128-pixel picture.
 
 
-def _haha(brush: Brush, look: Look) -> None:
+def _haha(brush: Brush, _look: Look) -> None:
     for side in (-1, 1):
         for k in (0, 1, 2):
             x, y = 64 + side * (49 + 2 * (k % 2)), 50 + 11 * k
             _outlined(brush, [(x, y), (x + side * 4, y + 3), (x + side * 9, y + (k - 1) * 3)], (255, 214, 10), 3.0)
 
 
-def _scribble(brush: Brush, look: Look) -> None:
-    brush.fill(discs(((104, 16, 9), (114, 14, 8), (110, 22, 8))), (92, 94, 108))
+def _scribble(brush: Brush, _look: Look) -> None:
+    cloud = discs(((103, 16, 9), (115, 14, 8), (110, 21, 8)))
+    brush.stroke(cloud, WHITE, 3.0)
+    brush.fill(cloud, (70, 72, 88))
     for k in (0, 1, 2):
-        brush.line([(102 + 6 * k, 32), (99 + 6 * k, 40)], (92, 94, 108), 2.2)
+        _outlined(brush, [(102 + 7 * k, 33), (98 + 7 * k, 42)], (70, 72, 88), 2.4)
 
 
-def _bubble(brush: Brush, look: Look) -> None:
+def _bubble(brush: Brush, _look: Look) -> None:
     body = rounded(92, 4, 126, 27, 10)
     tail = polygon([(99, 24), (108, 26), (95, 37)])
     for path in (body, tail):
@@ -81,7 +83,7 @@ def _bubble(brush: Brush, look: Look) -> None:
     brush.fill(discs(((101, 15.5, 2.7), (109, 15.5, 2.7), (117, 15.5, 2.7))), INK)
 
 
-def _burst(brush: Brush, look: Look) -> None:
+def _burst(brush: Brush, _look: Look) -> None:
     for side in (-1, 1):
         for angle in (-38, -8, 22):
             a = math.radians(angle)
@@ -91,7 +93,7 @@ def _burst(brush: Brush, look: Look) -> None:
             brush.fill(spike, (255, 92, 0))
 
 
-def _notes(brush: Brush, look: Look) -> None:
+def _notes(brush: Brush, _look: Look) -> None:
     for x, y in ((106, 24), (115, 46), (12, 30)):
         _note(brush, x, y, (148, 0, 168), 1.15)
 
@@ -102,7 +104,7 @@ def _puff_at(brush: Brush, x: float, y: float, r: float, color: RGB = (240, 246,
     brush.fill(cloud, color)
 
 
-def _puff(brush: Brush, look: Look) -> None:
+def _puff(brush: Brush, _look: Look) -> None:
     _puff_at(brush, 97, 92, 6.5)
     _puff_at(brush, 113, 78, 4.2)
 
@@ -128,18 +130,18 @@ def _heart_shape(brush: Brush, x: float, y: float, r: float) -> None:
     brush.disc(x - r * 0.45, y - r * 0.4, r * 0.24, WHITE, 0.8)
 
 
-def _heart(brush: Brush, look: Look) -> None:
+def _heart(brush: Brush, _look: Look) -> None:
     _heart_shape(brush, 106, 78, 9.5)
     _heart_shape(brush, 117, 57, 6)
 
 
-def _gloom(brush: Brush, look: Look) -> None:
+def _gloom(brush: Brush, _look: Look) -> None:
     for k in range(4):
         x = 96 + 8.0 * k
         _outlined(brush, [(x, 3), (x, 22 - 3 * (k % 2) + 3)], (34, 52, 128), 2.8)
 
 
-def _vein(brush: Brush, look: Look) -> None:
+def _vein(brush: Brush, _look: Look) -> None:
     x, y = 109.0, 19.0
     for ink, width in ((WHITE, 5.6), ((226, 6, 6), 3.4)):
         for sx in (-1, 1):
@@ -147,7 +149,7 @@ def _vein(brush: Brush, look: Look) -> None:
                 brush.line([(x + sx * 10, y + sy * 3), (x + sx * 3.6, y + sy * 3.6), (x + sx * 3, y + sy * 10)], ink, width)
 
 
-def _exclaim(brush: Brush, look: Look) -> None:
+def _exclaim(brush: Brush, _look: Look) -> None:
     for x in (104.0, 116.0):
         bar = polygon([(x - 3.6, 5), (x + 3.6, 5), (x + 1.8, 22), (x - 1.8, 22)])
         for path in (bar, discs(((x, 28, 3.0),))):
@@ -162,18 +164,18 @@ def _drop_at(brush: Brush, x: float, y: float, r: float, color: RGB = _TEAR) -> 
     brush.disc(x - r * 0.3, y + r * 0.1, r * 0.26, WHITE)
 
 
-def _sweat(brush: Brush, look: Look) -> None:
+def _sweat(brush: Brush, _look: Look) -> None:
     for x, y, r in ((108, 24, 5.6), (118, 42, 4.4), (20, 24, 5.6), (9, 42, 4.4)):
         _drop_at(brush, x, y, r)
 
 
-def _nausea(brush: Brush, look: Look) -> None:
+def _nausea(brush: Brush, _look: Look) -> None:
     for k in range(3):
         x = 98 + 10.0 * k
         _outlined(brush, [(x, 28), (x + 4, 22), (x - 2, 16), (x + 3, 10), (x, 5)], (70, 128, 10), 2.8)
 
 
-def _joy(brush: Brush, look: Look) -> None:
+def _joy(brush: Brush, _look: Look) -> None:
     for x, y, r in ((108, 22, 9.0), (118, 42, 5.5), (14, 30, 6.5)):
         _star(brush, x, y, r, (255, 220, 20))
 
@@ -188,12 +190,21 @@ def _star(brush: Brush, x: float, y: float, r: float, color: RGB) -> None:
     brush.fill(star, color)
 
 
-def _sparkle(brush: Brush, look: Look) -> None:
+def _sparkle(brush: Brush, _look: Look) -> None:
     for x, y, r in ((112, 12, 9.5), (17, 12, 9.5)):
         _star(brush, x, y, r, (190, 250, 255))
 
 
-def _zzz(brush: Brush, look: Look) -> None:
+def _twinkle(brush: Brush, _look: Look) -> None:
+    _star(brush, 115, 46, 8.5, (255, 96, 190))
+
+
+def _tilde(brush: Brush, _look: Look) -> None:
+    for y in (12.0, 22.0):
+        _outlined(brush, [(95, y + 3), (101, y - 2), (108, y + 2), (115, y + 3), (122, y - 2)], (0, 116, 124), 3.0)
+
+
+def _zzz(brush: Brush, _look: Look) -> None:
     for x, y, r in ((98, 34, 4.5), (107, 22, 6.0), (116, 8, 7.5)):
         for ink, width in ((WHITE, 5.0), ((38, 44, 170), 2.8)):
             brush.stroke(
@@ -201,12 +212,12 @@ def _zzz(brush: Brush, look: Look) -> None:
             )
 
 
-def _arrows(brush: Brush, look: Look) -> None:
+def _arrows(brush: Brush, _look: Look) -> None:
     _arrow(brush, [(18, 62), (12, 62), (4, 62)], (8, 110, 190), 3.2)
     _arrow(brush, [(110, 62), (116, 62), (124, 62)], (8, 110, 190), 3.2)
 
 
-def _book(brush: Brush, look: Look) -> None:
+def _book(brush: Brush, _look: Look) -> None:
     for side in (-1, 1):
         cover = polygon([(64, 108), (64 + side * 35, 101), (64 + side * 37, 132), (64, 132)])
         brush.fill(cover, (120, 34, 28))
@@ -218,12 +229,12 @@ def _book(brush: Brush, look: Look) -> None:
     brush.line([(64, 110), (64, 128)], (120, 100, 90), 2.0)
 
 
-def _nod(brush: Brush, look: Look) -> None:
+def _nod(brush: Brush, _look: Look) -> None:
     _arrow(brush, [(112, 40), (119, 52), (119, 66), (112, 78)], (0, 120, 60))
     _arrow(brush, [(16, 78), (9, 66), (9, 52), (16, 40)], (0, 120, 60))
 
 
-def _shake(brush: Brush, look: Look) -> None:
+def _shake(brush: Brush, _look: Look) -> None:
     for side in (-1, 1):
         for k, reach in ((0, 50.0), (1, 57.0)):
             _outlined(
@@ -234,11 +245,11 @@ def _shake(brush: Brush, look: Look) -> None:
             )
 
 
-def _wag(brush: Brush, look: Look) -> None:
-    brush.stroke(arc(64, 62, 60, 58, -140, -112), WHITE, 5.4)
-    brush.stroke(arc(64, 62, 60, 58, -68, -40), WHITE, 5.4)
-    brush.stroke(arc(64, 62, 60, 58, -140, -112), (224, 110, 0), 3.2)
-    brush.stroke(arc(64, 62, 60, 58, -68, -40), (224, 110, 0), 3.2)
+def _wag(brush: Brush, _look: Look) -> None:
+    brush.stroke(arc((64, 62), (60, 58), -140, -112), WHITE, 5.4)
+    brush.stroke(arc((64, 62), (60, 58), -68, -40), WHITE, 5.4)
+    brush.stroke(arc((64, 62), (60, 58), -140, -112), (224, 110, 0), 3.2)
+    brush.stroke(arc((64, 62), (60, 58), -68, -40), (224, 110, 0), 3.2)
     for x, y in ((19, 30), (109, 30)):
         brush.line([(x - 3, y + 5), (x + 3, y - 4)], WHITE, 5.0)
         brush.line([(x - 3, y + 5), (x + 3, y - 4)], (224, 110, 0), 3.0)
@@ -282,7 +293,7 @@ def _wind(brush: Brush, look: Look) -> None:
 
 def _chew(brush: Brush, look: Look) -> None:
     for k in (0, 1):
-        r = 15.0 + 5.5 * k
+        r = 17.5 + 5.5 * k
         _outlined(brush, [(look.g.turn(24, 8) + r * math.cos(a), 25 + r * math.sin(a)) for a in (-0.4, 0.1, 0.6)], (190, 84, 0), 2.4)
 
 
@@ -376,7 +387,7 @@ def _streams(brush: Brush, look: Look) -> None:
         brush.line([(x - 1, 8), (x - 1 + side, 34)], WHITE, 1.8, 0.85)
 
 
-def _rays(brush: Brush, look: Look) -> None:
+def _rays(brush: Brush, _look: Look) -> None:
     for side in (-1, 1):
         for k in (-1, 0, 1):
             _outlined(brush, [(side * 45.0, -2 + 7.0 * k), (side * 57.0, -2 + 12.0 * k)], (214, 0, 0), 2.8)
@@ -384,7 +395,7 @@ def _rays(brush: Brush, look: Look) -> None:
 
 def _headphones(brush: Brush, look: Look) -> None:
     w = look.g.half_width + 5
-    band = arc(0, -8, w, 46, 188, 352)
+    band = arc((0, -8), (w, 46), 188, 352)
     brush.stroke(band, (24, 24, 30), 6.4)
     brush.stroke(band, (70, 74, 90), 2.4)
     for side in (-1, 1):
@@ -415,7 +426,8 @@ Mark = Callable[[Brush, Look], None]
 PICTURE_MARKS: dict[str, Mark] = {
     "haha": _haha, "scribble": _scribble, "bubble": _bubble, "burst": _burst, "notes": _notes, "puff": _puff, "heart": _heart,
     "gloom": _gloom, "vein": _vein, "exclaim": _exclaim, "sweat": _sweat, "nausea": _nausea, "joy": _joy, "sparkle": _sparkle,
-    "zzz": _zzz, "arrows": _arrows, "book": _book, "nod": _nod, "shake": _shake, "wag": _wag, "turn": _turn,
+    "zzz": _zzz, "twinkle": _twinkle, "tilde": _tilde,
+    "arrows": _arrows, "book": _book, "nod": _nod, "shake": _shake, "wag": _wag, "turn": _turn,
 }  # fmt: skip
 FACE_MARKS: dict[str, Mark] = {
     "hand_side": _hand_side, "hand_yawn": _hand_yawn, "wind": _wind, "chew": _chew, "cookie": _cookie, "cup": _cup,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import skia
 
-from export.data.render_brush import INK, WHITE, Brush, argb, dark, discs, light, linear, mix, oval, smooth
+from export.data.render_brush import RGB, WHITE, Brush, arc, argb, dark, discs, light, linear, mix, oval, polygon, smooth
 from export.data.render_head import lean
 from export.data.render_look import Look
 
@@ -36,49 +36,36 @@ _OPEN = {
 
 
 def paint_nose(brush: Brush, look: Look) -> None:
-    """Bridge shadow, tip and nostrils: a ball or a wedge, small or big."""
+    """Bridge, and a tip that is a ball or a wedge, small or big."""
     g = look.g
     big = look.is_("nose_size", "big")
     w, tip = g.nose_w, g.nose_y + (2.0 if big else 0.0)
     x, top = g.turn(0, 11), g.turn(0, 8.5)
     side = 1 if g.yaw >= 0 else -1
-    shade = dark(look.skin, 0.5 if not look.is_("skin_tone", "dark") else 0.65)
-    brush.line([(top + side * 3.0, -5), (top + side * 2.8, 2), (x + side * w * 0.7, tip - w * 0.7)], shade, 1.5 + 0.7 * big, 0.55)
-    brush.line([(top - side * 0.6, -3), (x - side * 0.8, tip - 5)], light(look.skin, 0.65), 2.0 + big, 0.55)
+    shade = dark(look.skin, 0.52 if not look.is_("skin_tone", "dark") else 0.7)
     if look.is_("nose_shape", "pointy"):
-        wedge = smooth([(x, tip - w * 1.5), (x + w * 0.55, tip - w * 0.5), (x + w, tip)], closed=False)
-        wedge.lineTo(x, tip + 2.2 + w * 0.28)
-        wedge.lineTo(x - w, tip)
-        wedge.lineTo(x, tip - w * 1.5)
-        brush.fill(wedge, mix(look.skin, dark(look.skin, 0.5), 0.2))
-        lit = skia.Path()
-        lit.moveTo(x, tip - w * 1.5)
-        lit.lineTo(x - side * w, tip)
-        lit.lineTo(x, tip + 2.2 + w * 0.28)
-        lit.close()
-        brush.fill(lit, light(look.skin, 0.35))
-        brush.stroke(smooth([(x - w, tip), (x - w * 0.5, tip + 1.2), (x, tip + 2.4 + w * 0.3)]), shade, 1.9)
-        brush.stroke(smooth([(x, tip + 2.4 + w * 0.3), (x + w * 0.5, tip + 1.2), (x + w, tip)]), shade, 1.9)
+        _paint_wedge(brush, look, (x, tip), side, shade)
         return
-    ball = oval(x, tip - w * 0.15, w * 0.78, w * 0.72)
+    brush.line([(top + side * 3.0, -6), (top + side * 2.6, 1), (x + side * w * 0.6, tip - w * 0.8)], shade, 1.4 + 0.5 * big, 0.45)
     if big:
         for s in (-1, 1):
-            wing = oval(x + s * w * 0.72, tip + w * 0.08, w * 0.4, w * 0.36)
-            brush.fill(wing, mix(look.skin, dark(look.skin, 0.5), 0.16))
-            brush.stroke(wing, shade, 1.3)
-    brush.fill(ball, mix(look.skin, (220, 96, 80), 0.3 if not look.is_("skin_tone", "dark") else 0.16))
-    brush.line(
-        [
-            (x - w * 0.8, tip - w * 0.05),
-            (x - w * 0.5, tip + w * 0.5),
-            (x, tip + w * 0.62),
-            (x + w * 0.5, tip + w * 0.5),
-            (x + w * 0.8, tip - w * 0.05),
-        ],
-        shade,
-        1.8,
-    )
-    brush.fill(oval(x - w * 0.25, tip - w * 0.42, w * 0.3, w * 0.22), WHITE, 0.75)
+            wing = oval(x + s * w * 0.74, tip + w * 0.1, w * 0.4, w * 0.36)
+            brush.fill(wing, mix(look.skin, dark(look.skin, 0.5), 0.2))
+            brush.stroke(wing, shade, 1.4)
+    ball = oval(x, tip - w * 0.12, w * 0.84, w * 0.78)
+    brush.fill(ball, mix(light(look.skin, 0.12), (224, 84, 72), 0.22 if not look.is_("skin_tone", "dark") else 0.12))
+    brush.stroke(arc((x, tip - w * 0.12), (w * 0.84, w * 0.78), -15, 195), shade, 1.8)
+    brush.fill(oval(x - w * 0.26, tip - w * 0.42, w * 0.3, w * 0.22), WHITE, 0.8)
+
+
+def _paint_wedge(brush: Brush, look: Look, tip: tuple[float, float], side: int, shade: RGB) -> None:
+    """A straight nose with a lit and a dark face and a sharp tip."""
+    (x, y), w, top = tip, look.g.nose_w, look.g.turn(0, 8.5)
+    point = (x, y + 3.4 + w * 0.3)
+    brush.fill(polygon([(top, -5), (x + side * w, y), point]), dark(look.skin, 0.32), 0.85)
+    brush.fill(polygon([(top, -5), (x - side * w, y), point]), light(look.skin, 0.38), 0.85)
+    brush.stroke(polygon([(x - w, y), point, (x + w, y)], closed=False), shade, 2.0)
+    brush.stroke(polygon([(x + side * w, y), (top + side * 1.2, -6)], closed=False), shade, 1.3, 0.8)
 
 
 def paint_mouth(brush: Brush, look: Look) -> None:
@@ -147,8 +134,10 @@ def paint_closed_mouth(brush: Brush, look: Look, kind: str) -> None:
     if kind == "smirk":
         brush.line([(right[0] + 1.5, right[1] - 4), (right[0] + 3.6, right[1]), (right[0] + 1.5, right[1] + 3.4)], look.line, 1.8, 0.9)
     if kind == "chew":
-        brush.glow(g.turn(24, 8), 25, 12, light(look.skin, 0.5), 0.9)
-        brush.line([(g.turn(15, 8), 29), (g.turn(21, 8), 35), (g.turn(30, 8), 34), (g.turn(36, 8), 27)], look.line, 1.9, 0.9)
+        bulge = oval(g.turn(25, 8), 22, 12.5, 11.0)
+        brush.fill(bulge, look.skin)
+        brush.stroke(arc((g.turn(25, 8), 22), (12.5, 11.0), -70, 160), look.line, 2.0)
+        brush.fill(oval(g.turn(22, 8), 18, 4.0, 3.0), light(look.skin, 0.6), 0.8)
 
 
 def paint_open_mouth(brush: Brush, look: Look, kind: str) -> None:
@@ -215,8 +204,9 @@ def _pucker(brush: Brush, look: Look) -> None:
         brush.line([(x + s * 2.0, y - ry * 0.9), (x + s * 1.0, y - 2)], dark(look.lip, 0.5), 1.0, 0.8)
 
 
-def _toothy(brush: Brush, look: Look, shape: skia.Path, lines: list[float], top: float, bottom: float) -> None:
+def _toothy(brush: Brush, look: Look, shape: skia.Path, lines: list[float], span: tuple[float, float]) -> None:
     """A mouth that shows two rows of teeth."""
+    top, bottom = span
     brush.stroke(shape, look.lip, 4.4)
     brush.fill(shape, WHITE)
     brush.canvas.save()
@@ -234,14 +224,14 @@ def _gritted(brush: Brush, look: Look) -> None:
         [(x - 13, y + 4), (x - 10, y - 3), (x, y - 4.4), (x + 10, y - 3), (x + 13, y + 4), (x + 8, y + 5), (x, y + 3.6), (x - 8, y + 5)],
         closed=True,
     )
-    _toothy(brush, look, shape, [x - 8, x - 4, x, x + 4, x + 8], y - 5, y + 6)
+    _toothy(brush, look, shape, [x - 8, x - 4, x, x + 4, x + 8], (y - 5, y + 6))
 
 
 def _wobbly(brush: Brush, look: Look) -> None:
     x, y = look.g.turn(0, 9), look.g.mouth_y
     top = [(x - 12 + 4 * i, y - 3.6 + (1.5 if i % 2 else -1.2)) for i in range(7)]
     low = [(x + 12 - 4 * i, y + 4.4 + (1.5 if i % 2 else -1.2)) for i in range(7)]
-    _toothy(brush, look, smooth([*top, *low], closed=True), [x - 8, x - 4, x, x + 4, x + 8], y - 5, y + 6)
+    _toothy(brush, look, smooth([*top, *low], closed=True), [x - 8, x - 4, x, x + 4, x + 8], (y - 5, y + 6))
 
 
 def _wail(brush: Brush, look: Look) -> None:
@@ -259,7 +249,7 @@ def _sneer(brush: Brush, look: Look) -> None:
     g = look.g
     x, y = g.turn(0, 9), g.mouth_y
     shape = smooth([(x - 12, y + 2.5), (x - 2, y + 1), (x + 7, y - 7), (x + 14, y - 5), (x + 12.5, y + 2), (x + 4, y + 4.5)], closed=True)
-    _toothy(brush, look, shape, [x - 2, x + 3, x + 7, x + 11], y - 8, y + 5)
+    _toothy(brush, look, shape, [x - 2, x + 3, x + 7, x + 11], (y - 8, y + 5))
     brush.line([(x + 9, y - 17), (x + 14, y - 13), (x + 17.5, y - 7)], look.line, 2.2, 0.95)
     for k in (0, 4):
         brush.line([(g.turn(-4, 10), 3.0 + k), (g.turn(0, 10), 5.0 + k), (g.turn(4, 10), 3.0 + k)], look.line, 1.5, 0.9)
@@ -361,6 +351,3 @@ def paint_mustache(brush: Brush, look: Look) -> None:
         brush.fill(lobe, look.brow)
         brush.stroke(lobe, dark(look.brow, 0.5), 1.1)
         brush.line([(x + s * 3, y - 0.4), (x + s * 9, y + 0.8), (x + s * 14, y + 4)], light(look.brow, 0.3), 1.0, 0.8)
-
-
-__all__ = ["INK", "beard_path", "corner_points", "goatee_path", "paint_beard", "paint_mouth", "paint_mustache", "paint_nose"]

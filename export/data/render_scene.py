@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import skia
 
-from export.data.render_brush import INK, WHITE, Brush, argb, dark, light, linear, mix, oval, radial, smooth
+from export.data.render_brush import WHITE, Brush, argb, dark, light, linear, oval, radial, smooth
 from export.data.render_look import Look
 
 SHOULDER_Y = 108.0
@@ -46,8 +46,9 @@ def neck_path(look: Look) -> skia.Path:
     neck, bottom = g.neck, SHOULDER_Y + g.shoulder
     return smooth(
         [
-            (center - neck, 80), (center - neck, bottom - 6), (center - neck - 6, bottom + 1), (center, bottom + 14),
-            (center + neck + 6, bottom + 1), (center + neck, bottom - 6), (center + neck, 80),
+            (center - neck, 80), (center - neck, bottom - 6), (center - neck - 3, bottom - 2),
+            (center, bottom + (8 if look.feminine else 3)),
+            (center + neck + 3, bottom - 2), (center + neck, bottom - 6), (center + neck, 80),
         ],
         closed=True,
     )  # fmt: skip
@@ -159,14 +160,11 @@ def paint_light(canvas: skia.Canvas, look: Look) -> None:
     if look.is_("lighting", "even"):
         return
     lit, shaded = (18.0, 112.0) if look.is_("lighting", "left") else (110.0, 16.0)
-    glare, shade = argb((255, 236, 190)), argb((22, 14, 52))
+    glare, shade = (255, 236, 190), (22, 14, 52)
     shader = linear(
         (lit, 50), (shaded, 58),
-        [(glare & 0xFFFFFF) | (92 << 24), (glare & 0xFFFFFF), (shade & 0xFFFFFF), (shade & 0xFFFFFF) | (150 << 24), (shade & 0xFFFFFF) | (186 << 24)],
+        [argb(glare, 0.36), argb(glare, 0.0), argb(shade, 0.0), argb(shade, 0.59), argb(shade, 0.73)],
         [0.0, 0.36, 0.44, 0.68, 1.0],
     )  # fmt: skip
     paint = skia.Paint(Shader=shader, BlendMode=skia.BlendMode.kSrcATop)
     canvas.drawPaint(paint)
-
-
-__all__ = ["INK", "body_path", "mix", "neck_path", "paint_backdrop", "paint_body", "paint_light", "paint_neckwear"]

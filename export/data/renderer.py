@@ -35,7 +35,7 @@ Mask = NDArray[np.bool_]
 #: Version of the pictures: changes whenever the same seed gives another picture.
 RENDER_VERSION = 1
 
-BLUR_SIGMA = 1.6  # of a 128-pixel picture
+BLUR_SIGMA = 1.45  # of a 128-pixel picture
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _paint_figure(brush: Brush, look: Look) -> None:
     paint_neckwear(brush, look)
     canvas.save()
     _place_head(canvas, look)
-    for paint in (paint_ears, paint_head, paint_beard, paint_eyes, paint_nose, paint_mouth, paint_mustache, paint_cap, paint_brows):
+    for paint in (paint_head, paint_beard, paint_eyes, paint_nose, paint_mouth, paint_mustache, paint_cap, paint_ears, paint_brows):
         paint(brush, look)
     for paint in (paint_mask, paint_eyewear, paint_hat, paint_earrings):
         paint(brush, look)
@@ -120,7 +120,6 @@ def _paint(look: Look, size: int) -> NDArray[np.uint8]:
         PICTURE_MARKS[mark](brush, look)
     if blurred:
         canvas.restore()
-    surface.flushAndSubmit()
     return np.ascontiguousarray(pixels[:, :, :3])
 
 
@@ -136,8 +135,10 @@ def _scalp(look: Look) -> skia.Path:
 def _inner_face(look: Look) -> skia.Path:
     """The face below the hair, which no hair covers."""
     g = look.g
-    return smooth([(g.turn(0, 4), -20), (g.turn(24, 4), -16), (g.turn(g.half_width - 4, 4), 2), (g.turn(g.jaw - 1, 5), 28), (lean(look, 40), g.chin_y + 26),
-                   (g.turn(-g.jaw + 1, 5), 28), (g.turn(-g.half_width + 4, 4), 2), (g.turn(-24, 4), -16)], closed=True)  # fmt: skip
+    half = [(24.0, -16.0, 4.0), (g.half_width - 4, 2.0, 4.0), (g.jaw - 1, 28.0, 5.0)]
+    right = [(g.turn(x, depth), y) for x, y, depth in half]
+    left = [(g.turn(-x, depth), y) for x, y, depth in reversed(half)]
+    return smooth([(g.turn(0, 4), -20), *right, (lean(look, 40), g.chin_y + 26), *left], closed=True)
 
 
 def _eyes_region(look: Look) -> skia.Path:
@@ -198,14 +199,13 @@ _BODY_REGIONS: dict[str, Callable[[Look], skia.Path]] = {"neck": neck_path, "clo
 REGIONS: tuple[str, ...] = (*_HEAD_REGIONS, *_BODY_REGIONS, "background")
 
 
-def _fill_mask(look: Look, size: int, paint: Callable[[skia.Canvas], None]) -> Mask:
+def _fill_mask(size: int, paint: Callable[[skia.Canvas], None]) -> Mask:
     """Coverage of what ``paint`` fills, thresholded at one half."""
     cover = np.zeros((size, size), np.uint8)
     surface = skia.Surface.MakeRasterDirect(skia.ImageInfo.MakeA8(size, size), cover, size)
     canvas = surface.getCanvas()
     canvas.scale(size / 128, size / 128)
     paint(canvas)
-    surface.flushAndSubmit()
     return np.asarray(cover > 127)
 
 
@@ -225,9 +225,12 @@ def _regions(look: Look, size: int) -> dict[str, Mask]:
 
         return paint
 
-    masks = {name: _fill_mask(look, size, on_head(name)) for name in _HEAD_REGIONS}
-    for name, path in _BODY_REGIONS.items():
-        masks[name] = _fill_mask(look, size, lambda canvas, path=path: canvas.drawPath(path(look), _SOLID))
+    def on_body(name: str) -> Callable[[skia.Canvas], None]:
+        return lambda canvas: canvas.drawPath(_BODY_REGIONS[name](look), _SOLID)
+
+    masks = {name: _fill_mask(size, on_head(name)) for name in _HEAD_REGIONS}
+    for name in _BODY_REGIONS:
+        masks[name] = _fill_mask(size, on_body(name))
     masks["clothing"] &= ~masks["skin"]
     figure = masks["skin"] | masks["ears"] | masks["clothing"] | masks["neck"]
     if look.slots["hair_length"] != "bald":
@@ -259,6 +262,7 @@ def render(slots: Mapping[str, str], *, identity: int, seed: int, size: int = 12
         identity: non-negative; the same identity has the same bones.
         seed: non-negative; placement, colors and other nuisance.
         size: width and height in pixels, 32 … 1024.
+        with_regions: also draw the region masks.
 
     Raises:
         InputError: for missing or unknown slots, or a size or seed out of range.

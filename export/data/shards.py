@@ -56,7 +56,7 @@ def _coverage(masks: NDArray[np.bool_], grid: int) -> NDArray[np.uint8]:
     regions, size, _ = masks.shape
     cell = size // grid
     share = masks.reshape(regions, grid, cell, grid, cell).mean((2, 4))
-    return np.rint(share * 255).astype(np.uint8)
+    return np.asarray(np.rint(share * 255), dtype=np.uint8)
 
 
 def _render_shard(job: _Job) -> int:
@@ -87,7 +87,7 @@ def _render_shard(job: _Job) -> int:
     return job.count
 
 
-def _check_arguments(split: str, count: int, first_seed: int, size: int, grid: int, workers: int, shard_size: int) -> None:
+def _check_arguments(*, split: str, count: int, first_seed: int, size: int, grid: int, workers: int, shard_size: int) -> None:
     if split not in SPLITS:
         raise InputError(f"split {split!r} is unknown; choose one of: {', '.join(SPLITS)}")
     if min(count, grid, workers, shard_size) < 1:
@@ -130,6 +130,7 @@ def write_shards(
         directory: made if missing.
         split: "train" or "heldout".
         count: faces in all.
+        first_seed: seed of the first face.
         size: pixels, a multiple of ``grid``.
         grid: cells along one side of the stored region masks.
         workers: processes; 1 renders in this one.
@@ -139,7 +140,7 @@ def write_shards(
     Raises:
         InputError: for arguments out of range, or a folder that holds other faces.
     """
-    _check_arguments(split, count, first_seed, size, grid, workers, shard_size)
+    _check_arguments(split=split, count=count, first_seed=first_seed, size=size, grid=grid, workers=workers, shard_size=shard_size)
     directory.mkdir(parents=True, exist_ok=True)
     meta = {"version": RENDER_VERSION, "split": split, "count": count, "first_seed": first_seed, "size": size, "grid": grid}
     _settle_meta(directory, {**meta, "shard_size": shard_size, "regions": list(REGIONS), "schema": F2EDGE_SCHEMA.to_json()})

@@ -50,7 +50,7 @@ BROW_ACTIONS = frozenset({"frown", "shout", "yawn", "cough", "sneeze", "sneer", 
 #: Actions whose mouth keeps its resting thickness.
 LIP_ACTIONS = frozenset(CALM_ACTIONS | {"smile", "frown", "cry", "wink", "glare"})
 #: Actions whose prop stands in front of the mouth.
-COVERED_MOUTH_ACTIONS = frozenset({"drink", "cough", "sneeze", "play_instrument", "yawn"})
+COVERED_MOUTH_ACTIONS = frozenset({"drink", "cough", "sneeze", "sniff", "play_instrument", "yawn"})
 
 _BELOW_MASK = (
     "lips", "lipstick", "mustache", "beard", "chin", "nose_shape", "nose_size", "cheeks", "cheekbones", "skin_texture", "sideburns",
@@ -193,54 +193,40 @@ def _settle_split(rng: np.random.Generator, slots: dict[str, str], split: str) -
         slots["clothing_color"] = _pick(rng, dict.fromkeys(F2EDGE_SCHEMA["clothing_color"].values, 1.0))
 
 
+#: Slots hidden whenever another one has a value: (slot, values, hidden slots).
+_HIDES: tuple[tuple[str, frozenset[str], tuple[str, ...]], ...] = (
+    ("face_mask", frozenset({"worn"}), _BELOW_MASK),
+    ("eyewear", frozenset({"sunglasses"}), ("eye_color", "eye_shape", "eye_bags", "makeup")),
+    ("action", CLOSED_EYE_ACTIONS, ("eye_color", "eye_shape")),
+    ("action", frozenset({"shout", "gaze", "cry", "wink", "sneer", "frown", "smoke", "make_a_face"}), ("eye_shape",)),
+    ("action", frozenset({"weep", "cry"}), ("eye_bags",)),
+    ("action", BROW_ACTIONS, ("eyebrow_shape",)),
+    ("action", COVERED_MOUTH_ACTIONS, ("lips", "lipstick", "nose_shape", "nose_size", "chin", "mustache", "beard")),
+    ("action", frozenset({"make_a_face", "shout", "laugh", "sing"}), ("chin",)),
+    ("action", frozenset(ACTIONS) - CALM_ACTIONS, ("emotion",)),
+    ("action", frozenset(ACTIONS) - LIP_ACTIONS, ("lips",)),
+    ("action", frozenset({"listen_to_music"}), ("earrings", "sideburns")),
+    ("action", frozenset({"read", "cough", "yawn", "turn"}), ("necklace", "necktie")),
+    ("emotion", frozenset({"disgusted"}), ("eye_color",)),
+    ("emotion", frozenset(EMOTIONS) - {"neutral"}, ("eye_shape", "eyebrow_shape")),
+    ("emotion", frozenset(EMOTIONS) - {"neutral", "sad"}, ("lips",)),
+    ("beard", frozenset({"goatee"}), ("chin",)),
+    ("beard", frozenset({"full"}), ("chin", "face_shape", "sideburns")),
+    ("hair_length", frozenset({"bald"}), ("hair_color", "hair_texture", "bangs", "hairline", "sideburns")),
+    ("hair_length", frozenset({"medium", "long"}), ("sideburns",)),
+    ("hat", frozenset({"cap", "beanie", "brimmed"}), ("hairline", "bangs")),
+    ("bangs", frozenset({"straight", "side_swept"}), ("hairline",)),
+)  # fmt: skip
+
+
 def _hidden(slots: Mapping[str, str]) -> set[str]:
-    action, emotion, hair, hat = slots["action"], slots["emotion"], slots["hair_length"], slots["hat"]
-    masked, shaded = slots["face_mask"] == "worn", slots["eyewear"] == "sunglasses"
-    hidden: set[str] = set()
-    if masked:
-        hidden.update(_BELOW_MASK)
-        if shaded:
-            hidden.update(("gender_presentation", "age"))
-    if shaded:
-        hidden.update(("eye_color", "eye_shape", "eye_bags", "makeup"))
-    if action in CLOSED_EYE_ACTIONS or emotion == "disgusted":
-        hidden.update(("eye_color", "eye_shape"))
-    if emotion in ("afraid", "surprised", "contemptuous", "angry", "sad", "happy") or action in ("shout", "gaze", "cry", "wink", "sneer"):
-        hidden.add("eye_shape")
-    if action in ("weep", "cry"):
-        hidden.add("eye_bags")
-    if emotion != "neutral" or action in BROW_ACTIONS:
-        hidden.add("eyebrow_shape")
-    if emotion not in ("neutral", "sad") or action not in LIP_ACTIONS:
-        hidden.add("lips")
-    if action in COVERED_MOUTH_ACTIONS:
-        hidden.update(("lips", "lipstick"))
-    if action in ("drink", "cough", "sneeze", "yawn", "sniff", "play_instrument", "make_a_face"):
-        hidden.update(("nose_shape", "nose_size", "chin", "mustache", "beard"))
-    if action in ("shout", "laugh", "sing"):
-        hidden.add("chin")
-    if action not in CALM_ACTIONS:
-        hidden.add("emotion")
-    if action == "listen_to_music":
-        hidden.update(("earrings", "sideburns"))
-    if action == "read":
-        hidden.update(("necklace", "necktie"))
-        if hair == "long":
-            hidden.add("clothing_color")
-    if slots["beard"] != "none":
-        hidden.update(("chin", "face_shape") if slots["beard"] == "full" else ("chin",))
-    if slots["beard"] == "full":
-        hidden.add("sideburns")
-    if hair == "bald":
-        hidden.update(("hair_color", "hair_texture", "bangs", "hairline", "sideburns"))
-    if hair in ("medium", "long"):
-        hidden.add("sideburns")
-    if hat != "none":
-        hidden.update(("hairline", "bangs"))
-        if hair == "short":
-            hidden.add("hair_texture")
-    if slots["bangs"] != "none":
-        hidden.add("hairline")
+    hidden = {name for slot, values, names in _HIDES if slots[slot] in values for name in names}
+    if slots["face_mask"] == "worn" and slots["eyewear"] == "sunglasses":
+        hidden |= {"gender_presentation", "age"}
+    if slots["action"] == "read" and slots["hair_length"] == "long":
+        hidden.add("clothing_color")
+    if slots["hat"] != "none" and slots["hair_length"] == "short":
+        hidden.add("hair_texture")
     return hidden
 
 
