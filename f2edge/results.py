@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,6 @@ from PIL import Image
 
 from f2edge.decoding.schedule import Schedule
 from f2edge.layout import Ids
-from f2edge.manifest import GenerationDefaults
 
 
 @dataclass(frozen=True)
@@ -28,10 +27,9 @@ class GenerateOptions:
     guidance_interval: tuple[float, float] | None = None
     guidance_ramp: bool | None = None
 
-    def resolve(self, defaults: GenerationDefaults) -> Schedule:
+    def resolve(self, defaults: Schedule) -> Schedule:
         """The schedule, checked; :class:`~f2edge.errors.InputError` names an option that is out of range."""
-        asked = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        return Schedule(**{**{f.name: getattr(defaults, f.name) for f in fields(defaults)}, **asked})
+        return replace(defaults, **{f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None})
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class OnnxRuntimeBackend:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors only: they are raised, warnings would land in a user's terminal
+        options.log_severity_level = 4  # errors are raised; what is logged lands in a user's terminal
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
