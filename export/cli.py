@@ -38,6 +38,7 @@ Steps = Annotated[int | None, typer.Option(help="Optimizer steps in all, counted
 BatchSize = Annotated[int | None, typer.Option("--batch", help="Rows of one micro batch in one process.")]
 Accumulate = Annotated[int | None, typer.Option(help="Micro batches of one step.")]
 Rate = Annotated[float | None, typer.Option("--rate", help="Peak learning rate.")]
+Optimizer = Annotated[str | None, typer.Option(help="adamw or muon.")]
 Schedule = Annotated[str | None, typer.Option(help="wsd, cosine or constant.")]
 DecayFraction = Annotated[float | None, typer.Option(help="Share of the steps over which wsd cools down.")]
 Ema = Annotated[float | None, typer.Option(help="Decay of the weight average; 0 turns it off.")]
@@ -96,6 +97,7 @@ def train_tokenizer(
     batch: BatchSize = None,
     accumulate: Accumulate = None,
     rate: Rate = None,
+    optimizer: Optimizer = None,
     schedule: Schedule = None,
     decay_fraction: DecayFraction = None,
     ema: Ema = None,
@@ -124,6 +126,7 @@ def train_encoders(
     batch: BatchSize = None,
     accumulate: Accumulate = None,
     rate: Rate = None,
+    optimizer: Optimizer = None,
     schedule: Schedule = None,
     decay_fraction: DecayFraction = None,
     ema: Ema = None,
@@ -152,6 +155,7 @@ _FIELDS = {
     "batch": "batch",
     "accumulate": "accumulate",
     "rate": "learning_rate",
+    "optimizer": "optimizer",
     "schedule": "schedule",
     "decay_fraction": "decay_fraction",
     "ema": "ema",

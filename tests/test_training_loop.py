@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from export.training.checkpoint import checkpoints, latest_checkpoint, load_weights, save_weights, weights_metadata
 from export.training.loop import Batch, DivergedError, Figures, TrainOptions, train
-from export.training.optimization import Averages, Optimization, rate_factor
+from export.training.optimization import Averages, Optimization, hidden_matrices, orthogonalised, rate_factor
 from f2edge.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +55,15 @@ class ToyTask:
 
     def validate(self, model: Mapping[str, nn.Module], step: int, directory: Path) -> dict[str, float]:
         (directory / f"{step}.txt").write_text("seen", encoding="utf-8")
-        return {"weight": float(model["model"].state_dict()["3.bias"]), "training": float(model["model"].training)}
+        return {"weight": float(model["model"].state_dict()["0.bias"][0]), "training": float(model["model"].training)}
+
+
+class Wide(ToyTask):
+    """With one matrix that Muon takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model.insert(3, nn.Linear(16, 16))
 
 
 def options(out: Path, steps: int = 12, **changes: object) -> TrainOptions:
@@ -69,17 +77,17 @@ def rows(out: Path) -> dict[int, dict[str, float]]:
     return {row["step"]: {k: v for k, v in row.items() if k != "rows_per_s"} for row in found if "loss/model" in row}
 
 
-def weights(path: Path, name: str = "model", *, ema: bool = False) -> dict[str, Tensor]:
-    task = ToyTask()
+def weights(path: Path, name: str = "model", kind: type[ToyTask] = ToyTask, *, ema: bool = False) -> dict[str, Tensor]:
+    task = kind()
     load_weights(path, task.modules[name], ema=ema, name=name)
     return dict(task.modules[name].state_dict())
 
 
-def assert_same_weights(one: Path, other: Path) -> None:
+def assert_same_weights(one: Path, other: Path, kind: type[ToyTask] = ToyTask) -> None:
     for name in ("model", "critic"):
         for ema in (False, True):
-            for key, tensor in weights(one, name, ema=ema).items():
-                assert torch.equal(tensor, weights(other, name, ema=ema)[key]), (name, ema, key)
+            for key, tensor in weights(one, name, kind, ema=ema).items():
+                assert torch.equal(tensor, weights(other, name, kind, ema=ema)[key]), (name, ema, key)
 
 
 def test_training_learns_and_keeps_two_checkpoints(tmp_path: Path) -> None:
@@ -91,16 +99,17 @@ def test_training_learns_and_keeps_two_checkpoints(tmp_path: Path) -> None:
     assert not [p for p in tmp_path.rglob("*") if p.suffix in (".pt", ".pkl", ".bin")]
 
 
-def test_resumed_run_equals_uninterrupted_run(tmp_path: Path) -> None:
-    train(ToyTask(), options(tmp_path / "whole"))
-    train(ToyTask(), options(tmp_path / "halves", 7, schedule="constant"))
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resumed_run_equals_uninterrupted_run(tmp_path: Path, optimizer: str) -> None:
+    # The law of the rate depends on the number of steps, so all are run with a constant one.
+    train(Wide(), options(tmp_path / "halves", 7, schedule="constant", optimizer=optimizer))
     assert sorted(rows(tmp_path / "halves")) == list(range(1, 8))
-    # The law of the rate depends on the number of steps, so both are run with a constant one here.
-    train(ToyTask(), options(tmp_path / "halves", 12, schedule="constant"))
-    train(ToyTask(), options(tmp_path / "constant", 12, schedule="constant"))
-    assert rows(tmp_path / "halves") == rows(tmp_path / "constant")
-    assert rows(tmp_path / "whole") != rows(tmp_path / "constant")
-    assert_same_weights(tmp_path / "halves", tmp_path / "constant")
+    train(Wide(), options(tmp_path / "halves", 12, schedule="constant", optimizer=optimizer))
+    train(Wide(), options(tmp_path / "whole", 12, schedule="constant", optimizer=optimizer))
+    train(Wide(), options(tmp_path / "other", 12, schedule="constant", optimizer="adamw", seed=optimizer == "adamw"))
+    assert rows(tmp_path / "halves") == rows(tmp_path / "whole")
+    assert rows(tmp_path / "other") != rows(tmp_path / "whole")
+    assert_same_weights(tmp_path / "halves", tmp_path / "whole", Wide)
 
 
 def test_killed_run_resumes_exactly(tmp_path: Path) -> None:
@@ -182,7 +191,7 @@ def test_a_loss_reaches_its_own_module_only_and_late_critic_waits(tmp_path: Path
     train(task, options(tmp_path, 5))
     assert all(torch.equal(before[key], tensor) for key, tensor in task.critic.state_dict().items())
     task.losses({"x": torch.randn(8, 4), "y": torch.randn(8, 1)}, 9)
-    optimization = Optimization(task.model, 1e-3, (0.9, 0.99), 0.0, 1.0)
+    optimization = Optimization(task.model, "adamw", 1e-3, betas=(0.9, 0.99), weight_decay=0.0, clip=1.0)
     optimization.backward(task.critic(task.model(torch.randn(8, 4))).mean())
     assert optimization.gradients.abs().sum() > 0
     assert task.critic.weight.grad is None or not task.critic.weight.grad.any()
@@ -193,9 +202,9 @@ def test_validation_sees_averaged_weights_in_eval_mode(tmp_path: Path) -> None:
     train(task, options(tmp_path, 10, validate_every=10, ema=0.99, learning_rate=0.05))
     last = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()][-1]
     assert last["validate/training"] == 0.0
-    assert last["validate/weight"] == float(weights(tmp_path, ema=True)["3.bias"])
-    assert last["validate/weight"] != float(task.model.state_dict()["3.bias"])  # swapped back afterwards
-    assert float(task.model.state_dict()["3.bias"]) == float(weights(tmp_path, ema=False)["3.bias"])
+    assert last["validate/weight"] == float(weights(tmp_path, ema=True)["0.bias"][0])
+    assert last["validate/weight"] != float(task.model.state_dict()["0.bias"][0])  # swapped back afterwards
+    assert float(task.model.state_dict()["0.bias"][0]) == float(weights(tmp_path, ema=False)["0.bias"][0])
     assert (tmp_path / "samples" / "10.txt").exists()
 
 
@@ -223,6 +232,34 @@ def test_rate_law(steps: int, warmup: int, schedule: str, fraction: float) -> No
         assert set(after) <= {1.0}
     if schedule == "wsd" and warmup < (stable := int(steps * (1 - fraction))):
         assert factors[warmup:stable] == [1.0] * (stable - warmup)
+
+
+@pytest.mark.parametrize("shape", [(24, 60), (60, 24), (3, 32, 48)])
+def test_muon_orthogonalises(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(shape)
+    values = torch.linalg.svdvals(orthogonalised(matrix))
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    nearest = u @ v
+    cosine = torch.nn.functional.cosine_similarity(orthogonalised(matrix).flatten(), nearest.flatten(), dim=0)
+    assert cosine > 0.97
+
+
+def test_muon_takes_hidden_matrices_only() -> None:
+    model = nn.ModuleDict(
+        {
+            "embedding": nn.Embedding(64, 32),
+            "inner": nn.Linear(32, 48),
+            "window": nn.Conv2d(16, 16, 3),
+            "entry": nn.Conv2d(3, 8, 3),
+            "head": nn.Linear(32, 64),
+        }
+    )
+    model.experts = nn.Parameter(torch.zeros(4, 32, 32))
+    found = {id(p) for p in hidden_matrices(model)}
+    assert {name for name, p in model.named_parameters() if id(p) in found} == {"inner.weight", "window.weight", "experts"}
 
 
 def test_divergence_is_told(tmp_path: Path) -> None:

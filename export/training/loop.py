@@ -87,7 +87,8 @@ class TrainOptions:
         warmup: steps of linear warm-up.
         schedule: "cosine" (to 0), "constant" or "wsd": warm-up, stable, then 1 - sqrt decay to 0 over the last ``decay_fraction`` of the
             steps (arXiv 2405.18392). With "wsd" a run can be stopped at any time and resumed with fewer ``steps`` to cool down early.
-        weight_decay: AdamW's, on tensors of two or more axes.
+        optimizer: "adamw", or "muon" (hidden matrices by Muon, the rest by AdamW; same rate), except for the modules in ``adamw_only``.
+        weight_decay: on tensors of two or more axes.
         clip: gradient norm per module; 0 turns it off.
         ema: decay of the weight average, ramped up from 0.1 by ``(1 + step) / (10 + step)``; 0 turns it off.
         bf16: autocast to bfloat16.
@@ -104,6 +105,8 @@ class TrainOptions:
     warmup: int = 100
     schedule: str = "wsd"
     decay_fraction: float = 0.25
+    optimizer: str = "adamw"
+    adamw_only: tuple[str, ...] = ("critic",)
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 1.0
@@ -123,6 +126,8 @@ class TrainOptions:
                 raise InputError(f"training: {name} must be at least 1, got {getattr(self, name)}")
         if self.schedule not in ("cosine", "constant", "wsd"):
             raise InputError(f"training: unknown schedule {self.schedule!r}; choose cosine, constant or wsd")
+        if self.optimizer not in ("adamw", "muon"):
+            raise InputError(f"training: unknown optimizer {self.optimizer!r}; choose adamw or muon")
         if not 0 <= self.ema < 1:
             raise InputError(f"training: ema must lie in [0, 1), got {self.ema}")
 
@@ -165,7 +170,12 @@ class _Run:
         self.modules = {name: module.to(device).train() for name, module in task.modules.items()}
         self.optimizations = {
             name: Optimization(
-                module, options.learning_rate * options.rate_scale.get(name, 1.0), options.betas, options.weight_decay, options.clip
+                module,
+                options.optimizer if name not in options.adamw_only else "adamw",
+                options.learning_rate * options.rate_scale.get(name, 1.0),
+                betas=options.betas,
+                weight_decay=options.weight_decay,
+                clip=options.clip,
             )
             for name, module in self.modules.items()
         }

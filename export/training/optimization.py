@@ -1,4 +1,4 @@
-"""Updates of one module: flat gradients, AdamW, clipping, the learning-rate law, and the exponential average of the weights."""
+"""Updates of one module: flat gradients, AdamW, Muon, clipping, the learning-rate law, and the exponential average of the weights."""
 
 from __future__ import annotations
 
@@ -26,9 +26,20 @@ def rate_factor(step: int, steps: int, warmup: int, schedule: str, decay_fractio
 
 
 class Optimization:
-    """AdamW for one module whose gradients are views into one flat buffer, ready to be averaged, measured and scaled in one go."""
+    """Updates of one module whose gradients are views into one flat buffer, ready to be averaged, measured and scaled in one go.
 
-    def __init__(self, module: nn.Module, rate: float, betas: tuple[float, float], weight_decay: float, clip: float) -> None:
+    Args:
+        module: its parameters that require gradients are trained.
+        method: "adamw" (arXiv 1711.05101), or "muon": hidden weight matrices by :class:`Muon`, all else by AdamW.
+        rate: peak learning rate.
+        betas: AdamW's; the first is Muon's momentum too.
+        weight_decay: on tensors of two or more axes.
+        clip: largest gradient norm; 0 turns it off.
+    """
+
+    def __init__(
+        self, module: nn.Module, method: str, rate: float, *, betas: tuple[float, float], weight_decay: float, clip: float
+    ) -> None:
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.rate, self.clip = rate, clip
         first = self.parameters[0]
@@ -37,12 +48,18 @@ class Optimization:
         for p in self.parameters:  # a view with the parameter's own strides: channels-last weights need equal layouts in the fused kernel
             p.grad = self.gradients.as_strided(p.size(), p.stride(), offset)
             offset += p.numel()
+        hidden = hidden_matrices(module) if method == "muon" else []
+        rest = [p for p in self.parameters if not any(p is h for h in hidden)]
         groups: list[dict[str, Any]] = [
-            {"params": [p for p in self.parameters if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in self.parameters if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, betas=betas, fused=True)
-        self._moments = self._allocate()
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if rest:
+            self.optimizers.append(torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, betas=betas, fused=True))
+        if hidden:
+            self.optimizers.append(Muon(hidden, rate, 0.95, weight_decay))
+        self._state = self._allocate({id(h) for h in hidden})
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add a loss' gradients, for this module's parameters only."""
@@ -54,26 +71,85 @@ class Optimization:
         if math.isfinite(norm):
             if self.clip and norm > self.clip:
                 self.gradients *= self.clip / norm
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.rate * factor
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = self.rate * factor
+                optimizer.step()
         self.gradients.zero_()
         return norm
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The live tensors of AdamW (first and second moments, update counts), to be written or filled in place."""
-        return self._moments
+        """The live tensors of the optimizers (moments, update counts), to be written or filled in place."""
+        return self._state
 
-    def _allocate(self) -> dict[str, torch.Tensor]:
-        """AdamW makes its state lazily at the first step; made here so that a fresh and a resumed run are alike."""
+    def _allocate(self, hidden: set[int]) -> dict[str, torch.Tensor]:
+        """Optimizers make their state lazily at the first step; made here so that a fresh and a resumed run are alike."""
         tensors: dict[str, torch.Tensor] = {}
         for index, p in enumerate(self.parameters):
-            state = self.optimizer.state[p]
-            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            tensors |= {f"{index:04d}.{key}": state[key] for key in ("step", "exp_avg", "exp_avg_sq")}
+            muon = id(p) in hidden
+            state = self.optimizers[-1 if muon else 0].state[p]
+            for key in ("momentum",) if muon else ("exp_avg", "exp_avg_sq"):
+                state[key] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            if not muon:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+            tensors |= {f"{index:04d}.{key}": value for key, value in state.items()}
         return tensors
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrix is replaced by the nearest semi-orthogonal one before it is applied.
+
+    Keller Jordan's method, with the scale of arXiv 2502.16982 (section 2.2): an update has the root mean square of AdamW's, so one learning
+    rate and one weight decay serve both.  Convolutions count as matrices (outputs, inputs x window), three axes as a batch of matrices.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], rate: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(parameters, {"lr": rate, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update from the gradients; ``closure`` is not used."""
+        del closure
+        for group in self.param_groups:
+            for p in group["params"]:
+                average = self.state[p]["momentum"]
+                average.lerp_(p.grad, 1 - group["momentum"])
+                nesterov = torch.lerp(p.grad, average, group["momentum"])
+                matrix = nesterov if p.ndim == 3 else nesterov.flatten(1)  # ([E,] m, n)
+                update = orthogonalised(matrix).reshape(p.shape)
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update, alpha=-group["lr"] * 0.2 * max(matrix.shape[-2:]) ** 0.5)
+
+
+def orthogonalised(matrix: torch.Tensor, iterations: int = 5) -> torch.Tensor:
+    """About U V^T of the singular value decomposition U S V^T, for (..., m, n), in float32.
+
+    Five Newton-Schulz steps in bfloat16 with coefficients chosen for speed: singular values end between 0.7 and 1.2.
+    """
+    x = matrix.bfloat16()
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(iterations):
+        square = x @ x.mT  # (..., m, m)
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    result: torch.Tensor = (x.mT if tall else x).float()
+    return result
+
+
+def hidden_matrices(module: nn.Module, smallest: int = 16) -> list[nn.Parameter]:
+    """Weights between hidden layers, for :class:`Muon`: two to four axes, no side below ``smallest``.
+
+    Embeddings and output heads ("embed", "head" or "table" in their name) are none: their rows are separate things.
+    """
+    found = []
+    for name, p in module.named_parameters():
+        outer = any(word in name for word in ("embed", "head", "table"))
+        sides = p.shape[-2:] if p.ndim == 3 else (p.shape[0], p[0].numel()) if p.ndim in (2, 4) else (0,)
+        if p.requires_grad and not outer and min(sides) >= smallest:
+            found.append(p)
+    return found
 
 
 class Averages:
