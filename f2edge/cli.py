@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -83,4 +84,6 @@ def _report(error: Exception) -> int:
 
 def main() -> None:
     """Entry point of the ``f2edge`` script."""
+    if os.environ.get("F2EDGE_DEBUG") != "1":
+        warnings.simplefilter("ignore")  # of libraries, about the inside of a picture
     sys.exit(run(sys.argv[1:]))

@@ -63,7 +63,7 @@ def decode(data: bytes, *, name: str = "the image", limits: ImageLimits = DEFAUL
         ImageError: names the image, the rule that it breaks and the cure.
     """
     if len(data) > limits.largest_bytes:
-        raise ImageError(f"{name} is larger than {limits.largest_bytes / 2**20:g} MiB; save it smaller")
+        raise ImageError(f"{name} is larger than {limits.largest_bytes / 2**20:.3g} MiB; save it smaller")
     kind = _kind(data)
     if kind is None:
         if not data:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import tempfile
@@ -37,6 +38,8 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
             raise OutputError(f"{target}: is a folder; give the name of a file")
         if not target.parent.is_dir():
             raise OutputError(f"{target}: the folder {target.parent} does not exist; create it first")
+        with contextlib.suppress(FileNotFoundError):
+            target.lstat()  # raises for a name that no file can have
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".f2edge-"):
             return target
     except (OSError, ValueError) as error:
