@@ -80,6 +80,11 @@ def replace(node: ir.Node, value: ir.Value) -> None:
     graph.remove(node, safe=True)
 
 
+def _transposed(value: ir.Value, axes: tuple[int, ...]) -> str:
+    """Name of a constant with its axes permuted; ``….T`` for a matrix, as :func:`export.trace.restore_names` has it."""
+    return f"{value.name}.T" if axes == (1, 0) else f"{value.name}.{'_'.join(map(str, axes))}"
+
+
 def _fold_transposes(graph: ir.Graph) -> None:
     """``Transpose`` of a constant becomes a constant (the optimiser leaves large ones alone)."""
     for node in list(graph):
@@ -91,7 +96,7 @@ def _fold_transposes(graph: ir.Graph) -> None:
             continue
         permutation = node.attributes.get("perm")
         axes = tuple(permutation.as_ints()) if permutation is not None else tuple(reversed(range(array.ndim)))
-        replace(node, add_constant(graph, f"{source.name}.{'_'.join(map(str, axes))}", array.transpose(axes)))
+        replace(node, add_constant(graph, _transposed(source, axes), array.transpose(axes)))
 
 
 def _split_gemms(graph: ir.Graph) -> None:
@@ -107,7 +112,7 @@ def _split_gemms(graph: ir.Graph) -> None:
         assert source is not None
         insert = Inserter(graph, node, node.name or node.op_type)
         if settings.get("transB"):
-            source = add_constant(graph, f"{source.name}.1_0", weight.T)
+            source = add_constant(graph, _transposed(source, (1, 0)), weight.T)
         product = insert("MatMul", node.inputs[0], source)
         product.dtype, product.shape = node.outputs[0].dtype, node.outputs[0].shape
         bias = node.inputs[2] if len(node.inputs) > 2 else None

@@ -46,7 +46,7 @@ class Recipe:
         convolutions: how convolution weights are stored: "float32", "float16" or "int8".
         smooth: SmoothQuant's alpha (arXiv 2211.10438) for linear layers with calibration figures, or None.
         keep: constants whose name matches stay fp32.
-        smallest: linear layers with fewer inputs (K) than this stay fp32: nothing to win.
+        smallest: linear layers and tables with fewer rows or columns than this stay fp32: nothing to win.
     """
 
     name: str
@@ -144,7 +144,7 @@ def _linear_layers(graph: ir.Graph, recipe: Recipe, calibration: Calibration) ->
         if weight is None or source is None or x is None or weight.ndim != 2 or weight.dtype != np.float32:
             continue
         assert source.name is not None
-        if weight.shape[0] < recipe.smallest or re.search(recipe.keep, source.name):
+        if min(weight.shape) < recipe.smallest or re.search(recipe.keep, source.name):
             continue
         divisor = None
         if recipe.smooth is not None and source.name in calibration:

@@ -261,6 +261,20 @@ def _export(module: nn.Module, examples: dict[str, Tensor], axes: Mapping[str, t
     return model
 
 
+def _check_dynamic(model: ir.Model, axes: Mapping[str, tuple[int | str, ...]]) -> None:
+    """Refuse a graph in which the tracer froze an axis to the example's size; it does so without a word, for instance at ``len(tensor)``."""
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.name not in axes or value.shape is None:
+            continue
+        frozen = [
+            str(axis) for axis, size in zip(axes[value.name], value.shape, strict=True) if axis in _TRACED and size == _TRACED[str(axis)]
+        ]
+        if frozen:
+            raise LoweringError(
+                f"tensor {value.name!r}: axis {', '.join(frozen)} was frozen while tracing; the module must not turn sizes into numbers"
+            )
+
+
 def _digest(array: np.ndarray) -> tuple[tuple[int, ...], bytes]:
     return array.shape, hashlib.sha256(np.ascontiguousarray(array).data).digest()
 
@@ -300,6 +314,7 @@ def trace(name: str, models: Models) -> ir.Model:
         inputs, outputs = {key: inputs[key] for key in taken}, ["logits"]
     examples = {key: _example(dtype, axes[key]) for key, dtype in inputs.items()}
     model = _export(module, examples, axes, outputs)
+    _check_dynamic(model, axes)
     restore_names(model, module)
     model = lower(model)
     if name == "t2i_step":

@@ -1,0 +1,298 @@
+"""Parity: what the exported graphs compute, against PyTorch, on real inputs, in numbers that travel in the manifest.
+
+:class:`TorchBackend` runs the graphs of ``f2edge.graphs`` with the PyTorch modules, behind the same interface as every other backend, so
+the whole runtime (``FacePipeline``) runs on it, and a reference run is an ordinary run.  :class:`Recorder` keeps what a run feeds to each
+graph; :func:`replay` gives the same inputs to another implementation.
+
+Measured by :func:`measure`, per graph: largest and mean error and cosine of every float output, agreement of every integer output, the same
+for the logits inside the step graph, routing agreement (:mod:`export.census`), and whether whole decodings of many prompts end in the same
+tokens.  In fp32 these must be the same up to ties, which are listed with their margin.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from export.census import RoutingAgreement, find_routers, mixtures, routing_agreement
+from export.lower import Array
+from export.model.experts import Router
+from export.sampling_graph import gumbel, sample
+from export.trace import Models, wrapper
+from f2edge.backends.base import Value, host, pack_arrays
+from f2edge.backends.onnxruntime import OnnxRuntimeBackend
+from f2edge.decoding.parallel import decode
+from f2edge.decoding.schedule import Schedule, plan
+from f2edge.graphs import SIGNATURES
+from f2edge.layout import TokenLayout, left_pad
+from f2edge.prefix_cache import PromptPrefixes
+
+_SAMPLING = ("codes", "token_temperature", "temperature", "noise_key", "priority", "masked_after")
+
+
+class TorchBackend:
+    """The graphs of one model, run by PyTorch in fp32; a :class:`f2edge.backends.base.Backend`.
+
+    ``chosen`` collects the routers' decisions of each graph while ``record_routing`` is on: graph → mixture → list of (…, K).
+    """
+
+    name = "torch"
+
+    def __init__(self, models: Models) -> None:
+        self.models = models
+        self.record_routing = False
+        self.chosen: dict[str, dict[str, list[Array]]] = {}
+        self.logits: list[Array] = []
+        self._modules: dict[str, nn.Module] = {}
+        self._running = ""
+        if models.transformer is not None:
+            for name, module in models.transformer.named_modules():
+                if isinstance(module, Router):
+                    module.register_forward_hook(self._listener(name.removesuffix(".router")))
+
+    def _listener(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hear(module: nn.Module, _inputs: Any, outputs: tuple[Tensor, Tensor, Tensor]) -> None:
+            if self.record_routing and isinstance(module, Router):
+                indices = torch.topk(outputs[1], module.active, dim=-1).indices.numpy()
+                self.chosen.setdefault(self._running, {}).setdefault(name, []).append(indices)
+
+        return hear
+
+    def run(self, graph: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
+        """Outputs of ``graph`` by name."""
+        if graph not in self._modules:
+            self._modules[graph] = wrapper(graph, self.models)
+        module, self._running = self._modules[graph], graph
+        tensors = {name: torch.from_numpy(np.array(host(value))) for name, value in feeds.items()}
+        with torch.inference_mode():
+            if graph == "t2i_step":
+                own = [t.name for t in SIGNATURES[graph].inputs if t.name not in _SAMPLING[1:]]
+                logits = module(*(tensors[name] for name in own))
+                self.logits = [logits.numpy()]
+                outputs = sample(logits, **{name: tensors[name] for name in _SAMPLING})
+            else:
+                order = [t.name for t in SIGNATURES[graph].inputs if t.name in tensors]
+                outputs = module(*(tensors[name] for name in order))
+        listed = outputs if isinstance(outputs, tuple) else (outputs,)
+        return {t.name: output.numpy() for t, output in zip(SIGNATURES[graph].outputs, listed, strict=True)}
+
+    def pack(self, caches: Sequence[Value]) -> Value:
+        """As :class:`f2edge.backends.base.Backend`."""
+        return pack_arrays([host(cache) for cache in caches])
+
+
+@dataclass
+class Recorder:
+    """A backend that passes everything on to ``inner`` and keeps each graph's feeds and outputs, at most ``limit`` of each."""
+
+    inner: Any
+    limit: int = 1000
+    calls: dict[str, list[tuple[dict[str, Array], dict[str, Array]]]] = field(default_factory=dict)
+
+    name = "recorder"
+
+    def run(self, graph: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
+        """As :class:`f2edge.backends.base.Backend`."""
+        outputs: dict[str, Value] = self.inner.run(graph, feeds)
+        calls = self.calls.setdefault(graph, [])
+        if len(calls) < self.limit:
+            calls.append(({k: host(v) for k, v in feeds.items()}, {k: host(v) for k, v in outputs.items()}))
+        return outputs
+
+    def pack(self, caches: Sequence[Value]) -> Value:
+        """As :class:`f2edge.backends.base.Backend`."""
+        packed: Value = self.inner.pack(caches)
+        return packed
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Real inputs to measure with.
+
+    Attributes:
+        prompts: text tokens of each prompt, without specials.
+        questions: text tokens of questions.
+        pixels: faces, float32 (B, 3, Y, X) in [-1, 1].
+        seeds: one of each prompt.
+        schedule: how the prompts are decoded.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    questions: Sequence[Sequence[int]]
+    pixels: Array
+    seeds: Sequence[int]
+    schedule: Schedule = field(default_factory=Schedule)
+
+
+def generate(backend: Any, layout: TokenLayout, inputs: Inputs, rows: int = 10) -> Array:
+    """Decode every prompt, ``rows`` together: int64 (prompts, N)."""
+    prefixes = PromptPrefixes(backend, layout)
+    everything = np.ones(layout.image_tokens, dtype=bool)
+    grids = []
+    for first in range(0, len(inputs.prompts), rows):
+        seeds = list(inputs.seeds[first : first + rows])
+        group = [prefixes.prompt(prompt) for prompt in inputs.prompts[first : first + rows]]
+        masked = np.full((len(group), layout.image_tokens), layout.mask_code, dtype=np.int64)
+        grids.append(decode(prefixes.step(group), masked, [plan(inputs.schedule, everything, seed) for seed in seeds], seeds))
+    return np.concatenate(grids)
+
+
+def understand(backend: Any, graphs: Sequence[str], layout: TokenLayout, inputs: Inputs) -> None:
+    """Run every other graph once or more: pictures through tokenizer and encoders, all questions behind each picture, one more token."""
+    for pixels in inputs.pixels[:, None]:
+        features = {name: backend.run(name, {"pixels": pixels})["features"] for name in ("semantic", "identity") if name in graphs}
+        if "regions" in graphs:
+            backend.run("regions", {"pixels": pixels})
+        if "image_encode" not in graphs:
+            continue
+        codes = backend.run("image_encode", {"pixels": pixels})["codes"]
+        backend.run("image_decode", {"codes": codes})
+        if "mmu_prefill" not in graphs:
+            continue
+        image = backend.run("mmu_prefill", {"codes": codes, **features})
+        ids, lengths = left_pad([layout.question(question) for question in inputs.questions], layout.pad)
+        L, _, H, _, W = image["image_key"].shape
+        empty = np.zeros((L, len(ids), H, 0, W), dtype=np.float32)
+        first = backend.run("mmu_extend", {"text_ids": ids, "text_lengths": lengths, **image, "text_key": empty, "text_value": empty})
+        chosen = host(first["logits"]).argmax(-1)[:, None]
+        text = {"text_key": first["next_text_key"], "text_value": first["next_text_value"]}
+        backend.run("mmu_extend", {"text_ids": chosen, "text_lengths": lengths + 1, **image, **text})
+
+
+@contextmanager
+def probed(folder: Path, graph: str, threads: int | None = None) -> Iterator[Callable[[Mapping[str, Array]], dict[str, Array]]]:
+    """A function that runs a written graph and also returns its logits ("logits") and its routers' choices (by mixture)."""
+    model = ir.load(folder / f"{graph}.onnx")
+    probes = dict(find_routers(model.graph))
+    if graph == "t2i_step":
+        values = {value.name: value for node in model.graph for value in node.outputs}
+        probes["logits"] = values["logits"]
+    names = [str(value.name) for value in model.graph.outputs]
+    for name, value in probes.items():
+        value.dtype = ir.DataType.FLOAT if name == "logits" else ir.DataType.INT64
+        model.graph.outputs.append(value)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-", suffix=".onnx") as file:
+        ir.save(model, file.name)
+        backend = OnnxRuntimeBackend(lambda _graph: Path(file.name), threads)
+
+        def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
+            outputs = {name: host(value) for name, value in backend.run(graph, feeds).items()}
+            return {name: outputs[name] for name in names} | {name: outputs[str(value.name)] for name, value in probes.items()}
+
+        yield run
+
+
+def _float_error(wanted: Sequence[Array], found: Sequence[Array]) -> dict[str, float]:
+    """Largest and mean absolute error, cosine, and the reference's spread to read them against."""
+    a, b = (np.concatenate([part.ravel().astype(np.float64) for part in parts]) for parts in (wanted, found))
+    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return {
+        "max": float(np.abs(a - b).max(initial=0.0)),
+        "mean": float(np.abs(a - b).mean()) if a.size else 0.0,
+        "cosine": float(a @ b) / norm if norm else 1.0,
+        "spread": float(a.std()) if a.size else 0.0,
+    }
+
+
+def margins(feeds: Mapping[str, Array], logits: Array, tokens: tuple[Array, Array]) -> list[float]:
+    """How far apart PyTorch saw two implementations' tokens where they differ: difference of the perturbed logits, one per position."""
+    codes, (mine, theirs) = feeds["codes"], tokens
+    rows, columns = np.nonzero((mine != theirs) & (codes == logits.shape[-1]))
+    result = []
+    for row, column in zip(rows, columns, strict=True):
+        pair = torch.tensor([mine[row, column], theirs[row, column]])
+        noise = gumbel(torch.tensor(feeds["noise_key"][row, column]), pair).numpy()
+        scores = logits[row, column][pair.numpy()] / feeds["token_temperature"][row] + noise
+        result.append(float(abs(scores[0] - scores[1])))
+    return result
+
+
+def replay(
+    reference: TorchBackend, folder: Path, graph: str, calls: Sequence[tuple[dict[str, Array], dict[str, Array]]]
+) -> tuple[dict[str, Any], RoutingAgreement | None]:
+    """Give recorded inputs of PyTorch to the written graph and to PyTorch again; figures by output, and the routing."""
+    outputs = [t.name for t in SIGNATURES[graph].outputs]
+    reference.chosen, reference.record_routing = {}, True
+    pairs: dict[str, tuple[list[Array], list[Array]]] = {name: ([], []) for name in outputs}
+    found: dict[str, list[Array]] = {}
+    ties: list[float] = []
+    with probed(folder, graph) as run:
+        for feeds, wanted in calls:
+            reference.run(graph, feeds)
+            got = run(feeds)
+            for name in outputs:
+                pairs[name][0].append(wanted[name])
+                pairs[name][1].append(got[name])
+            if graph == "t2i_step":
+                logits = pairs.setdefault("logits", ([], []))
+                logits[0].append(reference.logits[0])
+                logits[1].append(got["logits"])
+                ties += margins(feeds, reference.logits[0], (wanted["proposal"], got["proposal"]))
+            for name in set(got) - set(outputs) - {"logits"}:
+                found.setdefault(name, []).append(got[name])
+    reference.record_routing = False
+    figures: dict[str, Any] = {}
+    for name, (wanted_parts, got_parts) in pairs.items():
+        if np.issubdtype(wanted_parts[0].dtype, np.integer):
+            same, total = sum(int((a == b).sum()) for a, b in zip(wanted_parts, got_parts, strict=True)), sum(a.size for a in wanted_parts)
+            figures[name] = {"agreement": same / total, "values": total}
+        else:
+            figures[name] = _float_error(wanted_parts, got_parts)
+    if graph == "t2i_step":
+        figures["proposal"]["largest_margins"] = sorted((round(tie, 7) for tie in ties), reverse=True)[:20]
+    model = reference.models.transformer
+    layers = mixtures(model, graph) if model is not None else {}
+    if not layers:
+        return figures, None
+    chosen = {name: parts for name, parts in reference.chosen[graph].items() if name in layers}
+    experts = {name: layer.router.weight.shape[0] for name, layer in layers.items()}
+    return figures, routing_agreement(chosen, found, experts)
+
+
+def measure(folder: Path, models: Models, layout: TokenLayout, inputs: Inputs, recorded_steps: int = 60) -> dict[str, Any]:
+    """Parity and census figures of the graphs in ``folder``, as the manifest's ``parity`` and ``experts``.
+
+    Args:
+        folder: written graphs.
+        models: what they were traced from.
+        layout: token layout.
+        inputs: real ones.
+        recorded_steps: decoding steps and pictures that are compared value by value; whole decodings are compared for all prompts.
+
+    Raises:
+        LostExpertError: a router decides in PyTorch or in a graph only.
+    """
+    reference = TorchBackend(models)
+    recorder = Recorder(reference, limit=recorded_steps)
+    engine = OnnxRuntimeBackend(lambda graph: folder / f"{graph}.onnx")
+    parity: dict[str, Any] = {"graphs": {}}
+    if "t2i_step" in models.graphs:
+        wanted, found = generate(recorder, layout, inputs), generate(engine, layout, inputs)
+        parity["decoding"] = {
+            "prompts": len(inputs.prompts),
+            "steps": inputs.schedule.steps,
+            "identical": int((wanted == found).all(axis=1).sum()),
+            "tokens": float((wanted == found).mean()),
+        }
+    understand(recorder, models.graphs, layout, inputs)
+    usage: dict[str, Any] = {}
+    decisions = same = 0
+    for graph, calls in recorder.calls.items():
+        figures, routing = replay(reference, folder, graph, calls)
+        parity["graphs"][graph] = figures
+        if routing is not None:
+            figures["routing"] = {"agreement": routing.share, "decisions": routing.decisions}
+            decisions, same = decisions + routing.decisions, same + routing.same
+            usage[graph] = {name: list(shares) for name, shares in routing.usage.items()}
+    if decisions:
+        parity["routing"] = {"agreement": same / decisions, "decisions": decisions}
+    return {"parity": parity, "experts": {"usage": usage}}
