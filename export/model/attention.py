@@ -29,11 +29,11 @@ def rotary_table(positions: Tensor, rotary: int, base: float) -> tuple[Tensor, T
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn the first ``rotary`` dims of ``x`` (B, H, S, W) by the table of :func:`rotary_table`; the rest passes."""
+    """Turn the first ``rotary`` dims of ``x`` (…, B, H, S, W) by the table of :func:`rotary_table`; the rest passes."""
     width = cosine.shape[-1]
     turned = x[..., :width]
     first, second = turned[..., : width // 2], turned[..., width // 2 :]
-    turned = (turned * cosine + torch.cat((-second, first), dim=-1) * sine).to(x.dtype)
+    turned = turned * cosine.to(x.dtype) + torch.cat((-second, first), dim=-1) * sine.to(x.dtype)
     return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)
 
 
@@ -45,11 +45,12 @@ def additive(allowed: Tensor) -> Tensor:
 def attend_plain(query: Tensor, parts: Sequence[Columns], mask: Tensor) -> Tensor:
     """Softmax attention of ``query`` (B, H, S, W) over all columns of ``parts`` in order → (B, H, S, W).
 
-    ``mask`` (B or 1, 1, S or 1, all columns) is added to the scores; the softmax is fp32.
+    ``mask`` (B or 1, 1, S or 1, all columns) is added to the scores.  In fp32 unless the caller's query is not; the kernel sums in fp32 either way.
     """
     scaled = query * query.shape[-1] ** -0.5
-    scores = torch.cat([torch.matmul(scaled, key.transpose(-1, -2)) for key, _ in parts], dim=-1)
-    weights = torch.softmax(scores.to(torch.float32) + mask, dim=-1).to(query.dtype)
+    products = [torch.matmul(scaled, key.transpose(-1, -2)) for key, _ in parts]
+    scores = products[0] if len(products) == 1 else torch.cat(products, dim=-1)
+    weights = torch.softmax(scores + mask.to(scores.dtype), dim=-1)
     start, output = 0, None
     for key, value in parts:
         width = key.shape[2]
@@ -94,8 +95,9 @@ class Attention(nn.Module):
             (B, S, D), and the columns of ``past`` and ``x`` together.
         """
         B, S, D = x.shape
-        query, key, value = self.input(x).view(B, S, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, S, W)
-        query, key = rotate(query, *table), rotate(key, *table)
+        columns = self.input(x).view(B, S, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # (3, B, H, S, W)
+        query, key = rotate(columns[:2], *table).unbind(0)
+        value = columns[2]
         if past is not None:
             key, value = torch.cat((past[0].to(key.dtype), key), dim=2), torch.cat((past[1].to(value.dtype), value), dim=2)
         parts = [(key, value)] if shared is None else [(shared[0].to(key.dtype), shared[1].to(value.dtype)), (key, value)]

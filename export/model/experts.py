@@ -69,11 +69,11 @@ class TokenExpertLayer(nn.Module):
         start = self.shape.shared_width + expert * self.shape.routed_width
         return slice(start, start + self.shape.routed_width)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, S, D) → output (B, S, D), router probabilities (B, S, E), chosen (B, S, E)."""
+    def forward(self, x: Tensor, exact: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, S, D) → output (B, S, D), router probabilities (B, S, E), chosen (B, S, E).  ``exact``: x in fp32, for the router."""
         B, S, _ = x.shape
         shape = self.shape
-        gates, probability, chosen = self.router(x)
+        gates, probability, chosen = self.router(exact)
         hidden = functional.gelu(self.up(x), approximate="tanh")  # (B, S, J)
         shared, routed = hidden.split((shape.shared_width, shape.routed * shape.routed_width), dim=-1)
         routed = (routed.view(B, S, shape.routed, shape.routed_width) * gates.to(hidden.dtype)[..., None]).flatten(-2)

@@ -33,9 +33,9 @@ class SequenceExpertLayer(nn.Module):
         self.gates = nn.ModuleDict({kind: nn.Linear(width, 1) for kind in mixing})
         self.maps = nn.ModuleDict({kind: nn.Linear(resampler_width, width) for kind in mixing})
 
-    def forward(self, x: Tensor, sources: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """``x`` (B, N, D) and S's shared part by kind (B, N or 1, R) → residual (B, N, D), probabilities (B, 4), chosen (B, 4)."""
-        gates, probability, chosen = self.router(x.to(torch.float32).mean(dim=1))  # (B, 4)
+    def forward(self, x: Tensor, mean: Tensor, sources: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """``x`` (B, N, D), its mean (B, D) in fp32 and S's shared part by kind (B, N or 1, R) → residual (B, N, D), probabilities (B, 4), chosen."""
+        gates, probability, chosen = self.router(mean)  # (B, 4)
         straight = gates.new_zeros(gates.shape[0])[:, None, None]  # what multiplies x
         mixed: Tensor | None = None
         for index, kind in enumerate(self.kinds):

@@ -87,14 +87,14 @@ class Block(nn.Module):
                 self.sequence[group] = SequenceExpertLayer(group, width, configuration.resampler_width, configuration.sequence_active)
 
     def sequence_residual(
-        self, h: Tensor, group: str, segments: Segments, sources: Mapping[str, Tensor]
+        self, h: Tensor, exact: Tensor, group: str, segments: Segments, sources: Mapping[str, Tensor]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The sequence level's residual (B, S, D), zero outside the code positions of ``segments``, and its routing."""
         B, S, D = h.shape
         N, G = self.image_tokens, segments.count
         end = segments.start + G * (N + 2)
-        images = h[:, segments.start : end].reshape(B * G, N + 2, D)[:, 1 : N + 1]  # (B·G, N, D)
-        delta, probability, chosen = self.sequence[group](images, sources)
+        images, routed = (v[:, segments.start : end].reshape(B * G, N + 2, D)[:, 1 : N + 1] for v in (h, exact))  # (B·G, N, D)
+        delta, probability, chosen = self.sequence[group](images, routed.mean(dim=1), sources)
         delta = functional.pad(delta, (0, 0, 1, 1)).reshape(B, G * (N + 2), D)
         return functional.pad(delta, (0, 0, segments.start, S - end)), (probability, chosen)
 
@@ -110,17 +110,18 @@ class Block(nn.Module):
         sources: Mapping[str, Tensor],
     ) -> tuple[Tensor, Columns, list[Tensor]]:
         """(B, S, D) → (B, S, D), this layer's columns, and its routing (token probability, chosen, sequence probability, chosen)."""
-        h = self.norm(x)
+        exact = self.norm(x)
+        h = _autocast(exact)
         mixed, columns = self.attention(h, table, mask, shared, past)
         routing: list[Tensor] = []
         if self.routed:
-            fed, probability, chosen = self.experts[group](h)
+            fed, probability, chosen = self.experts[group](h, exact)
             routing += [probability, chosen]
         else:
             fed = self.dense(h)
         x = x + mixed + fed
         if segments is not None and group in self.sequence:
-            delta, decisions = self.sequence_residual(h, group, segments, sources)
+            delta, decisions = self.sequence_residual(h, exact, group, segments, sources)
             x = x + delta
             routing += decisions
         return x, columns, routing
@@ -359,6 +360,12 @@ class UnifiedTransformer(nn.Module):
             segments=Segments(1), sources=self.feature_sources(semantic, identity),
         )  # fmt: skip
         return states.hidden[:, C:], states.routing
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """``x`` in autocast's dtype where autocast is on: cast once, not by every linear that reads it."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def _layers(key: Tensor, value: Tensor) -> list[Columns]:
