@@ -1,0 +1,142 @@
+"""Rendered faces as the unified model reads them: image codes and encoder features, computed once and memory-mapped.
+
+>>> cache_tokens(FaceShards(Path("shards/train")), tokenizer, semantic, identity, Path("tokens/train"))
+>>> TokenCache(Path("tokens/train")).codes[:2].shape
+(2, 64)
+
+Axes: n faces, N image tokens, M feature vectors of width F, K slots, Y and X pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from f2edge.attributes import F2EDGE_SCHEMA
+from f2edge.errors import InputError
+
+META = "meta.json"
+_FORMAT = 1
+_ARRAYS = ("codes", "semantic", "identity", "slots")
+
+
+class Faces(Protocol):
+    """The part of :class:`export.data.shards.FaceShards` that is used here."""
+
+    def __len__(self) -> int: ...
+
+    def images(self, rows: Any) -> NDArray[np.uint8]:
+        """``(n, Y, X, 3)``."""
+        ...
+
+    def slots(self, rows: Any) -> NDArray[np.int8]:
+        """``(n, K)`` value index, -1 where hidden."""
+        ...
+
+
+class Encoder(Protocol):
+    """An image tokenizer: ``encode`` takes pixels (B, 3, Y, X) in [-1, 1] to codes (B, N)."""
+
+    def encode(self, pixels: Tensor) -> Tensor: ...
+
+
+@torch.no_grad()
+def cache_tokens(
+    faces: Faces,
+    tokenizer: Encoder,
+    semantic: nn.Module,
+    identity: nn.Module,
+    out: Path,
+    *,
+    batch: int = 64,
+    bf16: bool = True,
+    device: torch.device | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Path:
+    """Write ``codes`` int16 (n, N), ``semantic`` float16 (n, M, F), ``identity`` float16 (n, M, F) and ``slots`` int8 (n, K) as ``.npy`` files.
+
+    The folder appears under its name when it is complete; one that exists is replaced.
+
+    Args:
+        faces: pictures and slots.
+        tokenizer, semantic, identity: trained, in eval mode, on ``device``.
+        out: folder of the cache.
+        batch: pictures at a time.
+        bf16: run the networks under autocast.  The codes of a few pictures near a decision differ from fp32's.
+        device: where the networks are; None: the CPU.
+        progress: told the number of faces done.
+    """
+    device = device or torch.device("cpu")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.with_name(f".{out.name}.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    count, arrays = len(faces), dict[str, NDArray[Any]]()
+    for start in range(0, count, batch):
+        rows = np.arange(start, min(start + batch, count))
+        pixels = torch.from_numpy(faces.images(rows)).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            found = {
+                "codes": tokenizer.encode(pixels).cpu().numpy().astype(np.int16),
+                "semantic": semantic(pixels).float().cpu().numpy().astype(np.float16),
+                "identity": identity(pixels).float().cpu().numpy().astype(np.float16),
+                "slots": faces.slots(rows),
+            }
+        for name, part in found.items():
+            if name not in arrays:
+                shape = (count, *part.shape[1:])
+                arrays[name] = np.lib.format.open_memmap(draft / f"{name}.npy", mode="w+", dtype=part.dtype, shape=shape)
+            arrays[name][rows] = part
+        progress(int(rows[-1]) + 1)
+    meta = {"format": _FORMAT, "count": count, "schema": F2EDGE_SCHEMA.to_json()}
+    (draft / META).write_text(json.dumps(meta), encoding="utf-8")
+    arrays.clear()  # flush
+    shutil.rmtree(out, ignore_errors=True)
+    draft.replace(out)
+    return out
+
+
+class TokenCache:
+    """A folder written by :func:`cache_tokens`; the arrays are memory-mapped.
+
+    Attributes:
+        codes: int16 (n, N).
+        semantic, identity: float16 (n, M, F).
+        slots: int8 (n, K), columns in the schema's order, -1 where the picture does not show it.
+    """
+
+    codes: NDArray[np.int16]
+    semantic: NDArray[np.float16]
+    identity: NDArray[np.float16]
+    slots: NDArray[np.int8]
+
+    def __init__(self, directory: Path) -> None:
+        """Raises :class:`InputError` where the folder is missing, incomplete, or written for another attribute schema."""
+        try:
+            meta = json.loads((directory / META).read_text(encoding="utf-8"))
+            self.codes, self.semantic, self.identity, self.slots = (np.load(directory / f"{name}.npy", mmap_mode="r") for name in _ARRAYS)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{directory}: no token cache ({error}); make one: python -m export cache --data SHARDS --out {directory}") from error
+        if meta.get("format") != _FORMAT or meta.get("schema") != F2EDGE_SCHEMA.to_json():
+            raise InputError(f"{directory}: was written by another version of f2edge; make it again: python -m export cache")
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def face(self, row: int) -> dict[str, str]:
+        """The visible slots of one face, name → value."""
+        return slots_of(self.slots[row])
+
+
+def slots_of(values: NDArray[np.int8]) -> dict[str, str]:
+    """One row of slot values (K,) as name → value, without the hidden ones."""
+    return {slot.name: slot.values[value] for slot, value in zip(F2EDGE_SCHEMA.values(), values.tolist(), strict=True) if value >= 0}

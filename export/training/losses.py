@@ -1,0 +1,116 @@
+"""The losses of the unified model: D3Diff for pictures, next-token cross entropy for words, balance for the routers.
+
+Axes: K masked positions (of all rows together), V codes, B rows, S tokens, L layers, E experts, N image tokens.
+
+D3Diff (UniF²ace, arXiv 2503.08120) is masked cross entropy plus ``0.01 ·`` the denoising score entropy of SEDD (arXiv 2310.16834) for the absorbing state.
+With α = P(a token is unmasked) the concrete score of a masked position is ``s(y) = α/(1−α) · p(y)`` and its truth ``a(y) = α/(1−α) · [y = x0]``; summed over
+all y, ``s − a·log s + a·(log a − 1)``.  For a normalised p this is exactly ``α/(1−α) · (−log p(x0))`` (arXiv 2406.03736, 2406.07524): the closed form.  Over
+time, weighted by the schedule's rate σ = −α'/α, it is a cross entropy with weight ``−α'/(1−α)``, the evidence bound of masked diffusion.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+SCORE_WEIGHT = 0.01  # α of D3Diff, the paper's best
+
+
+def cosine_mask_ratio(u: Tensor) -> Tensor:
+    """MaskGIT's training law (arXiv 2202.04200): share of masked tokens ``cos(π/2 · u)`` for u uniform in [0, 1]."""
+    return torch.cos(u * (math.pi / 2))
+
+
+def cosine_rate(ratio: Tensor) -> Tensor:
+    """σ = −α'/α of the cosine schedule, where ``1 − α = ratio = sin(π/2 · t)``; ``ratio`` in (0, 1)."""
+    return (math.pi / 2) * torch.sqrt(1 - ratio**2) / (1 - ratio)
+
+
+def score_entropy(log_probability: Tensor, target: Tensor, ratio: Tensor) -> Tensor:
+    """Denoising score entropy of masked positions, the general form.
+
+    Args:
+        log_probability: normalised log p_θ(y | x_t), (K, V).
+        target: x0, (K,) int64.
+        ratio: 1 − α of each position's row, (K,) in (0, 1).
+
+    Returns:
+        (K,), at least 0; without the time weight σ.
+    """
+    odds = ((1 - ratio) / ratio)[:, None]  # α / (1 − α)
+    log_score = torch.log(odds) + log_probability
+    truth = odds * functional.one_hot(target, log_probability.shape[1])  # a(y)
+    constant = torch.special.xlogy(truth, truth) - truth
+    return (log_score.exp() - truth * log_score + constant).sum(dim=1)
+
+
+def score_entropy_closed(negative_log_probability: Tensor, ratio: Tensor) -> Tensor:
+    """:func:`score_entropy` in closed form: ``α/(1−α) · (−log p(x0))``, both (K,)."""
+    return (1 - ratio) / ratio * negative_log_probability
+
+
+def score_time_weight(ratio: Tensor) -> Tensor:
+    """σ · α/(1−α) = −α'/(1−α) of the cosine schedule: the weight of the cross entropy in the time-weighted score entropy; ``ratio`` in (0, 1]."""
+    return (math.pi / 2) * torch.sqrt(1 - ratio**2) / ratio
+
+
+@dataclass(frozen=True)
+class GenerationLoss:
+    """``total = masked + SCORE_WEIGHT · score``; ``each`` (K,) is −log p(x0) of every masked position."""
+
+    total: Tensor
+    masked: Tensor
+    score: Tensor
+    each: Tensor
+
+
+def generation_loss(logits: Tensor, target: Tensor, ratio: Tensor, rows: int, image_tokens: int, smoothing: float = 0.0) -> GenerationLoss:
+    """D3Diff of all masked positions of a batch.
+
+    Args:
+        logits: (K, V).
+        target: (K,) int64.
+        ratio: share of masked positions of each one's row, (K,) in (0, 1].
+        rows: rows in the batch, for the mean of the score term, which is a sum over a row's masked positions divided by N.
+        image_tokens: N.
+        smoothing: label smoothing of the masked cross entropy; the score term has none.
+    """
+    logits = logits.float()
+    each = functional.cross_entropy(logits, target, reduction="none")  # (K,)
+    masked = each.mean()
+    if smoothing:
+        masked = functional.cross_entropy(logits, target, label_smoothing=smoothing)
+    score = (score_time_weight(ratio) * each).sum() / (rows * image_tokens)
+    return GenerationLoss(masked + SCORE_WEIGHT * score, masked, score, each.detach())
+
+
+def text_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Next-token cross entropy of answer tokens (K,) weighted by ``weight`` (K,), divided by its sum."""
+    each = functional.cross_entropy(logits.float(), target, reduction="none")
+    return (each * weight).sum() / weight.sum()
+
+
+def expert_usage(chosen: Tensor, valid: Tensor | None = None) -> Tensor:
+    """How often each expert is chosen, as shares of all choices (L, E) that sum to 1.
+
+    Args:
+        chosen: 0 or 1, (L, B, S, E) or (L, B, E).
+        valid: which tokens count, (B, S) or (B,); None: all.
+    """
+    counted = chosen if valid is None else chosen * valid[..., None].to(chosen.dtype)
+    counts = counted.flatten(1, -2).sum(dim=1)  # (L, E)
+    return counts / counts.sum(dim=-1, keepdim=True)
+
+
+def balance_loss(probability: Tensor, chosen: Tensor, valid: Tensor | None = None) -> Tensor:
+    """``E · Σ_e f_e P_e`` (Switch Transformer, arXiv 2101.03961), averaged over layers; 1 for an even router.
+
+    f: share of the choices that fell on expert e, P: its mean probability; arguments as for :func:`expert_usage`.
+    """
+    weight = torch.ones_like(probability[0, ..., 0]) if valid is None else valid.to(probability.dtype)
+    mean = (probability * weight[..., None]).flatten(1, -2).sum(dim=1) / weight.sum()  # (L, E)
+    return probability.shape[-1] * (expert_usage(chosen, valid).detach() * mean).sum(dim=-1).mean()

@@ -1,0 +1,192 @@
+"""What a training run of the unified model shows of itself: figures on held-back faces and a grid of generated ones.
+
+Axes: B faces, G mask ratios, N image tokens, S text columns, V codes, K slots.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from export.data.dialogues import TextMaker
+from export.data.questions import QuestionAnswer
+from export.data.tokens import TokenCache
+from export.model.transformer import Routing, UnifiedTransformer
+from export.training.losses import expert_usage
+from f2edge.attributes import F2EDGE_SCHEMA
+from f2edge.decoding.noise import gumbel
+from f2edge.decoding.parallel import UNCONDITIONAL, Feeds, decode
+from f2edge.decoding.schedule import Schedule, plan
+from f2edge.layout import Ids, left_pad
+
+#: Codes (B, N) → pixels (B, 3, Y, X) in [-1, 1].
+ImageDecoder = Callable[[Tensor], Tensor]
+
+RATIOS = (0.25, 0.5, 0.75, 1.0)
+_CHUNK = 16
+_GENERATION_ROWS, _QUESTION_ROWS, _GRID = 128, 384, 16
+
+
+def measure(
+    model: UnifiedTransformer,
+    cache: TokenCache,
+    rows: NDArray[np.int64],
+    texts: TextMaker,
+    image_decoder: ImageDecoder | None,
+    step: int,
+    directory: Path,
+) -> dict[str, float]:
+    """Validation figures; the same texts and masks at every call.
+
+    Returns:
+        ``t2i/loss@r`` and ``t2i/right@r`` by mask ratio r, ``t2i/prompt_gain`` (nats per token that a prompt saves on an all-masked image), ``slots/right``
+        (mean accuracy of the schema's questions) and ``slots/balanced`` (mean of each slot's mean recall over its values).
+        ``directory`` gets ``unified-STEP.json`` (accuracy of each slot, use of each expert) and, with a decoder, ``unified-STEP.png`` with its prompts.
+    """
+    generation, drawing = measure_generation(model, cache, rows[:_GENERATION_ROWS], texts)
+    understanding, table, reading = measure_slots(model, cache, rows[:_QUESTION_ROWS], texts)
+    report = {"slots": table, "t2i": usage_table(drawing), "mmu": usage_table(reading)}
+    (directory / f"unified-{step:06d}.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    if image_decoder is not None:
+        rng = np.random.default_rng(1)
+        prompts = [texts.prompt(cache.face(row), rng) for row in rows[:_GRID]]
+        save_grid(image_decoder(sample(model, texts, prompts)), directory / f"unified-{step:06d}.png")
+    return {**generation, **understanding}
+
+
+def measure_generation(
+    model: UnifiedTransformer, cache: TokenCache, rows: NDArray[np.int64], texts: TextMaker
+) -> tuple[dict[str, float], list[Routing]]:
+    """Cross entropy and accuracy of masked tokens at each ratio of :data:`RATIOS`, and what the prompt saves."""
+    rng, device = np.random.default_rng(0), next(model.parameters()).device
+    loss, right, empty = torch.zeros(len(RATIOS)), torch.zeros(len(RATIOS)), 0.0
+    routings = []
+    for start in range(0, len(rows), _CHUNK):
+        part = rows[start : start + _CHUNK]
+        codes = torch.from_numpy(cache.codes[part].astype(np.int64)).to(device)
+        rank = torch.from_numpy(rng.random(codes.shape).argsort(axis=1).argsort(axis=1)).to(device)
+        ratio = torch.tensor(RATIOS, device=device).expand(len(part), -1)
+        masked = rank[:, None] < torch.round(ratio * codes.shape[1])[..., None]  # (B, G, N)
+        seen = torch.where(masked, model.configuration.codes, codes[:, None])
+        prompts = [texts.prompt(cache.face(row), rng) for row in part]
+        hidden, routing = _behind(model, texts, prompts, seen, ratio)
+        routings.append(routing)
+        for index in range(len(RATIOS)):
+            logits, target = model.image_scores(hidden[:, index][masked[:, index]]).float(), codes[masked[:, index]]
+            loss[index] += float(functional.cross_entropy(logits, target)) * len(part)
+            right[index] += float((logits.argmax(dim=-1) == target).float().mean()) * len(part)
+        hidden, _ = _behind(model, texts, [texts.layout.unconditional] * len(part), seen[:, -1:], ratio[:, -1:])
+        empty += float(functional.cross_entropy(model.image_scores(hidden[:, 0]).float().flatten(0, 1), codes.flatten())) * len(part)
+    loss, right, empty = loss / len(rows), right / len(rows), empty / len(rows)
+    figures = {f"t2i/loss@{r}": float(value) for r, value in zip(RATIOS, loss, strict=True)}
+    figures |= {f"t2i/right@{r}": float(value) for r, value in zip(RATIOS, right, strict=True)}
+    return {**figures, "t2i/prompt_gain": empty - float(loss[-1])}, routings
+
+
+def _behind(
+    model: UnifiedTransformer, texts: TextMaker, prompts: Sequence[Sequence[int]], seen: Tensor, ratio: Tensor
+) -> tuple[Tensor, Routing]:
+    ids, lengths = (torch.from_numpy(array).to(seen.device) for array in left_pad(prompts, texts.layout.pad))
+    return model.generation_states(ids, lengths, seen, ratio)
+
+
+def measure_slots(
+    model: UnifiedTransformer, cache: TokenCache, rows: NDArray[np.int64], texts: TextMaker
+) -> tuple[dict[str, float], dict[str, float], list[Routing]]:
+    """Ask every visible slot of every face; the answer is the most probable first token among those of the slot's answers."""
+    device, width = next(model.parameters()).device, max(len(slot.values) for slot in F2EDGE_SCHEMA.values())
+    asked = [texts.exchange(QuestionAnswer(slot.question, slot.answers[0], slot.name, "slot"))[0] for slot in F2EDGE_SCHEMA.values()]
+    first = np.full((len(asked), width), -1, np.int64)  # (K, values)
+    for index, slot in enumerate(F2EDGE_SCHEMA.values()):
+        first[index, : len(slot.values)] = [texts.encode_fixed(answer)[0] for answer in slot.answers]
+    ids = torch.tensor([token for question in asked for token in question], device=device)[None]  # (1, S)
+    places = torch.cat([torch.arange(len(question)) for question in asked]).to(device)[None]
+    segments = torch.cat([torch.full((len(question),), index) for index, question in enumerate(asked)]).to(device)[None]
+    ends = torch.tensor([len(question) for question in asked], device=device).cumsum(0) - 1  # (K,)
+    allowed = torch.from_numpy(first).to(device)
+    answers, routings = [], []
+    for start in range(0, len(rows), _CHUNK):
+        part = rows[start : start + _CHUNK]
+        codes = torch.from_numpy(cache.codes[part].astype(np.int64)).to(device)
+        semantic, identity = (torch.from_numpy(a[part].astype(np.float32)).to(device) for a in (cache.semantic, cache.identity))
+        texts_of = (t.expand(len(part), -1) for t in (ids, places, segments))
+        hidden, routing = model.understanding_states(codes, semantic, identity, *texts_of)
+        scores = model.text_scores(hidden[:, ends]).float()  # (B, K, text vocabulary)
+        scores = scores.gather(2, allowed.clamp(min=0).expand(len(part), -1, -1)).masked_fill(allowed < 0, -torch.inf)
+        answers.append(scores.argmax(dim=-1).cpu().numpy())
+        routings.append(routing)
+    return *_slot_figures(np.concatenate(answers), cache.slots[rows]), routings
+
+
+def _slot_figures(answers: NDArray[np.int64], truth: NDArray[np.int8]) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean and balanced accuracy, and the accuracy of each slot that any face shows."""
+    table, balanced = {}, []
+    for index, name in enumerate(F2EDGE_SCHEMA):
+        visible = truth[:, index] >= 0
+        if not visible.any():
+            continue
+        wanted, right = truth[visible, index], answers[visible, index] == truth[visible, index]
+        table[name] = float(right.mean())
+        balanced.append(float(np.mean([right[wanted == value].mean() for value in np.unique(wanted)])))
+    return {"slots/right": float(np.mean(list(table.values()))), "slots/balanced": float(np.mean(balanced))}, table
+
+
+def usage_table(routings: Sequence[Routing]) -> dict[str, list[list[float]]]:
+    """How often each expert was chosen, as shares, layer by layer: {"token": (L, E), "sequence": (L, 4)}."""
+    return {
+        "token": torch.stack([expert_usage(r.token_chosen) for r in routings]).mean(dim=0).tolist(),
+        "sequence": torch.stack([expert_usage(r.sequence_chosen) for r in routings]).mean(dim=0).tolist(),
+    }
+
+
+def sample(model: UnifiedTransformer, texts: TextMaker, prompts: Sequence[Sequence[int]], schedule: Schedule | None = None) -> Tensor:
+    """Generate one image per prompt (token ids with specials), seeds 0, 1 …: codes (B, N) on the model's device."""
+    device, V = next(model.parameters()).device, model.configuration.codes
+    ids, lengths = (torch.from_numpy(a).to(device) for a in left_pad([*prompts, texts.layout.unconditional], texts.layout.pad))
+    key, value = model.prefill_prompt(ids, lengths)  # the last row is the empty prompt
+
+    def step(feeds: Feeds, prefixes: tuple[int, ...]) -> tuple[Ids, Ids]:
+        rows = torch.tensor([len(prompts) if p == UNCONDITIONAL else p for p in prefixes], device=device)
+        branch = feeds["branch_row"]
+        codes, ratio = (torch.from_numpy(feeds[name][branch]).to(device) for name in ("codes", "mask_ratio"))
+        logits = model.image_logits(codes, key[:, rows], value[:, rows], lengths[rows], ratio).float().cpu()
+        return _next_codes(logits, feeds, V)
+
+    masked = np.full((len(prompts), model.configuration.image_tokens), V, dtype=np.int64)
+    seeds = list(range(len(prompts)))
+    plans = [plan(schedule or Schedule(), np.ones(masked.shape[1], dtype=bool), seed) for seed in seeds]
+    return torch.from_numpy(decode(step, masked, plans, seeds)).to(device)
+
+
+def _next_codes(logits: Tensor, feeds: Feeds, V: int) -> tuple[Ids, Ids]:
+    """What the ``t2i_step`` graph does after the transformer (f2edge/graphs.py), with this file's own key for the confidence's noise."""
+    codes = torch.from_numpy(feeds["codes"])
+    R = len(codes)
+    g, heat = (torch.from_numpy(feeds[name])[:, None] for name in ("guidance", "temperature"))
+    guided = logits[:R] + g[..., None] * (logits[:R] - logits[torch.from_numpy(feeds["unconditional_branch"])])
+    log_p = torch.log_softmax(guided / torch.from_numpy(feeds["token_temperature"])[:, None, None], dim=-1)  # (R, N, V)
+    keys = feeds["noise_key"]
+    chosen = (log_p + torch.from_numpy(gumbel(keys[..., None], np.arange(V)))).argmax(dim=-1)
+    known = codes < V
+    proposal = torch.where(known, codes, chosen)
+    confidence = log_p.gather(2, chosen[..., None])[..., 0] + heat * torch.from_numpy(gumbel(keys, np.full(keys.shape, V)))
+    confidence = (confidence + torch.from_numpy(feeds["priority"])).masked_fill(known, torch.inf)
+    rank = confidence.argsort(dim=1).argsort(dim=1)
+    again = rank < torch.from_numpy(feeds["masked_after"])[:, None]
+    return torch.where(again, V, proposal).numpy(), proposal.numpy()
+
+
+def save_grid(pixels: Tensor, path: Path) -> None:
+    """Pictures (B, 3, Y, X) in [-1, 1] as one PNG, four in a row."""
+    from PIL import Image
+
+    pictures = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    rows = [np.concatenate(pictures[i : i + 4], axis=1) for i in range(0, len(pictures) // 4 * 4, 4)]
+    Image.fromarray(np.concatenate(rows, axis=0)).save(path)

@@ -1,0 +1,317 @@
+"""Training of the unified model: pictures from captions and answers about faces, in every step.
+
+    python -m export cache --data shards/train --tokenizer runs/tokenizer --encoders runs/encoders --out tokens/train
+    python -m export train unified --tokens tokens/train --text tokenizer.json --out runs/unified --image-tokenizer runs/tokenizer
+
+A micro batch has two parts.  T2I: each caption stands before ``draws`` differently masked copies of its image, which share the prompt's columns (exact, no
+prompt sees its image) and so cost a fifth less; prompts of similar length go together.  MMU: each image is followed by as many questions as fit into
+``text_columns``.  Both train with the losses of export/training/losses.py; each group of routers has its own balance losses.
+
+Axes: B faces, G draws, N image tokens, P prompt columns, S text columns, K masked positions, V codes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from export.data.dialogues import TextMaker
+from export.data.tokens import TokenCache
+from export.model.transformer import Routing, UnifiedTransformer
+from export.training.checkpoint import load_weights, save_weights
+from export.training.loop import Batch, Figures, TrainOptions, resolve_device, train
+from export.training.losses import balance_loss, cosine_mask_ratio, expert_usage, generation_loss, text_loss
+from export.training.preview import ImageDecoder, measure
+from f2edge.configuration import NANO, ModelConfiguration
+from f2edge.errors import InputError
+from f2edge.layout import left_pad
+
+#: Micro batches whose prompts are sorted by length together.
+_POOL = 4
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What a micro batch is made of, and the weights of its losses.
+
+    Attributes:
+        draws: G, masked copies of an image behind one prompt.
+        faces_share: share of the rows (masked copies and faces) that are faces with questions.
+        text_columns: S, text columns of a face's questions.
+        describe_share: share of the faces that are also described.
+        prompt_dropout: share of the prompts replaced by the empty one, for guidance.
+        smoothing: label smoothing of the masked cross entropy.
+        understanding: weight of the answers' cross entropy.
+        token_balance, sequence_balance: λ of the balance losses of each group.
+    """
+
+    draws: int = 2
+    faces_share: float = 0.2
+    text_columns: int = 160
+    describe_share: float = 0.25
+    prompt_dropout: float = 0.1
+    smoothing: float = 0.0
+    understanding: float = 1.0
+    token_balance: float = 0.01
+    sequence_balance: float = 0.01
+
+    def split(self, rows: int) -> tuple[int, int]:
+        """Pictures (each with ``draws`` rows) and faces in a micro batch of ``rows``."""
+        faces = round(rows * self.faces_share)
+        pictures = (rows - faces) // self.draws
+        if pictures < 1 or faces < 1:
+            raise InputError(f"unified training: batch {rows} leaves {pictures} pictures and {faces} faces; both need at least one")
+        return pictures, faces
+
+
+class UnifiedTask:
+    """The task of :func:`export.training.loop.train`.
+
+    Args:
+        cache: faces as tokens; the last ``validation_rows`` are kept for validation.
+        texts: makes prompts and questions.
+        batch: rows of a micro batch, split by ``mixture``.
+        image_decoder: codes to pixels, for sample grids; None: no grids.
+    """
+
+    name = "unified"
+
+    def __init__(
+        self,
+        cache: TokenCache,
+        texts: TextMaker,
+        batch: int,
+        *,
+        configuration: ModelConfiguration = NANO,
+        mixture: Mixture | None = None,
+        image_decoder: ImageDecoder | None = None,
+        validation_rows: int = 512,
+        seed: int = 0,
+    ) -> None:
+        self.mixture = mixture or Mixture()
+        self.pictures, self.faces = self.mixture.split(batch)
+        self.trained_rows = len(cache) - validation_rows
+        if self.trained_rows < 1:
+            raise InputError(f"unified training: {len(cache)} faces leave none for training beside {validation_rows} for validation")
+        _check_fit(cache, configuration)
+        self.cache, self.texts, self.seed, self.image_decoder = cache, texts, seed, image_decoder
+        self.validation = np.arange(self.trained_rows, len(cache))
+        torch.manual_seed(seed)
+        self.model = UnifiedTransformer(configuration)
+        self.model.use_fused_attention(fused=False)  # on CPUs the plain form is a third faster under autocast, and it gives the same numbers
+        self.modules: Mapping[str, nn.Module] = {"model": self.model}
+        self._pool: tuple[tuple[int, ...], list[Batch]] = ((), [])
+
+    # Batches ---------------------------------------------------------------------------------------------------------
+
+    def batch(self, step: int, micro: int, rank: int, world: int) -> Batch:
+        """Random faces of the training rows, new texts and masks every time."""
+        key = (step // _POOL, micro, rank, world)
+        if self._pool[0] != key:
+            self._pool = (key, self._picture_pool(np.random.default_rng([self.seed, 0, *key])))
+        return {**self._pool[1][step % _POOL], **self._questions(np.random.default_rng([self.seed, 1, step, micro, rank, world]))}
+
+    def _picture_pool(self, rng: np.random.Generator) -> list[Batch]:
+        """Several T2I parts at once, each of prompts of similar length, in random order."""
+        rows = rng.integers(self.trained_rows, size=_POOL * self.pictures)
+        empty = self.texts.layout.unconditional
+        dropout = self.mixture.prompt_dropout
+        prompts = [empty if rng.random() < dropout else self.texts.prompt(self.cache.face(row), rng) for row in rows]
+        order = np.argsort([len(p) for p in prompts], kind="stable").reshape(_POOL, self.pictures)
+        return [self._pictures(rows[part], [prompts[i] for i in part], rng) for part in rng.permutation(order)]
+
+    def _pictures(self, rows: np.ndarray, prompts: list[list[int]], rng: np.random.Generator) -> Batch:
+        ids, lengths = left_pad(prompts, self.texts.layout.pad)
+        codes = torch.from_numpy(self.cache.codes[rows].astype(np.int64))
+        masked = draw_masks(len(rows), self.mixture.draws, codes.shape[1], rng)
+        return {
+            "prompt_ids": torch.from_numpy(ids),
+            "prompt_lengths": torch.from_numpy(lengths),
+            "codes": codes,
+            "masked": torch.from_numpy(masked),
+        }
+
+    def _questions(self, rng: np.random.Generator) -> Batch:
+        rows = rng.integers(self.trained_rows, size=self.faces)
+        mixture = self.mixture
+        talk = self.texts.dialogues([self.cache.face(r) for r in rows], rng, mixture.text_columns, mixture.describe_share)
+        return {
+            **self.features(rows),
+            "text_ids": talk.ids,
+            "text_positions": talk.positions,
+            "text_segments": talk.segments,
+            "text_targets": talk.targets,
+            "text_weights": talk.weights,
+        }
+
+    def features(self, rows: np.ndarray) -> Batch:
+        """What MMU reads of some faces: codes (B, N) int64, semantic and identity features (B, M, F) fp32."""
+        cache = self.cache
+        return {
+            "face_codes": torch.from_numpy(cache.codes[rows].astype(np.int64)),
+            "semantic": torch.from_numpy(cache.semantic[rows].astype(np.float32)),
+            "identity": torch.from_numpy(cache.identity[rows].astype(np.float32)),
+        }
+
+    # Losses ----------------------------------------------------------------------------------------------------------
+
+    def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Figures]:
+        """One loss: D3Diff, the answers' cross entropy and the balance losses."""
+        del step
+        drawn, figures = self._generation(batch)
+        told, more = self._understanding(batch)
+        return {"model": drawn + told}, {**figures, **more}
+
+    def _generation(self, batch: Batch) -> tuple[Tensor, Figures]:
+        masked, codes = batch["masked"], batch["codes"][:, None]  # (B, G, N), (B, 1, N)
+        B, G, N = masked.shape
+        ratio = masked.float().mean(dim=-1)  # (B, G)
+        seen = torch.where(masked, self.model.configuration.codes, codes)
+        P = batch["prompt_ids"].shape[1]
+        hidden, routing = self.model.generation_states(batch["prompt_ids"], batch["prompt_lengths"], seen, ratio)
+        logits = self.model.image_scores(hidden[masked])  # (K, V)
+        loss = generation_loss(
+            logits, codes.expand(B, G, N)[masked], ratio[..., None].expand(B, G, N)[masked], B * G, N, self.mixture.smoothing
+        )
+        column = torch.arange(P + G * (N + 2), device=masked.device)
+        balance, figures = self._balance("t2i", routing, column >= P - batch["prompt_lengths"][:, None])
+        return loss.total + balance, {"t2i": loss.masked, "t2i/score": loss.score, **figures}
+
+    def _understanding(self, batch: Batch) -> tuple[Tensor, Figures]:
+        segments, weights = batch["text_segments"], batch["text_weights"]
+        hidden, routing = self.model.understanding_states(
+            batch["face_codes"], batch["semantic"], batch["identity"], batch["text_ids"], batch["text_positions"], segments
+        )
+        asked = weights > 0  # (B, S)
+        logits, targets = self.model.text_scores(hidden[asked]), batch["text_targets"][asked]
+        loss = text_loss(logits, targets, weights[asked])
+        right = (logits.detach().argmax(dim=-1) == targets).float().mean()
+        image = torch.ones_like(segments[:, :1], dtype=torch.bool).expand(-1, routing.token_chosen.shape[2] - segments.shape[1])
+        balance, figures = self._balance("mmu", routing, torch.cat((image, segments >= 0), dim=1))
+        return self.mixture.understanding * loss + balance, {"mmu": loss, "mmu/right": right, **figures}
+
+    def _balance(self, group: str, routing: Routing, valid: Tensor) -> tuple[Tensor, Figures]:
+        """One group's balance losses, and how often its least used expert is chosen, relative to an even share."""
+        token = balance_loss(routing.token_probability, routing.token_chosen, valid)
+        sequence = balance_loss(routing.sequence_probability, routing.sequence_chosen)
+        figures: Figures = {}
+        for level, chosen, rows in (("token", routing.token_chosen, valid), ("sequence", routing.sequence_chosen, None)):
+            usage = expert_usage(chosen, rows).mean(dim=0)
+            figures[f"{group}/{level}_least"] = usage.min() * usage.numel()
+        return self.mixture.token_balance * token + self.mixture.sequence_balance * sequence, figures
+
+    # Validation ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def validate(self, model: Mapping[str, nn.Module], step: int, directory: Path) -> dict[str, float]:
+        """Figures of :func:`export.training.preview.measure` on the held-back rows; tables and a grid of generated faces go to ``directory``."""
+        transformer = model["model"]
+        assert isinstance(transformer, UnifiedTransformer)
+        return measure(transformer, self.cache, self.validation, self.texts, self.image_decoder, step, directory)
+
+
+def draw_masks(rows: int, draws: int, tokens: int, rng: np.random.Generator) -> np.ndarray:
+    """Masks (rows, draws, tokens) of MaskGIT's law, at least one position each; the ratios are spread evenly over all draws (less noise)."""
+    count = rows * draws
+    u = (rng.permutation(count) + rng.random(count)) / count
+    share = cosine_mask_ratio(torch.from_numpy(u)).numpy()
+    most = np.maximum(1, np.round(share * tokens)).astype(np.int64)
+    rank = rng.random((count, tokens)).argsort(axis=1).argsort(axis=1)
+    return (rank < most[:, None]).reshape(rows, draws, tokens)
+
+
+def _check_fit(cache: TokenCache, configuration: ModelConfiguration) -> None:
+    """The cache must come from the tokenizer and the encoders of this configuration."""
+    semantic, identity = configuration.semantic, configuration.identity
+    if semantic is None or identity is None:
+        raise InputError(f"configuration {configuration.name!r} has no encoders; the unified task needs them")
+    wanted = {
+        "codes": (configuration.image_tokens,),
+        "semantic": (semantic.vectors, semantic.width),
+        "identity": (identity.vectors, identity.width),
+    }
+    for name, shape in wanted.items():
+        found = getattr(cache, name).shape[1:]
+        if found != shape:
+            raise InputError(f"token cache: {name} has shape {found} per face, {configuration.name!r} needs {shape}; make the cache again")
+
+
+def defaults(out: Path, *, smoke: bool = False) -> TrainOptions:
+    """Settings for about 80 minutes on two cores; with ``smoke`` for less than a minute."""
+    if smoke:
+        return TrainOptions(out=out, steps=12, batch=10, learning_rate=2e-3, warmup=4, ema=0.9, log_every=4)
+    return TrainOptions(
+        out=out,
+        steps=7000,
+        batch=60,
+        learning_rate=2e-3,
+        warmup=200,
+        schedule="wsd",
+        decay_fraction=0.3,
+        weight_decay=0.02,
+        ema=0.998,
+        validate_every=1000,
+        save_every=500,
+    )
+
+
+def run(
+    tokens: Path,
+    text: Path,
+    options: TrainOptions,
+    *,
+    image_tokenizer: Path | None = None,
+    configuration: ModelConfiguration = NANO,
+    mixture: Mixture | None = None,
+    validation_rows: int = 512,
+) -> Path:
+    """Train (or resume) on a token cache and write ``unified.safetensors``; returns the run's folder.
+
+    Args:
+        tokens: folder of :func:`run_cache`.
+        text: the text tokenizer's ``tokenizer.json``.
+        options: of the loop.
+        image_tokenizer: folder of a trained image tokenizer, for sample grids.
+    """
+    from tokenizers import Tokenizer
+
+    if not text.is_file():
+        raise InputError(f"{text}: no text tokenizer here; make one: python -m export text-tokenizer --out {text}")
+    decoder = None
+    if image_tokenizer is not None:
+        from export.training.tokenizer import load_tokenizer
+
+        decoder = load_tokenizer(image_tokenizer).to(resolve_device(options.device)).decode
+    texts = TextMaker(Tokenizer.from_file(str(text)), configuration)
+    task = UnifiedTask(
+        TokenCache(tokens), texts, options.batch, configuration=configuration, mixture=mixture, image_decoder=decoder,
+        validation_rows=validation_rows, seed=options.seed,
+    )  # fmt: skip
+    last = train(task, options)
+    load_weights(last, task.model)
+    save_weights(options.out / "unified.safetensors", task.model, {"configuration": configuration.name})
+    return options.out
+
+
+def run_cache(data: Path, tokenizer: Path, encoders: Path, out: Path, *, limit: int | None = None, batch: int = 64, device: str = "auto") -> Path:
+    """Encode the shards in ``data`` (the first ``limit`` faces) with a trained image tokenizer and trained encoders into the cache ``out``."""
+    from tqdm import tqdm
+
+    from export.data.shards import FaceShards
+    from export.data.tokens import cache_tokens
+    from export.training.encoders import load_encoders
+    from export.training.tokenizer import load_tokenizer
+
+    place = resolve_device(device)
+    faces, trained, codes = FaceShards(data, limit), load_encoders(encoders), load_tokenizer(tokenizer).to(place)
+    with tqdm(total=math.ceil(len(faces)), unit="faces", disable=None) as bar:
+        return cache_tokens(
+            faces, codes, trained.semantic.to(place), trained.identity.to(place), out, batch=batch, device=place,
+            progress=lambda done: bar.update(done - bar.n) and None,
+        )  # fmt: skip
