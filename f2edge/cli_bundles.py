@@ -38,7 +38,7 @@ def info(*, bundle: BundleOption = "nano", json: JsonOption = False, quiet: Quie
     model = _summary(opened)
     speak.document({**machine, "bundle": model})
     rows = [*_flat(machine), *(("bundle " + key, value) for key, value in _flat(model))]
-    speak.table("", ("", " "), rows)
+    speak.table(("", "…"), rows)
 
 
 def verify(
@@ -60,7 +60,7 @@ def verify(
     ]
     speak = output(json, quiet)
     speak.document({"bundle": opened.name, "folder": str(opened.folder), "ok": True, "checks": dict(checks)})
-    speak.table("", ("", " "), checks)
+    speak.table(("", "…"), checks)
 
 
 def bundles(*, json: JsonOption = False, quiet: QuietOption = False) -> None:
@@ -80,8 +80,7 @@ def bundles(*, json: JsonOption = False, quiet: QuietOption = False) -> None:
     speak = output(json, quiet)
     speak.document({"bundles": rows, "user_folder": str(user_folder())})
     speak.table(
-        "",
-        ("name", "origin", ">size", " description"),
+        ("name", "origin", ">size", "description…"),
         [
             (
                 row["name"],

@@ -70,7 +70,7 @@ def generate(
     from f2edge.saving import save_image
     from f2edge.text import check_text
 
-    check_text(prompt, "prompt")
+    prompt = check_text(prompt, "prompt")
     options, first, side = decoding_options(steps, guidance, order, temperature, temperature_law), chosen_seed(seed), checked_size(size)
     files = _files(out, grid, count)
     folder = None if save_steps is None else _steps_folder(save_steps)
@@ -138,7 +138,7 @@ def edit(
     from f2edge.saving import check_writable, image_kind, save_image
     from f2edge.text import check_text
 
-    check_text(prompt, "prompt")
+    prompt = check_text(prompt, "prompt")
     options, own_seed, side = decoding_options(steps, guidance, order, temperature, temperature_law), chosen_seed(seed), checked_size(size)
     image_kind(out)
     check_writable(out)

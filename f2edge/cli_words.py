@@ -152,4 +152,4 @@ def _report_table(speak: Output, schema: AttributeSchema, report: FaceReport) ->
         rows.append(
             (heading, slot.name.replace("_", " "), best[slot.name].replace("_", " "), f"{100 * probability:.0f} %", bar(probability))
         )
-    speak.table("", ("", "attribute", "value", ">probability", ""), rows)
+    speak.table(("", "attribute", "value", ">probability", ""), rows)

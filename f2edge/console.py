@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _BAR_CELLS = 20
+_FILE_COLUMNS = 160
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -40,21 +41,21 @@ class Output:
         """Whether words may appear as they come: only before a person's eyes."""
         return not self.json and sys.stdout.isatty()
 
-    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """A table; columns of numbers are named with a leading ">" and stand to the right."""
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """A table.  A heading that begins with ">" puts its column to the right, one that ends with "…" lets it wrap."""
         if self.json:
             return
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
-        for column in columns:
-            table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", no_wrap=not column.startswith(" "))
+        headings = [column.strip(">…") for column in columns]
+        table = Table(box=None, pad_edge=False, show_header=any(headings))
+        for heading, column in zip(headings, columns, strict=True):
+            table.add_column(heading, justify="right" if column.startswith(">") else "left", no_wrap=not column.endswith("…"))
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
-        console = Console(width=None if sys.stdout.isatty() else 160)
-        console.print(table)
+        Console(width=None if sys.stdout.isatty() else _FILE_COLUMNS).print(table)
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
