@@ -52,3 +52,27 @@ class BackendError(F2EdgeError, RuntimeError):
 
 class CancelledError(F2EdgeError, RuntimeError):
     """The caller stopped the work between two steps."""
+
+
+class QueueFullError(F2EdgeError, RuntimeError):
+    """The engine has as much work as it accepts.
+
+    Attributes:
+        retry_after_ms: when to try again, from measured step times.
+    """
+
+    def __init__(self, message: str, retry_after_ms: float) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
+class DeadlineUnreachableError(F2EdgeError, TimeoutError):
+    """Refused at once: by measured step times the work cannot be done before its deadline."""
+
+
+class DeadlineExceededError(F2EdgeError, TimeoutError):
+    """The deadline passed while the work was queued or running; it was stopped between two steps."""
+
+
+class EngineClosedError(F2EdgeError, RuntimeError):
+    """The engine is draining or closed and takes no new work, or was closed before this work was done."""
