@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -157,6 +158,20 @@ def census(graph: ir.Graph, name: str, model: UnifiedTransformer, tolerance: flo
             raise LostExpertError(f"graph {name!r}: {layer_name} lost experts {missing} of {row.experts}; the traced module must keep them")
         rows.append(row)
     return rows
+
+
+def census_of_folder(folder: Path, model: UnifiedTransformer | None) -> dict[str, dict[str, str]]:
+    """:func:`census` of every graph in a bundle's folder: graph → mixture → "alive/all, active"; for the manifest."""
+    if model is None:
+        return {}
+    return {
+        name: {
+            row.name: f"{len(row.alive)}/{row.experts}, {row.active} active"
+            for row in census(ir.load(folder / f"{name}.onnx").graph, name, model)
+        }
+        for name in _GRAPHS
+        if model.configuration.token_experts.routed or model.configuration.sequence_experts
+    }
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,165 @@
+"""From checkpoints to a measured bundle: the work behind ``python -m export onnx``.
+
+    python -m export onnx --unified runs/unified --tokenizer runs/tokenizer --encoders runs/encoders --text tokenizer.json \\
+        --recipe int8 --out f2edge/bundles/nano
+
+Parity is measured on faces and captions that training never saw, rendered here; the figures go into the manifest, and a lost expert or a
+graph that routes otherwise than PyTorch fails the export.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from export.bundle_writer import GENERATION, Card, layout_of, write_bundle
+from export.census import census_of_folder
+from export.trace import Models
+from export.training.checkpoint import load_weights
+from export.verify import Inputs, generate, measure
+from f2edge.attributes import F2EDGE_SCHEMA
+from f2edge.backends.onnxruntime import OnnxRuntimeBackend
+from f2edge.configuration import CONFIGURATIONS
+from f2edge.decoding.schedule import Schedule
+from f2edge.errors import InputError
+from f2edge.layout import TokenLayout
+
+#: Seed of the held-out faces that parity is measured on.
+_FIRST_SEED = 900_000
+_LANDMARK_FACES = 64
+SMOKE_SEED = 7
+
+
+def load_models(unified: Path, tokenizer: Path, encoders: Path, configuration: str = "nano") -> Models:
+    """The trained parts from their runs' folders; a missing or unfitting file raises :class:`InputError`."""
+    from export.model.transformer import UnifiedTransformer
+    from export.training.encoders import load_encoders
+    from export.training.tokenizer import load_tokenizer
+
+    if configuration not in CONFIGURATIONS:
+        raise InputError(f"unknown configuration {configuration!r}; choose one of: {', '.join(CONFIGURATIONS)}")
+    image_tokenizer = load_tokenizer(tokenizer)
+    chosen = replace(CONFIGURATIONS[configuration], tokenizer=image_tokenizer.configuration)
+    trained = load_encoders(encoders, chosen)
+    transformer = UnifiedTransformer(chosen)
+    finished = unified / "unified.safetensors"
+    load_weights(finished if finished.is_file() else unified, transformer)
+    return Models(chosen, transformer, image_tokenizer, trained.semantic, trained.identity, trained.regions, trained.region_names)
+
+
+def real_inputs(text_tokenizer: Path, schedule: Schedule, prompts: int = 50, faces: int = 4, size: int = 128) -> Inputs:
+    """Captions and pictures of held-out faces, and the schema's questions."""
+    from export.data.captions import caption
+    from export.data.renderer import sample_face
+
+    tokenizer = Tokenizer.from_file(str(text_tokenizer))
+    rng = np.random.default_rng(_FIRST_SEED)
+    shown = [sample_face(_FIRST_SEED + 2 * i, "heldout", size, with_regions=False) for i in range(max(prompts, faces))]
+    encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
+    return Inputs(
+        prompts=[encode(caption(face.slots, rng).text) for face in shown[:prompts]],
+        questions=[encode(f"{slot.question}\n") for slot in F2EDGE_SCHEMA.values()],
+        pixels=np.stack([face.image.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1 for face in shown[:faces]]),
+        seeds=list(range(prompts)),
+        schedule=schedule,
+    )
+
+
+def landmark_template() -> list[list[float]]:
+    """Where the five landmarks of a rendered face stand on average in 128 x 128 pixels."""
+    from export.data.renderer import sample_face
+
+    faces = [sample_face(_FIRST_SEED + 2 * i, with_regions=False) for i in range(_LANDMARK_FACES)]
+    points = np.mean([face.landmarks for face in faces], axis=0)
+    return [[round(float(x), 2), round(float(y), 2)] for x, y in points]
+
+
+def _schedule(generation: Mapping[str, Any]) -> Schedule:
+    """The manifest's defaults as a schedule."""
+    values = dict(generation)
+    if "guidance_interval" in values:
+        values["guidance_interval"] = tuple(values["guidance_interval"])
+    return Schedule(**values)
+
+
+def smoke_vector(folder: Path, layout: TokenLayout, prompt: str, schedule: Schedule) -> dict[str, Any]:
+    """The tokens that this machine gets from a written bundle for one prompt."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+    inputs = Inputs([ids], [], np.zeros(0, dtype=np.float32), [SMOKE_SEED], schedule)
+    codes = generate(OnnxRuntimeBackend(lambda graph: folder / f"{graph}.onnx"), layout, inputs)[0]
+    return {"prompt": prompt, "seed": SMOKE_SEED, "codes": codes.tolist()}
+
+
+def run_onnx(
+    *,
+    unified: Path,
+    tokenizer: Path,
+    encoders: Path,
+    text: Path,
+    out: Path,
+    recipe: str = "int8",
+    configuration: str = "nano",
+    generation: Mapping[str, Any] | None = None,
+    quality: Path | None = None,
+    description: str = "",
+    prompts: int = 50,
+    faces: int = 4,
+    largest_bytes: int | None = None,
+    progress: Callable[[str], None] = print,
+) -> Path:
+    """Export one model.
+
+    Args:
+        unified: run folder or weights file of the transformer.
+        tokenizer: run folder or weights file of the image tokenizer.
+        encoders: run folder of the encoders.
+        text: ``tokenizer.json`` of the text tokenizer.
+        out: the bundle's folder, named as the bundle is called; an existing one is replaced.
+        recipe: a name of :data:`export.quantise.RECIPES`.
+        configuration: a name of :data:`f2edge.configuration.CONFIGURATIONS`; the image tokenizer's own configuration wins over its part.
+        generation: defaults of ``generate``; what is missing comes from :data:`export.bundle_writer.GENERATION`.
+        quality: JSON of ``python -m bench quality``, copied into the manifest.
+        description: one sentence for people.
+        prompts, faces: how many the parity figures rest on.
+        largest_bytes: refuse a larger bundle.
+        progress: told what happens.
+
+    Raises:
+        InputError: a part is missing or does not fit, or the bundle is too large.
+        LostExpertError: a graph lacks an expert or routes otherwise than PyTorch.
+        OutputError: the folder cannot be written.
+    """
+    models = load_models(unified, tokenizer, encoders, configuration)
+    card = Card(
+        description=description,
+        generation={**GENERATION, **(generation or {})},
+        alignment={"landmarks": landmark_template()},
+        quality=None if quality is None else json.loads(quality.read_text(encoding="utf-8")),
+    )
+    schedule, layout = _schedule(card.generation), layout_of(models.configuration, text)
+
+    def figures(folder: Path, _document: dict[str, Any]) -> Mapping[str, Any]:
+        alive = census_of_folder(folder, models.transformer)
+        inputs = real_inputs(text, schedule, prompts, faces, models.configuration.tokenizer.image_size)
+        measured = measure(folder, models, layout, inputs)
+        measured["experts"]["alive"] = alive
+        measured["smoke"] = smoke_vector(folder, layout, card.smoke_prompt, schedule)
+        return measured
+
+    return write_bundle(
+        out,
+        models=models,
+        text_tokenizer_path=text,
+        recipe=recipe,
+        card=card,
+        largest_bytes=largest_bytes,
+        measure=figures,
+        progress=progress,
+    )
