@@ -47,8 +47,8 @@ class FacePipeline:
         self.bundle = bundle
         self.backend = backend
         self.tokenizer = TextTokenizer(bundle.tokenizer_path)
-        self._prompts = PromptPrefixes(backend, bundle.layout)
-        self._understanding = Understanding(backend, bundle, self.tokenizer)
+        self.prompts = PromptPrefixes(backend, bundle.layout)
+        self.understanding = Understanding(backend, bundle, self.tokenizer)
 
     @classmethod
     def load(cls, bundle: str | Path | Bundle = "nano", *, backend: str = "auto", threads: int | None = None) -> FacePipeline:
@@ -91,7 +91,7 @@ class FacePipeline:
         """
         schedule = (options or GenerateOptions()).resolve(self.bundle.generation)
         rows = list(_requests(prompts, seeds))
-        prefixes = [self._prompts.prompt(self.tokenizer.encode(check_text(prompt, "prompt"))) for prompt, _ in rows]
+        prefixes = [self.prompts.prompt(self.tokenizer.encode(check_text(prompt, "prompt"))) for prompt, _ in rows]
         everything = np.ones(self.bundle.layout.image_tokens, dtype=bool)
         plans = [plan(schedule, everything, seed) for _, seed in rows]
         faces: list[GeneratedFace] = []
@@ -106,7 +106,7 @@ class FacePipeline:
 
             masked = np.full((len(rows[group]), len(everything)), self.bundle.layout.mask_code, dtype=np.int64)
             codes = decode(
-                self._prompts.step(prefixes[group]), masked, plans[group], [s for _, s in rows[group]], on_step=hear, cancelled=cancelled
+                self.prompts.step(prefixes[group]), masked, plans[group], [s for _, s in rows[group]], on_step=hear, cancelled=cancelled
             )
             for (prompt, seed), grid, image in zip(rows[group], codes, self.decode(codes), strict=True):
                 faces.append(GeneratedFace(image, grid, prompt, seed, schedule, tuple(times)))
@@ -143,12 +143,12 @@ class FacePipeline:
             InputError: a region that covers no token, or what :meth:`generate` raises.
         """
         schedule = (options or GenerateOptions()).resolve(self.bundle.generation)
-        prefix = self._prompts.prompt(self.tokenizer.encode(check_text(prompt, "prompt")))
-        pixels = self._pixels(image)
-        cells = self._cells(region, image, pixels)
-        original = self._encode(pixels[None])[0]
+        prefix = self.prompts.prompt(self.tokenizer.encode(check_text(prompt, "prompt")))
+        pixels = self.pixels(image)
+        cells = self.cells(region, image.size, pixels)
+        original = self.encode_pixels(pixels[None])[0]
         masked = np.where(cells.ravel(), self.bundle.layout.mask_code, original)
-        step = self._prompts.step([prefix])
+        step = self.prompts.step([prefix])
         codes = decode(step, masked[None], [plan(schedule, cells.ravel(), seed)], [seed], on_step=on_step, cancelled=cancelled)[0]
         edited = self.decode(codes[None])[0]
         if keep_outside:
@@ -169,7 +169,7 @@ class FacePipeline:
         """
         if max_tokens < 1:
             raise InputError(f"max_tokens must be at least 1, got {max_tokens}")
-        return self._understanding.ask(self._pixels(image), check_text(question, "question"), max_tokens, on_token)
+        return self.understanding.ask(self.pixels(image), check_text(question, "question"), max_tokens, on_token)
 
     def analyze(self, images: Image.Image | Sequence[Image.Image], *, attributes: Sequence[str] | None = None) -> list[FaceReport]:
         """Every attribute of each face with its probability.
@@ -182,11 +182,11 @@ class FacePipeline:
             UnknownAttributeError: a slot that the bundle's schema does not have.
         """
         schema = self.bundle.schema if attributes is None else self.bundle.schema.select(attributes)
-        return [self._understanding.analyze(self._pixels(image), schema) for image in _listed(images)]
+        return [self.understanding.analyze(self.understanding.prefix(self.pixels(image)), schema) for image in _listed(images)]
 
     def encode(self, images: Image.Image | Sequence[Image.Image]) -> Ids:
         """Tokens of pictures, int64 (B, N)."""
-        return self._encode(np.stack([self._pixels(image) for image in _listed(images)]))
+        return self.encode_pixels(np.stack([self.pixels(image) for image in _listed(images)]))
 
     def decode(self, codes: Ids) -> list[Image.Image]:
         """Pictures of tokens (B, N), each in ``[0, V)``; :class:`~f2edge.errors.InputError` for anything else."""
@@ -198,18 +198,21 @@ class FacePipeline:
         pixels = (host(self.backend.run("image_decode", {"codes": row[None].astype(np.int64)})["pixels"])[0] for row in codes)
         return [from_pixels(p) for p in pixels]
 
-    def _encode(self, pixels: NDArray[np.float32]) -> Ids:
+    def encode_pixels(self, pixels: NDArray[np.float32]) -> Ids:
         """Pixels (B, 3, Y, X) → codes (B, N), one picture at a time: a picture's tokens do not depend on its company."""
         return np.concatenate([host(self.backend.run("image_encode", {"pixels": p[None]})["codes"]) for p in pixels])
 
-    def _pixels(self, image: Image.Image) -> NDArray[np.float32]:
+    def pixels(self, image: Image.Image) -> NDArray[np.float32]:
+        """The centred square of a picture as the model sees it, float32 (3, Y, X) in [-1, 1]."""
         return to_pixels(fit_square(image), self.bundle.configuration.tokenizer.image_size)
 
-    def _cells(self, region: Region, image: Image.Image, pixels: NDArray[np.float32]) -> NDArray[np.bool_]:
+    def cells(self, region: Region, image_wh: tuple[int, int], pixels: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Token cells (G, G) of a region of a picture of that size, whose ``pixels`` the parser sees where the region is a name."""
+
         def coverage() -> NDArray[np.float32]:
             return np.asarray(host(self.backend.run("regions", {"pixels": pixels[None]})["coverage"])[0], dtype=np.float32)
 
-        return region_cells(region, image.size, self.bundle.configuration.tokenizer.grid, self.bundle.regions, coverage)
+        return region_cells(region, image_wh, self.bundle.configuration.tokenizer.grid, self.bundle.regions, coverage)
 
 
 def _listed(images: Image.Image | Sequence[Image.Image]) -> Iterable[Image.Image]:

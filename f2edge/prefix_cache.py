@@ -29,18 +29,18 @@ class PromptPrefix:
 
 
 class PromptPrefixes:
-    """Prefixes of prompts, the last few remembered; that of the empty prompt (guidance's other branch) is kept for good."""
+    """Prefixes of prompts, the last few remembered (``recent``); that of the empty prompt (guidance's other branch) is kept for good."""
 
     def __init__(self, backend: Backend, layout: TokenLayout, size: int = 32) -> None:
         self._backend = backend
         self._layout = layout
-        self._recent: Recent[tuple[int, ...], PromptPrefix] = Recent(size)
+        self.recent: Recent[tuple[int, ...], PromptPrefix] = Recent(size)
         self._unconditional: PromptPrefix | None = None
 
     def prompt(self, text: Sequence[int]) -> PromptPrefix:
         """Prefix of a prompt's text tokens; one that is too long raises :class:`~f2edge.errors.PromptError`."""
         ids = tuple(self._layout.prompt(text))
-        return self._recent.get(ids, lambda: self._prefill(ids))
+        return self.recent.get(ids, lambda: self._prefill(ids))
 
     @property
     def unconditional(self) -> PromptPrefix:

@@ -12,19 +12,34 @@ Result = TypeVar("Result")
 
 
 class Recent(Generic[Key, Result]):
-    """Keeps the ``size`` results used last.  Two threads that miss at once both compute; results are values, so either serves."""
+    """Keeps the ``size`` results used last.  Two threads that miss at once both compute; results are values, so either serves.
+
+    Attributes:
+        hits, misses: of :meth:`get` so far.
+    """
 
     def __init__(self, size: int) -> None:
+        self.hits = self.misses = 0
         self._size = size
         self._results: OrderedDict[Key, Result] = OrderedDict()
         self._lock = Lock()
+
+    def __contains__(self, key: Key) -> bool:
+        with self._lock:
+            return key in self._results
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._results)
 
     def get(self, key: Key, make: Callable[[], Result]) -> Result:
         """The result of ``key``, made by ``make`` where it is not remembered."""
         with self._lock:
             if key in self._results:
                 self._results.move_to_end(key)
+                self.hits += 1
                 return self._results[key]
+            self.misses += 1
         result = make()
         with self._lock:
             self._results[key] = result

@@ -32,7 +32,7 @@ TextCache = tuple[Value, Value]
 
 @dataclass(frozen=True)
 class ImagePrefix:
-    """Keys and values (L, 1, H, N + 3, W) of one face's segment ``<|mmu|> <|soi|> image <|eoi|>``."""
+    """Keys and values (L, 1, H, N + 3, W) of one face's segment ``<|mmu|> <|soi|> image <|eoi|>``; packed, those of B faces."""
 
     key: Value
     value: Value
@@ -49,19 +49,19 @@ class SlotQuestions:
 
 
 class Understanding:
-    """Answers questions about faces; remembers the image segments of the last few."""
+    """Answers questions about faces; remembers the image segments of the last few (``prefixes``, by :func:`pixel_hash`)."""
 
     def __init__(self, backend: Backend, bundle: Bundle, tokenizer: TextTokenizer, remembered_faces: int = 8) -> None:
         self._backend = backend
         self._configuration = bundle.configuration
         self._layout = bundle.layout
         self._tokenizer = tokenizer
-        self._prefixes: Recent[bytes, ImagePrefix] = Recent(remembered_faces)
+        self.prefixes: Recent[bytes, ImagePrefix] = Recent(remembered_faces)
         self._slots: Recent[Slot, SlotQuestions] = Recent(256)
 
     def prefix(self, pixels: Pixels) -> ImagePrefix:
         """The image segment of pixels (3, Y, X), RGB in [-1, 1]."""
-        return self._prefixes.get(pixel_hash(pixels), lambda: self._prefill(pixels))
+        return self.prefixes.get(pixel_hash(pixels), lambda: self._prefill(pixels))
 
     def ask(self, pixels: Pixels, question: str, max_tokens: int, on_token: Callable[[str], None] | None = None) -> Answer:
         """Answer one question; ``on_token`` hears each piece of text as soon as it is certain."""
@@ -78,8 +78,8 @@ class Understanding:
         ids, lengths = left_pad([self.question_ids(question)], self._layout.pad)
         prefix = self.prefix(pixels)
         (tokens,) = answer(
-            lambda text, valid, cache: self._extend(prefix, text, valid, cache),
-            self._no_text(1),
+            lambda text, valid, cache: self.extend(prefix, text, valid, cache),
+            self.no_text(1),
             ids,
             lengths,
             end_of_text=self._layout.end_of_text,
@@ -97,7 +97,7 @@ class Understanding:
             tokens_per_second=(len(times) - 1) / seconds if seconds > 0 else 0.0,
         )
 
-    def analyze(self, pixels: Pixels, schema: AttributeSchema) -> FaceReport:
+    def analyze(self, prefix: ImagePrefix, schema: AttributeSchema) -> FaceReport:
         """Probabilities of every slot's values, from one batch over the face's segment.
 
         A row of the batch is a question with the part of an answer up to a point where answers part; most slots have one such point,
@@ -106,7 +106,7 @@ class Understanding:
         slots = [self._slots.get(slot, partial(self._questions, slot)) for slot in schema.values()]
         rows = [slot.question + path for slot in slots for path in slot.paths]
         ids, lengths = left_pad(rows, self._layout.pad)
-        logits, _ = self._extend(self.prefix(pixels), ids, lengths, self._no_text(len(rows)))
+        logits, _ = self.extend(prefix, ids, lengths, self.no_text(len(rows)))
         report, row = {}, 0
         for slot in slots:
             at = dict(zip(slot.paths, logits[row:], strict=False))
@@ -135,7 +135,15 @@ class Understanding:
         outputs = self._backend.run("mmu_prefill", feeds)
         return ImagePrefix(outputs["image_key"], outputs["image_value"])
 
-    def _extend(self, prefix: ImagePrefix, text: Ids, lengths: Ids, cache: TextCache) -> tuple[NDArray[np.float32], TextCache]:
+    def extend(self, prefix: ImagePrefix, text: Ids, lengths: Ids, cache: TextCache) -> tuple[NDArray[np.float32], TextCache]:
+        """Pass new text columns (B, S), left-padded, through the model: logits (B, V) behind the last one, and the longer cache.
+
+        Args:
+            prefix: of one image for all B rows, or packed, of B.
+            text: int64 (B, S).
+            lengths: int64 (B,), valid text columns, earlier and new ones.
+            cache: of the earlier columns; :meth:`no_text` where there are none.
+        """
         outputs = self._backend.run(
             "mmu_extend",
             {
@@ -149,7 +157,8 @@ class Understanding:
         )
         return host(outputs["logits"]), (outputs["next_text_key"], outputs["next_text_value"])
 
-    def _no_text(self, rows: int) -> TextCache:
+    def no_text(self, rows: int) -> TextCache:
+        """The cache before any text."""
         shape = (self._configuration.layers, rows, self._configuration.heads, 0, self._configuration.head_width)
         empty = np.zeros(shape, dtype=np.float32)
         return empty, empty

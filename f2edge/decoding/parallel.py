@@ -9,7 +9,7 @@ R rows, B branches (a guided row has two), N image tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
@@ -85,6 +85,15 @@ def step_feeds(rows: Sequence[Row], indices: Sequence[int]) -> tuple[Feeds, tupl
     return feeds, (*indices, *([UNCONDITIONAL] * len(guided)))
 
 
+def advance(step: StepFunction, rows: Sequence[Row], indices: Sequence[int]) -> tuple[list[Row], Ids]:
+    """One step for ``rows``, each at a step of its own and none finished; the rows after it, and their proposals (R, N).
+
+    ``indices[r]`` is what ``step`` knows row r's prefix by.
+    """
+    next_codes, proposal = step(*step_feeds(rows, indices))
+    return [replace(row, codes=grid, step=row.step + 1) for row, grid in zip(rows, next_codes, strict=True)], proposal
+
+
 def decode(
     step: StepFunction,
     codes: Ids,
@@ -118,10 +127,10 @@ def decode(
             raise CancelledError(f"generation was stopped before step {number} of {steps}")
         active = [i for i, row in enumerate(rows) if not row.finished]
         start = perf_counter()
-        next_codes, proposal[active] = step(*step_feeds([rows[i] for i in active], active))
+        advanced, proposal[active] = advance(step, [rows[i] for i in active], active)
         elapsed_ms = 1e3 * (perf_counter() - start)
-        for i, grid in zip(active, next_codes, strict=True):
-            rows[i] = Row(grid, rows[i].plan, rows[i].seed, rows[i].step + 1)
+        for i, row in zip(active, advanced, strict=True):
+            rows[i] = row
         if on_step:
             on_step(StepEvent(number, steps, np.stack([row.codes for row in rows]), proposal.copy(), elapsed_ms))
     return np.stack([row.codes for row in rows])
