@@ -1,8 +1,12 @@
-"""The workstation's command line: ``python -m export render | train | onnx``.
+"""The workstation's command line: ``python -m export render | text-tokenizer | train | cache | onnx``.
 
-    python -m export render --split train --count 40000 --out shards/train --workers 2
+    python -m export render --split train --count 60000 --out shards/train --workers 2
+    python -m export text-tokenizer --out tokenizer.json
     python -m export train encoders  --data shards/train --out runs/encoders
-    python -m export train tokenizer --data shards/train --out runs/tokenizer --perceptual runs/encoders
+    python -m export train tokenizer --data shards/train --out runs/tokenizer
+    python -m export cache --data shards/train --tokenizer runs/tokenizer --encoders runs/encoders --out tokens/train
+    python -m export train unified   --tokens tokens/train --text tokenizer.json --out runs/unified
+    python -m export onnx --unified runs/unified --tokenizer runs/tokenizer --encoders runs/encoders --text tokenizer.json --out bundle
 
 A run is resumed by giving the same command again.  Exit codes: 0, 2 for input that the caller can mend, 1 for the rest.  Every command
 imports what it needs when it runs, so that none depends on the others' libraries.
@@ -10,10 +14,11 @@ imports what it needs when it runs, so that none depends on the others' librarie
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,24 +37,53 @@ app = typer.Typer(
 train_app = typer.Typer(no_args_is_help=True, help="Train one part of the model; a run found in --out is resumed.")
 app.add_typer(train_app, name="train")
 
-Out = Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log.jsonl, samples, and the weights at the end.")]
+Run = Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log.jsonl, samples, and the weights at the end.")]
 Data = Annotated[Path, typer.Option(help="Folder of shards made by `render`.")]
-Steps = Annotated[int | None, typer.Option(help="Optimizer steps in all, counted from the first start.")]
-BatchSize = Annotated[int | None, typer.Option("--batch", help="Rows of one micro batch in one process.")]
-Accumulate = Annotated[int | None, typer.Option(help="Micro batches of one step.")]
-Rate = Annotated[float | None, typer.Option("--rate", help="Peak learning rate.")]
-Optimizer = Annotated[str | None, typer.Option(help="adamw or muon.")]
-Schedule = Annotated[str | None, typer.Option(help="wsd, cosine or constant.")]
-DecayFraction = Annotated[float | None, typer.Option(help="Share of the steps over which wsd cools down.")]
-Ema = Annotated[float | None, typer.Option(help="Decay of the weight average; 0 turns it off.")]
-Threads = Annotated[int | None, typer.Option(help="Torch threads; 0 keeps torch's choice.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda …")]
-Seed = Annotated[int | None, typer.Option(help="Of initial weights, batches and dropout.")]
-Bf16 = Annotated[bool | None, typer.Option("--bf16/--fp32", help="Autocast to bfloat16, or plain fp32.")]
-ValidateEvery = Annotated[int | None, typer.Option(help="Steps between validations with sample grids.")]
-SaveEvery = Annotated[int | None, typer.Option(help="Steps between checkpoints.")]
-LogEvery = Annotated[int | None, typer.Option(help="Steps between log rows.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="A run of at most two minutes that shows that everything works.")]
+Tokenizer = Annotated[Path, typer.Option(help="Run folder or weights file of the image tokenizer.")]
+Encoders = Annotated[Path, typer.Option(help="Run folder of the encoders.")]
+Text = Annotated[Path, typer.Option(help="tokenizer.json made by `text-tokenizer`.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda …")]
+
+#: Fields of TrainOptions that every `train` command offers: field → (flag, type, help). Not given, the command's own default holds.
+_TRAIN_OPTIONS: dict[str, tuple[str, type, str]] = {
+    "steps": ("--steps", int, "Optimizer steps in all, counted from the first start."),
+    "batch": ("--batch", int, "Rows of one micro batch in one process."),
+    "accumulate": ("--accumulate", int, "Micro batches of one step."),
+    "learning_rate": ("--rate", float, "Peak learning rate."),
+    "warmup": ("--warmup", int, "Steps of linear warm-up."),
+    "optimizer": ("--optimizer", str, "adamw or muon."),
+    "schedule": ("--schedule", str, "wsd, cosine or constant."),
+    "decay_fraction": ("--decay-fraction", float, "Share of the steps over which wsd cools down."),
+    "ema": ("--ema", float, "Decay of the weight average; 0 turns it off."),
+    "bf16": ("--bf16/--fp32", bool, "Autocast to bfloat16, or plain fp32."),
+    "threads": ("--threads", int, "Torch threads; 0 keeps torch's choice."),
+    "device": ("--device", str, "auto, cpu, cuda …"),
+    "seed": ("--seed", int, "Of initial weights, batches and dropout."),
+    "validate_every": ("--validate-every", int, "Steps between validations with sample grids."),
+    "save_every": ("--save-every", int, "Steps between checkpoints."),
+    "log_every": ("--log-every", int, "Steps between log rows."),
+}
+
+
+def _trainer(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags of ``_TRAIN_OPTIONS``; it receives those that were given as one dictionary, ``changes``."""
+
+    def with_options(**values: Any) -> None:
+        changes = {field: values.pop(field) for field in _TRAIN_OPTIONS}
+        command(**values, changes={field: value for field, value in changes.items() if value is not None})
+
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "changes"]
+    shared = [
+        inspect.Parameter(
+            field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, typer.Option(flag, help=text)]
+        )
+        for field, (flag, kind, text) in _TRAIN_OPTIONS.items()
+    ]
+    with_options.__doc__ = command.__doc__
+    with_options.__annotations__ = {p.name: p.annotation for p in (*own, *shared)}
+    with_options.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+    return with_options
 
 
 @app.command()
@@ -87,58 +121,59 @@ def render(
         )
 
 
+@app.command("text-tokenizer")
+def text_tokenizer(
+    *,
+    out: Annotated[Path, typer.Option(help="The tokenizer.json to write.")],
+    vocabulary: Annotated[int, typer.Option(help="Ids of the text vocabulary.")] = 1024,
+) -> None:
+    """Train the text tokenizer on the captions and questions of the grammar."""
+    from export.data.text_tokenizer import train_text_tokenizer
+
+    train_text_tokenizer(out, vocabulary=vocabulary)
+    typer.echo(out)
+
+
+@app.command()
+def cache(
+    *,
+    data: Data,
+    tokenizer: Tokenizer,
+    encoders: Encoders,
+    out: Annotated[Path, typer.Option(help="Folder of the cache.")],
+    limit: Annotated[int | None, typer.Option(help="Only the first so many faces.")] = None,
+    batch: Annotated[int, typer.Option(help="Pictures at a time.")] = 64,
+    device: Device = "auto",
+) -> None:
+    """Encode rendered faces once, so that the unified model trains on tokens and features alone."""
+    from export.training.unified import run_cache
+
+    typer.echo(run_cache(data, tokenizer, encoders, out, limit=limit, batch=batch, device=device))
+
+
 @train_app.command("tokenizer")
+@_trainer
 def train_tokenizer(
     *,
     data: Data,
-    out: Out,
+    out: Run,
     perceptual: Annotated[Path | None, typer.Option(help="Folder of trained encoders; adds their feature maps to the loss.")] = None,
-    steps: Steps = None,
-    batch: BatchSize = None,
-    accumulate: Accumulate = None,
-    rate: Rate = None,
-    optimizer: Optimizer = None,
-    schedule: Schedule = None,
-    decay_fraction: DecayFraction = None,
-    ema: Ema = None,
-    threads: Threads = None,
-    device: Device = None,
-    seed: Seed = None,
-    bf16: Bf16 = None,
-    validate_every: ValidateEvery = None,
-    save_every: SaveEvery = None,
-    log_every: LogEvery = None,
+    decoder_of: Annotated[
+        Path | None,
+        typer.Option(help="A finished tokenizer run: only its decoder is trained further, so that its codes keep their meaning."),
+    ] = None,
     smoke: Smoke = False,
+    changes: dict[str, Any],
 ) -> None:
     """Train the image tokenizer: pixels to a grid of codes and back."""
     from export.training.tokenizer import defaults, run
 
-    options = _with(defaults(out, smoke=smoke), locals())
-    typer.echo(run(data, options, perceptual=perceptual))
+    typer.echo(run(data, replace(defaults(out, smoke=smoke), **changes), perceptual=perceptual, decoder_of=decoder_of))
 
 
 @train_app.command("encoders")
-def train_encoders(
-    *,
-    data: Data,
-    out: Out,
-    steps: Steps = None,
-    batch: BatchSize = None,
-    accumulate: Accumulate = None,
-    rate: Rate = None,
-    optimizer: Optimizer = None,
-    schedule: Schedule = None,
-    decay_fraction: DecayFraction = None,
-    ema: Ema = None,
-    threads: Threads = None,
-    device: Device = None,
-    seed: Seed = None,
-    bf16: Bf16 = None,
-    validate_every: ValidateEvery = None,
-    save_every: SaveEvery = None,
-    log_every: LogEvery = None,
-    smoke: Smoke = False,
-) -> None:
+@_trainer
+def train_encoders(*, data: Data, out: Run, smoke: Smoke = False, changes: dict[str, Any]) -> None:
     """Train the semantic encoder, the identity encoder and the region parser together."""
     from export.training.encoders import run
     from export.training.loop import TrainOptions
@@ -146,32 +181,61 @@ def train_encoders(
     if smoke:
         options = TrainOptions(out=out, steps=40, batch=16, warmup=10, ema=0.9)
     else:
-        options = TrainOptions(out=out, steps=4000, batch=32, learning_rate=2e-3, validate_every=1000)
-    typer.echo(run(data, _with(options, locals()), validation_rows=64 if smoke else 1000))
+        options = TrainOptions(out=out, steps=1800, batch=64, learning_rate=2e-3, validate_every=600)
+    typer.echo(run(data, replace(options, **changes), validation_rows=64 if smoke else 1000))
 
 
-_FIELDS = {
-    "steps": "steps",
-    "batch": "batch",
-    "accumulate": "accumulate",
-    "rate": "learning_rate",
-    "optimizer": "optimizer",
-    "schedule": "schedule",
-    "decay_fraction": "decay_fraction",
-    "ema": "ema",
-    "threads": "threads",
-    "device": "device",
-    "seed": "seed",
-    "bf16": "bf16",
-    "validate_every": "validate_every",
-    "save_every": "save_every",
-    "log_every": "log_every",
-}
+@train_app.command("unified")
+@_trainer
+def train_unified(
+    *,
+    tokens: Annotated[Path, typer.Option(help="Folder made by `cache`.")],
+    text: Text,
+    out: Run,
+    image_tokenizer: Annotated[Path | None, typer.Option(help="Run of the image tokenizer, for sample grids.")] = None,
+    validation_rows: Annotated[int, typer.Option(help="Faces kept for validation.")] = 512,
+    smoke: Smoke = False,
+    changes: dict[str, Any],
+) -> None:
+    """Train the transformer: pictures from captions, and answers about faces."""
+    from export.training.unified import defaults, run
+
+    options = replace(defaults(out, smoke=smoke), **changes)
+    typer.echo(run(tokens, text, options, image_tokenizer=image_tokenizer, validation_rows=validation_rows))
 
 
-def _with(options: Any, given: dict[str, Any]) -> Any:
-    """``options`` (TrainOptions) with the command line's values in place of its own, where one was given."""
-    return replace(options, **{field: given[name] for name, field in _FIELDS.items() if given[name] is not None})
+@app.command()
+def onnx(
+    *,
+    unified: Annotated[Path, typer.Option(help="Run folder or weights file of the transformer.")],
+    tokenizer: Tokenizer,
+    encoders: Encoders,
+    text: Text,
+    out: Annotated[Path, typer.Option(help="Folder of the bundle, named as the bundle is called; an existing one is replaced.")],
+    recipe: Annotated[str, typer.Option(help="Precision: fp32, int8 …")] = "int8",
+    configuration: Annotated[str, typer.Option(help="nano, show-o or 1.8b.")] = "nano",
+    quality: Annotated[Path | None, typer.Option(help="JSON of `python -m bench quality`, copied into the manifest.")] = None,
+    description: Annotated[str, typer.Option(help="One sentence for people.")] = "",
+    largest_mb: Annotated[float | None, typer.Option(help="Refuse a bundle above so many MiB.")] = None,
+) -> None:
+    """Export a trained model as a bundle: trace, lower, quantise, and measure parity with PyTorch."""
+    from export.run_onnx import run_onnx
+
+    typer.echo(
+        run_onnx(
+            unified=unified,
+            tokenizer=tokenizer,
+            encoders=encoders,
+            text=text,
+            out=out,
+            recipe=recipe,
+            configuration=configuration,
+            quality=quality,
+            description=description,
+            largest_bytes=None if largest_mb is None else int(largest_mb * 2**20),
+            progress=lambda message: print(message, file=sys.stderr),
+        )
+    )
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -221,6 +221,7 @@ def test_averages_follow_the_written_law() -> None:
     torch.testing.assert_close(averages.state()["weight"], expected)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5000), st.integers(0, 300), st.sampled_from(["cosine", "constant", "wsd"]), st.floats(0.05, 0.9))
 def test_rate_law(steps: int, warmup: int, schedule: str, fraction: float) -> None:
     factors = [rate_factor(step, steps, warmup, schedule, fraction) for step in range(steps)]

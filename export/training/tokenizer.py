@@ -10,6 +10,7 @@ are compared at three scales, and with ``--perceptual`` also the maps of a netwo
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from export.model.discriminator import PatchDiscriminator, critic_loss, generator_loss
-from export.model.image_tokenizer import ImageTokenizer, bit_statistics, codes_of
+from export.model.image_tokenizer import ImageTokenizer, bit_statistics
 from export.training.checkpoint import load_weights, save_weights, weights_metadata
 from export.training.loop import Batch, Figures, TrainOptions, resolve_device, train
 from f2edge.configuration import NANO, ImageTokenizerConfiguration
@@ -71,6 +72,10 @@ class Recipe:
     critic_from: float = 0.7
 
 
+#: For training a finished tokenizer's decoder further: the critic begins soon.
+FINE_TUNING = Recipe(edges_ramp=0.0, usage=0.0, confidence=0.0, commitment=0.0, critic_from=0.1)
+
+
 class TokenizerTask:
     """The task of :func:`export.training.loop.train`.
 
@@ -78,6 +83,8 @@ class TokenizerTask:
         data: pictures of the configuration's size; the last ``held_out`` rows are for validation only.
         steps: of the whole run; the recipe's phases are shares of it.
         perceptual: pixels → feature maps of a frozen network on the same device, or None.
+        decoder_of: a trained tokenizer whose decoder is trained further; its encoder is frozen, so that codes keep their meaning and
+            models that were trained on them stay valid.
     """
 
     name = "tokenizer"
@@ -91,15 +98,19 @@ class TokenizerTask:
         configuration: ImageTokenizerConfiguration = NANO.tokenizer,
         recipe: Recipe | None = None,
         perceptual: Perceptual | None = None,
+        decoder_of: ImageTokenizer | None = None,
         held_out: int = 256,
         seed: int = 0,
     ) -> None:
         if len(data) < held_out + batch:
             raise InputError(f"tokenizer: {len(data)} pictures are too few for a batch of {batch} and {held_out} held out; render more")
         self.data, self.rows, self.steps, self.held_out, self.seed = data, batch, steps, held_out, seed
-        self.recipe, self.perceptual = recipe or Recipe(), perceptual
+        self.recipe, self.perceptual = recipe or (Recipe() if decoder_of is None else FINE_TUNING), perceptual
         torch.manual_seed(seed)
         self.tokenizer, self.critic = ImageTokenizer(configuration), PatchDiscriminator()
+        if decoder_of is not None:
+            self.tokenizer = copy.deepcopy(decoder_of)
+            self.tokenizer.encoder.requires_grad_(requires_grad=False)
         self.modules: Mapping[str, nn.Module] = {"model": self.tokenizer, "critic": self.critic}
 
     def batch(self, step: int, micro: int, rank: int, world: int) -> Batch:
@@ -113,7 +124,7 @@ class TokenizerTask:
         recipe, pixels, progress = self.recipe, batch["pixels"], step / self.steps
         result = self.tokenizer(pixels)
         error = result.pixels - pixels
-        bits = bit_statistics(result.latent)
+        bits = bit_statistics(result.latent, codes_per_cell=self.tokenizer.configuration.codes_per_cell)
         edges = edge_loss(result.pixels, pixels)
         figures: Figures = {
             "psnr": psnr(result.pixels.detach(), pixels).mean(),
@@ -122,7 +133,7 @@ class TokenizerTask:
             "confidence": bits.confidence.detach(),
         }
         loss = recipe.absolute * error.abs().mean() + recipe.squared * error.square().mean()
-        loss = loss + recipe.edges * min(1.0, progress / recipe.edges_ramp) * edges
+        loss = loss + recipe.edges * (min(1.0, progress / recipe.edges_ramp) if recipe.edges_ramp else 1.0) * edges
         loss = loss + recipe.confidence * bits.confidence - recipe.usage * bits.usage + recipe.commitment * bits.commitment
         if self.perceptual is not None:
             difference = perceptual_loss(self.perceptual, result.pixels, pixels)
@@ -145,7 +156,7 @@ class TokenizerTask:
             pixels = pixels_of(self.data.images(rows[begin : begin + 32])).to(device)
             result = self.tokenizer(pixels)
             found.append(torch.stack((psnr(result.pixels, pixels), (result.pixels.clamp(-1, 1) - pixels).abs().mean((1, 2, 3)))))
-            codes.append(codes_of(result.latent.flatten(2).transpose(1, 2)).flatten())
+            codes.append(self.tokenizer.codes(result.latent).flatten())
             shown = shown or [pixels.cpu(), result.pixels.cpu()]
         write_pairs(directory / f"tokenizer-{step:06d}.png", *shown)
         ratio, absolute = torch.cat(found, 1).mean(1).tolist()
@@ -231,21 +242,30 @@ def defaults(out: Path, *, smoke: bool = False) -> TrainOptions:
     )
 
 
-def run(data: Path, options: TrainOptions, *, perceptual: Path | None = None, recipe: Recipe | None = None, held_out: int = 256) -> Path:
+def run(
+    data: Path, options: TrainOptions, *, perceptual: Path | None = None, decoder_of: Path | None = None, held_out: int | None = None
+) -> Path:
     """Train (or resume) on the shards in ``data`` and write ``tokenizer.safetensors``; returns the run's folder.
 
-    With ``perceptual``, a folder of trained encoders, the semantic one is the perceptual loss' network.
+    With ``perceptual``, a folder of trained encoders, the semantic one is the perceptual loss' network.  With ``decoder_of``, a finished
+    tokenizer, only its decoder is trained.  With ``held_out`` None, a fifth of the pictures is held out, 256 at most.
     """
     from export.data.shards import FaceShards
 
-    features = None
+    shards, features = FaceShards(data), None
     if perceptual is not None:
         from export.model.encoders import perceptual_features
         from export.training.encoders import load_encoders
 
         features = perceptual_features(load_encoders(perceptual).semantic.to(resolve_device(options.device)))
     task = TokenizerTask(
-        FaceShards(data), options.batch, options.steps, perceptual=features, recipe=recipe, held_out=held_out, seed=options.seed
+        shards,
+        options.batch,
+        options.steps,
+        perceptual=features,
+        decoder_of=None if decoder_of is None else load_tokenizer(decoder_of),
+        held_out=min(256, len(shards) // 5) if held_out is None else held_out,
+        seed=options.seed,
     )
     finish(task, options)
     return options.out
