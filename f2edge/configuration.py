@@ -5,7 +5,7 @@ The symbols of every file of this project: B batch, S text tokens, P prompt toke
 D width, E experts, K experts active, I width of one expert, M feature vectors of an encoder, F width of such a vector.
 
 >>> NANO.image_tokens, NANO.codes
-(64, 8192)
+(128, 4096)
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class FeatureShape:
 class ImageTokenizerConfiguration:
     """Lookup-free-quantised convolutional tokenizer (MAGVIT-v2, arXiv 2310.05737); ``bits`` bits give ``2**bits`` codes.
 
-    ``channels`` lists the width at full resolution, then after each halving; ``len(channels) - 1`` halvings.
+    ``channels`` lists the width at full resolution, then after each halving; ``len(channels) - 1`` halvings.  ``codes_per_cell`` (ours):
+    a cell of the grid is written by that many codes, one token each, cell by cell; more bits for a picture without a larger vocabulary
+    and without convolutions at a finer grid.
     """
 
     image_size: int
@@ -54,6 +56,7 @@ class ImageTokenizerConfiguration:
     channels: tuple[int, ...]
     blocks: int
     family: str = "nano"  # "nano": ours, fast on CPUs; "magvit2": the published showlab/magvitv2 architecture
+    codes_per_cell: int = 1
 
     @property
     def downsampling(self) -> int:
@@ -61,8 +64,13 @@ class ImageTokenizerConfiguration:
 
     @property
     def grid(self) -> int:
-        """Tokens along one side."""
+        """Cells along one side."""
         return self.image_size // self.downsampling
+
+    @property
+    def tokens(self) -> int:
+        """N: tokens of one image."""
+        return self.grid**2 * self.codes_per_cell
 
     @property
     def codes(self) -> int:
@@ -125,7 +133,7 @@ class ModelConfiguration:
     @property
     def image_tokens(self) -> int:
         """N: tokens of one image."""
-        return self.tokenizer.grid**2
+        return self.tokenizer.tokens
 
     @property
     def codes(self) -> int:
@@ -172,7 +180,7 @@ NANO = ModelConfiguration(
     heads=8,
     rotary=32,
     token_experts=TokenExperts(shared_width=256, routed=4, routed_width=128, active=2),
-    tokenizer=ImageTokenizerConfiguration(image_size=128, bits=13, channels=(24, 48, 96, 128, 192), blocks=1),
+    tokenizer=ImageTokenizerConfiguration(image_size=128, bits=12, channels=(24, 48, 96, 128, 192), blocks=1, codes_per_cell=2),
     resampler_width=128,
     semantic=FeatureShape(vectors=64, width=128),
     identity=FeatureShape(vectors=1, width=64),

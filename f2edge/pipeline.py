@@ -147,9 +147,10 @@ class FacePipeline:
         pixels = self.pixels(image)
         cells = self.cells(region, image.size, pixels)
         original = self.encode_pixels(pixels[None])[0]
-        masked = np.where(cells.ravel(), self.bundle.layout.mask_code, original)
+        tokens = np.repeat(cells.ravel(), self.bundle.configuration.tokenizer.codes_per_cell)
+        masked = np.where(tokens, self.bundle.layout.mask_code, original)
         step = self.prompts.step([prefix])
-        codes = decode(step, masked[None], [plan(schedule, cells.ravel(), seed)], [seed], on_step=on_step, cancelled=cancelled)[0]
+        codes = decode(step, masked[None], [plan(schedule, tokens, seed)], [seed], on_step=on_step, cancelled=cancelled)[0]
         edited = self.decode(codes[None])[0]
         if keep_outside:
             edited = paste_outside(from_pixels(pixels), edited, cells)

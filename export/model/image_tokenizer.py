@@ -10,7 +10,7 @@ has no block at full resolution, and most layers work at the two coarsest grids,
     codes = tokenizer.encode(pixels)        # (B, N) int64, row-major grid
     pixels = tokenizer.decode(codes)        # (B, 3, H, W) in [-1, 1]
 
-B batch, N grid cells, b bits, C channels, H W pixels, G grid side.
+B batch, N tokens, c codes per cell, b bits of a code, C channels, H W pixels, G grid side.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Reconstruction:
 
     Attributes:
         pixels: (B, 3, H, W), about [-1, 1], not clamped, so that losses keep their gradient.
-        latent: (B, b, G, G) before quantisation.
-        quantised: (B, b, G, G) of -1 and +1; its gradient goes to ``latent`` unchanged (straight-through).
+        latent: (B, c·b, G, G) before quantisation.
+        quantised: (B, c·b, G, G) of -1 and +1; its gradient goes to ``latent`` unchanged (straight-through).
     """
 
     pixels: Tensor
@@ -68,7 +68,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels (B, 3, H, W) → latent (B, b, G, G)."""
+    """Pixels (B, 3, H, W) → latent (B, c·b, G, G)."""
 
     def __init__(self, configuration: ImageTokenizerConfiguration) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Encoder(nn.Module):
             if level > 1:
                 layers += [nn.ReLU(), nn.Conv2d(channels[level - 1], channels[level], 3, stride=2, padding=1)]
             layers += [Block(channels[level], normalised=level > 1) for _ in range(configuration.blocks)]
-        layers += [_norm(channels[-1]), nn.ReLU(), nn.Conv2d(channels[-1], configuration.bits, 1)]
+        layers += [_norm(channels[-1]), nn.ReLU(), nn.Conv2d(channels[-1], configuration.codes_per_cell * configuration.bits, 1)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -87,12 +87,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Quantised latent (B, b, G, G) → pixels (B, 3, H, W)."""
+    """Quantised latent (B, c·b, G, G) → pixels (B, 3, H, W)."""
 
     def __init__(self, configuration: ImageTokenizerConfiguration, fine: int = 1) -> None:
         super().__init__()
         channels, levels = configuration.channels, len(configuration.channels) - 1
-        layers: list[nn.Module] = [nn.Conv2d(configuration.bits, channels[-1], 3, padding=1)]
+        layers: list[nn.Module] = [nn.Conv2d(configuration.codes_per_cell * configuration.bits, channels[-1], 3, padding=1)]
         for level in range(levels, 0, -1):
             blocks = configuration.blocks * (2 if level > levels - 2 else 1)
             layers += [Block(channels[level], normalised=level > 1) for _ in range(blocks)]
@@ -135,19 +135,24 @@ class ImageTokenizer(nn.Module):
 
     def forward(self, pixels: Tensor) -> Reconstruction:
         """Through the bottleneck and back; differentiable. ``pixels`` (B, 3, H, W) in [-1, 1]."""
-        latent = self.encoder(pixels.contiguous(memory_format=torch.channels_last)).float()  # (B, b, G, G)
+        latent = self.encoder(pixels.contiguous(memory_format=torch.channels_last)).float()  # (B, c·b, G, G)
         quantised = latent + (_sign(latent) - latent).detach()
         return Reconstruction(self.decoder(quantised).float(), latent, quantised)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) in [-1, 1] → codes (B, N) int64, row by row."""
-        latent = self.encoder(pixels.contiguous(memory_format=torch.channels_last))
-        return codes_of(latent.flatten(2).transpose(1, 2))  # (B, N, b) → (B, N)
+        """Pixels (B, 3, H, W) in [-1, 1] → codes (B, N) int64, row by row, the codes of one cell side by side."""
+        return self.codes(self.encoder(pixels.contiguous(memory_format=torch.channels_last)))
+
+    def codes(self, latent: Tensor) -> Tensor:
+        """Latent (B, c·b, G, G) → codes (B, N) int64."""
+        cells = latent.flatten(2).transpose(1, 2)  # (B, G·G, c·b)
+        return codes_of(cells.unflatten(2, (-1, self.configuration.bits)).flatten(1, 2))  # (B, N, b) → (B, N)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, N) int64 → pixels (B, 3, H, W) in [-1, 1]."""
         grid = self.configuration.grid
-        quantised = bits_of(codes, self.configuration.bits).transpose(1, 2).reshape(codes.shape[0], -1, grid, grid)  # (B, b, G, G)
+        cells = bits_of(codes, self.configuration.bits).reshape(codes.shape[0], grid * grid, -1)  # (B, G·G, c·b)
+        quantised = cells.transpose(1, 2).reshape(codes.shape[0], -1, grid, grid)  # (B, c·b, G, G)
         pixels: Tensor = self.decoder(quantised.contiguous(memory_format=torch.channels_last))
         return pixels.clamp(-1, 1)
 
@@ -172,22 +177,25 @@ class BitStatistics:
     commitment: Tensor
 
 
-def bit_statistics(latent: Tensor, temperature: float = 0.25) -> BitStatistics:
+def bit_statistics(latent: Tensor, temperature: float = 0.25, codes_per_cell: int = 1) -> BitStatistics:
     """Entropies of soft codes with p(bit = 1) = sigmoid(latent / temperature), exactly (arXiv 2310.05737, equation 4).
 
     The bits of one cell are independent given the latent, so its code's entropy is a sum; the batch mean over all 2**b codes is one matrix
     product of the distributions of the first and of the second half of the bits.
 
     Args:
-        latent: (B, b, G, G) float32.
+        latent: (B, c·b, G, G) float32.
         temperature: softness of the bits; at 0.25 a latent of 1 stands for 98 % certainty.
+        codes_per_cell: c; figures are means over a cell's codes, each of which has a usage of its own.
     """
-    flat = latent.flatten(2).transpose(1, 2).flatten(0, 1) / temperature  # (B·N, b)
-    p = torch.sigmoid(flat)
-    confidence = F.binary_cross_entropy_with_logits(flat, p, reduction="none").sum(1).mean()
-    half = p.shape[1] // 2
-    joint = _corners(p[:, :half]).T @ _corners(p[:, half:]) / p.shape[0]  # (2**half, 2**(b - half)): P(code), averaged over the batch
-    usage = torch.special.entr(joint).sum()
+    confidence, usage = latent.new_zeros(()), latent.new_zeros(())
+    for code in latent.chunk(codes_per_cell, dim=1):
+        flat = code.flatten(2).transpose(1, 2).flatten(0, 1) / temperature  # (B·G·G, b)
+        p = torch.sigmoid(flat)
+        confidence = confidence + F.binary_cross_entropy_with_logits(flat, p, reduction="none").sum(1).mean() / codes_per_cell
+        half = p.shape[1] // 2
+        joint = _corners(p[:, :half]).T @ _corners(p[:, half:]) / p.shape[0]  # (2**half, 2**(b - half)): P(code), averaged over the batch
+        usage = usage + torch.special.entr(joint).sum() / codes_per_cell
     return BitStatistics(confidence, usage, (latent - _sign(latent)).square().mean())
 
 

@@ -18,14 +18,21 @@ _HEADS = 4
 
 
 def grid_code(count: int, width: int) -> Tensor:
-    """Sine code of the cells of a square grid (count, width); of a row where ``count`` is no square.  A start for learned positions."""
-    side = math.isqrt(count)
-    rows, columns = (side, side) if side * side == count else (1, count)
+    """Sine code of the tokens of an image (count, width), a start for learned positions.
+
+    Tokens are the cells of a square grid; where ``count`` is no square, each cell has the smallest number of tokens that makes it one,
+    and they differ by a sign in the last quarter.
+    """
+    repeat = next(k for k in range(1, count + 1) if count % k == 0 and math.isqrt(count // k) ** 2 == count // k)
+    side = math.isqrt(count // repeat)
+    rows, columns = side, side
     quarter = (width + 3) // 4
     frequency = torch.pi / 2 ** (torch.arange(quarter) * 4.0 / quarter)
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     parts = [f(axis.flatten()[:, None] * frequency) for axis in (y, x) for f in (torch.sin, torch.cos)]
-    return torch.cat(parts, dim=1)[:, :width]
+    code = torch.cat(parts, dim=1)[:, :width].repeat_interleave(repeat, dim=0)
+    code[:, -quarter:] *= torch.cos(torch.pi * (torch.arange(count) % repeat))[:, None]
+    return code
 
 
 class Resampler(nn.Module):

@@ -9,6 +9,7 @@ Tokens that are decoded in the same step do not see one another; this order keep
 from __future__ import annotations
 
 from functools import lru_cache
+from math import isqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,3 +39,13 @@ def halton_order(grid: int) -> NDArray[np.int64]:
             order.setflags(write=False)
             return order
         count *= 2
+
+
+def halton_tokens(tokens: int) -> NDArray[np.int64]:
+    """Halton order of all tokens of an image, (N,): the first code of every cell, then the second of every cell, if there are several.
+
+    Where ``tokens`` is no square, cells have the smallest number of codes that makes their grid square (128: 8 x 8 cells of 2 codes).
+    """
+    codes = next(k for k in range(1, tokens + 1) if tokens % k == 0 and isqrt(tokens // k) ** 2 == tokens // k)
+    order = halton_order(isqrt(tokens // codes))
+    return np.concatenate([order * codes + code for code in range(codes)])

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import acos, cos, floor, isqrt, pi, prod
+from math import acos, cos, floor, pi, prod
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from f2edge.decoding.halton import halton_order
+from f2edge.decoding.halton import halton_tokens
 from f2edge.decoding.noise import REQUEST_STEP, noise_key
 from f2edge.errors import InputError
 
@@ -154,10 +154,7 @@ def fixed_order(order: str, tokens: int, seed: int) -> NDArray[np.int64]:
     keys = noise_key(seed, REQUEST_STEP, np.arange(tokens))
     if order == "ancestral":
         return np.argsort(keys, kind="stable")
-    grid = isqrt(tokens)
-    if grid * grid != tokens:
-        raise InputError(f"the Halton order needs a square token grid, this model has {tokens} tokens; choose order maskgit or ancestral")
-    return np.roll(halton_order(grid), int(keys[0]) % tokens)
+    return np.roll(halton_tokens(tokens), int(keys[0]) % tokens)
 
 
 def plan(schedule: Schedule, masked: NDArray[np.bool_], seed: int) -> Plan:
@@ -169,7 +166,7 @@ def plan(schedule: Schedule, masked: NDArray[np.bool_], seed: int) -> Plan:
         seed: of the request; fixes the order where the order is random.
 
     Raises:
-        InputError: nothing is masked, or the order does not fit the grid.
+        InputError: nothing is masked.
     """
     total, count = len(masked), int(masked.sum())
     if not count:
