@@ -34,6 +34,7 @@ from export.training.tokenizer import (
 from f2edge.configuration import NANO, SHOW_O, ImageTokenizerConfiguration
 from f2edge.errors import InputError
 
+PAIRED = ImageTokenizerConfiguration(image_size=32, bits=6, channels=(8, 16, 32), blocks=1, codes_per_cell=2)
 SMALL = ImageTokenizerConfiguration(image_size=32, bits=6, channels=(8, 16, 32), blocks=1)
 
 
@@ -76,7 +77,7 @@ def test_codes_and_bits_are_one_to_one(bits: int, data: st.DataObject) -> None:
     assert ["".join("1" if b > 0 else "0" for b in row) for row in vectors.tolist()] == [f"{c:0{bits}b}" for c in codes.tolist()]
 
 
-@pytest.mark.parametrize("configuration", [SMALL, NANO.tokenizer, replace(NANO.tokenizer, image_size=192)])
+@pytest.mark.parametrize("configuration", [SMALL, PAIRED, NANO.tokenizer, replace(NANO.tokenizer, image_size=192)])
 def test_shapes_and_ranges(configuration: ImageTokenizerConfiguration) -> None:
     torch.manual_seed(0)
     tokenizer = ImageTokenizer(configuration).eval()
@@ -87,23 +88,26 @@ def test_shapes_and_ranges(configuration: ImageTokenizerConfiguration) -> None:
         codes = tokenizer.encode(pixels)
         decoded = tokenizer.decode(codes)
     assert result.pixels.shape == decoded.shape == pixels.shape
-    assert result.latent.shape == result.quantised.shape == (2, configuration.bits, grid, grid)
-    assert codes.shape == (2, grid * grid)
+    assert result.latent.shape == result.quantised.shape == (2, configuration.codes_per_cell * configuration.bits, grid, grid)
+    assert codes.shape == (2, configuration.tokens)
     assert codes.dtype == torch.int64
     assert 0 <= int(codes.min()) <= int(codes.max()) < configuration.codes
     torch.testing.assert_close(decoded, result.pixels.clamp(-1, 1), rtol=1e-4, atol=1e-5)  # encode and decode are the two halves of forward
     assert decoded.abs().max() <= 1
 
 
-def test_codes_run_row_by_row() -> None:
+@pytest.mark.parametrize("configuration", [SMALL, PAIRED])
+def test_codes_run_row_by_row_and_those_of_a_cell_side_by_side(configuration: ImageTokenizerConfiguration) -> None:
     torch.manual_seed(0)
-    tokenizer = ImageTokenizer(SMALL).eval()
+    tokenizer, count = ImageTokenizer(configuration).eval(), configuration.codes_per_cell
     pixels = torch.rand(1, 3, 32, 32) * 2 - 1
     with torch.no_grad():
         codes = tokenizer.encode(pixels)[0]
         latent = tokenizer(pixels).latent[0]
     for row, column in ((0, 0), (0, 5), (5, 0), (7, 7)):
-        assert int(codes[row * 8 + column]) == int(codes_of(latent[:, row, column]))
+        for code in range(count):
+            wanted = codes_of(latent[code * 6 : code * 6 + 6, row, column])
+            assert int(codes[(row * 8 + column) * count + code]) == int(wanted)
 
 
 def test_gradient_passes_straight_through() -> None:
@@ -134,6 +138,14 @@ def test_entropies_equal_the_sum_over_all_codes(bits: int, seed: int) -> None:
     torch.testing.assert_close(found.confidence, torch.special.entr(probabilities).sum(1).mean())
     torch.testing.assert_close(found.usage, torch.special.entr(probabilities.mean(0)).sum())
     torch.testing.assert_close(found.commitment, ((cells.abs() - 1) ** 2).mean())
+
+
+def test_entropies_of_several_codes_are_their_means() -> None:
+    latent = torch.randn(4, 12, 3, 3, generator=torch.Generator().manual_seed(0))
+    both = bit_statistics(latent, codes_per_cell=2)
+    parts = [bit_statistics(part) for part in latent.chunk(2, dim=1)]
+    for name in ("confidence", "usage", "commitment"):
+        torch.testing.assert_close(getattr(both, name), sum(getattr(part, name) for part in parts) / 2)
 
 
 def test_usage_is_highest_when_every_code_is_met_once() -> None:

@@ -227,13 +227,14 @@ def load_tokenizer(path: Path) -> ImageTokenizer:
 def defaults(out: Path, *, smoke: bool = False) -> TrainOptions:
     """Settings for about an hour on two cores; with ``smoke`` for half a minute."""
     if smoke:
-        return TrainOptions(out=out, steps=30, batch=8, learning_rate=2e-3, warmup=10, ema=0.9, log_every=10)
+        return TrainOptions(out=out, steps=30, batch=8, learning_rate=2e-3, warmup=10, optimizer="muon", ema=0.9, log_every=10)
     return TrainOptions(
         out=out,
-        steps=6000,
+        steps=4000,
         batch=12,
         learning_rate=2e-3,
         warmup=50,
+        optimizer="muon",
         schedule="wsd",
         decay_fraction=0.3,
         ema=0.998,
