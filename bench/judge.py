@@ -75,7 +75,7 @@ class JudgeNetwork(nn.Module):
         self.fine = nn.Conv2d(widths[-2], 4, 1)
         self.coarse = nn.Conv2d(widths[-1], LOOK_WIDTH, 1)
         self.look = nn.Linear(4 * 16 * 16 + LOOK_WIDTH * 8 * 8, 128)
-        self.answer = nn.Linear(128 + widths[-1], sum(counts))
+        self.head = nn.Linear(128 + widths[-1], sum(counts))
         values = torch.arange(max(counts))
         offsets = torch.tensor([0, *np.cumsum(counts)[:-1].tolist()])
         self.index: Tensor
@@ -96,7 +96,7 @@ class JudgeNetwork(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """``(B, 3, 128, 128)`` → logits ``(B, K, V)``; values that a slot lacks have the lowest float."""
-        logits: Tensor = self.answer(self.features(pixels)).float()
+        logits: Tensor = self.head(self.features(pixels)).float()
         return logits[:, self.index].masked_fill(~self.valid, torch.finfo(torch.float32).min)
 
 
