@@ -2,6 +2,13 @@
 
 Sessions are made when a graph is first run, so that ``generate`` never loads what only ``ask`` needs.  Arrays go in and out of a session
 without a copy on this device (4 MB through one node: 0.12 ms by ``run``, 0.14 ms by bound ``OrtValue``), hence values are plain arrays.
+
+Three settings differ from ONNX Runtime's own, measured on nano in int8:
+
+* Idle threads sleep instead of spinning.  Every session has its own threads, and spinning ones take the cores from the next session and
+  from everybody else: with the machine's two cores shared, ``analyze`` took 544 ms spinning and 87 ms sleeping.
+* No memory arena: it keeps what the largest batch ever needed (364 MB after eight faces at once, 162 MB without) and saves 4 % of time.
+* Nothing is logged: errors are raised, and what is logged would land in a user's terminal.
 """
 
 from __future__ import annotations
@@ -62,7 +69,9 @@ class OnnxRuntimeBackend:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # errors are raised; what is logged lands in a user's terminal
+        options.enable_cpu_mem_arena = False
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
