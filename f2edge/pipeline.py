@@ -25,7 +25,7 @@ from f2edge.errors import InputError
 from f2edge.imaging import fit_square, from_pixels, to_pixels
 from f2edge.layout import Ids
 from f2edge.prefix_cache import PromptPrefixes
-from f2edge.regions import Region, paste_outside, region_cells
+from f2edge.regions import Cells, Region, paste_outside, region_cells
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
 from f2edge.text import TextTokenizer, check_text
 from f2edge.understanding import Understanding
@@ -65,6 +65,11 @@ class FacePipeline:
         """
         opened = Bundle.load(bundle)
         return cls(opened, choose_backend(backend, opened, threads)[0])
+
+    @property
+    def describe_question(self) -> str:
+        """What the bundle was trained to describe a face by."""
+        return str(self.bundle.manifest.document.get("describe_question", DESCRIBE_QUESTION))
 
     def generate(
         self,
@@ -147,7 +152,7 @@ class FacePipeline:
         pixels = self.pixels(image)
         cells = self.cells(region, image.size, pixels)
         original = self.encode_pixels(pixels[None])[0]
-        tokens = np.repeat(cells.ravel(), self.bundle.configuration.tokenizer.codes_per_cell)
+        tokens = self.token_mask(cells)
         masked = np.where(tokens, self.bundle.layout.mask_code, original)
         step = self.prompts.step([prefix])
         codes = decode(step, masked[None], [plan(schedule, tokens, seed)], [seed], on_step=on_step, cancelled=cancelled)[0]
@@ -158,8 +163,7 @@ class FacePipeline:
 
     def describe(self, image: Image.Image, *, max_tokens: int = 128, on_token: Callable[[str], None] | None = None) -> Answer:
         """The face in words; ``on_token`` hears each piece of text as it becomes certain."""
-        question = str(self.bundle.manifest.document.get("describe_question", DESCRIBE_QUESTION))
-        return self.ask(image, question, max_tokens=max_tokens, on_token=on_token)
+        return self.ask(image, self.describe_question, max_tokens=max_tokens, on_token=on_token)
 
     def ask(self, image: Image.Image, question: str, *, max_tokens: int = 64, on_token: Callable[[str], None] | None = None) -> Answer:
         """Answer a question about a face; several questions about the last few faces share each face's prefix.
@@ -207,7 +211,11 @@ class FacePipeline:
         """The centred square of a picture as the model sees it, float32 (3, Y, X) in [-1, 1]."""
         return to_pixels(fit_square(image), self.bundle.configuration.tokenizer.image_size)
 
-    def cells(self, region: Region, image_wh: tuple[int, int], pixels: NDArray[np.float32]) -> NDArray[np.bool_]:
+    def token_mask(self, cells: Cells) -> NDArray[np.bool_]:
+        """The tokens (N,) of cells (G, G)."""
+        return np.repeat(cells.ravel(), self.bundle.configuration.tokenizer.codes_per_cell)
+
+    def cells(self, region: Region, image_wh: tuple[int, int], pixels: NDArray[np.float32]) -> Cells:
         """Token cells (G, G) of a region of a picture of that size, whose ``pixels`` the parser sees where the region is a name."""
 
         def coverage() -> NDArray[np.float32]:

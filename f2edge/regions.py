@@ -42,7 +42,7 @@ def parse_region(text: str, names: Sequence[str]) -> str | tuple[float, float, f
         InputError: a box without area.
         ImageError: a mask that cannot be read.
     """
-    if _known(text, names):
+    if known_region(text, names):
         return text
     parts = text.split(",")
     if len(parts) == 4:
@@ -77,7 +77,7 @@ def region_cells(
         InputError: the region covers no cell, or the picture does not show it.
     """
     if isinstance(region, str):
-        if coverage is None or not _known(region, names):
+        if coverage is None or not known_region(region, names):
             raise _unknown(region, names)
         return _named_cells(region, names, coverage())
     if isinstance(region, Image.Image):
@@ -127,7 +127,8 @@ def paste_outside(original: Image.Image, edited: Image.Image, cells: Cells) -> I
     return Image.composite(edited, original, mask)
 
 
-def _known(text: str, names: Sequence[str]) -> bool:
+def known_region(text: str, names: Sequence[str]) -> bool:
+    """Whether a region is written by names (one, or several joined by "+") that the parser has."""
     return all(part in names for part in text.split("+"))
 
 

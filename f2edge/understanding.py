@@ -59,9 +59,9 @@ class Understanding:
         self.prefixes: Recent[bytes, ImagePrefix] = Recent(remembered_faces)
         self._slots: Recent[Slot, SlotQuestions] = Recent(256)
 
-    def prefix(self, pixels: Pixels) -> ImagePrefix:
-        """The image segment of pixels (3, Y, X), RGB in [-1, 1]."""
-        return self.prefixes.get(pixel_hash(pixels), lambda: self._prefill(pixels))
+    def prefix(self, pixels: Pixels, key: bytes | None = None) -> ImagePrefix:
+        """The image segment of pixels (3, Y, X), RGB in [-1, 1]; ``key`` is their :func:`pixel_hash` where that is known."""
+        return self.prefixes.get(key or pixel_hash(pixels), lambda: self._prefill(pixels))
 
     def ask(self, pixels: Pixels, question: str, max_tokens: int, on_token: Callable[[str], None] | None = None) -> Answer:
         """Answer one question; ``on_token`` hears each piece of text as soon as it is certain."""

@@ -24,7 +24,7 @@ from tests.bundle_document import document, write_folder
 from tests.reference_sampler import reference_step
 
 #: 8 x 8 tokens of 16 codes.
-MODEL = replace(NANO, name="paper", width=8, heads=2, layers=1, rotary=4, tokenizer=replace(NANO.tokenizer, bits=4))
+MODEL = replace(NANO, name="paper", width=8, heads=2, layers=1, rotary=4, tokenizer=replace(NANO.tokenizer, bits=4, codes_per_cell=1))
 START, END = 0, 1
 
 
