@@ -29,9 +29,9 @@ from f2edge.errors import BundleError, BundleNotFoundError, InputError
 
 Images = NDArray[np.uint8]
 
-WIDTHS = (32, 64, 96, 136)
+WIDTHS = (32, 64, 96, 112)
 BLOCKS = (0, 1, 3, 2)
-LOOK_WIDTH = 24
+LOOK_WIDTH = 16
 IMAGE_SIZE = 128
 _CHUNK = 64
 
@@ -73,8 +73,8 @@ class JudgeNetwork(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.norm = nn.BatchNorm2d(widths[-1])
         self.fine = nn.Conv2d(widths[-2], 4, 1)
-        self.coarse = nn.Conv2d(widths[-1], LOOK_WIDTH, 1)
-        self.look = nn.Linear(4 * 16 * 16 + LOOK_WIDTH * 8 * 8, 128)
+        self.coarse = nn.Conv2d(widths[-1], look_width, 1)
+        self.look = nn.Linear(4 * 16 * 16 + look_width * 8 * 8, 128)
         self.head = nn.Linear(128 + widths[-1], sum(counts))
         values = torch.arange(max(counts))
         offsets = torch.tensor([0, *np.cumsum(counts)[:-1].tolist()])
@@ -109,6 +109,14 @@ def to_pixels(images: Images) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
+def _shape_of(state: dict[str, Tensor]) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Widths, blocks and look width of the network that a state dict belongs to, read off its tensors."""
+    stages = range(sum(name.startswith("stages.") and name.endswith(".0.weight") for name in state))
+    widths = tuple(len(state[f"stages.{stage}.0.weight"]) for stage in stages)
+    blocks = tuple(sum(name.startswith(f"stages.{stage}.") and name.endswith(".first.weight") for name in state) for stage in stages)
+    return widths, blocks, len(state["coarse.weight"])
+
+
 class Judge:
     """A trained judge, for measuring."""
 
@@ -126,7 +134,7 @@ class Judge:
             with safe_open(str(path), framework="pt") as file:
                 schema = AttributeSchema.from_json(json.loads((file.metadata() or {})["schema"]))
             state = load_file(str(path))
-            network = JudgeNetwork(schema)
+            network = JudgeNetwork(schema, *_shape_of(state))
             network.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in state.items()})
         except BundleError:
             raise

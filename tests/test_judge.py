@@ -92,12 +92,20 @@ def test_a_verdict_on_a_picture_does_not_depend_on_the_others(trained: Trained) 
 def test_full_network_covers_the_schema_and_stays_small(tmp_path: Path) -> None:
     judge = Judge(JudgeNetwork())
     judge.save(tmp_path / "judge.safetensors")
-    assert (tmp_path / "judge.safetensors").stat().st_size < 4_000_000
+    assert (tmp_path / "judge.safetensors").stat().st_size < 3_100_000
     answers = Judge.load(tmp_path / "judge.safetensors").predict(
         np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), dtype=np.uint8)
     )
     assert answers.shape == (3, len(F2EDGE_SCHEMA))
     assert all(0 <= answers[:, k].min() <= answers[:, k].max() < len(slot.values) for k, slot in enumerate(F2EDGE_SCHEMA.values()))
+
+
+def test_a_judge_of_another_width_is_read_as_it_was_written(tmp_path: Path) -> None:
+    network = JudgeNetwork(SCHEMA, widths=(8, 16, 24, 32), blocks=(1, 0, 2, 1), look_width=4)
+    Judge(network, SCHEMA).save(tmp_path / "judge.safetensors")
+    images = np.random.default_rng(1).integers(0, 256, (2, 128, 128, 3), dtype=np.uint8)
+    logits = Judge.load(tmp_path / "judge.safetensors").logits(images)
+    np.testing.assert_allclose(logits[..., :2], Judge(network, SCHEMA).logits(images)[..., :2], atol=0.02)
 
 
 def test_pictures_of_another_kind_are_refused() -> None:
