@@ -221,6 +221,10 @@ class Limits:
     min_steps: int = 4
     margin_ms: float = 20.0
 
+    def padded(self, rows: int) -> int:
+        """The row count that an image step of so many rows runs with."""
+        return next((size for size in self.padded_rows if size >= rows), rows)
+
     def __post_init__(self) -> None:
         for name in ("image_rows", "answer_rows", "max_images", "max_answers", "min_steps"):
             if getattr(self, name) < 1:

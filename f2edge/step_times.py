@@ -1,0 +1,99 @@
+"""How long steps take, measured as they run, and what follows: when work will be done, and how many steps fit before a deadline.
+
+>>> times = StepTimes()
+>>> for ms in (900.0, 20.0, 22.0, 21.0): times.add("step", 2, ms)     # the first run loads the graph
+>>> times.ms("step", 2), times.ms("step", 4)
+(21.0, 42.0)
+>>> fitting_steps(12, 4, 100.0, lambda steps: 21.0 * steps)
+4
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Sequence
+from statistics import median
+
+#: A median of so many recent values follows a machine that slows down within a second or two, and ignores single outliers.
+WINDOW = 15
+
+
+class StepTimes:
+    """Recent durations by kind of work and size (rows or branches); never more than ``WINDOW`` values each.
+
+    Attributes:
+        version: grows whenever an answer may have changed.
+    """
+
+    def __init__(self) -> None:
+        self.version = 0
+        self._recent: dict[str, dict[int, deque[float]]] = {}
+        self._medians: dict[str, dict[int, float]] = {}
+        self._first: dict[str, int | None] = {}
+
+    def add(self, kind: str, size: int, ms: float) -> None:
+        """A run took ``ms``.  The very first of a kind, which loads its graph, counts only until there is a second."""
+        sizes, medians = self._recent.setdefault(kind, {}), self._medians.setdefault(kind, {})
+        if kind not in self._first:
+            self._first[kind] = size
+        elif (first := self._first[kind]) is not None:
+            del sizes[first], medians[first]
+            self._first[kind] = None
+        recent = sizes.setdefault(size, deque(maxlen=WINDOW))
+        recent.append(ms)
+        medians[size] = median(recent)
+        self.version += 1
+
+    def ms(self, kind: str, size: int = 1) -> float:
+        """Expected duration: the median at this size, or between the nearest sizes measured.
+
+        Below the smallest size measured its time is taken, above the largest it grows in proportion; 0 where nothing was measured, for
+        what is not known refuses nobody.
+        """
+        medians = self._medians.get(kind)
+        if not medians:
+            return 0.0
+        if size in medians:
+            return medians[size]
+        known = sorted(medians)
+        at = bisect_left(known, size)
+        if at == 0:
+            return medians[known[0]]
+        low = known[at - 1]
+        if at == len(known):
+            return medians[low] * size / low
+        high = known[at]
+        return medians[low] + (medians[high] - medians[low]) * (size - low) / (high - low)
+
+
+def finish_ms(ahead: Sequence[int], steps: int, rows: int, step_ms: Callable[[int], float]) -> float:
+    """Time until a request of ``steps`` steps is done.
+
+    Args:
+        ahead: steps left of the requests before it, in order of service.
+        steps: of the request.
+        rows: how many requests share a step.
+        step_ms: duration of a step by its number of rows.
+    """
+    left = [*ahead, steps]
+    elapsed_ms = 0.0
+    while left[-1] > 0:
+        active = [i for i, remaining in enumerate(left) if remaining > 0][:rows]
+        count = min(left[i] for i in active)  # until then the same rows run
+        elapsed_ms += count * step_ms(len(active))
+        for i in active:
+            left[i] -= count
+    return elapsed_ms
+
+
+def fitting_steps(wanted: int, floor: int, budget_ms: float, total_ms: Callable[[int], float]) -> int:
+    """The most steps of ``floor … wanted`` that fit in the budget, by a total that grows with the steps; ``floor`` where none do."""
+    low, high = min(floor, wanted), wanted
+    while low < high:
+        middle = (low + high + 1) // 2
+        if total_ms(middle) <= budget_ms:
+            low = middle
+        else:
+            high = middle - 1
+    return low
