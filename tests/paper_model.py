@@ -1,7 +1,8 @@
 """A model of paper: every graph of the contract in a few lines of NumPy, and a bundle around it.
 
 Its caches hold the very token ids, so that each graph can see whether the runtime hands it what it should; what it says is a
-pseudo-random function of that.  Tokens are mean brightness, so encoding and decoding a picture is exact.
+pseudo-random function of that.  A cell's two tokens are the high and the low half of its mean brightness,
+so encoding and decoding is exact.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tests.bundle_document import document, write_folder
 from tests.reference_sampler import reference_step
 
 #: 8 x 8 tokens of 16 codes.
-MODEL = replace(NANO, name="paper", width=8, heads=2, layers=1, rotary=4, tokenizer=replace(NANO.tokenizer, bits=4, codes_per_cell=1))
+MODEL = replace(NANO, name="paper", width=8, heads=2, layers=1, rotary=4, tokenizer=replace(NANO.tokenizer, bits=4))
 START, END = 0, 1
 
 
@@ -39,7 +40,8 @@ def paper_bundle(folder: Path, generation: Mapping[str, Any] | None = None) -> B
     tokenizer.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
     tokenizer.save(str(folder / "tokenizer.json"))
     defaults = {"steps": 4, "guidance": 2.0, "temperature_law": "linear", "temperature": 2.0, "order": "maskgit"}
-    row = {**document(), "model": MODEL.to_json(), "layout": TokenLayout.of(MODEL, START, END).to_json()}
+    smoke = {**document()["smoke"], "codes": [5] * MODEL.image_tokens}
+    row = {**document(), "model": MODEL.to_json(), "layout": TokenLayout.of(MODEL, START, END).to_json(), "smoke": smoke}
     write_manifest(folder, {**row, "generation": {**defaults, **(generation or {})}, "describe_question": "describe it"})
     return Bundle.load(folder)
 
@@ -83,10 +85,11 @@ class PaperBackend:
         assert pixels.shape[1:] == (3, 128, 128)
         assert np.abs(pixels).max() <= 1
         cells = pixels.reshape(len(pixels), 3, 8, 16, 8, 16).mean(axis=(1, 3, 5))
-        return {"codes": np.rint((cells + 1) * 7.5).astype(np.int64).reshape(len(pixels), 64)}
+        brightness = np.rint((cells + 1) * 127.5).astype(np.int64).reshape(len(pixels), 64)
+        return {"codes": np.stack([brightness // 16, brightness % 16], axis=-1).reshape(len(pixels), 128)}
 
     def image_decode(self, codes: Array) -> dict[str, Array]:
-        cells = (codes.reshape(-1, 1, 8, 8) / 7.5 - 1).astype(np.float32)
+        cells = ((codes.reshape(-1, 1, 8, 8, 2) @ np.array([16, 1])) / 127.5 - 1).astype(np.float32)
         return {"pixels": np.kron(cells, np.ones((1, 3, 16, 16), dtype=np.float32))}
 
     def semantic(self, pixels: Array) -> dict[str, Array]:
@@ -113,9 +116,10 @@ class PaperBackend:
         assert np.array_equal(text_key, text_value)
         assert image_key.shape[1] in (1, len(text_ids))
         key = np.concatenate([text_key, _cache(text_ids)], axis=3)
-        image = image_key[0, 0, 0, 2:-1, 0].astype(int).tolist()
+        images = np.broadcast_to(image_key, (1, len(text_ids), *image_key.shape[2:]))[0, :, 0, 2:-1, 0].astype(int).tolist()
         texts = [key[0, row, 0, key.shape[3] - length :, 0].astype(int).tolist() for row, length in enumerate(text_lengths)]
-        return {"logits": np.stack([text_logits(image, text) for text in texts]), "next_text_key": key, "next_text_value": key}
+        logits = np.stack([text_logits(image, text) for image, text in zip(images, texts, strict=True)])
+        return {"logits": logits, "next_text_key": key, "next_text_value": key}
 
 
 def text_logits(image: list[int], text: list[int]) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -58,6 +58,7 @@ def test_answers_end_at_end_of_text_or_at_the_limit() -> None:
     assert ask([[9]], max_tokens=3) == [[8, 7, 6]]
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(1, 10), min_size=1, max_size=6), min_size=2, max_size=5))
 def test_a_question_is_answered_the_same_in_any_company(questions: list[list[int]]) -> None:
     def follow(text: tuple[int, ...]) -> int:
@@ -130,6 +131,7 @@ def model_of(path: tuple[int, ...]) -> NDArray[np.float32]:
     return np.random.default_rng([1, *path]).normal(size=6).astype(np.float32)
 
 
+@settings(deadline=None)
 @given(st.sets(st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple), min_size=2, max_size=8))
 def test_choice_equals_decoding_restricted_to_the_answers(bodies: set[tuple[int, ...]]) -> None:
     """Against the literal process: at every token, renormalise over those that still lead to an answer."""

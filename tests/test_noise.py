@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from f2edge.decoding.noise import gumbel, noise_key, uniform
@@ -30,6 +30,7 @@ def test_known_vectors() -> None:
         assert (uniform(key, codes) * 2.0**24).tolist() == list(row["uniform_times_2_24"].values())
 
 
+@settings(deadline=None)
 @given(SEEDS, WORDS, WORDS, WORDS)
 def test_equals_the_law_in_plain_integers(seed: int, step: int, position: int, code: int) -> None:
     key = noise_key(seed, step, np.array([position]))

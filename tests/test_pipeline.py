@@ -121,7 +121,7 @@ def test_bad_prompts_are_refused_before_anything_runs(pipeline: FacePipeline, ba
 def test_a_listener_sees_each_step_and_cancelling_stops_between_two(pipeline: FacePipeline, backend: PaperBackend) -> None:
     events: list[StepEvent] = []
     final = pipeline.generate(RED, seeds=[1, 2], on_step=events.append)
-    assert [(e.step, e.steps, e.codes.shape) for e in events] == [(k, 4, (2, 64)) for k in (1, 2, 3, 4)]
+    assert [(e.step, e.steps, e.codes.shape) for e in events] == [(k, 4, (2, 128)) for k in (1, 2, 3, 4)]
     assert np.array_equal(events[-1].codes, np.stack([f.codes for f in final]))
     before = backend.runs["t2i_step"]
     with pytest.raises(CancelledError):
@@ -136,8 +136,8 @@ def test_a_listener_sees_each_step_and_cancelling_stops_between_two(pipeline: Fa
 def test_an_edit_keeps_everything_outside_its_region(pipeline: FacePipeline, region: object) -> None:
     picture = face()
     edited = pipeline.edit(picture, RED, region, seed=3)  # type: ignore[arg-type]
-    inside = np.arange(64) < 16
-    assert np.array_equal(edited.region.ravel(), inside)
+    inside = np.arange(128) < 32  # two tokens for each cell
+    assert np.array_equal(np.repeat(edited.region.ravel(), 2), inside)
     assert np.array_equal(edited.original_codes, pipeline.encode(picture)[0])
     assert np.array_equal(edited.codes[~inside], edited.original_codes[~inside])
     assert (edited.codes[inside] != edited.original_codes[inside]).any()
@@ -259,18 +259,18 @@ def test_bad_questions_are_refused_before_anything_runs(
 def test_tokens_of_several_pictures_are_those_of_each(pipeline: FacePipeline) -> None:
     pictures = [face(seed) for seed in range(3)]
     codes = pipeline.encode(pictures)
-    assert codes.shape == (3, 64)
+    assert codes.shape == (3, 128)
     assert np.array_equal(codes[1], pipeline.encode(pictures[1])[0])
 
 
 @pytest.mark.parametrize(
     "codes",
     [
-        np.zeros((1, 63), dtype=np.int64),
-        np.zeros(64, dtype=np.int64),
-        np.zeros((1, 64)),
-        np.full((1, 64), MODEL.codes),
-        np.full((1, 64), -1),
+        np.zeros((1, 127), dtype=np.int64),
+        np.zeros(128, dtype=np.int64),
+        np.zeros((1, 128)),
+        np.full((1, 128), MODEL.codes),
+        np.full((1, 128), -1),
     ],
     ids=["short", "flat", "float", "masked", "negative"],
 )

@@ -7,10 +7,10 @@ from math import cos, floor, pi
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from f2edge.decoding.halton import halton_order, radical_inverse
+from f2edge.decoding.halton import halton_order, halton_tokens, radical_inverse
 from f2edge.decoding.schedule import (
     MASK_LAWS,
     ORDERS,
@@ -31,6 +31,7 @@ pytestmark = pytest.mark.runtime
 LAWS = st.sampled_from(sorted(MASK_LAWS))
 
 
+@settings(deadline=None)
 @given(LAWS, st.integers(1, 1024), st.integers(1, 1024))
 def test_counts_fall_strictly_to_zero(law: str, masked: int, steps: int) -> None:
     counts = [masked, *masked_counts(MASK_LAWS[law], masked, steps)]
@@ -66,6 +67,7 @@ def test_arccos_counts_are_those_of_halton_maskgit() -> None:
         assert abs((256 - count) - max(step + 1, int(share * 256))) <= 1
 
 
+@settings(deadline=None)
 @given(st.floats(0, 20), st.integers(1, 100))
 def test_show_o_temperature_equals_its_literal_loop(start: float, steps: int) -> None:
     temperature = start
@@ -80,6 +82,7 @@ def test_temperature_laws_at_the_ninth_of_eighteen_steps() -> None:
     assert show_o_temperature(1.0, 8, 18) == pytest.approx(0.045, abs=0.001)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40))
 def test_halton_order_is_a_permutation(grid: int) -> None:
     assert sorted(halton_order(grid).tolist()) == list(range(grid * grid))
@@ -104,6 +107,7 @@ def test_radical_inverse_of_the_first_integers() -> None:
     assert radical_inverse(4, 3) == pytest.approx([1 / 3, 2 / 3, 1 / 9, 4 / 9])
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["halton", "ancestral"]), st.integers(0, 2**64 - 1))
 def test_a_fixed_order_is_a_permutation_that_the_seed_fixes(order: str, seed: int) -> None:
     first = fixed_order(order, 64, seed)
@@ -116,11 +120,17 @@ def test_seeds_differ_in_their_order() -> None:
     assert len({tuple(fixed_order("ancestral", 64, seed)) for seed in range(100)}) == 100
 
 
-def test_halton_needs_a_square_grid() -> None:
-    with pytest.raises(InputError, match="square"):
-        plan(Schedule(order="halton"), np.ones(60, dtype=bool), 0)
+@settings(deadline=None)
+@given(st.integers(1, 12), st.sampled_from([1, 2, 3]))
+def test_halton_order_takes_a_cells_first_code_before_any_second(grid: int, codes: int) -> None:
+    order = halton_tokens(grid * grid * codes)
+    assert sorted(order.tolist()) == list(range(grid * grid * codes))
+    assert (order % codes).tolist() == np.repeat(np.arange(codes), grid * grid).tolist()
+    for code in range(codes):
+        assert np.array_equal(order[order % codes == code] // codes, halton_order(grid))
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(sorted(ORDERS)),
     st.sampled_from(sorted(TEMPERATURE_LAWS)),
