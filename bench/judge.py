@@ -57,7 +57,13 @@ class JudgeNetwork(nn.Module):
     Faces are aligned, so a fully connected look at a squeezed grid finds an earring where earrings are.
     """
 
-    def __init__(self, schema: AttributeSchema = F2EDGE_SCHEMA, widths: tuple[int, ...] = WIDTHS, blocks: tuple[int, ...] = BLOCKS) -> None:
+    def __init__(
+        self,
+        schema: AttributeSchema = F2EDGE_SCHEMA,
+        widths: tuple[int, ...] = WIDTHS,
+        blocks: tuple[int, ...] = BLOCKS,
+        look_width: int = LOOK_WIDTH,
+    ) -> None:
         super().__init__()
         counts = [len(slot.values) for slot in schema.values()]
         stages: list[nn.Module] = []
