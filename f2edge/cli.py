@@ -8,6 +8,7 @@ Everything that can be refused is refused before the model is opened.  Exit code
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -61,12 +62,13 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = app(args=list(arguments), prog_name="f2edge", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        fail("interrupted")
-        return INTERRUPTED
+        code = INTERRUPTED
     except Exception as error:  # noqa: BLE001  the last place that can turn a failure into one line
         if os.environ.get("F2EDGE_DEBUG") == "1":
             traceback.print_exc()
         return _report(error)
+    if code == INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code themselves
+        fail("interrupted")
     return code if isinstance(code, int) else 0
 
 
@@ -84,6 +86,8 @@ def _report(error: Exception) -> int:
 
 def main() -> None:
     """Entry point of the ``f2edge`` script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode still gets its table
     if os.environ.get("F2EDGE_DEBUG") != "1":
         warnings.simplefilter("ignore")  # of libraries, about the inside of a picture
     sys.exit(run(sys.argv[1:]))

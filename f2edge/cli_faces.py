@@ -30,7 +30,7 @@ from f2edge.cli_options import (
     open_pipeline,
     output,
 )
-from f2edge.errors import InputError
+from f2edge.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from f2edge.decoding.parallel import StepEvent
@@ -218,6 +218,8 @@ def _steps_folder(folder: Path) -> Path:
     from f2edge.saving import check_writable
 
     check_writable(folder / "step-01.png" if folder.is_dir() else folder)
+    if folder.is_file():
+        raise OutputError(f"{folder}: is a file; give the name of a folder")
     return folder
 
 

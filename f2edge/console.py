@@ -24,7 +24,7 @@ class Output:
     def document(self, content: Mapping[str, Any]) -> None:
         """The one JSON document, where JSON was asked for."""
         if self.json:
-            sys.stdout.write(json.dumps(content, ensure_ascii=False, allow_nan=False, default=_plain) + "\n")
+            sys.stdout.write(json.dumps(content, allow_nan=False, default=_plain) + "\n")
 
     def line(self, text: str) -> None:
         """A result in words, where no JSON was asked for."""
@@ -81,7 +81,7 @@ def bar(share: float) -> str:
 
 def fail(message: object) -> None:
     """One line on stderr."""
-    text = " ".join(str(message).split())
+    text = " ".join("".join(c if c.isprintable() else " " for c in str(message)).split())
     sys.stderr.write(f"f2edge: error: {text}\n")
 
 

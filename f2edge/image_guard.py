@@ -17,6 +17,7 @@ import stat
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from f2edge.errors import ImageError
@@ -45,15 +46,21 @@ def read_file(path: str | os.PathLike[str], limits: ImageLimits = DEFAULT_LIMITS
     """Bytes of a regular file within the size limit; raises :class:`ImageError`."""
     name = os.fspath(path)
     try:
-        with os.fdopen(os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:  # a named pipe must not block us
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ImageError(f"{name}: is no regular file; give the path of a JPEG, PNG or WebP")
-            return file.read(limits.largest_bytes + 1)
+        # Opening a named pipe would wait for somebody to write to it.
+        data = _read(Path(name), limits.largest_bytes + 1) if stat.S_ISREG(Path(name).stat().st_mode) else None
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file; check the path of the image") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"{name[:200]!r}: cannot be read ({reason}); check the path of the image") from error
+    if data is None:
+        raise ImageError(f"{name}: is no regular file; give the path of a JPEG, PNG or WebP")
+    return data
+
+
+def _read(path: Path, length: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(length)
 
 
 def decode(data: bytes, *, name: str = "the image", limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:

@@ -26,7 +26,8 @@ def image_kind(path: str | os.PathLike[str]) -> str:
     """Kind of picture, "PNG", "JPEG" or "WEBP", by the suffix; anything else raises :class:`OutputError`."""
     suffix = Path(path).suffix.lower()
     if suffix not in KINDS:
-        raise OutputError(f"{os.fspath(path)}: cannot write a picture of kind {suffix or 'without a suffix'!r}; use {', '.join(KINDS)}")
+        what = f"of kind {suffix}" if suffix else "without a suffix"
+        raise OutputError(f"{os.fspath(path)}: cannot write a picture {what}; use {', '.join(KINDS)}")
     return KINDS[suffix]
 
 

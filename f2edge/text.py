@@ -17,7 +17,7 @@ from pathlib import Path
 from f2edge.errors import BundleError, PromptError
 
 LARGEST_CODE_POINTS = 2000
-_REFUSED_CATEGORIES = {"Cc": "control character", "Cs": "half of a surrogate pair", "Co": "private character", "Cn": "unassigned character"}
+_EXAMPLES = {"prompt": "a smiling woman with red hair", "question": "what color is the hair?"}
 
 
 def check_text(text: str, kind: str = "prompt") -> str:
@@ -28,7 +28,8 @@ def check_text(text: str, kind: str = "prompt") -> str:
         kind: what it is, for the message: "prompt", "question".
 
     Raises:
-        PromptError: no string, empty, above 2000 code points, or a control, private or unassigned character (tab and line feed included).
+        PromptError: no string, empty, above 2000 code points, or with a character that is no text: a control character (tab and line
+            feed included), half of a surrogate pair, a Unicode noncharacter.
     """
     if not isinstance(text, str):
         raise PromptError(f"the {kind} must be text, got {type(text).__name__}")
@@ -39,13 +40,17 @@ def check_text(text: str, kind: str = "prompt") -> str:
         raise PromptError(f"the {kind} is empty; write a few words, such as {_EXAMPLES.get(kind, _EXAMPLES['prompt'])!r}")
     before = len(text) - len(text.lstrip())
     for position, character in enumerate(stripped, start=before + 1):
-        refused = _REFUSED_CATEGORIES.get(unicodedata.category(character))
+        refused = _refused(character)
         if refused is not None:
             raise PromptError(f"the {kind} has a {refused} (U+{ord(character):04X}) at position {position}; remove it")
     return unicodedata.normalize("NFC", stripped)
 
 
-_EXAMPLES = {"prompt": "a smiling woman with red hair", "question": "what color is the hair?"}
+def _refused(character: str) -> str | None:
+    """What a character that is no text is called.  Unassigned ones pass: they may be assigned in a newer Unicode than Python's."""
+    kind = {"Cc": "control character", "Cs": "half of a surrogate pair"}.get(unicodedata.category(character))
+    code = ord(character)
+    return "noncharacter" if code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF else kind
 
 
 class TextTokenizer:

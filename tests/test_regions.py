@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -79,6 +79,7 @@ def test_a_tiny_box_is_one_cell() -> None:
     assert [tuple(at) for at in np.argwhere(cells((70.0, 20.0, 1.5, 1.5)))] == [(1, 4)]
 
 
+@settings(deadline=None)
 @given(
     st.floats(0, 127, allow_subnormal=False), st.floats(0, 127), st.floats(0.5, 200), st.floats(0.5, 200), st.sampled_from([1, 4, 8, 16])
 )
