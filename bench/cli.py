@@ -93,7 +93,7 @@ def quality(
 
     from bench.judge import Judge
     from bench.quality import Bench
-    from bench.report import chosen_sections, print_results, run_sections, write_results
+    from bench.report import chosen_sections, print_results, run_sections
     from f2edge.pipeline import FacePipeline
     from f2edge.results import GenerateOptions
 
@@ -101,12 +101,9 @@ def quality(
     options = GenerateOptions(steps=steps, guidance=guidance)
     pipeline = FacePipeline.load(bundle, backend=backend, threads=threads)
     options.resolve(pipeline.bundle.generation)
-    measured = run_sections(Bench(pipeline, Judge.load(judge_file), images, options, seed, out), sections)
     settings: dict[str, Any] = {"bundle": bundle, "backend": backend, "images": images, "seed": seed, "steps": steps, "guidance": guidance}
-    results = {"settings": settings, **measured}
-    if out is not None:
-        write_results(results, out)
+    measured = run_sections(Bench(pipeline, Judge.load(judge_file), images, options, seed, out), sections, settings)
     if as_json:
-        print(json.dumps(results))
+        print(json.dumps({"settings": settings, **measured}))
     else:
         print_results(measured, Console())

@@ -39,13 +39,15 @@ def chosen_sections(only: str) -> list[str]:
     return [name for name in SECTIONS if name in names or not names]
 
 
-def run_sections(bench: Bench, names: Sequence[str]) -> Figures:
-    """Figures of each section by name, each with the seconds it took."""
+def run_sections(bench: Bench, names: Sequence[str], settings: Mapping[str, Any] | None = None) -> Figures:
+    """Figures of each section by name, each with the seconds it took; ``bench.out`` has them (and ``settings``) after every section."""
     results: Figures = {}
     for name in names:
         print(f"quality: {name} …", file=sys.stderr, flush=True)
         begun = time.perf_counter()
         results[name] = {**SECTIONS[name](bench), "seconds": round(time.perf_counter() - begun, 1)}
+        if bench.out is not None:
+            write_results({"settings": dict(settings or {}), **results}, bench.out)
     return results
 
 

@@ -24,7 +24,7 @@ from bench.faces import Faces, held_out_prompts
 from bench.frechet import frechet_distance, gaussian_distance
 from bench.quality import Bench, Question, Texts
 from bench.quality_edit import KINDS, edit, plan_edits
-from bench.report import SECTIONS, chosen_sections, print_results, run_sections, write_results
+from bench.report import SECTIONS, chosen_sections, print_results, run_sections
 from export.data.captions import describe_text, mentioned_in
 from export.data.slots import SPLIT_SLOTS, sample_slots, visible
 from f2edge.attributes import F2EDGE_SCHEMA, AttributeSchema, Slot
@@ -310,9 +310,8 @@ def test_sections_are_chosen_by_name() -> None:
 
 
 def test_results_are_printed_and_written(tmp_path: Path) -> None:
-    results = run_sections(bench_of(Model(), images=10), ["ask", "generate"])
-    path = write_results(results, tmp_path / "new")
-    assert json.loads(path.read_text()) == results
+    results = run_sections(bench_of(Model(), tmp_path / "new", images=10), ["ask", "generate"], {"bundle": "paper"})
+    assert json.loads((tmp_path / "new" / "quality.json").read_text()) == {"settings": {"bundle": "paper"}, **results}
     text = io.StringIO()
     print_results(results, Console(file=text, width=120))
     assert "exact match" in text.getvalue()
