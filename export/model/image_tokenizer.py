@@ -89,7 +89,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Quantised latent (B, c·b, G, G) → pixels (B, 3, H, W)."""
 
-    def __init__(self, configuration: ImageTokenizerConfiguration, fine: int = 1) -> None:
+    def __init__(self, configuration: ImageTokenizerConfiguration) -> None:
         super().__init__()
         channels, levels = configuration.channels, len(configuration.channels) - 1
         layers: list[nn.Module] = [nn.Conv2d(configuration.codes_per_cell * configuration.bits, channels[-1], 3, padding=1)]
@@ -98,13 +98,7 @@ class Decoder(nn.Module):
             layers += [Block(channels[level], normalised=level > 1) for _ in range(blocks)]
             if level > 1:
                 layers += [nn.Conv2d(channels[level], 4 * channels[level - 1], 1), nn.PixelShuffle(2)]
-        if fine:
-            layers += [nn.Conv2d(channels[1], 4 * channels[0], 1), nn.PixelShuffle(2)]
-            if fine > 1:
-                layers += [Block(channels[0], normalised=False)]
-            layers += [nn.ReLU(), nn.Conv2d(channels[0], 3, 3, padding=1)]
-        else:
-            layers += [nn.ReLU(), nn.Conv2d(channels[1], 12, 3, padding=1), nn.PixelShuffle(2)]
+        layers += [nn.Conv2d(channels[1], 4 * channels[0], 1), nn.PixelShuffle(2), nn.ReLU(), nn.Conv2d(channels[0], 3, 3, padding=1)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, quantised: Tensor) -> Tensor:
@@ -146,7 +140,7 @@ class ImageTokenizer(nn.Module):
     def codes(self, latent: Tensor) -> Tensor:
         """Latent (B, c·b, G, G) → codes (B, N) int64."""
         cells = latent.flatten(2).transpose(1, 2)  # (B, G·G, c·b)
-        return codes_of(cells.unflatten(2, (-1, self.configuration.bits)).flatten(1, 2))  # (B, N, b) → (B, N)
+        return codes_of(cells.reshape(cells.shape[0], -1, self.configuration.bits))  # (B, N, b) → (B, N)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, N) int64 → pixels (B, 3, H, W) in [-1, 1]."""
