@@ -22,9 +22,10 @@ from typing import Any
 
 from f2edge.attributes import AttributeSchema
 from f2edge.configuration import ModelConfiguration
+from f2edge.decoding.schedule import Schedule
 from f2edge.errors import BundleError, BundleNotFoundError, ChecksumError, OutputError
 from f2edge.layout import TokenLayout
-from f2edge.manifest import FORMAT_VERSION, FileEntry, GenerationDefaults, Manifest, check_manifest, parse_manifest
+from f2edge.manifest import FORMAT_VERSION, FileEntry, Manifest, check_manifest, parse_manifest
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
@@ -86,7 +87,8 @@ class Bundle:
         return self.manifest.regions
 
     @property
-    def generation(self) -> GenerationDefaults:
+    def generation(self) -> Schedule:
+        """What ``generate`` uses where the caller says nothing."""
         return self.manifest.generation
 
     @property

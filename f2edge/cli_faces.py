@@ -170,7 +170,7 @@ def edit(
             "synthetic": True,
         }
     )
-    speak.note(f"{out}  seed {own_seed}, {cells} of {edited.region.size} tokens drawn anew, {total_ms:.0f} ms")
+    speak.note(f"{out}  seed {own_seed}, {cells} of {edited.region.size} cells drawn anew, {total_ms:.0f} ms")
 
 
 class Previews:

@@ -1,6 +1,6 @@
 """What a bundle's ``manifest.json`` says, read from bytes that nobody vouches for.
 
-Keys of the document; the first seven are required::
+Keys of the document; the first eight are required::
 
     format_version  1
     name            identifier of the model
@@ -39,8 +39,6 @@ from f2edge.layout import TokenLayout
 
 FORMAT_VERSION = 1
 KNOWN_VERSIONS = (FORMAT_VERSION,)
-#: What ``generate`` uses where the caller says nothing.
-GenerationDefaults = Schedule
 #: Far above any model, far below what would exhaust a machine before a graph is opened.
 _LARGEST = {"text_vocabulary": 1 << 22, "prompt_tokens": 1 << 16, "image_offset": 1 << 17, "width": 1 << 16, "layers": 1024, "heads": 1024}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -83,7 +81,10 @@ class SmokeVector:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest whose parts fit together; ``document`` is the JSON as it was written."""
+    """A manifest whose parts fit together.
+
+    ``generation`` is what ``generate`` uses where the caller says nothing, ``document`` the JSON as it was written.
+    """
 
     name: str
     model: ModelConfiguration
@@ -91,7 +92,7 @@ class Manifest:
     schema: AttributeSchema
     regions: tuple[str, ...]
     alignment: Alignment | None
-    generation: GenerationDefaults
+    generation: Schedule
     smoke: SmokeVector | None
     graphs: Mapping[str, GraphEntry]
     files: Mapping[str, FileEntry]
@@ -158,6 +159,7 @@ def _model(row: Any) -> ModelConfiguration:
         {
             "tokenizer.bits in 1 … 24": 1 <= tokenizer["bits"] <= 24,
             "tokenizer.channels with 2 … 8 entries": 1 <= halvings <= 7,
+            "tokenizer.codes_per_cell in 1 … 16": 1 <= tokenizer.get("codes_per_cell", 1) <= 16,
             "tokenizer.image_size in 1 … 4096": 1 <= tokenizer["image_size"] <= 4096,
         },
         "model",
@@ -188,9 +190,9 @@ def _schema(rows: Any) -> AttributeSchema:
     return AttributeSchema.from_json(rows)
 
 
-def _generation(row: Any) -> GenerationDefaults:
-    typed(row, GenerationDefaults, "generation")
-    return GenerationDefaults(**{**row, **{key: tuple(value) for key, value in row.items() if isinstance(value, list)}})
+def _generation(row: Any) -> Schedule:
+    typed(row, Schedule, "generation")
+    return Schedule(**{**row, **{key: tuple(value) for key, value in row.items() if isinstance(value, list)}})
 
 
 def _alignment(row: Any) -> Alignment:

@@ -50,7 +50,7 @@ def test_a_written_bundle_loads_with_every_part(folder: Path) -> None:
     assert bundle.manifest.alignment.landmarks[0] == (40.0, 50.0)
     assert bundle.manifest.alignment.margins == (0.2, 0.3, 0.2, 0.1)
     assert bundle.manifest.smoke is not None
-    assert bundle.manifest.smoke.codes == (5,) * 64
+    assert bundle.manifest.smoke.codes == (5,) * NANO.image_tokens
     assert bundle.manifest.document["quality"] == {"judge": 0.9}
     assert Bundle.load(bundle) is bundle
 
@@ -152,7 +152,7 @@ GRAPH_DAMAGE = {
     "an input twice": lambda g: g["inputs"].append(dict(g["inputs"][0])),
     "another dtype": lambda g: g["inputs"][0].update(dtype="int32"),
     "an axis too few": lambda g: g["inputs"][0].update(shape=["R"]),
-    "another size": lambda g: g["inputs"][0].update(shape=["R", 63]),
+    "another size": lambda g: g["inputs"][0].update(shape=["R", NANO.image_tokens - 1]),
     "a missing output": lambda g: g["outputs"].pop(),
     "a shape that is no list": lambda g: g["inputs"][0].update(shape="RN"),
     "a negative size": lambda g: g["inputs"][0].update(shape=["R", -1]),
@@ -170,13 +170,17 @@ def test_graphs_that_differ_from_the_contract(folder: Path, damage: Callable[[di
 
 def test_fixed_sizes_may_be_numbers_if_they_are_the_models() -> None:
     table = document() | {"format_version": 1, "files": {"graphs/all.onnx": {"sha256": "0" * 64, "bytes": 1}}}
-    table["graphs"]["t2i_step"]["inputs"][0]["shape"] = ["R", 64]
-    table["graphs"]["regions"]["outputs"][0]["shape"] = [1, len(REGIONS), 8, 8]
-    table["graphs"]["semantic"]["outputs"][0]["shape"] = ["B", 64, 128]
-    table["graphs"]["mmu_prefill"]["inputs"][2]["shape"] = ["B", 1, 64]
+    table["graphs"]["t2i_step"]["inputs"][0]["shape"] = ["R", NANO.image_tokens]
+    table["graphs"]["regions"]["outputs"][0]["shape"] = [1, len(REGIONS), NANO.tokenizer.grid, NANO.tokenizer.grid]
+    assert NANO.semantic is not None
+    assert NANO.identity is not None
+    semantic, identity = (["B", shape.vectors, shape.width] for shape in (NANO.semantic, NANO.identity))
+    table["graphs"]["semantic"]["outputs"][0]["shape"] = semantic
+    table["graphs"]["mmu_prefill"]["inputs"][2]["shape"] = identity
     check_manifest(table)
-    table["graphs"]["semantic"]["outputs"][0]["shape"] = ["B", 1, 64]  # the identity encoder's shape
-    with pytest.raises(BundleError, match=r"graph 'semantic': features is float32\[B, 1, 64\], needs float32\[B, 64, 128\]"):
+    table["graphs"]["semantic"]["outputs"][0]["shape"] = identity
+    found, needed = (", ".join(map(str, shape)) for shape in (identity, semantic))
+    with pytest.raises(BundleError, match=rf"graph 'semantic': features is float32\[{found}\], needs float32\[{needed}\]"):
         check_manifest(table)
 
 
@@ -199,8 +203,8 @@ def test_an_unknown_graph_asks_for_an_update() -> None:
 
 
 def test_the_layout_must_be_the_models(folder: Path) -> None:
-    rewrite(folder, lambda table: table["layout"].update(image_tokens=256))
-    with pytest.raises(BundleError, match=r"layout\.image_tokens is 256, but the model has 64"):
+    rewrite(folder, lambda table: table["layout"].update(image_tokens=999))
+    with pytest.raises(BundleError, match=rf"layout\.image_tokens is 999, but the model has {NANO.image_tokens}"):
         Bundle.load(folder)
 
 
@@ -262,7 +266,7 @@ def small_document() -> dict[str, Any]:
     table = document() | {"format_version": 1, "files": {"graphs/all.onnx": {"sha256": "0" * 64, "bytes": 1}}}
     table["attributes"] = table["attributes"][:2]
     table["graphs"] = {name: table["graphs"][name] for name in ("t2i_step", "regions", "semantic")}
-    table["smoke"]["codes"] = [1] * 64
+    table["smoke"]["codes"] = [1] * NANO.image_tokens
     return table
 
 
@@ -309,7 +313,7 @@ def test_any_bytes_give_a_bundle_error(data: bytes) -> None:
 
 def test_every_number_of_a_manifest_is_bounded() -> None:
     """The fuzz above found 2**bits with a bits of a thousand million; keep it found."""
-    for path in (("tokenizer", "bits"), ("tokenizer", "image_size"), ("layers",), ("heads",), ("width",)):
+    for path in (("tokenizer", "bits"), ("tokenizer", "image_size"), ("tokenizer", "codes_per_cell"), ("layers",), ("heads",), ("width",)):
         table = copy.deepcopy(VALID)
         node = table["model"]
         for key in path[:-1]:
