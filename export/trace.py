@@ -192,7 +192,7 @@ def wrapper(name: str, models: Models) -> nn.Module:
 def axes_of(signature: GraphSignature, models: Models) -> dict[str, tuple[int | str, ...]]:
     """Axes of every input and output of a graph by name: sizes where the model fixes them, names where they are dynamic."""
     c = models.configuration
-    fixed = {"3": 3, "L": c.layers, "H": c.heads, "W": c.head_width, "N": c.image_tokens, "C": c.image_tokens + 3, "V": c.text_vocabulary}
+    fixed = {"3": 3, "L": c.layers, "H": c.heads, "W": c.head_width, "N": c.image_tokens, "C": c.image_columns + 3, "V": c.text_vocabulary}
     fixed |= {"Y": c.tokenizer.image_size, "X": c.tokenizer.image_size, "G": c.tokenizer.grid, "K": len(models.regions)}
     result: dict[str, tuple[int | str, ...]] = {}
     for tensor in (*signature.inputs, *signature.outputs):

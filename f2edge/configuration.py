@@ -136,6 +136,11 @@ class ModelConfiguration:
         return self.tokenizer.tokens
 
     @property
+    def image_columns(self) -> int:
+        """Columns that an image takes in the transformer: one for each cell, whatever number of codes a cell has."""
+        return self.tokenizer.grid**2
+
+    @property
     def codes(self) -> int:
         """V: image codes."""
         return self.tokenizer.codes

@@ -1,7 +1,7 @@
 """The graphs of a bundle: their inputs and outputs by name, dtype and axes.  Export writes them, every backend reads them.
 
 Axes: B branches or sequences, R requests (image rows), P prompt columns, S new text columns, T earlier text columns, C image columns of
-the MMU prefix (N + 3), N image tokens, L layers, H heads, W head width, V text vocabulary, M / F an encoder's vectors and their width,
+the MMU prefix (cells + 3), N image tokens, L layers, H heads, W head width, V text vocabulary, M / F an encoder's vectors and their width,
 Y / X pixels, G token grid, K regions.
 
 Alignment: prompts and questions are **right-aligned** (padding on the left), in ids and in K/V columns alike, so that the newest token is

@@ -35,6 +35,7 @@ class TokenLayout:
         prompt_tokens: longest prompt in text tokens.
         start_of_text, end_of_text: ids in the text vocabulary (CodeGen: the same id).
         question_template: how a question is written before its answer; contains ``{question}``.
+        codes_per_cell: tokens that share one column of the transformer.
     """
 
     text_vocabulary: int
@@ -46,6 +47,7 @@ class TokenLayout:
     start_of_text: int
     end_of_text: int
     question_template: str = "{question}\n"
+    codes_per_cell: int = 1
 
     def __post_init__(self) -> None:
         for name in ("start_of_text", "end_of_text"):
@@ -68,6 +70,7 @@ class TokenLayout:
             start_of_text=start_of_text,
             end_of_text=end_of_text,
             question_template=question_template,
+            codes_per_cell=configuration.tokenizer.codes_per_cell,
         )
 
     def special(self, token: str) -> int:
@@ -116,8 +119,8 @@ class TokenLayout:
 
     @property
     def understanding_prefix(self) -> int:
-        """Tokens of the MMU image segment: ``<|mmu|> <|soi|> image×N <|eoi|>``; the question's first rotary position."""
-        return self.image_tokens + 3
+        """Columns of the MMU image segment: ``<|mmu|> <|soi|> image <|eoi|>``; the question's first rotary position."""
+        return self.image_tokens // self.codes_per_cell + 3
 
     def to_json(self) -> dict[str, Any]:
         """The form stored in a bundle's manifest."""

@@ -1,7 +1,7 @@
 """Slots as token sequences: a caption becomes a prompt, and questions with their answers are packed behind one image.
 
-Axes: B rows, P prompt columns, S text columns.  A face's questions stand one behind the other in one row, each with the positions it would have alone; the
-attention mask keeps them apart (:meth:`export.model.transformer.UnifiedTransformer.understanding_states`).
+Axes: B rows, P prompt columns, S text columns.  A face's questions stand one behind the other in one row, each with the positions that it
+would have alone; the attention mask keeps them apart (:meth:`export.model.transformer.UnifiedTransformer.understanding_states`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from f2edge.layout import TokenLayout
 
 #: Loss weight of one answer token; a description has as many tokens as thirty short answers.
 _WEIGHTS = {"describe": 0.25}
-_DRAWN = 32
+_DRAWN = 20
 
 
 @dataclass(frozen=True)

@@ -62,13 +62,15 @@ def cache_tokens(
     device: torch.device | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Path:
-    """Write ``codes`` int16 (n, N), ``semantic`` float16 (n, M, F), ``identity`` float16 (n, M, F) and ``slots`` int8 (n, K) as ``.npy`` files.
+    """Write what :class:`TokenCache` reads.
 
     The folder appears under its name when it is complete; one that exists is replaced.
 
     Args:
         faces: pictures and slots.
-        tokenizer, semantic, identity: trained, in eval mode, on ``device``.
+        tokenizer: trained, in eval mode, on ``device``; so are both encoders.
+        semantic: pixels to features (B, M, F).
+        identity: likewise.
         out: folder of the cache.
         batch: pictures at a time.
         bf16: run the networks under autocast.  The codes of a few pictures near a decision differ from fp32's.
@@ -125,7 +127,9 @@ class TokenCache:
             meta = json.loads((directory / META).read_text(encoding="utf-8"))
             self.codes, self.semantic, self.identity, self.slots = (np.load(directory / f"{name}.npy", mmap_mode="r") for name in _ARRAYS)
         except (OSError, ValueError) as error:
-            raise InputError(f"{directory}: no token cache ({error}); make one: python -m export cache --data SHARDS --out {directory}") from error
+            raise InputError(
+                f"{directory}: no token cache ({error}); make one: python -m export cache --data SHARDS --out {directory}"
+            ) from error
         if meta.get("format") != _FORMAT or meta.get("schema") != F2EDGE_SCHEMA.to_json():
             raise InputError(f"{directory}: was written by another version of f2edge; make it again: python -m export cache")
 

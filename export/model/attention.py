@@ -2,8 +2,9 @@
 
 Axes: B sequences, S new columns, T columns of a cached part, H heads, W head width, D = H·W.
 
-Two forms give the same numbers.  ``fused`` (training) joins all columns and calls the fused kernel; the plain one (export) multiplies, adds the mask and takes
-the softmax itself, part by part, so that a cached part with one row is shared by all sequences without being copied.
+Two forms give the same numbers.  ``fused`` joins all columns and calls the fused kernel; the plain one (export, and training on CPUs)
+multiplies, adds the mask and takes the softmax itself, part by part, so that a cached part with one row is shared by all sequences without
+being copied.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-#: Added to a score that must not count.  Finite, so that a row without any allowed column stays finite, and within fp16; its softmax is exactly 0 in fp32.
+#: Added to a score that must not count: its softmax is exactly 0 in fp32.  Finite, so that a row without any allowed column stays finite,
+#: and within fp16.
 MASKED = -30000.0
 
 Columns = tuple[Tensor, Tensor]  # keys and values of one part, each (B or 1, H, T, W), rotated
@@ -45,7 +47,7 @@ def additive(allowed: Tensor) -> Tensor:
 def attend_plain(query: Tensor, parts: Sequence[Columns], mask: Tensor) -> Tensor:
     """Softmax attention of ``query`` (B, H, S, W) over all columns of ``parts`` in order → (B, H, S, W).
 
-    ``mask`` (B or 1, 1, S or 1, all columns) is added to the scores.  In fp32 unless the caller's query is not; the kernel sums in fp32 either way.
+    ``mask`` (B or 1, 1, S or 1, all columns) is added to the scores.  fp32 for an fp32 query; the softmax sums in fp32 for every dtype.
     """
     scaled = query * query.shape[-1] ** -0.5
     products = [torch.matmul(scaled, key.transpose(-1, -2)) for key, _ in parts]

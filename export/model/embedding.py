@@ -1,7 +1,7 @@
 """Both ends of the transformer: tokens in, scores out.
 
-Axes: B sequences, S tokens, N image tokens, V image codes, D width.  Text (with the specials) and image codes have tables and heads of their own; a Show-o
-checkpoint's single table and head are cut in two at import.  Image code V is the mask.
+Axes: B sequences, S tokens, N image tokens, V image codes, D width.  Text (with the specials) and image codes have tables and heads of
+their own; a Show-o checkpoint's single table and head are cut in two at import.  Image code V is the mask.
 """
 
 from __future__ import annotations
@@ -25,32 +25,39 @@ def code_bits(codes: Tensor, bits: int) -> Tensor:
 class Embedding(nn.Module):
     """Text and special ids, and image codes, to vectors.
 
-    ``image_input`` "table": one row per code (Show-o).  "bits" (ours): a linear map of the code's bits, a vector for the mask, and a learned vector per grid
-    cell, because rotary positions know one dimension only.
+    ``image_input`` "table": one row per code (Show-o).  "bits" (ours): all codes of a cell give one vector, the sum of a linear map of the
+    bits (0 where masked), a vector for each masked one, and a learned vector of the cell, because rotary positions know one dimension only.
     """
 
     def __init__(self, configuration: ModelConfiguration) -> None:
         super().__init__()
-        width, N = configuration.width, configuration.image_tokens
+        width = configuration.width
         self.codes, self.bits = configuration.codes, configuration.tokenizer.bits
         self.text = nn.Embedding(configuration.text_vocabulary + len(configuration.specials), width)
         self.by_bits = configuration.image_input == "bits"
+        self.per_cell = configuration.tokenizer.codes_per_cell
         if self.by_bits:
-            self.image = nn.Linear(self.bits, width)
-            self.mask = nn.Parameter(torch.randn(width) * 0.02)
-            self.place = nn.Parameter(grid_code(N, width) * 0.05)
+            self.image = nn.Linear(self.per_cell * self.bits, width)
+            self.mask = nn.Parameter(torch.randn(self.per_cell, width) * 0.02)
+            self.place = nn.Parameter(grid_code(configuration.image_columns, width) * 0.05)
+        elif self.per_cell > 1:
+            raise InputError(f"configuration {configuration.name!r}: several codes per cell need image_input 'bits'")
         elif configuration.image_input == "table":
             self.table = nn.Embedding(self.codes + 1, width)
         else:
-            raise InputError(f"configuration {configuration.name!r}: image_input {configuration.image_input!r} is neither 'table' nor 'bits'")
+            raise InputError(
+                f"configuration {configuration.name!r}: image_input {configuration.image_input!r} is neither 'table' nor 'bits'"
+            )
 
     def image_vectors(self, codes: Tensor) -> Tensor:
-        """Codes (B, N), V where masked → (B, N, D)."""
+        """Codes (B, N), V where masked → a vector of each cell (B, N / codes per cell, D)."""
         if not self.by_bits:
             rows: Tensor = self.table(codes)
             return rows
-        seen = self.image(code_bits(codes, self.bits))
-        return torch.where((codes == self.codes)[..., None], self.mask.to(seen.dtype), seen) + self.place
+        masked = (codes == self.codes).to(torch.float32).unflatten(1, (-1, self.per_cell))  # (B, cells, codes per cell)
+        bits = code_bits(codes, self.bits).unflatten(1, (-1, self.per_cell)) * (1 - masked[..., None])
+        vectors: Tensor = self.image(bits.flatten(2)) + torch.matmul(masked, self.mask) + self.place
+        return vectors
 
     def forward(self, ids: Tensor) -> Tensor:
         """Text and special ids (B, S) → (B, S, D)."""
@@ -61,7 +68,8 @@ class Embedding(nn.Module):
 class ImageHead(nn.Module):
     """Scores of the V image codes, with bias.
 
-    With "bits" input, the weight is ``bits · W + table`` so that codes that share bits start alike; :meth:`weight` folds it to one matrix for export.
+    With "bits" input, the weight is ``bits · W + table``, so that codes that share bits start alike; :meth:`weight` folds it to one matrix
+    for export.
     """
 
     def __init__(self, configuration: ModelConfiguration) -> None:
@@ -72,7 +80,7 @@ class ImageHead(nn.Module):
         self.table = nn.Parameter(torch.zeros(V, D) if self.by_bits else torch.randn(V, D) * 0.02)
         self.bias = nn.Parameter(torch.zeros(V))
         if self.by_bits:
-            self.directions = nn.Parameter(torch.randn(self.bits, D) * 0.02)
+            self.directions = nn.Parameter(torch.randn(self.bits, D) * 0.01)
 
     def weight(self) -> Tensor:
         """The head as one matrix (V, D) fp32."""

@@ -2,8 +2,9 @@
 
 Axes: B sequences, S tokens, D width, E routed experts, K active, I width of one expert, J = shared width + E·I.
 
-All experts of a group lie in one up-projection (J, D) and one down-projection (D, J).  Training runs both in full and multiplies the hidden values by the
-gates, zero for an expert that was not chosen: exact, and on a CPU faster than gathering.  Expert e owns the hidden rows ``slice_of(e)``.
+All experts of a group lie in one up-projection (J, D) and one down-projection (D, J).  Training runs both in full and multiplies the
+hidden values by the gates, zero for an expert that was not chosen: exact, and on a CPU faster than gathering.  Expert e owns the hidden
+rows ``slice_of(e)``.
 """
 
 from __future__ import annotations
@@ -54,7 +55,10 @@ class DenseFeedForward(nn.Module):
 
 
 class TokenExpertLayer(nn.Module):
-    """One group's shared expert and routed experts.  The down-projection has one bias, the shared expert's: the gates sum to 1, so it serves all."""
+    """One group's shared expert and routed experts.
+
+    The down-projection has one bias, the shared expert's: the gates sum to 1, so it serves all.
+    """
 
     def __init__(self, width: int, shape: TokenExperts) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 """What the sequence-level experts mix in: features of an image encoder brought to the token grid, and the embedding of the mask ratio.
 
-Axes: B images, N image tokens, M feature vectors of width F, R resampler width, A heads.  Everything here runs once per image (or per decoding step, for the
-mask ratio) and is shared by all layers; each layer adds only its own linear map R → D (export/model/sequence_experts.py).  The shapes are ours.
+Axes: B images, J image columns, M feature vectors of width F, R resampler width, A heads.  Everything here runs once per image (or per
+decoding step, for the mask ratio) and is shared by all layers; each layer adds only its own linear map R → D
+(export/model/sequence_experts.py).  The shapes are ours.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ def grid_code(count: int, width: int) -> Tensor:
 
 
 class Resampler(nn.Module):
-    """N learned queries read M feature vectors by cross-attention, then a two-layer MLP (after the Perceiver resampler, arXiv 2204.14198).
+    """One learned query per column reads M feature vectors by cross-attention, then a two-layer MLP (after arXiv 2204.14198).
 
-    Queries and the features' positions start from the same grid code, so that a token first reads the features of its own place.
+    Queries and the features' positions start from the same grid code, so that a column first reads the features of its own place.
     """
 
-    def __init__(self, tokens: int, features: FeatureShape, width: int) -> None:
+    def __init__(self, columns: int, features: FeatureShape, width: int) -> None:
         super().__init__()
-        self.queries = nn.Parameter(grid_code(tokens, width))
+        self.queries = nn.Parameter(grid_code(columns, width))
         self.places = nn.Parameter(grid_code(features.vectors, width))
         self.input_norm = nn.LayerNorm(features.width)
         self.key = nn.Linear(features.width, width)
@@ -55,15 +56,15 @@ class Resampler(nn.Module):
         self.output_norm = nn.LayerNorm(width)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, M, F) fp32 → (B, N, R)."""
+        """(B, M, F) fp32 → (B, J, R)."""
         B, M, _ = features.shape
-        N, R = self.queries.shape
+        J, R = self.queries.shape
         features = self.input_norm(features)
         key = (self.key(features) + self.places).view(B, M, _HEADS, R // _HEADS).permute(0, 2, 3, 1)  # (B, A, R/A, M)
         value = self.value(features).view(B, M, _HEADS, R // _HEADS).transpose(1, 2)  # (B, A, M, R/A)
-        query = self.queries.view(1, N, _HEADS, R // _HEADS).transpose(1, 2)  # (1, A, N, R/A)
-        weights = torch.softmax(torch.matmul(query.to(key.dtype), key).float() * (R // _HEADS) ** -0.5, dim=-1)  # (B, A, N, M)
-        read = torch.matmul(weights.to(value.dtype), value).transpose(1, 2).reshape(B, N, R)
+        query = self.queries.view(1, J, _HEADS, R // _HEADS).transpose(1, 2)  # (1, A, J, R/A)
+        weights = torch.softmax(torch.matmul(query.to(key.dtype), key).float() * (R // _HEADS) ** -0.5, dim=-1)  # (B, A, J, M)
+        read = torch.matmul(weights.to(value.dtype), value).transpose(1, 2).reshape(B, J, R)
         x = self.queries + self.output(read)
         x = x + self.down(functional.gelu(self.up(self.norm(x)), approximate="tanh"))
         output: Tensor = self.output_norm(x)

@@ -1,8 +1,8 @@
 """Sequence level of the mixture of experts: one routing decision per image and block, K of four experts, one set per task group.
 
-Axes: B images, N image tokens, D width, R resampler width, four experts.  ``x`` is the block's normalised input at the N code positions only; the router reads
-its mean.  With gates g and w = sigmoid(gate(x)) the layer gives, as a residual,
-``g_copy · x + g_zero · 0 + Σ g_k · (w_k · x + (1 − w_k) · S_k(f))`` (UniF²ace, arXiv 2503.08120; what acts where is ours, model.md).
+Axes: B images, J image columns, D width, R resampler width, four experts.  ``x`` is the block's normalised input at the image's columns
+only; the router reads its mean.  With gates g and w = sigmoid(gate(x)) the layer gives, as a residual,
+``g_copy · x + g_zero · 0 + Σ g_k · (w_k · x + (1 - w_k) · S_k(f))`` (UniF²ace, arXiv 2503.08120; what acts where is ours, model.md).
 """
 
 from __future__ import annotations
@@ -34,7 +34,16 @@ class SequenceExpertLayer(nn.Module):
         self.maps = nn.ModuleDict({kind: nn.Linear(resampler_width, width) for kind in mixing})
 
     def forward(self, x: Tensor, mean: Tensor, sources: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """``x`` (B, N, D), its mean (B, D) in fp32 and S's shared part by kind (B, N or 1, R) → residual (B, N, D), probabilities (B, 4), chosen."""
+        """One residual per image.
+
+        Args:
+            x: (B, J, D).
+            mean: of ``x`` over its columns, (B, D) fp32.
+            sources: S's shared part by kind, (B, J or 1, R).
+
+        Returns:
+            residual (B, J, D), router probabilities (B, 4), chosen (B, 4).
+        """
         gates, probability, chosen = self.router(mean)  # (B, 4)
         straight = gates.new_zeros(gates.shape[0])[:, None, None]  # what multiplies x
         mixed: Tensor | None = None
@@ -43,7 +52,7 @@ class SequenceExpertLayer(nn.Module):
             if kind == "copy":
                 straight = straight + gate
             elif kind != "zero":
-                own = torch.sigmoid(self.gates[kind](x).float())  # (B, N, 1)
+                own = torch.sigmoid(self.gates[kind](x).float())  # (B, J, 1)
                 straight = straight + gate * own
                 part = (gate * (1 - own)).to(x.dtype) * self.maps[kind](sources[kind])
                 mixed = part if mixed is None else mixed + part

@@ -1,14 +1,18 @@
 """The unified transformer: one backbone that draws faces from words (T2I) and reads words off faces (MMU).
 
-Axes: B sequences, P prompt columns, S text columns, T earlier text columns, N image tokens, C = N + 3 image columns of MMU, L layers, H heads, W head width,
-D width, V image codes, G draws of one image, K questions.
+Axes: B sequences, P prompt columns, S text columns, T earlier text columns, N image tokens, J image columns, C = J + 3 columns of MMU's
+image segment, L layers, H heads, W head width, D width, V image codes, G draws of one image.
+
+One column stands for one cell of the image's grid.  Where a cell has several codes (nano: two), their embeddings are summed on the way in
+and a linear map splits the cell's state into one state per code on the way out, so that finer pictures cost no longer sequences (ours).
 
 Everything is one function, :meth:`UnifiedTransformer.run`, called with different columns, masks and caches:
 
-* graph forms, one per graph of f2edge/graphs.py: ``prefill_prompt``, ``image_logits``, ``prefill_image``, ``extend_text``.  They use the two exact caches of the
-  omni mask: nothing in a prompt sees the image, and nothing in the image segment of MMU sees the question;
-* whole-sequence forms for training, without caches: ``generation_states`` (several mask draws of an image behind one prompt) and ``understanding_states``
-  (several questions behind one image).  Both forms give the same numbers; tests/test_transformer.py holds them together.
+* graph forms, one per graph of f2edge/graphs.py: ``prefill_prompt``, ``image_logits``, ``prefill_image``, ``extend_text``.  They use two
+  exact caches of the omni mask: nothing in a prompt sees the image, and nothing in the image segment of MMU sees the question;
+* whole-sequence forms for training, without caches: ``generation_states`` (several mask draws of an image behind one prompt) and
+  ``understanding_states`` (several questions behind one image).  Both forms give the same numbers; tests/test_transformer.py holds them
+  together.
 
 >>> model = UnifiedTransformer(NANO)
 >>> key, value = model.prefill_prompt(prompt_ids, prompt_lengths)
@@ -73,7 +77,7 @@ class Block(nn.Module):
     def __init__(self, configuration: ModelConfiguration) -> None:
         super().__init__()
         width, shape = configuration.width, configuration.token_experts
-        self.image_tokens = configuration.image_tokens
+        self.image_columns = configuration.image_columns
         self.norm = nn.LayerNorm(width, eps=configuration.layer_norm_eps)
         self.attention = Attention(width, configuration.heads)
         self.routed = shape.routed > 0
@@ -91,17 +95,18 @@ class Block(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The sequence level's residual (B, S, D), zero outside the code positions of ``segments``, and its routing."""
         B, S, D = h.shape
-        N, G = self.image_tokens, segments.count
-        end = segments.start + G * (N + 2)
-        images, routed = (v[:, segments.start : end].reshape(B * G, N + 2, D)[:, 1 : N + 1] for v in (h, exact))  # (B·G, N, D)
+        J, G = self.image_columns, segments.count
+        end = segments.start + G * (J + 2)
+        images, routed = (v[:, segments.start : end].reshape(B * G, J + 2, D)[:, 1 : J + 1] for v in (h, exact))  # (B·G, J, D)
         delta, probability, chosen = self.sequence[group](images, routed.mean(dim=1), sources)
-        delta = functional.pad(delta, (0, 0, 1, 1)).reshape(B, G * (N + 2), D)
+        delta = functional.pad(delta, (0, 0, 1, 1)).reshape(B, G * (J + 2), D)
         return functional.pad(delta, (0, 0, segments.start, S - end)), (probability, chosen)
 
     def forward(
         self,
         x: Tensor,
         group: str,
+        *,
         table: tuple[Tensor, Tensor],
         mask: Tensor,
         shared: Columns | None,
@@ -139,12 +144,15 @@ class UnifiedTransformer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=configuration.layer_norm_eps)
         self.text_head = nn.Linear(width, configuration.text_vocabulary)
         self.image_head = ImageHead(configuration)
+        self.per_cell = configuration.tokenizer.codes_per_cell
+        if self.per_cell > 1:
+            self.split = nn.Linear(width, self.per_cell * width)
         if configuration.sequence_experts:
             if configuration.semantic is None or configuration.identity is None:
                 raise InputError(f"configuration {configuration.name!r}: sequence experts need semantic and identity features")
             self.noise = NoiseEmbedding(configuration.resampler_width)
-            self.semantic = Resampler(configuration.image_tokens, configuration.semantic, configuration.resampler_width)
-            self.identity = Resampler(configuration.image_tokens, configuration.identity, configuration.resampler_width)
+            self.semantic = Resampler(configuration.image_columns, configuration.semantic, configuration.resampler_width)
+            self.identity = Resampler(configuration.image_columns, configuration.identity, configuration.resampler_width)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -157,6 +165,9 @@ class UnifiedTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
+        if self.per_cell > 1:
+            with torch.no_grad():  # every code begins with the cell's own state
+                self.split.weight += torch.eye(self.configuration.width).repeat(self.per_cell, 1)
 
     def use_fused_attention(self, fused: bool) -> None:
         """Whether attention calls the fused kernel (training) or multiplies and takes the softmax itself (export); same numbers."""
@@ -187,9 +198,10 @@ class UnifiedTransformer(nn.Module):
             positions: rotary positions (B or 1, S) int64.
             mask: additive (B or 1, 1, S or 1, columns of shared, past and new).
             group: "t2i" or "mmu".
-            shared, past: each layer's cached columns, see :class:`Attention`.
+            shared: each layer's columns of B rows or of one, see :class:`Attention`.
+            past: each layer's earlier columns of the same sequences.
             segments: the images among the new columns, for the sequence-level experts.
-            sources: S's shared part by kind, (B·G, N or 1, R), see :class:`SequenceExpertLayer`.
+            sources: S's shared part by kind, (B·G, J or 1, R), see :class:`SequenceExpertLayer`.
         """
         configuration = self.configuration
         table = rotary_table(positions, configuration.rotary, configuration.rotary_base)
@@ -197,7 +209,14 @@ class UnifiedTransformer(nn.Module):
         decisions: list[list[Tensor]] = []
         for index, block in enumerate(self.blocks):
             x, own, routing = block(
-                x, group, table, mask, shared[index] if shared else None, past[index] if past else None, segments, sources or {}
+                x,
+                group,
+                table=table,
+                mask=mask,
+                shared=shared[index] if shared else None,
+                past=past[index] if past else None,
+                segments=segments,
+                sources=sources or {},
             )
             columns.append(own)
             decisions.append(routing)
@@ -207,7 +226,7 @@ class UnifiedTransformer(nn.Module):
     # Ends ------------------------------------------------------------------------------------------------------------
 
     def image_segment(self, codes: Tensor) -> Tensor:
-        """``<|soi|> codes <|eoi|>`` of (B, N) codes, V where masked → (B, N + 2, D)."""
+        """``<|soi|> image <|eoi|>`` of (B, N) codes, V where masked → (B, J + 2, D)."""
         ends = self.embedding(torch.tensor([[self.special("<|soi|>"), self.special("<|eoi|>")]], device=codes.device))
         ends = ends.expand(codes.shape[0], -1, -1)
         return torch.cat((ends[:, :1], self.embedding.image_vectors(codes), ends[:, 1:]), dim=1)
@@ -217,8 +236,12 @@ class UnifiedTransformer(nn.Module):
         task = self.embedding(torch.full_like(codes[:, :1], self.special("<|mmu|>")))
         return torch.cat((task, self.image_segment(codes)), dim=1)
 
+    def token_states(self, cells: Tensor) -> Tensor:
+        """States of cells (…, J, D) → states of tokens (…, N, D)."""
+        return self.split(cells).unflatten(-1, (self.per_cell, -1)).flatten(-3, -2) if self.per_cell > 1 else cells
+
     def image_scores(self, hidden: Tensor) -> Tensor:
-        """States (…, D) of image positions → logits (…, V)."""
+        """States (…, D) of image tokens → logits (…, V)."""
         scores: Tensor = self.image_head(self.norm(hidden))
         return scores
 
@@ -254,26 +277,27 @@ class UnifiedTransformer(nn.Module):
 
         Args:
             codes: (B, N) int64, V where masked.
-            prefix_key, prefix_value: of :meth:`prefill_prompt`.
+            prefix_key: of :meth:`prefill_prompt`.
+            prefix_value: likewise.
             prefix_lengths: valid prompt columns (B,), from the right.
             mask_ratio: (B,) in [0, 1].
 
         Returns:
             logits (B, N, V).
         """
-        N, P = codes.shape[1], prefix_key.shape[3]
-        column = torch.arange(N + 2, device=codes.device)
+        J, P = self.configuration.image_columns, prefix_key.shape[3]
+        column = torch.arange(J + 2, device=codes.device)
         seen = torch.arange(P, device=codes.device) >= P - prefix_lengths[:, None]  # (B, P)
-        allowed = functional.pad(additive(seen), (0, N + 2))[:, None, None]
+        allowed = functional.pad(additive(seen), (0, J + 2))[:, None, None]
         states = self.run(
             self.image_segment(codes), (column + self.configuration.image_offset)[None], allowed, "t2i",
             past=_layers(prefix_key, prefix_value), segments=Segments(0), sources=self.noise_sources(mask_ratio),
         )  # fmt: skip
-        return self.image_scores(states.hidden[:, 1 : N + 1])
+        return self.image_scores(self.token_states(states.hidden[:, 1 : J + 1]))
 
     def prefill_image(self, codes: Tensor, semantic: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
         """Codes (B, N) and encoder features (B, M, F) of faces → keys and values of ``<|mmu|> <|soi|> codes <|eoi|>``, (L, B, H, C, W)."""
-        column = torch.arange(codes.shape[1] + 3, device=codes.device)
+        column = torch.arange(self.configuration.image_columns + 3, device=codes.device)
         allowed = (column[None, :] <= column[:, None]) | (column[:, None] > 0)  # <|mmu|> is text and sees itself alone
         states = self.run(
             self.understanding_segment(codes), column[None], additive(allowed)[None, None], "mmu",
@@ -281,7 +305,7 @@ class UnifiedTransformer(nn.Module):
         )  # fmt: skip
         return states.stacked()
 
-    def extend_text(
+    def extend_text(  # noqa: PLR0917 - the graph's inputs in their order
         self, text_ids: Tensor, text_lengths: Tensor, image_key: Tensor, image_value: Tensor, text_key: Tensor, text_value: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """New text columns behind an image: the question, then one token at a time.
@@ -289,8 +313,10 @@ class UnifiedTransformer(nn.Module):
         Args:
             text_ids: (B, S) int64, left-padded where no earlier text exists.
             text_lengths: valid text columns (B,), earlier and new together, from the right.
-            image_key, image_value: of :meth:`prefill_image`, B rows or one.
-            text_key, text_value: earlier text columns (L, B, H, T, W), T may be 0.
+            image_key: of :meth:`prefill_image`, B rows or one.
+            image_value: likewise.
+            text_key: earlier text columns (L, B, H, T, W), T may be 0.
+            text_value: likewise.
 
         Returns:
             logits of the last column (B, text vocabulary), and the text columns with the new ones, each (L, B, H, T + S, W).
@@ -298,7 +324,7 @@ class UnifiedTransformer(nn.Module):
         S, T, C = text_ids.shape[1], text_key.shape[3], image_key.shape[3]
         column = torch.arange(T + S, device=text_ids.device)
         first = T + S - text_lengths[:, None]  # (B, 1) column where each row's text begins
-        positions = column[None, T:] - first + (self.configuration.image_tokens + 3)  # (B, S)
+        positions = column[None, T:] - first + (self.configuration.image_columns + 3)  # (B, S)
         allowed = (column[None, :] <= column[T:, None]) & (column >= first)[:, None]  # (B, S, T + S)
         states = self.run(
             self.embedding(text_ids), positions, functional.pad(additive(allowed), (C, 0))[:, None], "mmu",
@@ -312,34 +338,37 @@ class UnifiedTransformer(nn.Module):
         """G mask draws of each image behind one prompt; no draw sees another.
 
         Args:
-            prompt_ids, lengths: as in :meth:`prefill_prompt`.
+            prompt_ids: as in :meth:`prefill_prompt`.
+            lengths: likewise.
             codes: (B, G, N), V where masked.
             mask_ratio: (B, G).
 
         Returns:
-            states of the code positions (B, G, N, D) for :meth:`image_scores`, and the routing over P + G·(N + 2) columns.
+            states of the tokens (B, G, N, D) for :meth:`image_scores`, and the routing over P + G·(J + 2) columns.
         """
         B, P = prompt_ids.shape
-        G, N = codes.shape[1:]
-        column = torch.arange(P + G * (N + 2), device=codes.device)
-        draw = torch.where(column < P, -1, (column - P) // (N + 2))
-        positions = torch.where(column < P, column - P, (column - P) % (N + 2)) + self.configuration.image_offset
+        G, J = codes.shape[1], self.configuration.image_columns
+        column = torch.arange(P + G * (J + 2), device=codes.device)
+        draw = torch.where(column < P, -1, (column - P) // (J + 2))
+        positions = torch.where(column < P, column - P, (column - P) % (J + 2)) + self.configuration.image_offset
         prompt = (draw[None, :] < 0) & (column[None, :] <= column[:, None])
         allowed = (prompt | ((draw[None, :] == draw[:, None]) & (draw[None, :] >= 0)))[None] & (column >= P - lengths[:, None])[:, None]
-        images = self.image_segment(codes.reshape(B * G, N)).reshape(B, G * (N + 2), -1)
+        images = self.image_segment(codes.flatten(0, 1)).reshape(B, G * (J + 2), -1)
         states = self.run(
             torch.cat((self.embedding(prompt_ids), images), dim=1), positions[None], additive(allowed)[:, None], "t2i",
             segments=Segments(P, G), sources=self.noise_sources(mask_ratio.flatten()),
         )  # fmt: skip
-        return states.hidden[:, P:].reshape(B, G, N + 2, -1)[:, :, 1 : N + 1], states.routing
+        return self.token_states(states.hidden[:, P:].reshape(B, G, J + 2, -1)[:, :, 1 : J + 1]), states.routing
 
-    def understanding_states(
+    def understanding_states(  # noqa: PLR0917 - three for the face, three for the text
         self, codes: Tensor, semantic: Tensor, identity: Tensor, text_ids: Tensor, text_positions: Tensor, text_segments: Tensor
     ) -> tuple[Tensor, Routing]:
         """Several questions with their answers behind one image; no question sees another.
 
         Args:
-            codes, semantic, identity: as in :meth:`prefill_image`.
+            codes: as in :meth:`prefill_image`.
+            semantic: likewise.
+            identity: likewise.
             text_ids: (B, S), questions and answers one behind the other.
             text_positions: (B, S), 0 at the first token of each question.
             text_segments: (B, S), number of the question that a token belongs to; padding forms a segment of its own.
@@ -348,7 +377,7 @@ class UnifiedTransformer(nn.Module):
             states of the text columns (B, S, D) for :meth:`text_scores`, and the routing over C + S columns.
         """
         B, S = text_ids.shape
-        C = codes.shape[1] + 3
+        C = self.configuration.image_columns + 3
         column = torch.arange(C + S, device=codes.device)
         owner = functional.pad(text_segments + 1, (C, 0))  # (B, C + S), 0 for the image
         causal = column[None, :] <= column[:, None]

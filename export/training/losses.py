@@ -2,10 +2,11 @@
 
 Axes: K masked positions (of all rows together), V codes, B rows, S tokens, L layers, E experts, N image tokens.
 
-D3Diff (UniF²ace, arXiv 2503.08120) is masked cross entropy plus ``0.01 ·`` the denoising score entropy of SEDD (arXiv 2310.16834) for the absorbing state.
-With α = P(a token is unmasked) the concrete score of a masked position is ``s(y) = α/(1−α) · p(y)`` and its truth ``a(y) = α/(1−α) · [y = x0]``; summed over
-all y, ``s − a·log s + a·(log a − 1)``.  For a normalised p this is exactly ``α/(1−α) · (−log p(x0))`` (arXiv 2406.03736, 2406.07524): the closed form.  Over
-time, weighted by the schedule's rate σ = −α'/α, it is a cross entropy with weight ``−α'/(1−α)``, the evidence bound of masked diffusion.
+D3Diff (UniF²ace, arXiv 2503.08120) is masked cross entropy plus ``0.01 ·`` the denoising score entropy of SEDD (arXiv 2310.16834) for the
+absorbing state.  Let u be the probability that a token is unmasked at time t, and ``odds = u / (1 - u)``.  The concrete score of a masked
+position is ``s(y) = odds · p(y)``, its truth ``a(y) = odds · [y = x0]``; the term is ``s - a · log s + a · (log a - 1)``, summed over
+all y.  For a normalised p this is exactly ``-odds · log p(x0)`` (arXiv 2406.03736, 2406.07524), the closed form.  Over time, weighted by
+the schedule's rate ``-u' / u``, it is a cross entropy with weight ``-u' / (1 - u)``, the evidence bound of masked diffusion.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-SCORE_WEIGHT = 0.01  # α of D3Diff, the paper's best
+SCORE_WEIGHT = 0.01  # of the score entropy in D3Diff, the paper's best
 
 
 def cosine_mask_ratio(u: Tensor) -> Tensor:
@@ -26,7 +27,7 @@ def cosine_mask_ratio(u: Tensor) -> Tensor:
 
 
 def cosine_rate(ratio: Tensor) -> Tensor:
-    """σ = −α'/α of the cosine schedule, where ``1 − α = ratio = sin(π/2 · t)``; ``ratio`` in (0, 1)."""
+    """The rate ``-u' / u`` of the cosine schedule, where ``1 - u = ratio = sin(π/2 · t)``; ``ratio`` in (0, 1)."""
     return (math.pi / 2) * torch.sqrt(1 - ratio**2) / (1 - ratio)
 
 
@@ -36,12 +37,12 @@ def score_entropy(log_probability: Tensor, target: Tensor, ratio: Tensor) -> Ten
     Args:
         log_probability: normalised log p_θ(y | x_t), (K, V).
         target: x0, (K,) int64.
-        ratio: 1 − α of each position's row, (K,) in (0, 1).
+        ratio: 1 - u of each position's row, (K,) in (0, 1).
 
     Returns:
-        (K,), at least 0; without the time weight σ.
+        (K,), at least 0; without the time weight.
     """
-    odds = ((1 - ratio) / ratio)[:, None]  # α / (1 − α)
+    odds = ((1 - ratio) / ratio)[:, None]
     log_score = torch.log(odds) + log_probability
     truth = odds * functional.one_hot(target, log_probability.shape[1])  # a(y)
     constant = torch.special.xlogy(truth, truth) - truth
@@ -49,18 +50,18 @@ def score_entropy(log_probability: Tensor, target: Tensor, ratio: Tensor) -> Ten
 
 
 def score_entropy_closed(negative_log_probability: Tensor, ratio: Tensor) -> Tensor:
-    """:func:`score_entropy` in closed form: ``α/(1−α) · (−log p(x0))``, both (K,)."""
+    """:func:`score_entropy` in closed form: ``-odds · log p(x0)``, both (K,)."""
     return (1 - ratio) / ratio * negative_log_probability
 
 
 def score_time_weight(ratio: Tensor) -> Tensor:
-    """σ · α/(1−α) = −α'/(1−α) of the cosine schedule: the weight of the cross entropy in the time-weighted score entropy; ``ratio`` in (0, 1]."""
+    """``-u' / (1 - u)`` of the cosine schedule, weight of the cross entropy in the score entropy over time; ``ratio`` in (0, 1]."""
     return (math.pi / 2) * torch.sqrt(1 - ratio**2) / ratio
 
 
 @dataclass(frozen=True)
 class GenerationLoss:
-    """``total = masked + SCORE_WEIGHT · score``; ``each`` (K,) is −log p(x0) of every masked position."""
+    """``total = masked + SCORE_WEIGHT · score``; ``each`` (K,) is -log p(x0) of every masked position."""
 
     total: Tensor
     masked: Tensor
@@ -68,7 +69,9 @@ class GenerationLoss:
     each: Tensor
 
 
-def generation_loss(logits: Tensor, target: Tensor, ratio: Tensor, rows: int, image_tokens: int, smoothing: float = 0.0) -> GenerationLoss:
+def generation_loss(
+    logits: Tensor, target: Tensor, ratio: Tensor, *, rows: int, image_tokens: int, smoothing: float = 0.0
+) -> GenerationLoss:
     """D3Diff of all masked positions of a batch.
 
     Args:

@@ -39,6 +39,7 @@ def measure(
     cache: TokenCache,
     rows: NDArray[np.int64],
     texts: TextMaker,
+    *,
     image_decoder: ImageDecoder | None,
     step: int,
     directory: Path,
@@ -46,9 +47,9 @@ def measure(
     """Validation figures; the same texts and masks at every call.
 
     Returns:
-        ``t2i/loss@r`` and ``t2i/right@r`` by mask ratio r, ``t2i/prompt_gain`` (nats per token that a prompt saves on an all-masked image), ``slots/right``
-        (mean accuracy of the schema's questions) and ``slots/balanced`` (mean of each slot's mean recall over its values).
-        ``directory`` gets ``unified-STEP.json`` (accuracy of each slot, use of each expert) and, with a decoder, ``unified-STEP.png`` with its prompts.
+        ``t2i/loss@r`` and ``t2i/right@r`` by mask ratio r, ``t2i/prompt_gain`` (nats per token that a prompt saves on an all-masked image),
+        ``slots/right`` (mean accuracy of the schema's questions) and ``slots/balanced`` (mean of each slot's mean recall over its values).
+        ``directory`` gets ``unified-STEP.json`` (accuracy of each slot, use of each expert) and, with a decoder, ``unified-STEP.png``.
     """
     generation, drawing = measure_generation(model, cache, rows[:_GENERATION_ROWS], texts)
     understanding, table, reading = measure_slots(model, cache, rows[:_QUESTION_ROWS], texts)

@@ -3,9 +3,10 @@
     python -m export cache --data shards/train --tokenizer runs/tokenizer --encoders runs/encoders --out tokens/train
     python -m export train unified --tokens tokens/train --text tokenizer.json --out runs/unified --image-tokenizer runs/tokenizer
 
-A micro batch has two parts.  T2I: each caption stands before ``draws`` differently masked copies of its image, which share the prompt's columns (exact, no
-prompt sees its image) and so cost a fifth less; prompts of similar length go together.  MMU: each image is followed by as many questions as fit into
-``text_columns``.  Both train with the losses of export/training/losses.py; each group of routers has its own balance losses.
+A micro batch has two parts.  T2I: each caption stands before ``draws`` differently masked copies of its image, which share the prompt's
+columns (exact, no prompt sees its image) and so cost less; prompts of similar length go together.  MMU: each image is followed by as many
+questions as fit into ``text_columns``.  Both train with the losses of export/training/losses.py; each group of routers has its own balance
+losses.
 
 Axes: B faces, G draws, N image tokens, P prompt columns, S text columns, K masked positions, V codes.
 """
@@ -104,7 +105,7 @@ class UnifiedTask:
         self.validation = np.arange(self.trained_rows, len(cache))
         torch.manual_seed(seed)
         self.model = UnifiedTransformer(configuration)
-        self.model.use_fused_attention(fused=False)  # on CPUs the plain form is a third faster under autocast, and it gives the same numbers
+        self.model.use_fused_attention(fused=False)  # same numbers; a third faster on CPUs under autocast
         self.modules: Mapping[str, nn.Module] = {"model": self.model}
         self._pool: tuple[tuple[int, ...], list[Batch]] = ((), [])
 
@@ -176,10 +177,9 @@ class UnifiedTask:
         P = batch["prompt_ids"].shape[1]
         hidden, routing = self.model.generation_states(batch["prompt_ids"], batch["prompt_lengths"], seen, ratio)
         logits = self.model.image_scores(hidden[masked])  # (K, V)
-        loss = generation_loss(
-            logits, codes.expand(B, G, N)[masked], ratio[..., None].expand(B, G, N)[masked], B * G, N, self.mixture.smoothing
-        )
-        column = torch.arange(P + G * (N + 2), device=masked.device)
+        target, weighing = codes.expand(B, G, N)[masked], ratio[..., None].expand(B, G, N)[masked]
+        loss = generation_loss(logits, target, weighing, rows=B * G, image_tokens=N, smoothing=self.mixture.smoothing)
+        column = torch.arange(routing.token_chosen.shape[2], device=masked.device)
         balance, figures = self._balance("t2i", routing, column >= P - batch["prompt_lengths"][:, None])
         return loss.total + balance, {"t2i": loss.masked, "t2i/score": loss.score, **figures}
 
@@ -210,14 +210,16 @@ class UnifiedTask:
 
     @torch.no_grad()
     def validate(self, model: Mapping[str, nn.Module], step: int, directory: Path) -> dict[str, float]:
-        """Figures of :func:`export.training.preview.measure` on the held-back rows; tables and a grid of generated faces go to ``directory``."""
+        """Figures of :func:`export.training.preview.measure` on the held-back rows; tables and generated faces go to ``directory``."""
         transformer = model["model"]
         assert isinstance(transformer, UnifiedTransformer)
-        return measure(transformer, self.cache, self.validation, self.texts, self.image_decoder, step, directory)
+        return measure(
+            transformer, self.cache, self.validation, self.texts, image_decoder=self.image_decoder, step=step, directory=directory
+        )
 
 
 def draw_masks(rows: int, draws: int, tokens: int, rng: np.random.Generator) -> np.ndarray:
-    """Masks (rows, draws, tokens) of MaskGIT's law, at least one position each; the ratios are spread evenly over all draws (less noise)."""
+    """Masks (rows, draws, tokens) of MaskGIT's law, at least one position each; the ratios are spread evenly over all draws."""
     count = rows * draws
     u = (rng.permutation(count) + rng.random(count)) / count
     share = cosine_mask_ratio(torch.from_numpy(u)).numpy()
@@ -278,6 +280,9 @@ def run(
         text: the text tokenizer's ``tokenizer.json``.
         options: of the loop.
         image_tokenizer: folder of a trained image tokenizer, for sample grids.
+        configuration: of the model.
+        mixture: of the batches.
+        validation_rows: faces at the cache's end that are not trained on.
     """
     from tokenizers import Tokenizer
 
@@ -299,8 +304,10 @@ def run(
     return options.out
 
 
-def run_cache(data: Path, tokenizer: Path, encoders: Path, out: Path, *, limit: int | None = None, batch: int = 64, device: str = "auto") -> Path:
-    """Encode the shards in ``data`` (the first ``limit`` faces) with a trained image tokenizer and trained encoders into the cache ``out``."""
+def run_cache(
+    data: Path, tokenizer: Path, encoders: Path, out: Path, *, limit: int | None = None, batch: int = 64, device: str = "auto"
+) -> Path:
+    """Encode the first ``limit`` faces (None: all) of the shards in ``data`` with trained tokenizer and encoders into the cache ``out``."""
     from tqdm import tqdm
 
     from export.data.shards import FaceShards

@@ -1,0 +1,110 @@
+"""Slow exact references of what the model computes in fused form: one token, one expert, one head at a time.
+
+Each takes the trained layer and follows the written definition, not the layer's own code; tests hold both together.
+
+Axes: B sequences, S tokens, N image tokens, D width, E experts, W head width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from export.model.attention import Attention
+from export.model.experts import Router, TokenExpertLayer
+from export.model.sequence_experts import SequenceExpertLayer
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU by its tanh approximation (arXiv 1606.08415)."""
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def chosen_gates(router: Router, x: Tensor) -> dict[int, float]:
+    """The experts chosen for one vector (D,) and their gates: softmax over all, the K most probable, divided by their sum."""
+    scores = (router.weight.detach() @ x.detach()).tolist()
+    highest = max(scores)
+    powers = [math.exp(score - highest) for score in scores]
+    probability = [power / sum(powers) for power in powers]
+    chosen = sorted(range(len(scores)), key=lambda e: -probability[e])[: router.active]
+    return {e: probability[e] / sum(probability[c] for c in chosen) for e in chosen}
+
+
+def token_experts(layer: TokenExpertLayer, x: Tensor) -> Tensor:
+    """What :class:`TokenExpertLayer` gives for (B, S, D)."""
+    shared = layer.shape.shared_width
+    output = torch.zeros_like(x)
+    for b in range(x.shape[0]):
+        for s in range(x.shape[1]):
+            token = x[b, s]
+            total = layer.down.weight[:, :shared] @ gelu(layer.up.weight[:shared] @ token + layer.up.bias[:shared]) + layer.down.bias
+            for expert, gate in chosen_gates(layer.router, token).items():
+                rows = layer.slice_of(expert)
+                total = total + gate * (layer.down.weight[:, rows] @ gelu(layer.up.weight[rows] @ token + layer.up.bias[rows]))
+            output[b, s] = total
+    return output
+
+
+def sequence_experts(layer: SequenceExpertLayer, x: Tensor, sources: Mapping[str, Tensor]) -> Tensor:
+    """What :class:`SequenceExpertLayer` gives for (B, N, D) when it routes on the mean of x."""
+    output = torch.zeros_like(x)
+    for b in range(x.shape[0]):
+        for expert, gate in chosen_gates(layer.router, x[b].mean(dim=0)).items():
+            kind = layer.kinds[expert]
+            for n in range(x.shape[1]):
+                token = x[b, n]
+                if kind == "copy":
+                    output[b, n] += gate * token
+                elif kind != "zero":
+                    source = sources[kind][b]
+                    w = torch.sigmoid(layer.gates[kind](token))
+                    mapped = layer.maps[kind](source[min(n, len(source) - 1)])
+                    output[b, n] += gate * (w * token + (1 - w) * mapped)
+    return output
+
+
+def attention(layer: Attention, x: Tensor, positions: Tensor, allowed: Tensor, *, rotary: int, base: float) -> Tensor:
+    """What :class:`Attention` gives for (B, S, D) without caches; ``positions`` (S,), ``allowed`` bool (B, S, S)."""
+    B, S, D = x.shape
+    W = D // layer.heads
+    mixed = torch.zeros_like(x)
+    for b in range(B):
+        query, key, value = (x[b] @ layer.input.weight.T + layer.input.bias).split(D, dim=-1)  # (S, D)
+        for head in range(layer.heads):
+            part = slice(head * W, (head + 1) * W)
+            turned = [
+                torch.stack([_turned(v[s, part], int(positions[s]), rotary, base) for s in range(S)]) for v in (query, key)
+            ]  # fmt: skip
+            for s in range(S):
+                seen = [t for t in range(S) if allowed[b, s, t]]
+                scores = torch.stack([turned[0][s] @ turned[1][t] for t in seen]) / math.sqrt(W)
+                mixed[b, s, part] = torch.softmax(scores, dim=0) @ value[seen][:, part]
+    return mixed @ layer.output.weight.T + layer.output.bias
+
+
+def _turned(x: Tensor, position: int, rotary: int, base: float) -> Tensor:
+    """One head's vector (W,): dims i and i + rotary/2 turned as a pair by ``position · base^(-2i/rotary)``."""
+    result = x.clone()
+    for i in range(rotary // 2):
+        angle = position * base ** (-2 * i / rotary)
+        a, b = x[i], x[i + rotary // 2]
+        result[i] = a * math.cos(angle) - b * math.sin(angle)
+        result[i + rotary // 2] = b * math.cos(angle) + a * math.sin(angle)
+    return result
+
+
+def balance(probability: Tensor, chosen: Tensor, valid: Tensor) -> float:
+    """One layer's ``E Σ f P``: (B, S, E), (B, S, E), (B, S)."""
+    B, S, E = probability.shape
+    counts, masses, tokens = [0.0] * E, [0.0] * E, 0
+    for b in range(B):
+        for s in range(S):
+            if valid[b, s]:
+                tokens += 1
+                for e in range(E):
+                    counts[e] += float(chosen[b, s, e])
+                    masses[e] += float(probability[b, s, e])
+    return E * sum(counts[e] / sum(counts) * masses[e] / tokens for e in range(E))
