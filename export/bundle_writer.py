@@ -25,6 +25,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from tokenizers import Tokenizer
+from typing_extensions import Self
 
 from export.lower import constant
 from export.quantise import Calibration, Recipe, quantise, recipe_named
@@ -66,7 +67,7 @@ class WeightsFile:
         self._file = path.open("wb")
         self._known: dict[bytes, int] = {}
 
-    def __enter__(self) -> WeightsFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -116,15 +117,25 @@ def _forget_inner_shapes(model: ir.Model) -> None:
                 value.shape, value.type = None, None
 
 
-def write_graphs(
-    folder: Path, models: Models, recipe: Recipe, calibration: Calibration | None = None, progress: Progress = _silent
-) -> dict[str, Any]:
-    """Trace, lower, quantise and write every graph of ``models`` into ``folder``; returns the manifest's ``graphs``."""
+#: Lowered fp32 graphs by name.
+Traced = Mapping[str, ir.Model]
+
+
+def trace_all(models: Models, progress: Progress = _silent) -> Traced:
+    """Every graph of ``models``, lowered, in fp32."""
+    traced = {}
+    for name in models.graphs:
+        progress(f"{name}: tracing")
+        traced[name] = trace(name, models)
+    return traced
+
+
+def write_graphs(folder: Path, traced: Traced, recipe: Recipe, calibration: Calibration | None = None) -> dict[str, Any]:
+    """Quantise and write graphs into ``folder``; returns the manifest's ``graphs``.  ``traced`` stays as it is."""
     rows: dict[str, Any] = {}
     with WeightsFile(folder / WEIGHTS) as weights:
-        for name in models.graphs:
-            progress(f"{name}: tracing")
-            model = quantise(trace(name, models), recipe, calibration)
+        for name, original in traced.items():
+            model = quantise(original.clone(), recipe, calibration)
             for value in list(model.graph.initializers.values()):
                 weights.place(value)
             _forget_inner_shapes(model)
@@ -201,6 +212,7 @@ def write_bundle(
     recipe: str = "int8",
     schema: AttributeSchema = F2EDGE_SCHEMA,
     card: Card | None = None,
+    traced: Traced | None = None,
     calibration: Calibration | None = None,
     largest_bytes: int | None = None,
     measure: Callable[[Path, dict[str, Any]], Mapping[str, Any]] | None = None,
@@ -213,7 +225,9 @@ def write_bundle(
         models: the trained parts; absent parts give no graphs.
         text_tokenizer_path: a ``tokenizer.json``.
         recipe: a name of :data:`export.quantise.RECIPES`.
-        schema, card: what the manifest says.
+        schema: attributes that ``analyze`` asks for.
+        card: what else the manifest says.
+        traced: the graphs of ``models`` where :func:`trace_all` was already called, for instance for another recipe.
         calibration: for recipes that smooth.
         largest_bytes: refuse a bundle above this size.
         measure: called with the folder and its manifest before the bundle gets its place; what it returns (parity, experts, smoke) joins
@@ -228,7 +242,7 @@ def write_bundle(
     chosen, layout = recipe_named(recipe), layout_of(models.configuration, text_tokenizer_path)
     with replaced_folder(out) as folder:
         shutil.copyfile(text_tokenizer_path, folder / TOKENIZER)
-        graphs = write_graphs(folder, models, chosen, calibration, progress)
+        graphs = write_graphs(folder, traced or trace_all(models, progress), chosen, calibration)
         document: dict[str, Any] = {
             "name": out.name,
             "model": models.configuration.to_json(),
@@ -267,7 +281,7 @@ TINY = ModelConfiguration(
     heads=4,
     rotary=8,
     token_experts=TokenExperts(shared_width=64, routed=4, routed_width=32, active=2),
-    tokenizer=ImageTokenizerConfiguration(image_size=128, bits=10, channels=(8, 16, 16, 32, 32), blocks=1),
+    tokenizer=ImageTokenizerConfiguration(image_size=128, bits=10, channels=(8, 16, 16, 32, 32), blocks=1, codes_per_cell=2),
     resampler_width=32,
     semantic=FeatureShape(vectors=64, width=32),
     identity=FeatureShape(vectors=1, width=32),
@@ -303,9 +317,15 @@ def random_models(configuration: ModelConfiguration = TINY, seed: int = 0, regio
 
 
 def random_bundle(
-    out: Path, configuration: ModelConfiguration = TINY, recipe: str = "fp32", seed: int = 0, text_tokenizer_path: Path | None = None
+    out: Path,
+    configuration: ModelConfiguration = TINY,
+    recipe: str = "fp32",
+    seed: int = 0,
+    *,
+    text_tokenizer_path: Path | None = None,
+    traced: Traced | None = None,
 ) -> Path:
-    """A bundle of :func:`random_models` with a real text tokenizer (trained in two seconds where none is given): for tests and rehearsals."""
+    """A bundle of :func:`random_models` with a real text tokenizer (trained here where none is given): for tests and rehearsals."""
     from export.data.text_tokenizer import train_text_tokenizer
 
     card = Card(description="Random weights; for tests.", generation={**GENERATION, "steps": 4})
@@ -314,4 +334,4 @@ def random_bundle(
         if text_tokenizer_path is None:
             text_tokenizer_path = Path(scratch) / TOKENIZER
             train_text_tokenizer(text_tokenizer_path, vocabulary=configuration.text_vocabulary)
-        return write_bundle(out, models=models, text_tokenizer_path=text_tokenizer_path, recipe=recipe, card=card)
+        return write_bundle(out, models=models, text_tokenizer_path=text_tokenizer_path, recipe=recipe, card=card, traced=traced)
