@@ -1,0 +1,142 @@
+"""``AnalyzeStream``: a reader that always takes the newest frame, a worker that answers one frame at a time.
+
+The slot between them holds one frame, so a slow engine costs frames and never seconds of delay, and memory stays that of two frames.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import grpc
+
+from f2edge.attributes import AttributeSchema
+from f2edge.errors import EngineClosedError
+from f2edge.requests import Done
+from f2edge.results import FaceReport
+from f2edge.server import validation
+from f2edge.server.calls import Call
+from f2edge.server.refusals import RefusedError, draining, refusal_of, shown
+from f2edge.v1 import face_pb2 as pb
+from f2edge.wire import report_message, timings_message
+
+logger = logging.getLogger(__name__)
+
+_BUSY_RETRY_MS = 1000.0
+#: Of a problem that is a busy moment and not the frame's fault.
+_PAUSE_S = 0.05
+
+Analyze = Callable[[pb.AnalyzeStreamRequest, tuple[str, ...]], Awaitable[tuple[Done, tuple[FaceReport, ...]]]]
+
+
+class Streams:
+    """The streams that are open."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open: set[FrameStream] = set()
+
+    @contextmanager
+    def one(self, stream: FrameStream) -> Iterator[FrameStream]:
+        """Room for one more; refuses with RESOURCE_EXHAUSTED where there is none."""
+        if len(self._open) >= self._most:
+            message = "as many frame streams are open as this server takes; close one or try again"
+            raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, "QUEUE_FULL", retry_after_ms=_BUSY_RETRY_MS)
+        self._open.add(stream)
+        try:
+            yield stream
+        finally:
+            self._open.discard(stream)
+
+    def close(self) -> None:
+        """Let every stream end after the frame in hand; their callers come again elsewhere."""
+        for stream in self._open:
+            stream.close()
+
+
+class FrameStream:
+    """One stream of frames.
+
+    Args:
+        schema: of the model.
+        analyze: answers one frame.
+        answered: hears how many frames were dropped before each answer.
+    """
+
+    def __init__(self, schema: AttributeSchema, analyze: Analyze, answered: Callable[[int], None]) -> None:
+        self._schema = schema
+        self._analyze = analyze
+        self._answered = answered
+        self._names = validation.attributes((), False, schema)
+        self._slot: pb.AnalyzeStreamRequest | None = None
+        self._dropped = 0
+        self._filled = asyncio.Event()
+        self._finished = False
+        self._closed = False
+
+    def close(self) -> None:
+        """Take no more frames."""
+        self._closed = True
+        self._filled.set()
+
+    async def run(self, messages: AsyncIterator[pb.AnalyzeStreamRequest], call: Call) -> None:
+        """Answer frames until the caller has sent the last one."""
+        reader = asyncio.ensure_future(self._read(messages))
+        try:
+            while (frame := await self._newest()) is not None:
+                await call.send(await self._response(frame, call))
+            if self._closed:
+                raise draining()
+            await reader
+        finally:
+            reader.cancel()
+
+    async def _read(self, messages: AsyncIterator[pb.AnalyzeStreamRequest]) -> None:
+        try:
+            async for message in messages:
+                if self._slot is not None:
+                    self._dropped += 1
+                    if self._slot.HasField("settings") and not message.HasField("settings"):
+                        message.settings.CopyFrom(self._slot.settings)  # settings outlive the frame that brought them
+                self._slot = message
+                self._filled.set()
+        finally:
+            self._finished = True
+            self._filled.set()
+
+    async def _newest(self) -> pb.AnalyzeStreamRequest | None:
+        while self._slot is None and not (self._finished or self._closed):
+            self._filled.clear()
+            await self._filled.wait()
+        if self._closed:
+            return None
+        frame, self._slot = self._slot, None
+        return frame
+
+    async def _response(self, frame: pb.AnalyzeStreamRequest, call: Call) -> pb.AnalyzeStreamResponse:
+        dropped, self._dropped = self._dropped, 0
+        self._answered(dropped)
+        response = pb.AnalyzeStreamResponse(frame_id=frame.frame_id, dropped=dropped)
+        try:
+            if frame.HasField("settings"):
+                self._names = validation.attributes(frame.settings.attributes, frame.settings.include_sensitive, self._schema)
+            done, reports = await self._analyze(frame, self._names)
+        except EngineClosedError:
+            raise  # no later frame will do better
+        except Exception as error:  # noqa: BLE001  the frame's failure, not the stream's
+            response.problem.CopyFrom(self._problem(error, call))
+            await asyncio.sleep(_PAUSE_S if response.problem.reason == "QUEUE_FULL" else 0)
+            return response
+        response.timings.CopyFrom(timings_message(done.timings))
+        response.reports.extend(map(report_message, reports))
+        return response
+
+    def _problem(self, error: Exception, call: Call) -> pb.Problem:
+        refusal = refusal_of(error)
+        if refusal.code == grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise refusal
+        if refusal.code == grpc.StatusCode.INTERNAL:
+            logger.error("a frame failed", exc_info=error, extra={"method": call.method, "request_id": call.request_id})
+        return pb.Problem(reason=refusal.reason, field=refusal.field, description=shown(str(refusal)))

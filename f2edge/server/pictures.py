@@ -1,0 +1,94 @@
+"""Pictures of a call, opened and written in a small pool: never in the event loop, never in the engine's thread, never without a bound."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+from typing import TypeVar
+
+import grpc
+from PIL import Image
+
+from f2edge import provenance
+from f2edge.imaging import resize
+from f2edge.server.refusals import RefusedError
+from f2edge.v1 import face_pb2 as pb
+from f2edge.wire import IMAGE_KINDS
+
+Result = TypeVar("Result")
+
+_QUALITY = {"JPEG": 95, "WEBP": 92}
+_PREVIEW_QUALITY = 80
+_RETRY_MS = 200.0
+
+
+class PicturePool:
+    """Threads that open and write pictures.
+
+    At most ``waiting_bytes`` of requests wait for them; a request beyond that is refused at once.  What one thread holds in pixels is
+    bounded by the limits of a picture.
+    """
+
+    def __init__(self, threads: int, waiting_bytes: int) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="f2edge-pictures")
+        self._room = waiting_bytes
+        self._lock = Lock()
+
+    async def open(self, size: int, work: Callable[[], Result]) -> Result:
+        """Run what opens a request of ``size`` bytes; refuses with RESOURCE_EXHAUSTED where too much waits already."""
+        if not self._take(size):
+            message = f"too many pictures wait to be opened; try again in {_RETRY_MS:.0f} ms"
+            raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, "QUEUE_FULL", retry_after_ms=_RETRY_MS)
+        future = self._threads.submit(work)
+        future.add_done_callback(lambda _future: self._take(-size))  # when the thread is done, not when the caller goes
+        return await asyncio.wrap_future(future)
+
+    async def write(self, work: Callable[[], Result]) -> Result:
+        """Run what writes a picture; there are never more of them than requests in the engine."""
+        return await asyncio.wrap_future(self._threads.submit(work))
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _take(self, size: int) -> bool:
+        with self._lock:
+            if size > self._room:
+                return False
+            self._room -= size
+            return True
+
+
+def picture_message(image: Image.Image, output: pb.OutputOptions, tokens: list[int], label: provenance.Label) -> pb.Picture:
+    """A finished picture as the caller wants it, labelled."""
+    picture = resize(image, output.side) if output.side else image
+    kind = IMAGE_KINDS[output.format]
+    return pb.Picture(
+        image=encode(picture, kind, output.quality, label),
+        format=output.format or pb.IMAGE_FORMAT_PNG,
+        width=picture.width,
+        height=picture.height,
+        tokens=tokens,
+        provenance=pb.Provenance(
+            synthetic=label.synthetic,
+            digital_source_type=label.source_type,
+            software=label.software,
+            model=label.bundle or "",
+            marks=["xmp"],
+        ),
+    )
+
+
+def preview_picture(image: Image.Image, side: int, label: provenance.Label) -> bytes:
+    """A guess as a small labelled JPEG."""
+    return encode(resize(image, side), "JPEG", _PREVIEW_QUALITY, label)
+
+
+def encode(image: Image.Image, kind: str, quality: int, label: provenance.Label) -> bytes:
+    """The bytes of a labelled "PNG", "JPEG" or "WEBP"; quality 0 is this module's choice."""
+    buffer = io.BytesIO()
+    arguments = {"quality": quality or _QUALITY[kind]} if kind in _QUALITY else {}
+    image.save(buffer, kind, **arguments, **provenance.save_arguments(label, kind))
+    return buffer.getvalue()

@@ -1,0 +1,86 @@
+"""What the server asks of an engine; :class:`f2edge.batching.Engine` offers it, and so does the scripted one of the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from f2edge.requests import EngineState, EngineStats, Event, Priority, Request
+from f2edge.wire import ModelFacts
+
+
+class TicketPort(Protocol):
+    """An accepted request."""
+
+    def cancel(self) -> None: ...
+
+
+class EnginePort(Protocol):
+    """Runs the requests of many callers; see :class:`f2edge.batching.Engine` for each method."""
+
+    def submit(
+        self,
+        request: Request,
+        *,
+        priority: Priority | None = None,
+        deadline: float | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> TicketPort: ...
+
+    @property
+    def state(self) -> EngineState: ...
+
+    @property
+    def heartbeat_age_ms(self) -> float: ...
+
+    def stats(self) -> EngineStats: ...
+
+    def drain(self, grace_s: float) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Served:
+    """An engine, what its model is, and how a detected face is cut out of a frame.
+
+    Attributes:
+        margins: left, top, right, bottom: how far a crop reaches beyond a face's box, in parts of the box's sides.
+    """
+
+    engine: EnginePort
+    facts: ModelFacts
+    margins: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+
+
+def open_served(bundle: str, backend: str, threads: int | None) -> Served:
+    """Load a bundle, start an engine on it; blocks until the bundle is checked, not until the engine is warm.
+
+    Raises:
+        BundleError: the bundle is missing or damaged.
+        BackendError: it cannot run here.
+    """
+    from f2edge import __version__
+    from f2edge.batching import Engine
+    from f2edge.pipeline import FacePipeline
+
+    pipeline = FacePipeline.load(bundle, backend=backend, threads=threads)
+    opened, model = pipeline.bundle, pipeline.bundle.configuration
+    facts = ModelFacts(
+        name=opened.name,
+        description=str(opened.manifest.document.get("description", "")),
+        licence=str(opened.manifest.document.get("licence", "")),
+        f2edge_version=__version__,
+        backend=pipeline.backend.name,
+        image_side=model.tokenizer.image_size,
+        grid=model.tokenizer.grid,
+        tokens=model.image_tokens,
+        codes=model.codes,
+        prompt_tokens=model.prompt_tokens,
+        generation=opened.generation,
+        regions=opened.regions,
+        schema=opened.schema,
+    )
+    alignment = opened.manifest.alignment
+    return Served(Engine(pipeline), facts, (0.0, 0.0, 0.0, 0.0) if alignment is None else alignment.margins)

@@ -1,0 +1,214 @@
+"""The methods of ``f2edge.v1.FaceService``: validate, hand to the engine, pass its events on.
+
+A call that ends, however it ends, leaves nothing in the engine: its request is cancelled before its next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+from google.protobuf.message import Message
+
+from f2edge import provenance
+from f2edge.errors import InputError, PromptError
+from f2edge.layout import Ids
+from f2edge.requests import AnalyzeRequest, Done, EditRequest, EngineState, GenerateRequest, Priority, Progress, Request, Token
+from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace
+from f2edge.server import validation
+from f2edge.server.calls import Call
+from f2edge.server.events import Events
+from f2edge.server.frames import FrameStream, Streams
+from f2edge.server.metrics import Metrics
+from f2edge.server.pictures import PicturePool, picture_message, preview_picture
+from f2edge.server.port import Served
+from f2edge.server.refusals import starting
+from f2edge.server.settings import ServerSettings
+from f2edge.v1 import face_pb2 as pb
+from f2edge.wire import answer_message, cells_message, model_message, options_message, report_message, timings_message
+
+Response = TypeVar("Response", bound=Message)
+
+
+class FaceService:
+    """Answers calls on one engine, once :attr:`served` is set."""
+
+    def __init__(self, settings: ServerSettings, pool: PicturePool, metrics: Metrics) -> None:
+        self.served: Served | None = None
+        self._settings = settings
+        self._pool = pool
+        self._metrics = metrics
+        self._streams = Streams(settings.streams)
+
+    def close(self) -> None:
+        """Let streams end; other calls end by themselves."""
+        self._streams.close()
+
+    async def generate(self, message: pb.GenerateRequest, call: Call) -> None:
+        served = self._ready()
+        validation.check_output(message.output)
+        lane = validation.priority(message.priority, image=True)
+        request = validation.generate_request(message)  # no picture in it, so it costs no thread
+        with self._events() as events:
+            self._submit(served, events, call, lambda: request, lane)
+            done = await self._follow(events, call, request, message.previews, lambda preview: pb.GenerateResponse(preview=preview))
+        face = done.result
+        assert isinstance(face, GeneratedFace)
+        self._metrics.engine_finished(call.method, done.timings)
+        label = provenance.label(prompt=face.prompt, seed=face.seed, bundle=served.facts.name)
+        picture = await self._pool.write(lambda: picture_message(face.image, message.output, face.codes.tolist(), label))
+        decoding = _decoding(done, face.seed, options_message(face.options), face.step_ms)
+        result = pb.GenerateResult(picture=picture, decoding=decoding, timings=timings_message(done.timings))
+        await call.send(pb.GenerateResponse(result=result))
+
+    async def edit(self, message: pb.EditRequest, call: Call) -> None:
+        served = self._ready()
+        validation.check_output(message.output)
+        lane = validation.priority(message.priority, image=True)
+        call.fields = {InputError: "region"}
+        kept: list[EditRequest] = []
+
+        def build() -> Request:
+            kept.append(validation.edit_request(message, served, self._settings.images))
+            return kept[0]
+
+        with self._events() as events:
+            await self._pool.open(message.ByteSize(), partial(self._submit, served, events, call, build, lane))
+            request = kept[0]
+            done = await self._follow(events, call, request, message.previews, lambda preview: pb.EditResponse(preview=preview))
+        face = done.result
+        assert isinstance(face, EditedFace)
+        self._metrics.engine_finished(call.method, done.timings)
+        label = provenance.label(prompt=request.prompt, seed=request.seed, bundle=served.facts.name, edited=True)
+        picture = await self._pool.write(lambda: picture_message(face.image, message.output, face.codes.tolist(), label))
+        options = options_message(request.options.resolve(served.facts.generation))
+        options.steps = done.steps_planned
+        result = pb.EditResult(
+            picture=picture,
+            decoding=_decoding(done, request.seed, options, ()),
+            timings=timings_message(done.timings),
+            original_tokens=face.original_codes.tolist(),
+            region=cells_message(face.region),
+        )
+        await call.send(pb.EditResponse(result=result))
+
+    async def describe(self, message: pb.DescribeRequest, call: Call) -> None:
+        build = partial(validation.describe_request, message, self._settings.images)
+        await self._answer(message, call, build, lambda piece: pb.DescribeResponse(piece=piece), lambda a: pb.DescribeResponse(answer=a))
+
+    async def ask(self, message: pb.AskRequest, call: Call) -> None:
+        call.fields = {PromptError: "question"}
+        build = partial(validation.ask_request, message, self._settings.images)
+        await self._answer(message, call, build, lambda piece: pb.AskResponse(piece=piece), lambda a: pb.AskResponse(answer=a))
+
+    async def analyze(self, message: pb.AnalyzeRequest, call: Call) -> pb.AnalyzeResponse:
+        served = self._ready()
+        lane = validation.priority(message.priority, image=False)
+        call.fields = {InputError: "attributes"}
+        build = partial(validation.analyze_request, message, served.facts.schema, self._settings.images)
+        done, (report,) = await self._reports(served, message.ByteSize(), call, build, lane)
+        return pb.AnalyzeResponse(report=report_message(report), timings=timings_message(done.timings))
+
+    async def analyze_stream(self, messages: AsyncIterator[pb.AnalyzeStreamRequest], call: Call) -> None:
+        served = self._ready()
+
+        async def analyze(message: pb.AnalyzeStreamRequest, names: tuple[str, ...]) -> tuple[Done, tuple[FaceReport, ...]]:
+            build = partial(validation.frame_request, message, names, served, self._settings.images)
+            return await self._reports(served, message.ByteSize(), call, build, Priority.LIVE)
+
+        with self._streams.one(FrameStream(served.facts.schema, analyze, self._metrics.frame_answered)) as stream:
+            await stream.run(messages, call)
+
+    async def get_model(self, _message: pb.GetModelRequest, _call: Call) -> pb.GetModelResponse:
+        served, images = self._ready(), self._settings.images
+        limits = pb.RequestLimits(
+            image_bytes=images.largest_bytes,
+            smallest_side=images.smallest_side,
+            largest_side=images.largest_side,
+            image_pixels=images.largest_pixels,
+            side_ratio=images.largest_ratio,
+            deadline_s=self._settings.deadline_s,
+        )
+        return model_message(served.facts, limits)
+
+    async def _answer(
+        self,
+        message: pb.AskRequest | pb.DescribeRequest,
+        call: Call,
+        build: Callable[[], Request],
+        piece: Callable[[str], Response],
+        whole: Callable[[pb.Answer], Response],
+    ) -> None:
+        served = self._ready()
+        lane = validation.priority(message.priority, image=False)
+        with self._events() as events:
+            await self._pool.open(message.ByteSize(), partial(self._submit, served, events, call, build, lane))
+            while not isinstance(event := await events.next(), Done):
+                assert isinstance(event, Token)
+                await call.send(piece(event.text))
+        assert isinstance(event.result, Answer)
+        self._metrics.engine_finished(call.method, event.timings)
+        await call.send(whole(answer_message(event.result, event.timings)))
+
+    async def _reports(
+        self, served: Served, size: int, call: Call, build: Callable[[], AnalyzeRequest], lane: Priority | None
+    ) -> tuple[Done, tuple[FaceReport, ...]]:
+        with self._events() as events:
+            await self._pool.open(size, partial(self._submit, served, events, call, build, lane))
+            while not isinstance(event := await events.next(), Done):
+                pass  # the single reports come together in the end
+        self._metrics.engine_finished(call.method, event.timings)
+        assert isinstance(event.result, tuple)
+        return event, event.result
+
+    async def _follow(
+        self,
+        events: Events,
+        call: Call,
+        request: GenerateRequest | EditRequest,
+        wanted: pb.PreviewOptions,
+        wrap: Callable[[pb.Preview], Response],
+    ) -> Done:
+        """Send previews until the image is done."""
+        label = provenance.label(prompt=request.prompt, seed=request.seed, bundle=self._ready().facts.name)
+        known: Ids | None = None
+        while not isinstance(event := await events.next(), Done):
+            assert isinstance(event, Progress)
+            preview = pb.Preview(step=event.step, steps=event.steps)
+            if wanted.tokens:
+                fixed = np.flatnonzero(event.codes < self._ready().facts.codes) if known is None else np.flatnonzero(event.codes != known)
+                known = event.codes
+                preview.positions.extend(fixed.tolist())
+                preview.codes.extend(event.codes[fixed].tolist())
+            if wanted.proposal:
+                preview.proposal.extend(event.proposal.tolist())
+            if event.image is not None:
+                preview.picture = await self._pool.write(partial(preview_picture, event.image, wanted.picture_side, label))
+            await call.send(wrap(preview))
+        return event
+
+    def _submit(self, served: Served, events: Events, call: Call, build: Callable[[], Request], lane: Priority | None) -> None:
+        request = build()
+        events.submit(lambda tell: served.engine.submit(request, priority=lane, deadline=call.deadline, on_event=tell))
+
+    def _ready(self) -> Served:
+        if self.served is None or self.served.engine.state is EngineState.STARTING:
+            raise starting()
+        return self.served
+
+    @contextmanager
+    def _events(self) -> Iterator[Events]:
+        events = Events()
+        try:
+            yield events
+        finally:
+            events.close()
+
+
+def _decoding(done: Done, seed: int, options: pb.DecodingOptions, step_ms: tuple[float, ...]) -> pb.Decoding:
+    return pb.Decoding(
+        seed=seed, options=options, steps=done.steps, steps_planned=done.steps_planned, degraded=done.degraded, step_ms=step_ms
+    )

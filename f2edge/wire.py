@@ -1,0 +1,172 @@
+"""Messages of ``f2edge.v1`` and the plain data of this package, turned into one another; server and client share every line.
+
+Nothing here is checked beyond what a message's type says: a server validates what it received (:mod:`f2edge.server.validation`), a
+client trusts its server's numbers and opens its pictures behind the guard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from f2edge.attributes import AttributeSchema
+from f2edge.decoding.schedule import Schedule
+from f2edge.layout import Ids
+from f2edge.requests import Priority, Timings
+from f2edge.results import Answer, FaceReport, GenerateOptions
+from f2edge.v1 import face_pb2 as pb
+
+#: Domain of ErrorInfo, and the metadata keys of the contract.
+ERROR_DOMAIN = "f2edge"
+REQUEST_ID_KEY = "x-request-id"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+STATUS_DETAILS_KEY = "grpc-status-details-bin"
+
+_PLAIN_OPTIONS = ("steps", "guidance", "order", "mask_law", "temperature", "temperature_law", "token_temperature", "guidance_ramp")
+PRIORITIES: Mapping[int, Priority] = MappingProxyType(
+    {pb.PRIORITY_LIVE: Priority.LIVE, pb.PRIORITY_NORMAL: Priority.NORMAL, pb.PRIORITY_BACKGROUND: Priority.BACKGROUND}
+)
+IMAGE_KINDS: Mapping[int, str] = MappingProxyType(
+    {pb.IMAGE_FORMAT_UNSPECIFIED: "PNG", pb.IMAGE_FORMAT_PNG: "PNG", pb.IMAGE_FORMAT_JPEG: "JPEG", pb.IMAGE_FORMAT_WEBP: "WEBP"}
+)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a server says of its model.
+
+    Attributes:
+        name, description, licence: of the bundle.
+        f2edge_version, backend: of the server.
+        image_side: of the model's pictures, in pixels.
+        grid: G, cells along a side.
+        tokens: N, of one image; their codes are below ``codes``.
+        prompt_tokens: longest prompt and question.
+        generation: defaults of ``generate``.
+        regions: names that ``edit`` takes.
+        schema: the attributes that ``analyze`` reports.
+    """
+
+    name: str
+    description: str
+    licence: str
+    f2edge_version: str
+    backend: str
+    image_side: int
+    grid: int
+    tokens: int
+    codes: int
+    prompt_tokens: int
+    generation: Schedule
+    regions: tuple[str, ...]
+    schema: AttributeSchema
+
+
+def options_message(options: GenerateOptions | Schedule) -> pb.DecodingOptions:
+    """Options as a message; what is None stays unset."""
+    message = pb.DecodingOptions(**{name: value for name in _PLAIN_OPTIONS if (value := getattr(options, name)) is not None})
+    if options.guidance_interval is not None:
+        message.guidance_low, message.guidance_high = options.guidance_interval
+    return message
+
+
+def options_fields(message: pb.DecodingOptions) -> dict[str, Any]:
+    """The options that a message sets, by the names of :class:`~f2edge.results.GenerateOptions`."""
+    values = {name: getattr(message, name) for name in _PLAIN_OPTIONS if message.HasField(name)}
+    if message.HasField("guidance_low") and message.HasField("guidance_high"):
+        values["guidance_interval"] = (message.guidance_low, message.guidance_high)
+    return values
+
+
+def timings_message(timings: Timings) -> pb.Timings:
+    return pb.Timings(queued_ms=timings.queued_ms, first_ms=timings.first_ms, total_ms=timings.total_ms)
+
+
+def timings_of(message: pb.Timings) -> Timings:
+    return Timings(message.queued_ms, message.first_ms, message.total_ms)
+
+
+def report_message(report: FaceReport) -> pb.FaceReport:
+    slots = (
+        pb.SlotReport(name=slot, values=[pb.ValueProbability(value=value, probability=p) for value, p in values.items()])
+        for slot, values in report.probabilities.items()
+    )
+    return pb.FaceReport(slots=slots)
+
+
+def report_of(message: pb.FaceReport) -> FaceReport:
+    return FaceReport({slot.name: {entry.value: entry.probability for entry in slot.values} for slot in message.slots})
+
+
+def answer_message(answer: Answer, timings: Timings) -> pb.Answer:
+    return pb.Answer(
+        text=answer.text,
+        tokens=answer.tokens,
+        first_token_ms=answer.first_token_ms,
+        tokens_per_second=answer.tokens_per_second,
+        timings=timings_message(timings),
+    )
+
+
+def answer_of(message: pb.Answer) -> Answer:
+    return Answer(message.text, tuple(message.tokens), message.first_token_ms, message.tokens_per_second)
+
+
+def cells_message(cells: NDArray[np.bool_]) -> pb.Cells:
+    """Cells (G, G), row by row."""
+    return pb.Cells(inside=cells.ravel().tolist())
+
+
+def cells_of(message: pb.Cells, grid: int) -> NDArray[np.bool_]:
+    """Cells (G, G); the message has G² of them."""
+    return np.array(message.inside, dtype=np.bool_).reshape(grid, grid)
+
+
+def ids_of(values: Iterable[int]) -> Ids:
+    return np.array(list(values), dtype=np.int64)
+
+
+def model_message(facts: ModelFacts, limits: pb.RequestLimits) -> pb.GetModelResponse:
+    return pb.GetModelResponse(
+        name=facts.name,
+        description=facts.description,
+        licence=facts.licence,
+        f2edge_version=facts.f2edge_version,
+        backend=facts.backend,
+        image_side=facts.image_side,
+        grid=facts.grid,
+        tokens=facts.tokens,
+        codes=facts.codes,
+        prompt_tokens=facts.prompt_tokens,
+        defaults=options_message(facts.generation),
+        regions=facts.regions,
+        slots=[pb.Slot(**row) for row in facts.schema.to_json()],
+        limits=limits,
+    )
+
+
+def model_of(message: pb.GetModelResponse) -> ModelFacts:
+    rows = [
+        {"name": s.name, "values": list(s.values), "question": s.question, "group": s.group, "sensitive": s.sensitive}
+        for s in message.slots
+    ]
+    return ModelFacts(
+        name=message.name,
+        description=message.description,
+        licence=message.licence,
+        f2edge_version=message.f2edge_version,
+        backend=message.backend,
+        image_side=message.image_side,
+        grid=message.grid,
+        tokens=message.tokens,
+        codes=message.codes,
+        prompt_tokens=message.prompt_tokens,
+        generation=Schedule(**options_fields(message.defaults)),
+        regions=tuple(message.regions),
+        schema=AttributeSchema.from_json(rows),
+    )
