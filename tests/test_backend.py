@@ -9,13 +9,19 @@ from threading import Thread
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, save
 
 from f2edge.backends.base import host, pack_arrays
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend, usable_cores
 from f2edge.backends.registry import choose_backend
+from f2edge.backends.row_groups import row_groups
+from f2edge.decoding.parallel import UNCONDITIONAL, Row, step_feeds
+from f2edge.decoding.schedule import Schedule, plan
 from f2edge.errors import BackendError, BundleError
 from f2edge.recent import Recent
+from tests.reference_sampler import reference_step
 
 
 @pytest.fixture
@@ -125,6 +131,33 @@ def test_caches_are_packed_right_aligned() -> None:
     assert np.array_equal(packed[:, 0], caches[0][:, 0])
     assert np.array_equal(packed[:, 1, :, 3:], caches[1][:, 0])
     assert not packed[:, 1, :, :3].any()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0.0, 2.0])), min_size=1, max_size=7), st.integers(1, 4), st.integers(0, 2**32)
+)
+@settings(deadline=None, max_examples=20)
+def test_a_step_in_groups_is_the_step_of_all(requests: list[tuple[int, float]], size: int, seed: int) -> None:
+    """Each branch's logits are a function of its prefix and the codes of its row, so a mixed-up branch would show."""
+    N, V = 4, 3
+    rows = [
+        Row(np.full(N, V), plan(Schedule(steps=2, guidance=g), np.ones(N, dtype=bool), seed), seed + i) for i, (_, g) in enumerate(requests)
+    ]
+    feeds, prefixes = step_feeds(rows, range(len(rows)))
+    prompts = [7 if p == UNCONDITIONAL else requests[p][0] for p in prefixes]
+    cache = np.array(prompts, dtype=np.float32)[None, :, None, None, None]
+    whole = {**feeds, "prefix_key": cache, "prefix_value": cache, "prefix_lengths": np.array(prompts)}
+
+    def step(inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        seen = inputs["codes"][inputs["branch_row"]].sum(axis=1)
+        assert np.array_equal(inputs["prefix_key"].ravel(), inputs["prefix_lengths"])
+        logits = [np.random.default_rng([int(p), int(s)]).normal(size=(N, V)) for p, s in zip(inputs["prefix_lengths"], seen, strict=True)]
+        return reference_step(np.stack(logits), inputs)
+
+    groups = [step(group) for group in row_groups(whole, size)]
+    assert len(groups) == -(-len(rows) // size)
+    for joined, expected in zip(map(np.concatenate, zip(*groups, strict=True)), step(whole), strict=True):
+        assert np.array_equal(joined, expected)
 
 
 def test_recent_results_are_made_once_and_the_oldest_is_forgotten() -> None:

@@ -1,0 +1,34 @@
+"""Cutting a decoding step of many requests into steps of a few.
+
+Where a batch is no faster per request than a pair (a CPU), small groups keep the working set in the caches and the memory low.
+R requests, B branches; names and axes are those of :data:`f2edge.graphs.T2I_STEP`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from f2edge.backends.base import Array
+
+_BY_ROW = ("codes", "mask_ratio", "guidance", "token_temperature", "temperature", "noise_key", "priority", "masked_after")
+
+
+def row_groups(feeds: Mapping[str, Array], size: int) -> Iterator[dict[str, Array]]:
+    """The inputs of ``t2i_step`` for requests 0 … size - 1, then for the next, each group with its own branches only."""
+    other = feeds["unconditional_branch"]
+    for first in range(0, len(other), size):
+        rows = np.arange(first, min(first + size, len(other)))
+        guided = rows[other[rows] != rows]
+        branches = np.concatenate([rows, other[guided]])
+        renamed = np.arange(len(rows))
+        renamed[guided - first] = len(rows) + np.arange(len(guided))
+        yield {
+            **{name: feeds[name][rows] for name in _BY_ROW},
+            "branch_row": feeds["branch_row"][branches] - first,
+            "unconditional_branch": renamed,
+            "prefix_key": feeds["prefix_key"][:, branches],
+            "prefix_value": feeds["prefix_value"][:, branches],
+            "prefix_lengths": feeds["prefix_lengths"][branches],
+        }
