@@ -29,13 +29,11 @@ PROMPT = "a smiling woman with long red hair"
 
 
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+def bundle(request: pytest.FixtureRequest) -> str:
     """The embedded model or, in a checkout that has not trained one yet, random weights."""
     if "nano" in [found.name for found in list_bundles()]:
         return "nano"
-    from export.bundle_writer import random_bundle
-
-    return str(random_bundle(tmp_path_factory.mktemp("bundles") / "tiny"))
+    return str(request.getfixturevalue("tiny_bundle"))
 
 
 @pytest.fixture(scope="session")
