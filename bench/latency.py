@@ -233,6 +233,7 @@ def run(
 
 def print_results(results: dict[str, Any]) -> None:
     """Ceilings, then a table, then one line of JSON."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
@@ -242,7 +243,7 @@ def print_results(results: dict[str, Any]) -> None:
         f"{results['bundle']} ({results['precision']}) on {results['backend']}, {results['threads']} threads; "
         f"ceilings of matrix products: fp32 {ceilings['fp32_gops']:.0f} Gop/s, int8 {ceilings['int8_gops']:.0f} Gop/s"
     )
-    table = Table("median of each call", "", "fastest", "slowest", "unit", "of ceiling")
+    table = Table("", "median", "fastest", "slowest", "unit", "share", box=box.SIMPLE)
     table.columns[0].no_wrap = True
     for row in results["rows"]:
         low, high = sorted((row["low"], row["high"]), reverse=row["unit"] != "ms")

@@ -31,7 +31,7 @@ THE LAW.  All integers are unsigned 32 bit and wrap; ``>>`` shifts in zeros, ``^
 3. Gumbel noise: ``g = -log(-log(u))`` in float32, in ``[-2.81, 16.64]``.
 
 Codes ``0 … V-1`` choose the token: ``argmax_c(logits_c / token_temperature + g_c)``, the lowest code winning a tie.  Code ``V`` is the
-confidence's stream: ``confidence = log p(token) + temperature * g_V + priority``.
+confidence's stream: ``confidence = log p(token) + temperature * g_V + priority``, p the softmax of the same tempered, guided logits.
 
 In ONNX: ``Cast`` to uint32, ``Mul``, ``Add``, ``BitShift(RIGHT)``, ``BitwiseXor``, ``Cast`` to float, ``Log``.  PyTorch, which has no
 uint32 arithmetic, does the same in int64 with ``& 0xFFFFFFFF`` after each ``+`` and ``*`` (``*`` wraps mod 2^64, the low half is right).
