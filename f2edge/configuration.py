@@ -60,7 +60,7 @@ class ImageTokenizerConfiguration:
 
     @property
     def downsampling(self) -> int:
-        return 2 ** (len(self.channels) - 1)
+        return 1 << (len(self.channels) - 1)
 
     @property
     def grid(self) -> int:
@@ -74,7 +74,7 @@ class ImageTokenizerConfiguration:
 
     @property
     def codes(self) -> int:
-        return 2**self.bits
+        return 1 << self.bits
 
 
 @dataclass(frozen=True)
