@@ -82,7 +82,7 @@ class WeightsFile:
         data = np.ascontiguousarray(array)
         if data.dtype.byteorder == ">":
             data = data.astype(data.dtype.newbyteorder("<"))
-        view = memoryview(data).cast("B")
+        view = data.reshape(-1).view(np.uint8).data
         digest = hashlib.sha256(view).digest()
         if digest not in self._known:
             boundary = _PAGE_BYTES if data.nbytes >= _PAGED_BYTES else 64

@@ -107,7 +107,7 @@ def _same(stored: Array | None, linear: nn.Module, rows: slice, axis: int, toler
     """Whether the part ``rows`` of a linear layer's outputs (axis 1) or inputs (axis 0) stands in the graph as PyTorch has it."""
     if stored is None:
         return False
-    weight = linear.weight.detach().numpy().T  # type: ignore[union-attr,operator]
+    weight = linear.weight.detach().numpy().T  # type: ignore[operator]
     index = (rows, slice(None)) if axis == 0 else (slice(None), rows)
     wanted, found = weight[index], stored[index]
     return found.shape == wanted.shape and bool(np.abs(found - wanted).max() <= tolerance * np.abs(weight).max())
@@ -195,7 +195,9 @@ def _sets(indices: Array, experts: int) -> Array:
     return sets
 
 
-def routing_agreement(reference: Mapping[str, list[Array]], found: Mapping[str, list[Array]], experts: Mapping[str, int]) -> RoutingAgreement:
+def routing_agreement(
+    reference: Mapping[str, list[Array]], found: Mapping[str, list[Array]], experts: Mapping[str, int]
+) -> RoutingAgreement:
     """Compare choices ``(…, K)`` of one graph over the same inputs, by layer.
 
     Args:

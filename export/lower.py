@@ -1,8 +1,8 @@
 """Lowering: from what the tracer wrote to what runtimes like, without changing a single value.
 
-Works on ``onnx_ir`` graphs, whose constants stay views of the model's own memory, so that a graph of paper size is never serialised to be
-edited.  After :func:`lower` every linear layer is ``MatMul`` with a constant ``(K, N)`` weight, followed by ``Add`` of its bias: the one form
-that :mod:`export.quantise` and :mod:`export.census` look for.
+Works on ``onnx_ir`` graphs, whose constants stay views of the model's own memory, so that a graph of paper size is never serialised to
+be edited.  After :func:`lower` every linear layer is ``MatMul`` with a constant ``(K, N)`` weight, followed by ``Add`` of its bias: the one
+form that :mod:`export.quantise` and :mod:`export.census` look for.
 
 >>> model = lower(traced)  # doctest: +SKIP
 """
@@ -36,14 +36,14 @@ def constant(value: ir.Value | None) -> Array | None:
 
 
 def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    """Register ``array`` as a constant called ``name``, or return the one of that name that holds the same values."""
+    """Register ``array`` (not copied) as a constant called ``name``, or return the one of that name that holds the same values."""
     known = graph.initializers.get(name)
     if known is not None:
         held = constant(known)
         if held is None or held.dtype != array.dtype or not np.array_equal(held, array):
             raise LoweringError(f"graph {graph.name!r} already has another constant {name!r}")
         return known
-    value = ir.val(name, const_value=ir.tensor(array.copy(order="C"), name=name))
+    value = ir.val(name, const_value=ir.tensor(array, name=name))
     graph.register_initializer(value)
     return value
 
@@ -114,7 +114,7 @@ def _split_gemms(graph: ir.Graph) -> None:
         if settings.get("transB"):
             source = add_constant(graph, _transposed(source, (1, 0)), weight.T)
         product = insert("MatMul", node.inputs[0], source)
-        product.dtype, product.shape = node.outputs[0].dtype, node.outputs[0].shape
+        product.type, product.shape = node.outputs[0].type, node.outputs[0].shape
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         replace(node, product if bias is None else insert("Add", product, bias))
 
@@ -140,7 +140,7 @@ def lower(model: ir.Model) -> ir.Model:
         passes.IdentityEliminationPass(),
         passes.CommonSubexpressionEliminationPass(),
         passes.RemoveUnusedNodesPass(),
-        passes.RemoveUnusedFunctionsPass(),
+        passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         passes.RemoveUnusedOpsetsPass(),
         passes.TopologicalSortPass(),
         passes.ClearMetadataAndDocStringPass(),

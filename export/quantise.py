@@ -9,12 +9,13 @@ and a token with large activations spoils no other::
 
 ONNX Runtime fuses the middle line from no standard pattern that keeps rows apart, so the com.microsoft operator is written directly.
 
-**Saturation.**  On x86 without VNNI (AVX2 and AVX-512 of before 2019, AMD before Zen 4) the uint8 x int8 kernel adds two products in 16 bits, which
-overflow beyond 32767.  With weights in [-64, 64] they cannot: 2 · 255 · 64 = 32640.  So "int8" keeps weights in 7 bits and gives the same numbers on
-every machine; "int8-vnni" uses all of 8 bits for machines known to have VNNI, AVX10 or ARM dot products.
+**Saturation.**  On x86 without VNNI (AVX2, AVX-512 of before 2019, AMD before Zen 4) the uint8 x int8 kernel adds two products in 16 bits,
+which overflow beyond 32767.  With weights in [-64, 64] they cannot: 2 · 255 · 64 = 32640.  So "int8" keeps weights in 7 bits and gives the
+same numbers on every machine; "int8-vnni" uses all of 8 bits for machines known to have VNNI, AVX10 or ARM dot products.
 
-**Routers stay fp32** and see unquantised activations: a flipped expert costs more than a coarse one.  **Tables** (embeddings) are int8 per row.
-**Convolutions** are stored as int8 per output channel, or as fp16, and computed in fp32: constants that the runtime unfolds when it loads.
+**Routers stay fp32** and see unquantised activations: a flipped expert costs more than a coarse one.  **Tables** (embeddings) are int8 per
+row.  **Convolutions** are stored as int8 per output channel, or as fp16, and computed in fp32: constants that the runtime unfolds when it
+loads.
 """
 
 from __future__ import annotations
@@ -90,8 +91,28 @@ def quantise_rows(table: Array) -> tuple[Array, Array]:
     return np.ascontiguousarray(codes.T), scale[:, None]
 
 
-#: Largest absolute activation of each input channel of a linear layer, by the name of its weight: float32 ``(K,)``.
+#: Largest absolute activation of each input channel of a linear layer, by :func:`layer_name` of its weight: float32 ``(K,)``.
 Calibration = Mapping[str, Array]
+
+
+def layer_name(weight: str) -> str:
+    """Name of a weight without the wrapper's prefix: graphs that share a weight must divide it by the same numbers."""
+    return re.sub(r"^(model|stem)\.", "", weight)
+
+
+def linear_layers(graph: ir.Graph, recipe: Recipe) -> list[tuple[ir.Node, ir.Value, ir.Value, Array]]:
+    """The ``MatMul`` nodes that ``recipe`` quantises: node, input, weight and the weight's values."""
+    found = []
+    for node in graph:
+        if node.op_type != "MatMul" or node.domain:
+            continue
+        x, source = node.inputs
+        weight = constant(source)
+        if weight is None or source is None or x is None or weight.ndim != 2 or weight.dtype != np.float32:
+            continue
+        if min(weight.shape) >= recipe.smallest and not re.search(recipe.keep, str(source.name)):
+            found.append((node, x, source, weight))
+    return found
 
 
 def smoothing(weight: Array, largest: Array, alpha: float) -> Array:
@@ -118,7 +139,7 @@ class _Rows:
         if key not in self._made:
             graph, insert = self._graph, Inserter(self._graph, node, f"{x.name}/rows{len(self._made)}")
             if divisor is not None:
-                x = insert("Mul", x, add_constant(graph, f"{node.name}/smooth", 1 / divisor))
+                x = insert("Mul", x, add_constant(graph, f"{node.name or x.name}/smooth", 1 / divisor))
             last = add_constant(graph, "rows/last_axis", np.array([-1], dtype=np.int64))
             largest = insert("ReduceMax", insert("Abs", x), last, keepdims=1)
             largest = insert("Max", largest, add_constant(graph, "rows/tiny", np.array(TINY, dtype=np.float32)))
@@ -137,23 +158,15 @@ def _row_scale(graph: ir.Graph) -> tuple[ir.Value, ir.Value]:
 
 def _linear_layers(graph: ir.Graph, recipe: Recipe, calibration: Calibration) -> None:
     rows = _Rows(graph)
-    for node in list(graph):
-        if node.op_type != "MatMul" or node.domain:
-            continue
-        weight, source, x = constant(node.inputs[1]), node.inputs[1], node.inputs[0]
-        if weight is None or source is None or x is None or weight.ndim != 2 or weight.dtype != np.float32:
-            continue
-        assert source.name is not None
-        if min(weight.shape) < recipe.smallest or re.search(recipe.keep, source.name):
-            continue
-        divisor = None
-        if recipe.smooth is not None and source.name in calibration:
-            divisor = smoothing(weight, calibration[source.name], recipe.smooth)
+    for node, x, source, values in linear_layers(graph, recipe):
+        divisor, weight, name = None, values, layer_name(str(source.name))
+        if recipe.smooth is not None and name in calibration:
+            divisor = smoothing(weight, calibration[name], recipe.smooth)
             weight = weight * divisor[:, None]
         codes, scale = quantise_columns(weight, recipe.weight_limit)
         quantised, largest = rows.of(x, node, divisor)
         row_scale, zero_point = _row_scale(graph)
-        insert = Inserter(graph, node, node.name or source.name)
+        insert = Inserter(graph, node, node.name or name)
         product = insert(
             "MatMulIntegerToFloat",
             quantised,

@@ -1,6 +1,6 @@
-"""From checkpoints to a measured bundle: the work behind ``python -m export onnx``.
+r"""From checkpoints to a measured bundle: the work behind ``python -m export onnx``.
 
-    python -m export onnx --unified runs/unified --tokenizer runs/tokenizer --encoders runs/encoders --text tokenizer.json \\
+    python -m export onnx --unified runs/unified --tokenizer runs/tokenizer --encoders runs/encoders --text tokenizer.json \
         --recipe int8 --out f2edge/bundles/nano
 
 Parity is measured on faces and captions that training never saw, rendered here; the figures go into the manifest, and a lost expert or a
@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from export.bundle_writer import GENERATION, Card, layout_of, write_bundle
+from export.bundle_writer import GENERATION, Card, layout_of, trace_all, write_bundle
 from export.census import census_of_folder
+from export.quantise import recipe_named
 from export.trace import Models
 from export.training.checkpoint import load_weights
-from export.verify import Inputs, generate, measure
+from export.verify import Inputs, Recorder, TorchBackend, calibrate, generate, measure, understand
 from f2edge.attributes import F2EDGE_SCHEMA
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.configuration import CONFIGURATIONS
@@ -61,7 +62,11 @@ def real_inputs(text_tokenizer: Path, schedule: Schedule, prompts: int = 50, fac
     tokenizer = Tokenizer.from_file(str(text_tokenizer))
     rng = np.random.default_rng(_FIRST_SEED)
     shown = [sample_face(_FIRST_SEED + 2 * i, "heldout", size, with_regions=False) for i in range(max(prompts, faces))]
-    encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
     return Inputs(
         prompts=[encode(caption(face.slots, rng).text) for face in shown[:prompts]],
         questions=[encode(f"{slot.question}\n") for slot in F2EDGE_SCHEMA.values()],
@@ -127,7 +132,8 @@ def run_onnx(
         generation: defaults of ``generate``; what is missing comes from :data:`export.bundle_writer.GENERATION`.
         quality: JSON of ``python -m bench quality``, copied into the manifest.
         description: one sentence for people.
-        prompts, faces: how many the parity figures rest on.
+        prompts: how many the parity figures rest on.
+        faces: likewise.
         largest_bytes: refuse a larger bundle.
         progress: told what happens.
 
@@ -144,11 +150,18 @@ def run_onnx(
         quality=None if quality is None else json.loads(quality.read_text(encoding="utf-8")),
     )
     schedule, layout = _schedule(card.generation), layout_of(models.configuration, text)
+    inputs = real_inputs(text, schedule, prompts, faces, models.configuration.tokenizer.image_size)
+    chosen, traced, calibration = recipe_named(recipe), trace_all(models, progress), None
+    if chosen.smooth is not None:
+        progress("calibrating")
+        recorder = Recorder(TorchBackend(models), limit=4 * schedule.steps)
+        generate(recorder, layout, inputs)
+        understand(recorder, models.graphs, layout, inputs)
+        calibration = calibrate(traced, recorder, chosen)
 
     def figures(folder: Path, _document: dict[str, Any]) -> Mapping[str, Any]:
         alive = census_of_folder(folder, models.transformer)
-        inputs = real_inputs(text, schedule, prompts, faces, models.configuration.tokenizer.image_size)
-        measured = measure(folder, models, layout, inputs)
+        measured = measure(folder, models, layout, inputs, precision="fp32" if chosen.precision == "float32" else chosen.precision)
         measured["experts"]["alive"] = alive
         measured["smoke"] = smoke_vector(folder, layout, card.smoke_prompt, schedule)
         return measured
@@ -159,6 +172,8 @@ def run_onnx(
         text_tokenizer_path=text,
         recipe=recipe,
         card=card,
+        traced=traced,
+        calibration=calibration,
         largest_bytes=largest_bytes,
         measure=figures,
         progress=progress,

@@ -1,4 +1,4 @@
-"""The end of a decoding step, inside the graph: noise, sampling, confidence and re-masking, so that the host moves token grids, never logits.
+"""The end of a decoding step, inside the graph: noise, sampling, confidence, re-masking; the host moves token grids, never logits.
 
 Two forms of one law (``f2edge.decoding.noise``, ``f2edge.graphs.T2I_STEP``): :func:`sample` in PyTorch, which the parity tests call the
 reference, and :func:`sampling_model`, the ONNX text that is spliced behind the transformer.  The noise is hashed in uint32, which PyTorch
@@ -38,12 +38,12 @@ def gumbel(key: Tensor, code: Tensor) -> Tensor:
 
 
 def guide(conditional: Tensor, unconditional: Tensor, guidance: Tensor) -> Tensor:
-    """Classifier-free guidance ``c + g (c - u)`` on ``(R, N, …)`` with g ``(R,)``; for logits, or for what a linear head makes logits of."""
+    """Classifier-free guidance ``c + g (c - u)`` on ``(R, N, …)`` with g ``(R,)``; for logits, or for what an affine head reads."""
     strength = guidance.view(-1, 1, 1)
     return conditional + strength * (conditional - unconditional)
 
 
-def sample(
+def sample(  # noqa: PLR0917 - the graph's inputs in their order
     logits: Tensor,
     codes: Tensor,
     token_temperature: Tensor,
@@ -57,7 +57,8 @@ def sample(
     Args:
         logits: guided, float32 (R, N, V).
         codes: int64 (R, N), V where masked.
-        token_temperature, temperature: float32 (R,).
+        token_temperature: float32 (R,), divides the logits.
+        temperature: float32 (R,), of the noise on the confidence.
         noise_key: int64 (R, N).
         priority: float32 (R, N).
         masked_after: int64 (R,).

@@ -24,7 +24,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from export.lower import OPSET, LoweringError, constant, lower, merge, rename_axes
+from export.lower import OPSET, Array, LoweringError, constant, lower, merge, rename_axes
 from export.model.encoders import folded
 from export.model.transformer import UnifiedTransformer
 from export.sampling_graph import guide, sampling_model
@@ -95,7 +95,7 @@ class ImageStep(nn.Module):
         self.head.weight = nn.Parameter(model.image_head_weight().detach(), requires_grad=False)
         self.head.bias = nn.Parameter(model.image_head.bias.detach(), requires_grad=False)
 
-    def forward(
+    def forward(  # noqa: PLR0917 - the graph's inputs in their order
         self,
         codes: Tensor,
         branch_row: Tensor,
@@ -139,7 +139,7 @@ class _TextExtend(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
+    def forward(  # noqa: PLR0917 - the graph's inputs in their order
         self, text_ids: Tensor, text_lengths: Tensor, image_key: Tensor, image_value: Tensor, text_key: Tensor, text_value: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         return self.model.extend_text(text_ids, text_lengths, image_key, image_value, text_key, text_value)
@@ -151,7 +151,7 @@ class _Encode(nn.Module):
         self.tokenizer = tokenizer
 
     def forward(self, pixels: Tensor) -> Tensor:
-        codes: Tensor = self.tokenizer.encode(pixels)
+        codes: Tensor = self.tokenizer.encode(pixels)  # type: ignore[operator]
         return codes
 
 
@@ -161,7 +161,7 @@ class _Decode(nn.Module):
         self.tokenizer = tokenizer
 
     def forward(self, codes: Tensor) -> Tensor:
-        pixels: Tensor = self.tokenizer.decode(codes)
+        pixels: Tensor = self.tokenizer.decode(codes)  # type: ignore[operator]
         return pixels
 
 
@@ -219,7 +219,9 @@ def _example(dtype: str, axes: tuple[int | str, ...]) -> Tensor:
 
 def _shift_right(bits: Any, count: Any) -> Any:
     """``bits >> count`` for image codes, which the tracer does not know: exact in fp32 below 2^24, and every runtime has it."""
-    from onnxscript import opset20 as op
+    from onnxscript import opset20
+
+    op: Any = opset20  # its annotations are of values, a translation handles symbols
 
     scale = op.Pow(op.Constant(value_float=0.5), op.Cast(count, to=ir.DataType.FLOAT))
     return op.Cast(op.Floor(op.Mul(op.Cast(bits, to=ir.DataType.FLOAT), scale)), to=ir.DataType.INT64)
@@ -262,9 +264,9 @@ def _export(module: nn.Module, examples: dict[str, Tensor], axes: Mapping[str, t
 
 
 def _check_dynamic(model: ir.Model, axes: Mapping[str, tuple[int | str, ...]]) -> None:
-    """Refuse a graph in which the tracer froze an axis to the example's size; it does so without a word, for instance at ``len(tensor)``."""
+    """Refuse a graph in which the tracer froze an axis to the example's size: it does so without a word, for one at ``len(tensor)``."""
     for value in (*model.graph.inputs, *model.graph.outputs):
-        if value.name not in axes or value.shape is None:
+        if value.name is None or value.name not in axes or value.shape is None:
             continue
         frozen = [
             str(axis) for axis, size in zip(axes[value.name], value.shape, strict=True) if axis in _TRACED and size == _TRACED[str(axis)]
@@ -275,7 +277,7 @@ def _check_dynamic(model: ir.Model, axes: Mapping[str, tuple[int | str, ...]]) -
             )
 
 
-def _digest(array: np.ndarray) -> tuple[tuple[int, ...], bytes]:
+def _digest(array: Array) -> tuple[tuple[int, ...], bytes]:
     return array.shape, hashlib.sha256(np.ascontiguousarray(array).data).digest()
 
 
@@ -283,17 +285,17 @@ def restore_names(model: ir.Model, module: nn.Module) -> None:
     """Give constants that the tracer transposed or folded the name of their parameter again (``….T`` where transposed)."""
     names: dict[tuple[tuple[int, ...], bytes], str] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
-        array = parameter.detach().numpy()
+        array: Array = parameter.detach().numpy()
         if array.ndim == 2:
             names.setdefault(_digest(array.T), f"{name}.T")
         names[_digest(array)] = name
     known = dict(module.named_parameters(remove_duplicate=False))
     graph = model.graph
     for value in list(graph.initializers.values()):
-        array = constant(value)
-        if value.name in known or array is None or array.size < 2:
+        held = constant(value)
+        if value.name in known or held is None or held.size < 2:
             continue
-        wanted = names.get(_digest(np.asarray(array)))
+        wanted = names.get(_digest(held))
         if wanted is not None and wanted not in graph.initializers:
             value.name = wanted
 
@@ -320,8 +322,8 @@ def trace(name: str, models: Models) -> ir.Model:
     if name == "t2i_step":
         sampler = sampling_model(models.configuration.image_tokens, models.configuration.codes)
         model = merge(model, sampler, {"logits": "logits"}, name)
-        order = [t.name for t in signature.inputs]
-        model.graph.inputs.sort(key=lambda value: order.index(str(value.name)))
+        given = {value.name: value for value in model.graph.inputs}
+        model.graph.inputs[:] = [given[t.name] for t in signature.inputs]
     model.graph.name = name
     model.producer_name, model.producer_version = "f2edge", None
     rename_axes(model, axes)

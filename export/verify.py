@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from export.census import RoutingAgreement, find_routers, mixtures, routing_agreement
+from export.census import LostExpertError, RoutingAgreement, find_routers, mixtures, routing_agreement
 from export.lower import Array
 from export.model.experts import Router
+from export.quantise import Calibration, Recipe, layer_name, linear_layers
 from export.sampling_graph import gumbel, sample
 from export.trace import Models, wrapper
 from f2edge.backends.base import Value, host, pack_arrays
@@ -35,6 +37,10 @@ from f2edge.decoding.schedule import Schedule, plan
 from f2edge.graphs import SIGNATURES
 from f2edge.layout import TokenLayout, left_pad
 from f2edge.prefix_cache import PromptPrefixes
+
+#: Share of routing decisions in which a graph of each precision must agree with PyTorch.  In fp32 only ties may differ; int8 moves the
+#: activations that later routers see; a frozen or dropped expert is far below either.
+LEAST_ROUTING_AGREEMENT: Mapping[str, float] = {"fp32": 0.9999, "int8": 0.95}
 
 _SAMPLING = ("codes", "token_temperature", "temperature", "noise_key", "priority", "masked_after")
 
@@ -182,7 +188,7 @@ def probed(folder: Path, graph: str, threads: int | None = None) -> Iterator[Cal
         model.graph.outputs.append(value)
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-", suffix=".onnx") as file:
         ir.save(model, file.name)
-        backend = OnnxRuntimeBackend(lambda _graph: Path(file.name), threads)
+        backend = OnnxRuntimeBackend(partial(_only, Path(file.name)), threads)
 
         def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
             outputs = {name: host(value) for name, value in backend.run(graph, feeds).items()}
@@ -258,7 +264,47 @@ def replay(
     return figures, routing_agreement(chosen, found, experts)
 
 
-def measure(folder: Path, models: Models, layout: TokenLayout, inputs: Inputs, recorded_steps: int = 60) -> dict[str, Any]:
+def _only(path: Path, _graph: str) -> Path:
+    """The same file for every graph."""
+    return path
+
+
+def calibrate(traced: Mapping[str, ir.Model], recorder: Recorder, recipe: Recipe) -> Calibration:
+    """Largest absolute activation of every input channel of every linear layer, over recorded inputs of fp32 graphs."""
+    largest: dict[str, Array] = {}
+    for graph, original in traced.items():
+        model = original.clone()
+        layers = linear_layers(model.graph, recipe)
+        inner = {str(x.name): x for _, x, _, _ in layers if not x.is_graph_input()}
+        for value in inner.values():
+            if not value.is_graph_output():
+                model.graph.outputs.append(value)
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "graph.onnx"
+            ir.save(model, path, external_data="weights.bin")
+            backend = OnnxRuntimeBackend(partial(_only, path))
+            for feeds, _ in recorder.calls.get(graph, []):
+                outputs = backend.run(graph, feeds)
+                for _, x, weight, _ in layers:
+                    seen = np.abs(host(outputs[str(x.name)]) if str(x.name) in outputs else feeds[str(x.name)])
+                    seen, name = seen.reshape(-1, seen.shape[-1]).max(axis=0), layer_name(str(weight.name))
+                    largest[name] = np.maximum(largest.get(name, seen), seen)
+    return largest
+
+
+def check_routing(graph: str, routing: RoutingAgreement, precision: str) -> None:
+    """Fail the export of a graph that chooses other experts than PyTorch more often than its precision explains."""
+    least = LEAST_ROUTING_AGREEMENT[precision]
+    if routing.share < least:
+        raise LostExpertError(
+            f"graph {graph!r} ({precision}): {routing.share:.2%} of {routing.decisions} routing decisions agree with PyTorch, "
+            f"at least {least:.2%} must; the traced module routes otherwise than the model, or a router was quantised"
+        )
+
+
+def measure(
+    folder: Path, models: Models, layout: TokenLayout, inputs: Inputs, *, precision: str = "fp32", recorded_steps: int = 60
+) -> dict[str, Any]:
     """Parity and census figures of the graphs in ``folder``, as the manifest's ``parity`` and ``experts``.
 
     Args:
@@ -266,10 +312,11 @@ def measure(folder: Path, models: Models, layout: TokenLayout, inputs: Inputs, r
         models: what they were traced from.
         layout: token layout.
         inputs: real ones.
+        precision: of the graphs, "fp32" or "int8".
         recorded_steps: decoding steps and pictures that are compared value by value; whole decodings are compared for all prompts.
 
     Raises:
-        LostExpertError: a router decides in PyTorch or in a graph only.
+        LostExpertError: a router decides in PyTorch or in a graph only, or otherwise.
     """
     reference = TorchBackend(models)
     recorder = Recorder(reference, limit=recorded_steps)
@@ -290,6 +337,7 @@ def measure(folder: Path, models: Models, layout: TokenLayout, inputs: Inputs, r
         figures, routing = replay(reference, folder, graph, calls)
         parity["graphs"][graph] = figures
         if routing is not None:
+            check_routing(graph, routing, precision)
             figures["routing"] = {"agreement": routing.share, "decisions": routing.decisions}
             decisions, same = decisions + routing.decisions, same + routing.same
             usage[graph] = {name: list(shares) for name, shares in routing.usage.items()}
