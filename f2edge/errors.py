@@ -76,3 +76,15 @@ class DeadlineExceededError(F2EdgeError, TimeoutError):
 
 class EngineClosedError(F2EdgeError, RuntimeError):
     """The engine is draining or closed and takes no new work, or was closed before this work was done."""
+
+
+class ServerUnavailableError(F2EdgeError, ConnectionError):
+    """No server answers at the address, or it is starting or shutting down."""
+
+
+class AccessError(InputError, PermissionError):
+    """A server that does not let the caller in: no token, or a wrong one."""
+
+
+class ServerError(F2EdgeError, RuntimeError):
+    """A server that failed, or that does not speak the contract."""

@@ -9,7 +9,8 @@ B images, R requests, N image tokens, G cells along a side of the token grid.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from f2edge.decoding.schedule import plan
 from f2edge.errors import InputError
 from f2edge.imaging import fit_square, from_pixels, to_pixels
 from f2edge.layout import Ids
+from f2edge.pairing import paired
 from f2edge.prefix_cache import PromptPrefixes
 from f2edge.regions import Cells, Region, paste_outside, region_cells
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
@@ -78,6 +80,7 @@ class FacePipeline:
         seeds: int | Sequence[int] = 0,
         options: GenerateOptions | None = None,
         on_step: Callable[[StepEvent], None] | None = None,
+        preview_images: bool = False,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> list[GeneratedFace]:
         """Faces from words.
@@ -87,6 +90,7 @@ class FacePipeline:
             seeds: one seed for all, or one for each face, in ``[0, 2^64)``.
             options: what None is follows the bundle's defaults.
             on_step: told after each step; with more than ``ROWS_AT_ONCE`` faces it hears each group of rows in turn.
+            preview_images: let ``on_step`` hear pictures too; each step then costs one run of the tokenizer's decoder for each face.
             cancelled: asked before each step.
 
         Raises:
@@ -95,7 +99,7 @@ class FacePipeline:
             CancelledError: ``cancelled`` said yes.
         """
         schedule = (options or GenerateOptions()).resolve(self.bundle.generation)
-        rows = list(_requests(prompts, seeds))
+        rows = list(paired(prompts, seeds))
         prefixes = [self.prompts.prompt(self.tokenizer.encode(check_text(prompt, "prompt"))) for prompt, _ in rows]
         everything = np.ones(self.bundle.layout.image_tokens, dtype=bool)
         plans = [plan(schedule, everything, seed) for _, seed in rows]
@@ -107,7 +111,7 @@ class FacePipeline:
             def hear(event: StepEvent, times: list[float] = times) -> None:
                 times.append(event.elapsed_ms)
                 if on_step:
-                    on_step(event)
+                    on_step(replace(event, images=tuple(self.decode(event.proposal))) if preview_images else event)
 
             masked = np.full((len(rows[group]), len(everything)), self.bundle.layout.mask_code, dtype=np.int64)
             codes = decode(
@@ -226,13 +230,3 @@ class FacePipeline:
 
 def _listed(images: Image.Image | Sequence[Image.Image]) -> Iterable[Image.Image]:
     return [images] if isinstance(images, Image.Image) else images
-
-
-def _requests(prompts: str | Sequence[str], seeds: int | Sequence[int]) -> Iterator[tuple[str, int]]:
-    """Pairs of prompt and seed; a single one of either goes with all of the other."""
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    numbers = [seeds] if isinstance(seeds, int) else list(seeds)
-    count = max(len(texts), len(numbers))
-    if not texts or not numbers or {len(texts), len(numbers)} - {1, count}:
-        raise InputError(f"{len(texts)} prompts and {len(numbers)} seeds do not pair; give one of either, or as many seeds as prompts")
-    return zip(texts * (count // len(texts)), numbers * (count // len(numbers)), strict=True)

@@ -28,7 +28,7 @@ PUSHBACK_KEY = "grpc-retry-pushback-ms"
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 
 _PLAIN_OPTIONS = ("steps", "guidance", "order", "mask_law", "temperature", "temperature_law", "token_temperature", "guidance_ramp")
-PRIORITIES: Mapping[int, Priority] = MappingProxyType(
+PRIORITIES: Mapping[pb.Priority, Priority] = MappingProxyType(
     {pb.PRIORITY_LIVE: Priority.LIVE, pb.PRIORITY_NORMAL: Priority.NORMAL, pb.PRIORITY_BACKGROUND: Priority.BACKGROUND}
 )
 IMAGE_KINDS: Mapping[int, str] = MappingProxyType(

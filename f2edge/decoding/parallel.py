@@ -14,6 +14,7 @@ from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from f2edge.decoding.noise import noise_key
 from f2edge.decoding.schedule import Plan
@@ -54,6 +55,7 @@ class StepEvent:
         codes: int64 (R, N), V where still masked.
         proposal: int64 (R, N), every masked position filled with the model's present guess: a preview.
         elapsed_ms: duration of this step.
+        images: pictures of the proposals, one for each row; empty where nobody asked for them.
     """
 
     step: int
@@ -61,6 +63,7 @@ class StepEvent:
     codes: Ids
     proposal: Ids
     elapsed_ms: float
+    images: tuple[Image.Image, ...] = ()
 
 
 def step_feeds(rows: Sequence[Row], indices: Sequence[int]) -> tuple[Feeds, tuple[int, ...]]:

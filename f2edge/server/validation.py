@@ -105,7 +105,7 @@ def attributes(names: Sequence[str], include_sensitive: bool, schema: AttributeS
     return tuple(schema.select(names))
 
 
-def priority(value: int, *, image: bool) -> Priority | None:
+def priority(value: pb.Priority, *, image: bool) -> Priority | None:
     """The lane of a request; pictures are never live."""
     if value == pb.PRIORITY_UNSPECIFIED:
         return None

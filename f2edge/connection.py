@@ -1,0 +1,187 @@
+"""Where a server is, how to be let in, and what its failures mean here; for the synchronous and the asyncio client alike."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from f2edge.errors import (
+    AccessError,
+    CancelledError,
+    DeadlineExceededError,
+    F2EdgeError,
+    ImageError,
+    InputError,
+    PromptError,
+    QueueFullError,
+    ServerError,
+    ServerUnavailableError,
+    UnknownAttributeError,
+    UnknownRegionError,
+)
+from f2edge.wire import STATUS_DETAILS_KEY
+
+DEFAULT_ADDRESS = "127.0.0.1:8033"
+_TLS_SCHEME = "grpcs://"
+LARGEST_RESPONSE_BYTES = 16 << 20
+_KEEPALIVE_MS = 20_000
+#: Repeats calls that were refused before they were answered, and waits for a server that is restarting.
+SERVICE_CONFIG = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{"service": "f2edge.v1.FaceService"}],
+                "waitForReady": True,
+                "retryPolicy": {
+                    "maxAttempts": 5,
+                    "initialBackoff": "0.2s",
+                    "maxBackoff": "5s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
+)
+_INPUT_ERRORS: Mapping[str, type[InputError]] = MappingProxyType(
+    {"PROMPT": PromptError, "IMAGE": ImageError, "REGION": UnknownRegionError, "ATTRIBUTE": UnknownAttributeError}
+)
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Where a server is and how to be let in.
+
+    Attributes:
+        address: "host:port", "unix:/path", or "grpcs://host:port" for TLS.
+        token: bearer token.  In plaintext it is sent to this machine only.
+        ca_file: PEM file of authorities to trust instead of the system's; asks for TLS.
+        cert_file, key_file: PEM files of the client's own certificate.
+    """
+
+    address: str = DEFAULT_ADDRESS
+    token: str | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.target or any(c.isspace() for c in self.target):
+            raise InputError(f"server address {self.address[:100]!r}: give host:port, unix:/path or grpcs://host:port")
+        if (self.cert_file is None) != (self.key_file is None):
+            raise InputError("a client certificate needs both cert_file and key_file; give the other one too")
+        if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip() == self.token):
+            raise InputError("the token has characters that no token has; copy it again")
+        if self.token and not self.tls and not self._local:
+            raise InputError(f"server {self.target}: a token is sent over TLS only; write the address as {_TLS_SCHEME}{self.target}")
+
+    @classmethod
+    def from_environment(cls, address: str, environment: Mapping[str, str] = os.environ) -> Connection:
+        """An address, with what ``F2EDGE_TOKEN``, ``F2EDGE_CA_FILE``, ``F2EDGE_CERT_FILE`` and ``F2EDGE_KEY_FILE`` say."""
+        files = {name: environment.get(f"F2EDGE_{name.upper()}") for name in ("ca_file", "cert_file", "key_file")}
+        paths = {name: Path(text) if text else None for name, text in files.items()}
+        return cls(address, environment.get("F2EDGE_TOKEN") or None, **paths)
+
+    @property
+    def target(self) -> str:
+        """As gRPC writes it."""
+        return self.address.removeprefix(_TLS_SCHEME)
+
+    @property
+    def tls(self) -> bool:
+        return self.address.startswith(_TLS_SCHEME) or self.ca_file is not None or self.cert_file is not None
+
+    @property
+    def options(self) -> list[tuple[str, Any]]:
+        """Of the channel."""
+        return [
+            ("grpc.service_config", SERVICE_CONFIG),
+            ("grpc.enable_retries", 1),
+            ("grpc.max_receive_message_length", LARGEST_RESPONSE_BYTES),
+            ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 2000),
+        ]
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """For TLS; None for plaintext.  Raises :class:`InputError` for a file that cannot be read."""
+        if not self.tls:
+            return None
+        ca, cert, key = (None if file is None else _read(file) for file in (self.ca_file, self.cert_file, self.key_file))
+        return grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
+
+    @property
+    def _local(self) -> bool:
+        host = self.target.rpartition(":")[0].strip("[]")
+        return self.target.startswith("unix:") or host in {"localhost", "::1"} or host.startswith("127.")
+
+
+@contextmanager
+def speaking(address: str) -> Iterator[None]:
+    """Turns gRPC's errors into this package's."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise error_of(error, address) from error
+
+
+def error_of(error: grpc.RpcError, address: str) -> F2EdgeError:
+    """The error behind a status; its message is the server's."""
+    code, message = error.code(), error.details() or ""
+    reason, retry_after_ms, request_id = _details(error)
+    if code == grpc.StatusCode.INVALID_ARGUMENT:
+        return _INPUT_ERRORS.get(reason, InputError)(message)
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED and retry_after_ms is not None:
+        return QueueFullError(message, retry_after_ms)
+    kind, text = {
+        grpc.StatusCode.RESOURCE_EXHAUSTED: (InputError, f"server {address}: {message}"),
+        grpc.StatusCode.DEADLINE_EXCEEDED: (DeadlineExceededError, message if reason else f"server {address} did not answer in time"),
+        grpc.StatusCode.CANCELLED: (CancelledError, "the call was cancelled"),
+        grpc.StatusCode.UNAUTHENTICATED: (AccessError, f"server {address}: {message} (F2EDGE_TOKEN)"),
+        grpc.StatusCode.UNAVAILABLE: (
+            ServerUnavailableError,
+            f"server {address} cannot be reached ({message}); check the address, its TLS and whether it runs",
+        ),
+    }.get(code, (ServerError, f"server {address}: {code.name}: {message}" + (f" (request {request_id})" if request_id else "")))
+    return kind(text)
+
+
+def _details(error: grpc.RpcError) -> tuple[str, float | None, str]:
+    """Reason, milliseconds to wait, request id."""
+    reason, retry_after_ms, request_id = "", None, ""
+    packed = [value for key, value in error.trailing_metadata() or () if key == STATUS_DETAILS_KEY]
+    for detail in status_pb2.Status.FromString(packed[0]).details if packed else ():
+        for kind in (error_details_pb2.ErrorInfo, error_details_pb2.RetryInfo, error_details_pb2.RequestInfo):
+            if not detail.Is(kind.DESCRIPTOR):
+                continue
+            content = kind.FromString(detail.value)
+            reason = getattr(content, "reason", reason)
+            request_id = getattr(content, "request_id", request_id)
+            if isinstance(content, error_details_pb2.RetryInfo):
+                retry_after_ms = content.retry_delay.ToTimedelta().total_seconds() * 1e3
+    return reason, retry_after_ms, request_id
+
+
+def no_answer(address: str) -> ServerError:
+    """A stream that ended without a result."""
+    return ServerError(f"server {address}: the stream ended without a result; its f2edge may be of another version")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a PEM file") from error

@@ -1,0 +1,72 @@
+"""What the command line needs of a model; :class:`~f2edge.pipeline.FacePipeline` has it here, :class:`~f2edge.client.Client` elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from f2edge.attributes import AttributeSchema
+    from f2edge.decoding.parallel import StepEvent
+    from f2edge.regions import Region
+    from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
+
+
+class ModelDescription(Protocol):
+    """What can be asked of a model, known before it is opened."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def regions(self) -> tuple[str, ...]: ...
+
+    @property
+    def schema(self) -> AttributeSchema: ...
+
+
+class Named(Protocol):
+    """What runs a model."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class FaceModel(Protocol):
+    """A model that answers; the methods are those of :class:`~f2edge.pipeline.FacePipeline`."""
+
+    @property
+    def bundle(self) -> ModelDescription: ...
+
+    @property
+    def backend(self) -> Named: ...
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        seeds: int | Sequence[int] = 0,
+        options: GenerateOptions | None = None,
+        on_step: Callable[[StepEvent], None] | None = None,
+        preview_images: bool = False,
+    ) -> list[GeneratedFace]: ...
+
+    def edit(
+        self,
+        image: Image.Image,
+        prompt: str,
+        region: Region,
+        *,
+        seed: int = 0,
+        options: GenerateOptions | None = None,
+        keep_outside: bool = True,
+        on_step: Callable[[StepEvent], None] | None = None,
+    ) -> EditedFace: ...
+
+    def describe(self, image: Image.Image, *, max_tokens: int = 128, on_token: Callable[[str], None] | None = None) -> Answer: ...
+
+    def ask(self, image: Image.Image, question: str, *, max_tokens: int = 64, on_token: Callable[[str], None] | None = None) -> Answer: ...
+
+    def analyze(self, images: Image.Image | Sequence[Image.Image], *, attributes: Sequence[str] | None = None) -> list[FaceReport]: ...
