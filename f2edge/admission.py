@@ -29,10 +29,12 @@ class Admission:
 
     Attributes:
         quantum_ms: see :class:`~f2edge.requests.Limits`.
+        live: whether live answers were asked for of late.
     """
 
     def __init__(self, limits: Limits, times: StepTimes) -> None:
         self.quantum_ms = limits.quantum_ms
+        self.live = False
         self._limits = limits
         self._times = times
         self._answer_tokens = ASSUMED_TOKENS
@@ -46,10 +48,9 @@ class Admission:
         """How many requests share a turn of this stage."""
         if stage is not Stage.STEP:
             return self._limits.answer_rows
-        state = self._times.version, self.quantum_ms
+        state = self._times.version, self.quantum_ms, self.live
         if self._known_rows[0] != state:
-            fitting = (n for n in range(1, self._limits.image_rows + 1) if self._step_ms(n) <= self.quantum_ms)
-            self._known_rows = state, max(fitting, default=1)
+            self._known_rows = state, self._image_rows()
         return self._known_rows[1]
 
     def cost_ms(self, stage: Stage, rows: int = 1) -> float:
@@ -137,6 +138,20 @@ class Admission:
         if job.text is not None:
             return 0.0
         return self.cost_ms(Stage.QUESTION) + (self.cost_ms(Stage.ENCODE) if job.prefix is None else 0.0)
+
+    def _image_rows(self) -> int:
+        """Rows that fit in the quantum; sizes that are not known are tried, up to twice the largest known."""
+        largest = self._times.largest(Stage.STEP.value)
+        quantum_ms = self.quantum_ms
+        if self.live:
+            quantum_ms = min(quantum_ms, self.cost_ms(Stage.ENCODE) + self.cost_ms(Stage.QUESTION))
+        rows = 1
+        while rows < self._limits.image_rows:
+            branches = 2 * self._limits.padded(rows + 1)
+            if 0 < 2 * largest < branches or self._times.ms(Stage.STEP.value, min(branches, largest)) > quantum_ms:
+                break
+            rows += 1
+        return rows
 
     def _step_ms(self, rows: int, branches: int = 2) -> float:
         return self._times.ms(Stage.STEP.value, branches * self._limits.padded(rows))

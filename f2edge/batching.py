@@ -62,6 +62,7 @@ class Engine:
         self._stop = False
         self._cause: Exception | None = None
         self._beat = self._tried = monotonic()
+        self._exercises = 0
         self._loop.open = False
         self._thread = Thread(target=self._main, args=(warm_up,), name="f2edge-engine", daemon=True)
         self._thread.start()
@@ -117,7 +118,7 @@ class Engine:
         with self._changed:
             self._changed.wait_for(lambda: self._state is not EngineState.STARTING, timeout)
             if self._cause is not None:
-                raise BackendError(f"the engine's warm-up failed: {self._cause}") from self._cause
+                raise BackendError(f"the engine stopped, in its warm-up or by a defect: {self._cause}") from self._cause
             if self._state in (EngineState.DRAINING, EngineState.STOPPED):
                 raise EngineClosedError("the engine was closed before it was ready")
             return self._state is EngineState.READY
@@ -203,7 +204,7 @@ class Engine:
         most = max(self._limits.image_rows, self._limits.answer_rows)
         sizes = self._limits.padded_rows or tuple(sorted({*(2**k for k in range(most.bit_length()) if 2**k <= most), most}))
         self._loop.admission.quantum_ms = inf
-        for size in (1, *sizes):  # the first of all loads the graphs
+        for size in (1, 1, *sizes):  # the first of all loads the graphs
             tickets = self._exercise(size)
             while not self._stop and self._loop.turn():
                 self._beat = monotonic()
@@ -216,11 +217,12 @@ class Engine:
 
     def _exercise(self, size: int) -> list[Ticket]:
         """Small requests of every kind that the bundle can do, ``size`` of each at once (of reports one)."""
+        self._exercises += 1  # each with a face and a prompt of its own, for what is remembered cannot be measured
         side = self._pipeline.bundle.configuration.tokenizer.image_size
-        face = Image.new("RGB", (side, side), (128, 128, 128))
+        face = Image.new("RGB", (side, side), (self._exercises % 256, 128, 128))
         tickets = []
         if self._pipeline.bundle.has("t2i_step"):
-            request = GenerateRequest("a face", options=GenerateOptions(steps=2))
+            request = GenerateRequest(f"face {self._exercises % 256}", options=GenerateOptions(steps=2))
             tickets += [self._loop.submit_own(request) for _ in range(min(size, self._limits.image_rows))]
         if self._pipeline.bundle.has("mmu_extend"):
             tickets += [self._loop.submit_own(AskRequest(face, "what?", 4)) for _ in range(min(size, self._limits.answer_rows))]

@@ -201,7 +201,9 @@ class Limits:
         max_images, max_answers: requests queued or running; more are refused.
         max_image_work_ms, max_answer_work_ms: the same in estimated engine time.
         normal_share, background_share: of engine time, guaranteed to these lanes while they have work.
-        quantum_ms: an image step takes no more rows than are expected to take this long (at least one), so that live answers wait briefly.
+        quantum_ms: an image step takes no more rows than are expected to take this long (at least one).
+        live_memory_s: for so long after a live answer was asked for, an image step moreover takes no longer than an answer takes to its
+            first token, so that the next one waits half its own time on average.
         patience_s: a request without a deadline is served, within its lane, as if it were due so long after its arrival.
         min_steps: floor of the steps of an image with a deadline.
         margin_ms: kept free before a deadline, for what follows the engine (encoding, sending).
@@ -217,6 +219,7 @@ class Limits:
     normal_share: float = 0.25
     background_share: float = 0.05
     quantum_ms: float = 200.0
+    live_memory_s: float = 10.0
     patience_s: float = 30.0
     min_steps: int = 4
     margin_ms: float = 20.0
@@ -229,7 +232,7 @@ class Limits:
         for name in ("image_rows", "answer_rows", "max_images", "max_answers", "min_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"engine limits: {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("max_image_work_ms", "max_answer_work_ms", "quantum_ms", "patience_s"):
+        for name in ("max_image_work_ms", "max_answer_work_ms", "quantum_ms", "live_memory_s", "patience_s"):
             if not getattr(self, name) > 0:
                 raise InputError(f"engine limits: {name} must be above 0, got {getattr(self, name)}")
         if not (self.normal_share > 0 and self.background_share > 0 and self.normal_share + self.background_share <= 0.9):

@@ -13,6 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import count
+from math import inf
 from threading import RLock
 from time import monotonic
 
@@ -61,6 +62,8 @@ class StepLoop:
         self._slots = {"images": limits.image_rows, "answers": limits.answer_rows}
         self._jobs: dict[int, Job] = {}
         self._numbers = count(1)
+        self._live_memory_s = limits.live_memory_s
+        self._live_until = -inf
 
     def submit(
         self,
@@ -84,6 +87,8 @@ class StepLoop:
                 raise
             self._jobs[ticket.id] = job
             self.counters.accepted[job.kind] += 1
+            if job.lane is Priority.LIVE and job.family == "answers":
+                self._live_until = arrived + self._live_memory_s
         return ticket
 
     def submit_own(self, request: Request) -> Ticket:
@@ -154,6 +159,7 @@ class StepLoop:
 
     def _next(self) -> Turn | None:
         now = self._clock()
+        self.admission.live = now < self._live_until
         for job in list(self._jobs.values()):
             if job.ticket.cancelled:
                 self._fail(job, CancelledError("the request was cancelled by its owner"))

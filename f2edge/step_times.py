@@ -1,7 +1,7 @@
 """How long steps take, measured as they run, and what follows: when work will be done, and how many steps fit before a deadline.
 
 >>> times = StepTimes()
->>> for ms in (900.0, 20.0, 22.0, 21.0): times.add("step", 2, ms)     # the first run loads the graph
+>>> for ms in (900.0, 20.0, 22.0, 21.0): times.add("step", 2, ms)     # the first run loads the graph and is not counted
 >>> times.ms("step", 2), times.ms("step", 4)
 (21.0, 42.0)
 >>> fitting_steps(12, 4, 100.0, lambda steps: 21.0 * steps)
@@ -11,16 +11,18 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from statistics import median
 
 #: A median of so many recent values follows a machine that slows down within a second or two, and ignores single outliers.
 WINDOW = 15
+#: A size that did not occur in so many runs of its kind is forgotten: the machine may have changed since.
+MEMORY = 200
 
 
 class StepTimes:
-    """Recent durations by kind of work and size (rows or branches); never more than ``WINDOW`` values each.
+    """Recent durations by kind of work and size (rows or branches); ``WINDOW`` values of each size at most.
 
     Attributes:
         version: grows whenever an answer may have changed.
@@ -30,26 +32,32 @@ class StepTimes:
         self.version = 0
         self._recent: dict[str, dict[int, deque[float]]] = {}
         self._medians: dict[str, dict[int, float]] = {}
-        self._first: dict[str, int | None] = {}
+        self._newest: dict[str, dict[int, int]] = {}
+        self._runs: Counter[str] = Counter()
 
     def add(self, kind: str, size: int, ms: float) -> None:
-        """A run took ``ms``.  The very first of a kind, which loads its graph, counts only until there is a second."""
+        """A run took ``ms``.  The very first of a kind loads its graph and is not counted."""
+        self._runs[kind] += 1
+        if self._runs[kind] == 1:
+            return
         sizes, medians = self._recent.setdefault(kind, {}), self._medians.setdefault(kind, {})
-        if kind not in self._first:
-            self._first[kind] = size
-        elif (first := self._first[kind]) is not None:
-            del sizes[first], medians[first]
-            self._first[kind] = None
+        newest = self._newest.setdefault(kind, {})
         recent = sizes.setdefault(size, deque(maxlen=WINDOW))
         recent.append(ms)
-        medians[size] = median(recent)
+        medians[size], newest[size] = median(recent), self._runs[kind]
+        for old in [s for s, run in newest.items() if run <= self._runs[kind] - MEMORY]:
+            del sizes[old], medians[old], newest[old]
         self.version += 1
 
-    def ms(self, kind: str, size: int = 1) -> float:
-        """Expected duration: the median at this size, or between the nearest sizes measured.
+    def largest(self, kind: str) -> int:
+        """The largest size that is known, 0 where none is."""
+        return max(self._medians.get(kind, {}), default=0)
 
-        Below the smallest size measured its time is taken, above the largest it grows in proportion; 0 where nothing was measured, for
-        what is not known refuses nobody.
+    def ms(self, kind: str, size: int = 1) -> float:
+        """Expected duration: the median at this size, or between the nearest sizes known.
+
+        Below the smallest size known its time is taken, above the largest it grows in proportion; 0 where nothing is known, for what is
+        not known refuses nobody.
         """
         medians = self._medians.get(kind)
         if not medians:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from f2edge.errors import InputError
 from f2edge.requests import Limits, Priority
 from f2edge.scheduling import FairTurns, Queued, Ready, Scheduler, Shares, Stage, beginners
-from f2edge.step_times import WINDOW, StepTimes, finish_ms, fitting_steps
+from f2edge.step_times import MEMORY, WINDOW, StepTimes, finish_ms, fitting_steps
 
 pytestmark = pytest.mark.runtime
 
@@ -215,10 +215,10 @@ def test_unknown_work_is_expected_to_take_no_time() -> None:
     assert StepTimes().ms("step", 3) == 0.0
 
 
-def test_the_first_run_of_a_kind_counts_only_until_the_second() -> None:
+def test_the_first_run_of_a_kind_loads_its_graph_and_is_not_counted() -> None:
     times = StepTimes()
     times.add("step", 4, 900.0)
-    assert times.ms("step", 4) == 900.0
+    assert times.ms("step", 4) == 0.0
     times.add("step", 2, 20.0)
     assert times.ms("step", 4) == 40.0
     times.add("step", 2, 22.0)
@@ -247,6 +247,16 @@ def test_the_median_follows_a_machine_that_slows_down_and_ignores_outliers() -> 
     for _ in range(WINDOW):
         times.add("step", 1, 30.0)
     assert times.ms("step", 1) == 30.0
+
+
+def test_sizes_that_no_longer_occur_are_forgotten() -> None:
+    times = StepTimes()
+    for size in (1, 8, *[1] * (MEMORY - 1)):
+        times.add("step", size, 10.0 * size)
+    assert times.largest("step") == 8
+    times.add("step", 1, 10.0)
+    assert times.largest("step") == 1
+    assert StepTimes().largest("step") == 0
 
 
 @pytest.mark.parametrize(
