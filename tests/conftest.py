@@ -1,0 +1,80 @@
+"""Fixtures that many tests share: a tiny model of every organ with random weights, and bundles of it.
+
+Tracing takes half a minute, so the bundles are kept in pytest's cache under a digest of every source file that shapes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from export.trace import Models
+
+_ROOT = Path(__file__).parent.parent
+_SOURCES = (
+    *(f"export/{name}.py" for name in ("bundle_writer", "lower", "quantise", "sampling_graph", "trace")),
+    "export/model/*.py",
+    *(f"f2edge/{name}.py" for name in ("attributes", "configuration", "graphs", "layout", "manifest")),
+)
+RECIPES = ("fp32", "int8", "int8-vnni")
+
+
+def _digest() -> str:
+    """Of the sources and the versions that decide what a tiny bundle is."""
+    import onnxscript
+    import torch
+
+    digest = hashlib.sha256(f"{torch.__version__} {onnxscript.__version__}".encode())
+    for pattern in _SOURCES:
+        for path in sorted(_ROOT.glob(pattern)):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@pytest.fixture(scope="session")
+def tiny_models() -> Models:
+    """Random models of :data:`export.bundle_writer.TINY`; needs PyTorch."""
+    from export.bundle_writer import random_models
+
+    return random_models()
+
+
+@pytest.fixture(scope="session")
+def tiny_bundles(pytestconfig: Any) -> dict[str, Path]:
+    """Bundles of ``tiny_models`` by recipe."""
+    from export.bundle_writer import TINY, random_bundle, random_models, trace_all
+    from export.data.text_tokenizer import train_text_tokenizer
+
+    folder = pytestconfig.cache.mkdir("tiny-bundles") / _digest()
+    bundles = {recipe: folder / recipe / "tiny" for recipe in RECIPES}
+    if not all((bundle / "manifest.json").is_file() for bundle in bundles.values()):
+        folder.mkdir(parents=True, exist_ok=True)
+        traced, text = trace_all(random_models()), folder / "tokenizer.json"
+        train_text_tokenizer(text, vocabulary=TINY.text_vocabulary)
+        for recipe, bundle in bundles.items():
+            random_bundle(bundle, recipe=recipe, text_tokenizer_path=text, traced=traced)
+    return bundles
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_bundles: dict[str, Path]) -> Path:
+    """The fp32 bundle of ``tiny_models``."""
+    return tiny_bundles["fp32"]
+
+
+@pytest.fixture(scope="session")
+def tiny_int8_bundle(tiny_bundles: dict[str, Path]) -> Path:
+    """The int8 bundle of ``tiny_models``."""
+    return tiny_bundles["int8"]
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Without PyTorch (an installed wheel) only modules marked ``runtime`` are read: the others import what is not there."""
+    if importlib.util.find_spec("torch") is not None or not collection_path.name.startswith("test_"):
+        return None
+    return "pytest.mark.runtime" not in collection_path.read_text(encoding="utf-8") or None
