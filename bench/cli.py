@@ -2,6 +2,7 @@
 
 python -m bench judge --data shards/faces --out runs/judge
 python -m bench quality --bundle nano --out runs/quality
+python -m bench latency --bundle nano
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bench.latency import latency
 from f2edge.errors import F2EdgeError, InputError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Measure the model.")
@@ -35,6 +37,9 @@ def main() -> None:
 @app.callback()
 def _group() -> None:
     """Measure the model."""
+
+
+app.command()(latency)
 
 
 @app.command()
