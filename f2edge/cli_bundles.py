@@ -8,24 +8,37 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from f2edge import __version__
-from f2edge.cli_options import BackendOption, BundleOption, JsonOption, QuietOption, ThreadsOption, open_bundle, open_pipeline, output
+from f2edge.cli_options import (
+    BackendOption,
+    BundleOption,
+    JsonOption,
+    QuietOption,
+    ServerOption,
+    ThreadsOption,
+    open_bundle,
+    open_description,
+    open_pipeline,
+    output,
+)
 from f2edge.errors import BackendError
 
 if TYPE_CHECKING:
     from f2edge.bundle import Bundle
+    from f2edge.client import Client
     from f2edge.pipeline import FacePipeline
 
 _LIBRARIES = ("numpy", "onnxruntime", "pillow", "tokenizers", "opencv-python-headless")
 _PROMPT = "a face"
 
 
-def info(*, bundle: BundleOption = "nano", json: JsonOption = False, quiet: QuietOption = False) -> None:
+def info(*, bundle: BundleOption = "nano", server: ServerOption = None, json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Show versions, processors and the model."""
     import onnxruntime
 
     from f2edge.backends.onnxruntime import usable_cores
+    from f2edge.bundle import Bundle
 
-    opened = open_bundle(bundle, "auto", None)
+    opened = open_description(bundle, "auto", None, server)
     machine = {
         "f2edge": __version__,
         "python": platform.python_version(),
@@ -35,7 +48,7 @@ def info(*, bundle: BundleOption = "nano", json: JsonOption = False, quiet: Quie
         "libraries": {name: _version(name) for name in _LIBRARIES},
     }
     speak = output(json, quiet)
-    model = _summary(opened)
+    model = _summary(opened) if isinstance(opened, Bundle) else _summary_of_server(opened)
     speak.document({**machine, "bundle": model})
     rows = [*_flat(machine), *(("bundle " + key, value) for key, value in _flat(model))]
     speak.table(("", "…"), rows)
@@ -138,6 +151,21 @@ def _summary(bundle: Bundle) -> dict[str, Any]:
         "graphs": {name: graph.precision for name, graph in bundle.manifest.graphs.items()},
         "regions": list(bundle.regions),
         "attributes": len(bundle.schema),
+    }
+
+
+def _summary_of_server(client: Client) -> dict[str, Any]:
+    facts = client.bundle
+    return {
+        "name": facts.name,
+        "server": client.connection.target,
+        "f2edge": facts.f2edge_version,
+        "backend": facts.backend,
+        "description": facts.description,
+        "licence": facts.licence,
+        "picture": f"{facts.image_side} x {facts.image_side} pixels, {facts.tokens} tokens, {facts.codes} codes",
+        "regions": list(facts.regions),
+        "attributes": len(facts.schema),
     }
 
 

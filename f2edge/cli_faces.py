@@ -19,6 +19,7 @@ from f2edge.cli_options import (
     PromptArgument,
     QuietOption,
     SeedOption,
+    ServerOption,
     SizeOption,
     StepsOption,
     TemperatureOption,
@@ -26,16 +27,16 @@ from f2edge.cli_options import (
     checked_size,
     chosen_seed,
     decoding_options,
-    open_bundle,
+    open_description,
     open_pipeline,
     output,
 )
 from f2edge.errors import InputError, OutputError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from f2edge.decoding.parallel import StepEvent
-    from f2edge.layout import Ids
-    from f2edge.pipeline import FacePipeline
     from f2edge.results import GeneratedFace
 
 LARGEST_COUNT = 64
@@ -61,6 +62,7 @@ def generate(
     bundle: BundleOption = "nano",
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
+    server: ServerOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -76,7 +78,7 @@ def generate(
     folder = None if save_steps is None else _steps_folder(save_steps)
     seeds = [first + index for index in range(max(grid, count))]
     speak = output(json, quiet)
-    pipeline = open_pipeline(open_bundle(bundle, backend, threads), backend, threads)
+    pipeline = open_pipeline(open_description(bundle, backend, threads, server), backend, threads)
     previews = Previews()
     start = perf_counter()
     with speak.progress("decoding") as advance:
@@ -86,14 +88,14 @@ def generate(
             if folder is not None:
                 previews.add(event)
 
-        faces = pipeline.generate([prompt] * len(seeds), seeds=seeds, options=options, on_step=on_step)
+        faces = pipeline.generate([prompt] * len(seeds), seeds=seeds, options=options, on_step=on_step, preview_images=folder is not None)
     total_ms = 1e3 * (perf_counter() - start)
     pictures = [face.image if side is None else resize(face.image, side) for face in faces]
     sheets = [image_grid(pictures)] if len(files) == 1 else pictures
     for file, picture, own_seed in zip(files, sheets, seeds, strict=False):
         save_image(picture, file, label(prompt=prompt, seed=own_seed, bundle=pipeline.bundle.name))
     if folder is not None:
-        previews.save(folder, pipeline, prompt, first)
+        previews.save(folder, pipeline.bundle.name, prompt, first)
     speak.document(
         {
             "bundle": pipeline.bundle.name,
@@ -128,6 +130,7 @@ def edit(
     bundle: BundleOption = "nano",
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
+    server: ServerOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -143,7 +146,7 @@ def edit(
     image_kind(out)
     check_writable(out)
     picture = load_image(image)
-    opened = open_bundle(bundle, backend, threads)
+    opened = open_description(bundle, backend, threads, server)
     where = parse_region(region, opened.regions)
     speak = output(json, quiet)
     pipeline = open_pipeline(opened, backend, threads)
@@ -174,27 +177,24 @@ def edit(
 
 
 class Previews:
-    """The guesses of every step, kept as tokens until decoding is over, so that looking does not slow it down."""
+    """The guesses of every step as pictures, kept until decoding is over, so that writing does not slow it down."""
 
     def __init__(self) -> None:
-        self._steps: dict[int, list[Ids]] = {}
+        self._steps: dict[int, list[Image.Image]] = {}
 
     def add(self, event: StepEvent) -> None:
         """Remember a step; groups of rows that are decoded one after another come together again."""
-        self._steps.setdefault(event.step, []).append(event.proposal.copy())
+        self._steps.setdefault(event.step, []).extend(event.images)
 
-    def save(self, folder: Path, pipeline: FacePipeline, prompt: str, seed: int) -> None:
+    def save(self, folder: Path, bundle: str, prompt: str, seed: int) -> None:
         """Write ``step-01.png`` … into ``folder``."""
-        import numpy as np
-
         from f2edge.imaging import image_grid
         from f2edge.provenance import label
         from f2edge.saving import save_image
 
         folder.mkdir(exist_ok=True)
-        for step, proposals in sorted(self._steps.items()):
-            sheet = image_grid(pipeline.decode(np.concatenate(proposals)))
-            save_image(sheet, folder / f"step-{step:02}.png", label(prompt=prompt, seed=seed, bundle=pipeline.bundle.name))
+        for step, images in sorted(self._steps.items()):
+            save_image(image_grid(images), folder / f"step-{step:02}.png", label(prompt=prompt, seed=seed, bundle=bundle))
 
 
 def _files(out: Path, grid: int, count: int) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, overload
 
 import typer
 
@@ -13,15 +13,27 @@ from f2edge.errors import InputError
 
 if TYPE_CHECKING:
     from f2edge.bundle import Bundle
+    from f2edge.client import Client
     from f2edge.pipeline import FacePipeline
     from f2edge.results import GenerateOptions
 
 LARGEST_SIDE = 4096
+#: How long a server may take to answer at all, in seconds.
+CONNECT_S = 5.0
 _OWN = "  [default: the model's own]"
 
 BundleOption = Annotated[str, typer.Option("--bundle", "-b", metavar="NAME|DIR", help="The model: a name or a folder.")]
 BackendOption = Annotated[str, typer.Option("--backend", metavar="NAME", help="auto or onnxruntime.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads.  [default: every usable core]")]
+ServerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        metavar="HOST:PORT",
+        help="Ask `f2edge serve` there; grpcs://HOST:PORT for TLS (F2EDGE_TOKEN, F2EDGE_CA_FILE, F2EDGE_CERT_FILE, F2EDGE_KEY_FILE).",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same face.  [default: random, printed]")]
@@ -75,11 +87,30 @@ def open_bundle(name: str, backend: str, threads: int | None) -> Bundle:
     return Bundle.load(name)
 
 
-def open_pipeline(bundle: Bundle, backend: str, threads: int | None) -> FacePipeline:
-    """The model, ready to run."""
+def open_description(name: str, backend: str, threads: int | None, server: str | None) -> Bundle | Client:
+    """What the model is: the bundle, every sum checked, or the server that runs it, reached."""
+    if server is None:
+        return open_bundle(name, backend, threads)
+    if (name, backend, threads) != ("nano", "auto", None):
+        raise InputError("--server has a model of its own; leave out --bundle, --backend and --threads")
+    from f2edge.client import Client
+    from f2edge.connection import Connection
+
+    client = Client(Connection.from_environment(server), connect_s=CONNECT_S)
+    client.bundle  # noqa: B018  reaches the server
+    return client
+
+
+@overload
+def open_pipeline(bundle: Bundle, backend: str, threads: int | None) -> FacePipeline: ...
+@overload
+def open_pipeline(bundle: Client, backend: str, threads: int | None) -> Client: ...
+def open_pipeline(bundle: Bundle | Client, backend: str, threads: int | None) -> FacePipeline | Client:
+    """The model, ready to run; a server's is already."""
+    from f2edge.bundle import Bundle
     from f2edge.pipeline import FacePipeline
 
-    return FacePipeline.load(bundle, backend=backend, threads=threads)
+    return FacePipeline.load(bundle, backend=backend, threads=threads) if isinstance(bundle, Bundle) else bundle
 
 
 def output(json: bool, quiet: bool) -> Output:

@@ -15,8 +15,9 @@ from f2edge.cli_options import (
     ImageArgument,
     JsonOption,
     QuietOption,
+    ServerOption,
     ThreadsOption,
-    open_bundle,
+    open_description,
     open_pipeline,
     output,
 )
@@ -24,7 +25,7 @@ from f2edge.console import Output, bar
 
 if TYPE_CHECKING:
     from f2edge.attributes import AttributeSchema
-    from f2edge.pipeline import FacePipeline
+    from f2edge.face_model import FaceModel
     from f2edge.results import Answer, FaceReport
 
 
@@ -34,6 +35,7 @@ def describe(
     bundle: BundleOption = "nano",
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
+    server: ServerOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -42,7 +44,7 @@ def describe(
 
     picture = load_image(image)
     speak = output(json, quiet)
-    pipeline = open_pipeline(open_bundle(bundle, backend, threads), backend, threads)
+    pipeline = open_pipeline(open_description(bundle, backend, threads, server), backend, threads)
     answer = pipeline.describe(picture, on_token=_write if speak.streams else None)
     _report_answer(speak, pipeline, image, answer, None)
 
@@ -54,6 +56,7 @@ def ask(
     bundle: BundleOption = "nano",
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
+    server: ServerOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -64,7 +67,7 @@ def ask(
     check_text(question, "question")
     picture = load_image(image)
     speak = output(json, quiet)
-    pipeline = open_pipeline(open_bundle(bundle, backend, threads), backend, threads)
+    pipeline = open_pipeline(open_description(bundle, backend, threads, server), backend, threads)
     answer = pipeline.ask(picture, question, on_token=_write if speak.streams else None)
     _report_answer(speak, pipeline, image, answer, question)
 
@@ -81,6 +84,7 @@ def analyze(
     bundle: BundleOption = "nano",
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
+    server: ServerOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -88,7 +92,7 @@ def analyze(
     from f2edge.imaging import load_image
 
     picture = load_image(image)
-    opened = open_bundle(bundle, backend, threads)
+    opened = open_description(bundle, backend, threads, server)
     if attributes is None:
         names = [slot.name for slot in opened.schema.values() if include_sensitive or not slot.sensitive]
     else:
@@ -128,7 +132,7 @@ def _write(piece: str) -> None:
     sys.stdout.flush()
 
 
-def _report_answer(speak: Output, pipeline: FacePipeline, image: Path, answer: Answer, question: str | None) -> None:
+def _report_answer(speak: Output, pipeline: FaceModel, image: Path, answer: Answer, question: str | None) -> None:
     speak.document(
         {
             "bundle": pipeline.bundle.name,

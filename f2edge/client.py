@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import grpc
 from PIL import Image
 
+from f2edge.attributes import AttributeSchema
 from f2edge.connection import Connection, no_answer, speaking
 from f2edge.decoding.parallel import StepEvent
 from f2edge.errors import DeadlineExceededError, InputError, ServerUnavailableError
@@ -105,6 +106,21 @@ class Client:
             except DeadlineExceededError as error:
                 raise unreachable(self.connection.address, self._connect_s) from error
         return self._facts
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        return self.bundle.name
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """Names that :meth:`edit` takes."""
+        return self.bundle.regions
+
+    @property
+    def schema(self) -> AttributeSchema:
+        """What :meth:`analyze` reports."""
+        return self.bundle.schema
 
     @property
     def backend(self) -> RemoteBackend:

@@ -27,7 +27,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def log_as_json(stream: TextIO | None = None, level: int = logging.INFO) -> logging.Handler:
+def log_as_json(stream: TextIO | None = None, level: str = "INFO") -> logging.Handler:
     """Let f2edge's loggers write JSON lines to ``stream`` (stderr); returns the handler, for whoever wants it off again."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter())

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from f2edge.requests import EngineState, EngineStats, Event, Priority, Request
 from f2edge.wire import ModelFacts
+
+if TYPE_CHECKING:
+    from f2edge.bundle import Bundle
 
 
 class TicketPort(Protocol):
@@ -54,8 +57,8 @@ class Served:
     margins: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
 
-def open_served(bundle: str, backend: str, threads: int | None) -> Served:
-    """Load a bundle, start an engine on it; blocks until the bundle is checked, not until the engine is warm.
+def open_served(bundle: str | Bundle, backend: str, threads: int | None) -> Served:
+    """Load a bundle and start an engine on it; returns before the engine is warm.
 
     Raises:
         BundleError: the bundle is missing or damaged.
