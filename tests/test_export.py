@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,13 @@ from torch import Tensor, nn
 from export.bundle_writer import TINY, replaced_folder, write_bundle
 from export.census import LostExpertError, census, find_routers, routing_agreement
 from export.lower import LoweringError, add_constant, constant, lower
+from export.model.transformer import UnifiedTransformer
 from export.sampling_graph import guide, gumbel, sample, sampling_model, uniform
-from export.trace import Models, _check_dynamic, _export
+from export.trace import Models, _check_dynamic, _export, trace
+from export.verify import TorchBackend
+from f2edge.backends.base import host
 from f2edge.bundle import Bundle
+from f2edge.configuration import SHOW_O, TokenExperts
 from f2edge.decoding import noise
 from f2edge.errors import InputError, OutputError
 from f2edge.graphs import SIGNATURES
@@ -227,3 +232,21 @@ def test_unknown_recipes_and_tokenizers_are_refused_before_anything_is_written(t
         with pytest.raises(InputError, match=message):
             write_bundle(tmp_path / "b", models=_small(tiny_models), text_tokenizer_path=tmp_path / "tokenizer.json", recipe=recipe)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
+
+
+def test_a_dense_model_without_encoders_has_the_same_graphs() -> None:
+    """Show-o's shape: no experts, one table for image codes, a prefill from codes alone."""
+    configuration = replace(
+        SHOW_O, text_vocabulary=40, width=32, layers=1, heads=2, rotary=8, token_experts=TokenExperts(shared_width=48),
+        tokenizer=replace(SHOW_O.tokenizer, image_size=64, bits=6),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    models = Models(configuration, UnifiedTransformer(configuration))
+    assert models.graphs == ("t2i_prefill", "t2i_step", "mmu_prefill", "mmu_extend")
+    codes = np.random.default_rng(0).integers(0, configuration.codes + 1, (2, configuration.image_tokens))
+    graph = trace("mmu_prefill", models)
+    assert [value.name for value in graph.graph.inputs] == ["codes"]
+    assert census(graph.graph, "mmu_prefill", models.transformer) == []
+    wanted = TorchBackend(models).run("mmu_prefill", {"codes": codes})
+    for found, name in zip(session(graph).run(None, {"codes": codes}), ("image_key", "image_value"), strict=True):
+        assert np.allclose(found, host(wanted[name]), atol=1e-5)
