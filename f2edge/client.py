@@ -23,9 +23,9 @@ import grpc
 from PIL import Image
 
 from f2edge.attributes import AttributeSchema
-from f2edge.connection import Connection, no_answer, speaking
+from f2edge.connection import Connection, no_answer, speaking, unreachable
 from f2edge.decoding.parallel import StepEvent
-from f2edge.errors import DeadlineExceededError, InputError, ServerUnavailableError
+from f2edge.errors import DeadlineExceededError
 from f2edge.exchange import (
     Frame,
     FrameAnswer,
@@ -308,18 +308,7 @@ class Client:
             call.cancel()
 
     def _call(self, timeout_s: float | None) -> dict[str, Any]:
-        """Arguments of every call."""
-        seconds = self._timeout_s if timeout_s is None else timeout_s
-        if not seconds > 0:
-            raise InputError(f"timeout_s must be above 0, got {seconds}")
-        return {"timeout": seconds, "metadata": self.connection.metadata}
-
-
-def unreachable(address: str, seconds: float) -> ServerUnavailableError:
-    """Nobody answered in time."""
-    return ServerUnavailableError(
-        f"no server answers at {address} within {seconds:g} s; start one with `f2edge serve`, or check the address"
-    )
+        return self.connection.call(self._timeout_s if timeout_s is None else timeout_s)
 
 
 def _answer(events: Iterator[Token | Done], on_token: Callable[[str], None] | None) -> Answer:

@@ -123,6 +123,12 @@ class Connection:
         ca, cert, key = (None if file is None else _read(file) for file in (self.ca_file, self.cert_file, self.key_file))
         return grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
 
+    def call(self, seconds: float) -> dict[str, Any]:
+        """Arguments of a call that may take so long."""
+        if not seconds > 0:
+            raise InputError(f"timeout_s must be above 0, got {seconds}")
+        return {"timeout": seconds, "metadata": self.metadata}
+
     @property
     def _local(self) -> bool:
         host = self.target.rpartition(":")[0].strip("[]")
@@ -178,6 +184,13 @@ def _details(error: grpc.RpcError) -> tuple[str, float | None, str]:
 def no_answer(address: str) -> ServerError:
     """A stream that ended without a result."""
     return ServerError(f"server {address}: the stream ended without a result; its f2edge may be of another version")
+
+
+def unreachable(address: str, seconds: float) -> ServerUnavailableError:
+    """Nobody answered in time."""
+    return ServerUnavailableError(
+        f"no server answers at {address} within {seconds:g} s; start one with `f2edge serve`, or check the address"
+    )
 
 
 def _read(path: Path) -> bytes:
