@@ -22,7 +22,7 @@ def test_router_chooses_what_the_reference_chooses(seed: int, experts: int, acti
     active = min(active, experts)
     torch.manual_seed(seed)
     router, x = Router(D, experts, active), torch.randn(5, D)
-    gates, probability, chosen = router(x)
+    gates, probability, chosen = (part.detach() for part in router(x))
     assert torch.allclose(probability.sum(-1), torch.ones(5))
     for row in range(5):
         wanted = reference.chosen_gates(router, x[row])
@@ -48,7 +48,7 @@ def test_token_experts_equal_the_loop(shape: TokenExperts) -> None:
     torch.nn.init.normal_(layer.down.bias)
     output, _, chosen = layer(x, x)
     assert (output - reference.token_experts(layer, x)).abs().max() < 1e-5
-    assert chosen.sum(-1).unique().tolist() == [shape.active]
+    assert bool((chosen.sum(-1) == shape.active).all())
 
 
 def test_an_expert_that_is_not_chosen_gets_no_gradient() -> None:
@@ -56,9 +56,9 @@ def test_an_expert_that_is_not_chosen_gets_no_gradient() -> None:
     layer = TokenExpertLayer(D, TokenExperts(8, 3, 4, 1))
     x = torch.randn(1, 1, D)
     output, _, chosen = layer(x, x)
-    output.sum().backward()
+    (gradient,) = torch.autograd.grad(output.sum(), layer.up.weight)
     for expert in range(3):
-        reached = bool(layer.up.weight.grad[layer.slice_of(expert)].abs().sum() > 0)
+        reached = bool(gradient[layer.slice_of(expert)].abs().sum() > 0)
         assert reached == bool(chosen[0, 0, expert])
 
 
@@ -93,7 +93,7 @@ def test_one_shared_row_equals_its_copies() -> None:
     torch.manual_seed(5)
     query, own = torch.randn(3, 2, 4, 8), (torch.randn(3, 2, 4, 8), torch.randn(3, 2, 4, 8))
     image = (torch.randn(1, 2, 5, 8), torch.randn(1, 2, 5, 8))
-    copies = tuple(part.expand(3, -1, -1, -1) for part in image)
+    copies = (image[0].expand(3, -1, -1, -1), image[1].expand(3, -1, -1, -1))
     mask = additive(torch.rand(3, 1, 4, 9) < 0.7)
     wanted = attend_plain(query, [copies, own], mask)
     assert torch.allclose(attend_plain(query, [image, own], mask), wanted, atol=1e-6)

@@ -5,29 +5,33 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from export.data.dialogues import TextMaker, pack
 from export.data.text_tokenizer import train_text_tokenizer
 from export.data.tokens import TokenCache, cache_tokens
+from export.training.checkpoint import load_weights
 from export.training.loop import TrainOptions, train
 from export.training.preview import _next_codes, sample
-from export.training.unified import Mixture, UnifiedTask, draw_masks
+from export.training.unified import Mixture, UnifiedTask, draw_masks, run
 from f2edge.attributes import F2EDGE_SCHEMA
 from f2edge.configuration import NANO, FeatureShape, ImageTokenizerConfiguration, TokenExperts
 from f2edge.errors import InputError
 
 TINY = replace(
     NANO, width=48, layers=2, heads=4, rotary=8, token_experts=TokenExperts(32, 4, 16, 2), resampler_width=16,
-    tokenizer=ImageTokenizerConfiguration(image_size=32, bits=4, channels=(8, 8, 8, 8), blocks=1),
+    tokenizer=ImageTokenizerConfiguration(image_size=32, bits=4, channels=(8, 8, 8, 8), blocks=1, codes_per_cell=2),
     semantic=FeatureShape(4, 8), identity=FeatureShape(1, 5),
 )  # fmt: skip
-N, ROWS = 16, 96
+N, ROWS = 32, 96
 
 
 class Faces:
@@ -43,18 +47,23 @@ class Faces:
     def __len__(self) -> int:
         return len(self.values)
 
-    def images(self, rows: object) -> np.ndarray:
-        return self.pixels[rows]
+    def images(self, rows: Any) -> NDArray[np.uint8]:
+        return np.asarray(self.pixels[rows])
 
-    def slots(self, rows: object) -> np.ndarray:
-        return self.values[rows]
+    def slots(self, rows: Any) -> NDArray[np.int8]:
+        return np.asarray(self.values[rows])
 
 
 class Cells:
-    """An image tokenizer of paper: the brightness of each cell in sixteen steps."""
+    """An image tokenizer of paper: the brightness of each cell in sixteen steps, and its darkness."""
 
     def encode(self, pixels: Tensor) -> Tensor:
-        return ((pixels.mean(1).unfold(1, 8, 8).unfold(2, 8, 8).mean((-1, -2)) + 1) * 7.99).long().flatten(1)
+        light = ((pixels.mean(1).unfold(1, 8, 8).unfold(2, 8, 8).mean((-1, -2)) + 1) * 7.99).long().flatten(1)
+        return torch.stack((light, 15 - light), dim=-1).flatten(1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        light = codes[:, 0::2].reshape(-1, 1, 4, 4) / 7.5 - 1
+        return light.repeat_interleave(8, 2).repeat_interleave(8, 3).expand(-1, 3, -1, -1)
 
 
 class Pool(nn.Module):
@@ -82,14 +91,14 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> TextMaker:
     return TextMaker(Tokenizer.from_file(str(path)), TINY)
 
 
-def task(cache: TokenCache, texts: TextMaker, **mixture: float) -> UnifiedTask:
+def task(cache: TokenCache, texts: TextMaker, **mixture: Any) -> UnifiedTask:
     return UnifiedTask(cache, texts, 20, configuration=TINY, mixture=replace(Mixture(text_columns=48), **mixture), validation_rows=16)
 
 
 def test_cache_holds_what_the_networks_gave(cache: TokenCache) -> None:
     faces = Faces(ROWS)
     assert len(cache) == ROWS
-    assert (cache.codes.dtype, cache.semantic.dtype, cache.slots.dtype) == (np.int16, np.float16, np.int8)
+    assert [str(a.dtype) for a in (cache.codes, cache.semantic, cache.slots)] == ["int16", "float16", "int8"]
     pixels = torch.from_numpy(faces.pixels[50:51]).permute(0, 3, 1, 2).float() / 127.5 - 1
     assert cache.codes[50].tolist() == Cells().encode(pixels)[0].tolist()
     assert np.allclose(cache.semantic[50], Pool(4, 8)(pixels)[0], atol=1e-3)
@@ -152,16 +161,31 @@ def test_prompts_are_dropped_and_cut(cache: TokenCache, texts: TextMaker) -> Non
 
 def test_losses_fall_and_the_model_learns_both_tasks(cache: TokenCache, texts: TextMaker, tmp_path: Path) -> None:
     unified = task(cache, texts)
+    unified.image_decoder = Cells().decode
     before = unified.validate(unified.modules, 0, tmp_path)
     options = TrainOptions(out=tmp_path / "run", steps=60, batch=20, learning_rate=3e-3, warmup=5, ema=0.5, bf16=False, log_every=10)
     train(unified, options)
     after = unified.validate(unified.modules, 60, tmp_path)
     assert after["t2i/loss@1.0"] < before["t2i/loss@1.0"] - 0.5
     assert after["slots/right"] > 0.9
+    with Image.open(tmp_path / "unified-000060.png") as grid:
+        assert grid.size == (4 * 32, 4 * 32)
     report = json.loads((tmp_path / "unified-000060.json").read_text())
     for group in ("t2i", "mmu"):
         assert np.array(report[group]["token"]).shape == (2, 4)
         assert np.allclose(np.array(report[group]["sequence"]).sum(-1), 1, atol=1e-5)
+
+
+def test_the_command_writes_weights_that_load(cache: TokenCache, texts: TextMaker, tmp_path: Path) -> None:
+    tokens, text = tmp_path / "tokens", tmp_path / "tokenizer.json"
+    cache_tokens(Faces(40), Cells(), Pool(4, 8), Pool(1, 5), tokens)
+    train_text_tokenizer(text)
+    options = TrainOptions(out=tmp_path / "run", steps=2, batch=10, ema=0.5, bf16=True)
+    out = run(tokens, text, options, configuration=TINY, mixture=Mixture(text_columns=40), validation_rows=16)
+    model = task(cache, texts).model
+    assert load_weights(out / "unified.safetensors", model) == {"configuration": "nano"}
+    with pytest.raises(InputError, match="text tokenizer"):
+        run(tokens, tmp_path / "none.json", options, configuration=TINY)
 
 
 def test_draws_behind_one_prompt_train_like_separate_rows(cache: TokenCache, texts: TextMaker) -> None:
@@ -171,12 +195,12 @@ def test_draws_behind_one_prompt_train_like_separate_rows(cache: TokenCache, tex
     batch["masked"] = batch["masked"][:, :, torch.randperm(N)]
     batch["masked"][:, 1] = batch["masked"][:, 0].roll(3, -1)  # as many masked positions in both, so both count alike
     loss, _ = unified._generation(batch)
-    loss.backward()
+    torch.autograd.backward(loss)
     shared = {n: p.grad.clone() for n, p in unified.model.named_parameters() if p.grad is not None}
     unified.model.zero_grad()
     for draw in range(2):
         part, _ = unified._generation({**batch, "masked": batch["masked"][:, draw : draw + 1]})
-        (part / 2).backward()
+        torch.autograd.backward(part / 2)
     for name, p in unified.model.named_parameters():
         if p.grad is not None:
             assert torch.allclose(p.grad, shared[name], atol=1e-5, rtol=1e-3), name

@@ -19,6 +19,7 @@ from export.data.captions import caption
 from export.data.questions import QuestionAnswer, describe_question, questions
 from export.data.text_tokenizer import END_OF_TEXT, START_OF_TEXT
 from f2edge.configuration import ModelConfiguration
+from f2edge.errors import InputError
 from f2edge.layout import TokenLayout
 
 #: Loss weight of one answer token; a description has as many tokens as thirty short answers.
@@ -54,7 +55,10 @@ class TextMaker:
     """
 
     def __init__(self, tokenizer: Tokenizer, configuration: ModelConfiguration) -> None:
-        self.layout = TokenLayout.of(configuration, tokenizer.token_to_id(START_OF_TEXT), tokenizer.token_to_id(END_OF_TEXT))
+        start, end = tokenizer.token_to_id(START_OF_TEXT), tokenizer.token_to_id(END_OF_TEXT)
+        if start is None or end is None:
+            raise InputError(f"text tokenizer: lacks {START_OF_TEXT} or {END_OF_TEXT}; make it with: python -m export text-tokenizer")
+        self.layout = TokenLayout.of(configuration, start, end)
         self._tokenizer = tokenizer
         self.encode_fixed = lru_cache(maxsize=1 << 14)(self.encode)  # questions and short answers repeat
 

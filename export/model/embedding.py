@@ -54,8 +54,9 @@ class Embedding(nn.Module):
         if not self.by_bits:
             rows: Tensor = self.table(codes)
             return rows
-        masked = (codes == self.codes).to(torch.float32).unflatten(1, (-1, self.per_cell))  # (B, cells, codes per cell)
-        bits = code_bits(codes, self.bits).unflatten(1, (-1, self.per_cell)) * (1 - masked[..., None])
+        cells = codes.reshape(codes.shape[0], -1, self.per_cell)  # (B, cells, codes per cell)
+        masked = (cells == self.codes).to(torch.float32)
+        bits = code_bits(cells, self.bits) * (1 - masked[..., None])
         vectors: Tensor = self.image(bits.flatten(2)) + torch.matmul(masked, self.mask) + self.place
         return vectors
 

@@ -79,6 +79,6 @@ class TokenExpertLayer(nn.Module):
         shape = self.shape
         gates, probability, chosen = self.router(exact)
         hidden = functional.gelu(self.up(x), approximate="tanh")  # (B, S, J)
-        shared, routed = hidden.split((shape.shared_width, shape.routed * shape.routed_width), dim=-1)
+        shared, routed = torch.split(hidden, [shape.shared_width, shape.routed * shape.routed_width], dim=-1)
         routed = (routed.view(B, S, shape.routed, shape.routed_width) * gates.to(hidden.dtype)[..., None]).flatten(-2)
         return self.down(torch.cat((shared, routed), dim=-1)), probability, chosen

@@ -72,7 +72,7 @@ def attention(layer: Attention, x: Tensor, positions: Tensor, allowed: Tensor, *
     W = D // layer.heads
     mixed = torch.zeros_like(x)
     for b in range(B):
-        query, key, value = (x[b] @ layer.input.weight.T + layer.input.bias).split(D, dim=-1)  # (S, D)
+        query, key, value = (x[b] @ layer.input.weight.T + layer.input.bias).chunk(3, dim=-1)  # (S, D)
         for head in range(layer.heads):
             part = slice(head * W, (head + 1) * W)
             turned = [

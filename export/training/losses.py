@@ -44,9 +44,9 @@ def score_entropy(log_probability: Tensor, target: Tensor, ratio: Tensor) -> Ten
     """
     odds = ((1 - ratio) / ratio)[:, None]
     log_score = torch.log(odds) + log_probability
-    truth = odds * functional.one_hot(target, log_probability.shape[1])  # a(y)
-    constant = torch.special.xlogy(truth, truth) - truth
-    return (log_score.exp() - truth * log_score + constant).sum(dim=1)
+    truth: Tensor = odds * functional.one_hot(target, log_probability.shape[1])  # a(y)
+    terms: Tensor = log_score.exp() - truth * log_score + torch.special.xlogy(truth, truth) - truth
+    return terms.sum(dim=1)
 
 
 def score_entropy_closed(negative_log_probability: Tensor, ratio: Tensor) -> Tensor:

@@ -173,7 +173,7 @@ def _next_codes(logits: Tensor, feeds: Feeds, V: int) -> tuple[Ids, Ids]:
     g, heat = (torch.from_numpy(feeds[name])[:, None] for name in ("guidance", "temperature"))
     guided = logits[:R] + g[..., None] * (logits[:R] - logits[torch.from_numpy(feeds["unconditional_branch"])])
     log_p = torch.log_softmax(guided / torch.from_numpy(feeds["token_temperature"])[:, None, None], dim=-1)  # (R, N, V)
-    keys = feeds["noise_key"]
+    keys = feeds["noise_key"].astype(np.int64)
     chosen = (log_p + torch.from_numpy(gumbel(keys[..., None], np.arange(V)))).argmax(dim=-1)
     known = codes < V
     proposal = torch.where(known, codes, chosen)
