@@ -92,7 +92,9 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> TextMaker:
 
 
 def task(cache: TokenCache, texts: TextMaker, **mixture: Any) -> UnifiedTask:
-    return UnifiedTask(cache, texts, 20, configuration=TINY, mixture=replace(Mixture(text_columns=48), **mixture), validation_rows=16)
+    return UnifiedTask(
+        cache, texts, 20, configuration=TINY, mixture=replace(Mixture(text_columns=48, faces_share=0.2), **mixture), validation_rows=16
+    )
 
 
 def test_cache_holds_what_the_networks_gave(cache: TokenCache) -> None:
