@@ -161,9 +161,8 @@ def write_judge(
 
 def run(data: Path, options: TrainOptions, held_out: int = 2000) -> dict[str, Any]:
     """Train (or resume) on the shards in ``data``, write the judge and measure it on ``held_out`` fresh held-out renders."""
-    from export.data.shards import FaceShards
-
     from bench.faces import held_out_faces
+    from export.data.shards import FaceShards
 
     task = JudgeTask(FaceShards(data), options.batch)
     train(task, options)

@@ -1,7 +1,7 @@
 """Token ids and sequences: where text, specials, image codes and the mask stand in the one vocabulary, and how a request is laid out.
 
-Generation (T2I): ``<|t2i|> <sot> prompt <eot> <|soi|> image×N <|eoi|>``
-Understanding (MMU): ``<|mmu|> <|soi|> image×N <|eoi|> <sot> question answer <eot>``
+Generation (T2I): ``<|t2i|> <sot> prompt <eot> <|soi|> imagexN <|eoi|>``
+Understanding (MMU): ``<|mmu|> <|soi|> imagexN <|eoi|> <sot> question answer <eot>``
 
 Image *ids* here are codes ``0 … V-1`` plus the mask at ``V``; the graphs see codes, never vocabulary ids, because the head and the
 embedding are cut to the image codes at export.  :meth:`TokenLayout.image_to_vocabulary` gives the ids of the full vocabulary.
