@@ -1,4 +1,4 @@
-"""The command line: ``f2edge generate | edit | describe | ask | analyze | serve | top | token | info | verify | bundles``.
+"""The command line: ``f2edge generate | edit | describe | ask | analyze | camera | serve | top | token | info | verify | bundles``.
 
     f2edge generate "a smiling woman with red hair" -o face.png --seed 7
 
@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from f2edge import __version__, cli_bundles, cli_faces, cli_serve, cli_top, cli_words
+from f2edge import __version__, cli_bundles, cli_camera, cli_faces, cli_serve, cli_top, cli_words
 from f2edge.console import fail
 from f2edge.errors import F2EdgeError, InputError
 
@@ -37,6 +37,7 @@ for command in (
     cli_words.describe,
     cli_words.ask,
     cli_words.analyze,
+    cli_camera.camera,
     cli_serve.serve,
     cli_top.top,
     cli_serve.token,

@@ -1,0 +1,180 @@
+"""What is known about each track: smoothed probabilities, answers in words, and how old each of them is.
+
+A face is asked about when nothing is known, when what is known is old, or when the face has changed; in between the answers are remembered.
+New probabilities are mixed into old ones in the log domain, and the value that is shown changes only when another one is clearly ahead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from f2edge.camera.crops import drift
+from f2edge.errors import InputError
+from f2edge.results import FaceReport
+
+Signature = NDArray[np.float32]
+_SMALLEST = 1e-6
+_LEAST_WEIGHT = 0.3
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """When to ask again.
+
+    Attributes:
+        refresh_s: attributes older than this are asked again.
+        drift: a face that changed more (:func:`~f2edge.camera.crops.drift`) is asked again,
+        patience_s: but not before this.
+        words_s: answers to questions older than this are asked again.
+        smoothing_s: time constant of the probabilities; 0 shows the latest alone.
+        lead: by how much of probability another value must lead before it is shown.
+    """
+
+    refresh_s: float = 0.3
+    drift: float = 0.6
+    patience_s: float = 0.12
+    words_s: float = 4.0
+    smoothing_s: float = 0.5
+    lead: float = 0.1
+
+    def __post_init__(self) -> None:
+        good = min(self.refresh_s, self.words_s) > 0 and min(self.drift, self.patience_s, self.smoothing_s) >= 0 and 0 <= self.lead < 1
+        if not good:
+            raise InputError(f"freshness settings are out of range: {self}")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The value of one attribute and its smoothed probability."""
+
+    value: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Words:
+    """An answer to a question, and when the frame it is about was captured."""
+
+    text: str
+    captured_s: float
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known about a track at one moment.
+
+    Attributes:
+        shown: the value of each slot.
+        captured_s: of the newest frame that the attributes come from; None before the first.
+        latency_s: from that capture to the answer.
+        words: by question.
+    """
+
+    shown: Mapping[str, Shown]
+    captured_s: float | None
+    latency_s: float
+    words: Mapping[str, Words]
+
+
+@dataclass
+class _Known:
+    probabilities: dict[str, dict[str, float]] = field(default_factory=dict)
+    shown: dict[str, Shown] = field(default_factory=dict)
+    captured_s: float | None = None
+    latency_s: float = 0.0
+    signature: Signature | None = None
+    words: dict[str, Words] = field(default_factory=dict)
+
+
+class AnswerBook:
+    """What is known about every track alive.  Safe to use from several threads."""
+
+    def __init__(self, freshness: Freshness | None = None) -> None:
+        self.freshness = freshness or Freshness()
+        self._known: dict[int, _Known] = {}
+        self._lock = Lock()
+
+    def follow(self, tracks: Iterable[int]) -> None:
+        """These tracks are alive; everybody else is forgotten: nothing about a face outlives its track."""
+        with self._lock:
+            self._known = {number: self._known.get(number) or _Known() for number in tracks}
+
+    def take(self, track: int, report: FaceReport, captured_s: float, latency_s: float, signature: Signature) -> bool:
+        """Mix a report in.  False, and nothing happens, where the track is gone or something newer is known."""
+        with self._lock:
+            known = self._known.get(track)
+            if known is None or (known.captured_s is not None and captured_s < known.captured_s):
+                return False
+            weight = self._weight(known.captured_s, captured_s)
+            for slot, values in report.probabilities.items():
+                known.probabilities[slot] = _mixed(known.probabilities.get(slot), values, weight)
+                known.shown[slot] = _shown(known.shown.get(slot), known.probabilities[slot], self.freshness.lead)
+            known.captured_s, known.latency_s, known.signature = captured_s, latency_s, signature
+            return True
+
+    def answer(self, track: int, question: str, text: str, captured_s: float) -> None:
+        """Note an answer in words; nothing happens where the track is gone."""
+        with self._lock:
+            if track in self._known:
+                self._known[track].words[question] = Words(text, captured_s)
+
+    def urgency(self, track: int, now_s: float, signature: Signature) -> float:
+        """How much a face needs asking: infinite where nothing is known, 0 where the answers are still good, else their age in seconds."""
+        with self._lock:
+            known = self._known.get(track)
+            if known is None or known.captured_s is None or known.signature is None:
+                return math.inf
+            age, before = max(0.0, now_s - known.captured_s), known.signature
+        changed = age >= self.freshness.patience_s and drift(signature, before) > self.freshness.drift
+        return max(age, 1e-9) if changed or age >= self.freshness.refresh_s else 0.0
+
+    def oldest_words(self, tracks: Iterable[int], questions: Iterable[str], now_s: float) -> tuple[int, str] | None:
+        """The track and question whose answer is missing or has been old for longest; None where all are fresh."""
+        questions, alive = tuple(questions), set(tracks)
+        with self._lock:
+            ages = [
+                (now_s - known.words[q].captured_s if q in known.words else math.inf, -number, q)
+                for number, known in self._known.items()
+                if number in alive
+                for q in questions
+            ]
+        age, number, question = max(ages, key=lambda entry: entry[:2], default=(0.0, 0, ""))
+        return (-number, question) if age >= self.freshness.words_s else None
+
+    def facts(self, track: int) -> Facts:
+        """A copy of what is known about a track; empty where it is gone."""
+        with self._lock:
+            known = self._known.get(track) or _Known()
+            return Facts(dict(known.shown), known.captured_s, known.latency_s, dict(known.words))
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def _weight(self, before_s: float | None, now_s: float) -> float:
+        if before_s is None or self.freshness.smoothing_s == 0:
+            return 1.0
+        return max(_LEAST_WEIGHT, 1 - math.exp(-(now_s - before_s) / self.freshness.smoothing_s))
+
+
+def _mixed(old: Mapping[str, float] | None, new: Mapping[str, float], weight: float) -> dict[str, float]:
+    """The normalised geometric mean of two distributions, ``weight`` for the new one."""
+    if old is None:
+        return dict(new)
+    logs = {v: (1 - weight) * math.log(max(old.get(v, 0.0), _SMALLEST)) + weight * math.log(max(p, _SMALLEST)) for v, p in new.items()}
+    top = max(logs.values())
+    raised = {value: math.exp(log - top) for value, log in logs.items()}
+    total = sum(raised.values())
+    return {value: p / total for value, p in raised.items()}
+
+
+def _shown(old: Shown | None, probabilities: Mapping[str, float], lead: float) -> Shown:
+    best = max(probabilities, key=probabilities.__getitem__)
+    if old is not None and old.value in probabilities and probabilities[best] < probabilities[old.value] + lead:
+        best = old.value
+    return Shown(best, probabilities[best])

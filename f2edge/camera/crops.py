@@ -1,0 +1,61 @@
+"""A face cut out of a frame as the model's training pictures were cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from f2edge.camera.detect import Detection
+from f2edge.camera.frames import Box, Frame, grown
+from f2edge.imaging import align, crop_face
+from f2edge.manifest import Alignment
+
+#: A detector's box within a portrait's square: left, top, side, in parts of the square's side.
+FACE_IN_PORTRAIT = (0.19, 0.21, 0.62)
+_LEFT, _TOP, _SIDE = FACE_IN_PORTRAIT
+#: Of a detector's box in a portrait, for a manifest that states no margins: left, top, right, bottom in parts of the box.
+PORTRAIT_MARGINS = (_LEFT / _SIDE, _TOP / _SIDE, (1 - _LEFT - _SIDE) / _SIDE, (1 - _TOP - _SIDE) / _SIDE)
+_AROUND = 1.0
+
+
+@dataclass(frozen=True)
+class Cutter:
+    """Cuts faces.
+
+    Attributes:
+        alignment: of the bundle's manifest; None takes the margins of a portrait.
+        size: side of the crops in pixels.
+    """
+
+    alignment: Alignment | None
+    size: int
+
+    def cut(self, frame: Frame, box: Box, detection: Detection) -> Image.Image:
+        """The face as an RGB square: turned upright by its landmarks where the detector found them, else by its box.
+
+        Only the surroundings of the face are touched, so a frame of 8000 pixels costs no more than a small one.
+        """
+        left, top, right, bottom = grown(box, _AROUND, frame.size_wh)
+        if right - left < 1 or bottom - top < 1:
+            left, top, right, bottom = 0, 0, *frame.size_wh
+        near = Image.fromarray(cv2.cvtColor(frame.image[top:bottom, left:right], cv2.COLOR_BGR2RGB))
+        if self.alignment is not None and detection.landmarks is not None:
+            points = np.array(detection.landmarks, dtype=np.float64) - (left, top)
+            return align(near, points, np.array(self.alignment.landmarks), self.size)
+        margins = self.alignment.margins if self.alignment is not None and any(self.alignment.margins) else PORTRAIT_MARGINS
+        return crop_face(near, (box[0] - left, box[1] - top, box[2], box[3]), margins, self.size)
+
+
+def signature(crop: Image.Image) -> NDArray[np.float32]:
+    """A face in 16 by 16 gray values of mean 0 and spread 1: what :func:`drift` compares.  Never leaves the process."""
+    gray = np.asarray(crop.convert("L").resize((16, 16), Image.Resampling.BOX), dtype=np.float32)
+    return np.asarray((gray - gray.mean()) / max(float(gray.std()), 1.0), dtype=np.float32)
+
+
+def drift(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """How much a face has changed: root mean square difference of two signatures, 0 (none) … 2 (the opposite)."""
+    return float(np.sqrt(np.mean((a - b) ** 2)))

@@ -1,0 +1,132 @@
+"""The third stage: asks the model about the faces that need it, the most urgent first, as many as fit into the budget, all in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+from PIL import Image
+
+from f2edge.camera.answers import AnswerBook, Signature
+from f2edge.camera.crops import Cutter, signature
+from f2edge.camera.reports import View
+from f2edge.camera.track import Track
+from f2edge.errors import InputError
+from f2edge.results import Answer, FaceReport
+
+_ANSWER_TOKENS = 24
+_NEW_COST = 0.3  # weight of the newest measurement in the estimate of what a face costs
+
+
+class FaceModel(Protocol):
+    """What the camera needs of a model: :class:`~f2edge.pipeline.FacePipeline` is one, a client of a server another."""
+
+    def analyze(self, images: Sequence[Image.Image], *, attributes: Sequence[str] | None = None) -> list[FaceReport]:
+        """A report for each face, in their order."""
+        ...
+
+    def ask(self, image: Image.Image, question: str, *, max_tokens: int = 64) -> Answer:
+        """An answer in words."""
+        ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is asked.
+
+    Attributes:
+        attributes: slots; none asks for no attributes.
+        questions: in words, about every face.
+        budget_ms: of one turn's model time; at least one face is always asked about.
+        most_faces: in one call.
+    """
+
+    attributes: tuple[str, ...]
+    questions: tuple[str, ...] = ()
+    budget_ms: float = 150.0
+    most_faces: int = 8
+
+    def __post_init__(self) -> None:
+        if self.budget_ms <= 0 or self.most_faces < 1:
+            raise InputError(f"budget {self.budget_ms} ms and {self.most_faces} faces must be above 0")
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    track: Track
+    crop: Image.Image
+    signature: Signature
+    urgency: float
+
+
+class Describer:
+    """Keeps the answer book fresh.
+
+    Args:
+        model: what answers.
+        cutter: cuts faces as the model was trained.
+        book: what is known.
+        clock: seconds on the scale of the frames' ``captured_s``.
+
+    Attributes:
+        calls: of the model for attributes.
+        faces: asked about in them.
+        questions: asked in words.
+    """
+
+    def __init__(self, model: FaceModel, cutter: Cutter, book: AnswerBook, work: Work, clock: Callable[[], float]) -> None:
+        self._model = model
+        self._cutter = cutter
+        self._book = book
+        self._work = work
+        self._clock = clock
+        self._face_ms = 0.0
+        self.calls = self.faces = self.questions = 0
+
+    def turn(self, view: View) -> bool:
+        """Ask what needs asking about a view; False where nothing did.  Whatever the model raises is passed on, nothing is then noted."""
+        good = [track for track in view.tracks if track.number in view.quality and view.quality[track.number].good]
+        candidates = self._candidates(view, good)
+        chosen = [c for c in candidates if c.urgency > 0][: self._room()] if self._work.attributes else []
+        if chosen:
+            self._analyze(view, chosen)
+        asked = self._ask(view, candidates)
+        return bool(chosen) or asked
+
+    def _candidates(self, view: View, good: Sequence[Track]) -> list[_Candidate]:
+        """Good faces, the most urgent first; among equals the larger."""
+        found = []
+        for track in good:
+            crop = self._cutter.cut(view.frame, track.box, track.detection)
+            mark = signature(crop)
+            found.append(_Candidate(track, crop, mark, self._book.urgency(track.number, view.frame.captured_s, mark)))
+        return sorted(found, key=lambda c: (-c.urgency, -c.track.box[2] * c.track.box[3]))
+
+    def _room(self) -> int:
+        fit = int(self._work.budget_ms / self._face_ms) if self._face_ms > 0 else self._work.most_faces
+        return max(1, min(fit, self._work.most_faces))
+
+    def _analyze(self, view: View, chosen: Sequence[_Candidate]) -> None:
+        start = perf_counter()
+        reports = self._model.analyze([c.crop for c in chosen], attributes=self._work.attributes)
+        face_ms = 1e3 * (perf_counter() - start) / len(chosen)
+        self._face_ms = face_ms if self._face_ms == 0 else (1 - _NEW_COST) * self._face_ms + _NEW_COST * face_ms
+        latency_s = max(0.0, self._clock() - view.frame.captured_s)
+        for candidate, report in zip(chosen, reports, strict=True):
+            self._book.take(candidate.track.number, report, view.frame.captured_s, latency_s, candidate.signature)
+        self.calls += 1
+        self.faces += len(chosen)
+
+    def _ask(self, view: View, candidates: Sequence[_Candidate]) -> bool:
+        """One question in words, so that the attributes never wait for more than one."""
+        crops = {c.track.number: c.crop for c in candidates}
+        due = self._book.oldest_words(crops, self._work.questions, view.frame.captured_s)
+        if due is None:
+            return False
+        number, question = due
+        answer = self._model.ask(crops[number], question, max_tokens=_ANSWER_TOKENS)
+        self._book.answer(number, question, answer.text, view.frame.captured_s)
+        self.questions += 1
+        return True

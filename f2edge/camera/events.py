@@ -1,0 +1,102 @@
+"""What the camera writes: one JSON document per line, as ``assets/events.schema.json`` describes them.
+
+``frame`` lines say what is seen, ``event`` lines what happens to the source and the outputs, and one ``summary`` line ends the stream.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.resources import files
+from typing import Any, TextIO, TypeAlias
+
+from f2edge.camera.reports import FaceNow, Seen
+from f2edge.errors import OutputError
+
+#: Hears of an event: its kind and the reason.
+Notify: TypeAlias = Callable[[str, str], None]
+KINDS = ("connected", "lost", "corrupt", "model", "record", "output", "ended")
+VERSION = 1
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a line (draft 2020-12)."""
+    text = (files("f2edge.camera") / "assets" / "events.schema.json").read_text(encoding="utf-8")
+    document: dict[str, Any] = json.loads(text)
+    return document
+
+
+def event_line(camera: str, kind: str, reason: str) -> dict[str, Any]:
+    return {"type": "event", "version": VERSION, "camera": camera, "time": _now(), "kind": kind, "reason": reason}
+
+
+def summary_line(camera: str, figures: Mapping[str, float | int | None]) -> dict[str, Any]:
+    return {"type": "summary", "version": VERSION, "camera": camera, "time": _now(), "figures": dict(figures)}
+
+
+def frame_line(camera: str, seen: Seen) -> dict[str, Any]:
+    """A frame with its faces; probabilities to four digits, ages to a tenth of a millisecond."""
+    return {
+        "type": "frame",
+        "version": VERSION,
+        "camera": camera,
+        "time": _now(),
+        "frame": seen.frame.number,
+        "size": list(seen.frame.size_wh),
+        "captured_s": round(seen.frame.captured_s, 4),
+        "age_ms": round(seen.age_ms, 1),
+        "dropped": seen.dropped,
+        "faces": [_face(face) for face in seen.faces],
+    }
+
+
+def _face(face: FaceNow) -> dict[str, Any]:
+    shown = face.described
+    document: dict[str, Any] = {
+        "track": face.number,
+        "box": [round(v, 1) for v in face.box],
+        "seen_for_s": round(face.seen_for_s, 3),
+        "unseen_ms": round(face.unseen_ms, 1),
+        "score": round(face.score, 3),
+        "gate": face.gate,
+        "answer_age_ms": round(face.answer_age_ms, 1) if shown and face.answer_age_ms is not None else None,
+        "attributes": {name: {"value": s.value, "probability": round(s.probability, 4)} for name, s in face.shown.items()} if shown else {},
+        "answers": [{"question": q, "text": text, "age_ms": round(age, 1)} for q, text, age in face.words] if shown else [],
+    }
+    if face.truth is not None:
+        document["truth"] = dict(face.truth)
+    return document
+
+
+class LineWriter:
+    """Writes documents, each on a line of its own, and flushes so that a reader sees them at once.
+
+    A failure of the output (disk full, reader gone) raises :class:`~f2edge.errors.OutputError` once; after it everything is dropped.
+    """
+
+    def __init__(self, file: TextIO, name: str) -> None:
+        self._file = file
+        self._name = name
+        self.broken = False
+
+    def write(self, document: Mapping[str, Any]) -> None:
+        if self.broken:
+            return
+        try:
+            self._file.write(json.dumps(document, allow_nan=False, ensure_ascii=False, separators=(",", ":")) + "\n")
+            self._file.flush()
+        except OSError as error:
+            self.broken = True
+            raise OutputError(f"{self._name}: {error.strerror or 'writing failed'}; lines up to here are whole") from error
+
+
+def exposition(figures: Mapping[str, float | int | None], camera: str) -> str:
+    """Figures as Prometheus text, for a node exporter's text-file collector; what is not known yet is left out."""
+    label = camera.replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ")
+    lines: Sequence[str] = [f'f2edge_camera_{name}{{camera="{label}"}} {value}' for name, value in figures.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,148 @@
+"""Where reports go: a window, a recording, JSON lines, a file of figures.  One that fails is closed with an event, the others go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from threading import Lock
+from time import monotonic
+
+import cv2
+
+from f2edge.camera.describe import Describer
+from f2edge.camera.events import LineWriter, event_line, exposition, frame_line, summary_line
+from f2edge.camera.frames import Picture
+from f2edge.camera.loop import Figures
+from f2edge.camera.overlay import Overlay
+from f2edge.camera.record import Recorder
+from f2edge.camera.reports import Seen
+from f2edge.errors import BackendError, OutputError
+
+_FIGURES_EVERY_S = 1.0
+_QUIT_KEYS = (27, ord("q"))
+
+
+class Window:
+    """A window of OpenCV's.
+
+    Raises:
+        BackendError: this OpenCV has none.
+    """
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        try:
+            cv2.namedWindow(title, cv2.WINDOW_NORMAL)
+        except cv2.error as error:
+            raise BackendError(
+                "--show: this OpenCV is built without windows (opencv-python-headless); install opencv-python<5 in its place, "
+                "or use --record"
+            ) from error
+
+    def show(self, image: Picture) -> bool:
+        """Show a picture; False once the window was closed or q or Escape pressed."""
+        cv2.imshow(self._title, image)
+        return (cv2.waitKey(1) & 0xFF) not in _QUIT_KEYS and cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) >= 1
+
+    def close(self) -> None:
+        cv2.destroyWindow(self._title)
+
+
+class Outputs:
+    """All that was asked for.
+
+    Args:
+        camera: how the source is called; without credentials.
+        describer: for its counts.
+        overlay: draws what window and recording show.
+        hear: told every event as (kind, reason), for a person.
+    """
+
+    def __init__(
+        self,
+        camera: str,
+        describer: Describer,
+        overlay: Overlay,
+        hear: Callable[[str, str], None],
+        *,
+        lines: LineWriter | None = None,
+        recorder: Recorder | None = None,
+        window: Window | None = None,
+        figures_file: Path | None = None,
+    ) -> None:
+        self._camera, self._describer, self._overlay, self._hear = camera, describer, overlay, hear
+        self._lines, self._recorder, self._window, self._figures_file = lines, recorder, window, figures_file
+        self._lock = Lock()
+        self._figures_at = -_FIGURES_EVERY_S
+
+    def show(self, seen: Seen, figures: Figures) -> bool:
+        if self._lines is not None:
+            self._write(frame_line(self._camera, seen))
+        going = True
+        if self._recorder is not None or self._window is not None:
+            image = self._overlay.draw(seen, self._status(seen, figures))
+            self._record(image, seen.frame.captured_s)
+            going = self._window is None or self._window.show(image)
+        self._expose(figures)
+        return going
+
+    def event(self, kind: str, reason: str) -> None:
+        self._hear(kind, reason)
+        self._write(event_line(self._camera, kind, reason))
+
+    def close(self, figures: Figures) -> None:
+        """Write the summary and finish every file."""
+        self._write(summary_line(self._camera, figures.document(self._describer)))
+        self._figures_at = -_FIGURES_EVERY_S
+        self._expose(figures)
+        if self._recorder is not None:
+            self._recorder.close()
+        if self._window is not None:
+            self._window.close()
+
+    def _status(self, seen: Seen, figures: Figures) -> list[tuple[str, bool]]:
+        now = seen.frame.captured_s + seen.age_ms / 1e3
+        described = sum(face.described for face in seen.faces)
+        oldest = max((face.answer_age_ms for face in seen.faces if face.answer_age_ms is not None and not face.gate), default=None)
+        age = [] if oldest is None else [("  answers up to", False), (f"{max(1, round(oldest / 100)) / 10:.1f} s", True), ("old", False)]
+        return [
+            ("f2edge", True),
+            (self._camera, False),
+            (f"  {figures.frames_rate.per_second(now):.0f}", True),
+            ("fps", False),
+            (f"  {described}", True),
+            ("face" if described == 1 else "faces", False),
+            (f"  {figures.faces_rate.per_second(now):.0f}", True),
+            ("asked/s", False),
+            *age,
+        ]
+
+    def _record(self, image: Picture, time_s: float) -> None:
+        if self._recorder is None or self._recorder.closed:
+            return
+        try:
+            self._recorder.write(image, time_s)
+        except OutputError as error:
+            self.event("record", str(error))
+
+    def _write(self, document: dict[str, object]) -> None:
+        if self._lines is None:
+            return
+        try:
+            with self._lock:
+                self._lines.write(document)
+        except OutputError as error:
+            self._hear("output", str(error))
+
+    def _expose(self, figures: Figures) -> None:
+        """Replace the file of figures as a whole, so that no reader sees half of it."""
+        if self._figures_file is None or monotonic() - self._figures_at < _FIGURES_EVERY_S:
+            return
+        self._figures_at = monotonic()
+        new = self._figures_file.with_name(self._figures_file.name + ".new")
+        try:
+            new.write_text(exposition(figures.document(self._describer), self._camera), encoding="utf-8")
+            new.replace(self._figures_file)
+        except OSError as error:
+            self._figures_file = None
+            self.event("output", f"{self._camera}: figures cannot be written: {error.strerror}")

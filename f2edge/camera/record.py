@@ -1,0 +1,90 @@
+"""Recording to a video file that stays playable whatever happens: closed before the disk is full, kept in step with time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+
+from f2edge.camera.frames import Picture
+from f2edge.errors import InputError, OutputError
+
+#: File endings and their codecs, all of which pip's OpenCV can write.
+CODECS = {".mp4": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
+_RESERVE_BYTES = 64 << 20
+_CHECK_EVERY = 30  # pictures
+_LONGEST_FREEZE_S = 10.0
+
+
+class Recorder:
+    """Writes pictures at a constant rate: late ones are repeated, early ones left out, so that a minute stays a minute.
+
+    Args:
+        path: ends in .mp4, .mkv or .avi; an existing file is replaced.
+        fps: of the file.
+        free_bytes: space left where the file is; for tests.
+
+    Raises:
+        InputError: another ending, or no such folder.
+    """
+
+    def __init__(self, path: Path, fps: float, free_bytes: Callable[[], int] | None = None) -> None:
+        check_path(path)
+        self._path = path
+        self._fps = fps
+        self._free = free_bytes or (lambda: shutil.disk_usage(path.absolute().parent).free)
+        self._writer: cv2.VideoWriter | None = None
+        self._size = (0, 0)
+        self._shift_s: float | None = None
+        self.written = 0
+        self.closed = False
+
+    def write(self, image: Picture, time_s: float) -> None:
+        """Add a picture taken at a time; the first one fixes the size, later ones are scaled to it.
+
+        Raises:
+            OutputError: the disk is nearly full or the file cannot be written; it has been closed and is whole up to here.
+        """
+        if self.closed:
+            return
+        if self._writer is None:
+            self._open(image)
+        if self.written % _CHECK_EVERY == 0 and self._free() < _RESERVE_BYTES:
+            self.close()
+            raise OutputError(f"{self._path}: recording ended, under {_RESERVE_BYTES >> 20} MB are left on the disk; free some space")
+        if self._shift_s is None:
+            self._shift_s = time_s - self.written / self._fps
+        due = round((time_s - self._shift_s) * self._fps) + 1 - self.written
+        if due > _LONGEST_FREEZE_S * self._fps or due < -self._fps:  # a long gap or a clock set back: go on from here
+            self._shift_s, due = time_s - self.written / self._fps, 1
+        if (image.shape[1], image.shape[0]) != self._size:
+            image = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+        for _ in range(due):
+            assert self._writer is not None
+            self._writer.write(image)
+            self.written += 1
+
+    def close(self) -> None:
+        """Finish the file; may be called twice."""
+        self.closed = True
+        if self._writer is not None:
+            self._writer.release()
+            self._writer = None
+
+    def _open(self, image: Picture) -> None:
+        self._size = (image.shape[1] // 2 * 2, image.shape[0] // 2 * 2)
+        codec = cv2.VideoWriter.fourcc(*CODECS[self._path.suffix.lower()])
+        self._writer = cv2.VideoWriter(str(self._path), codec, self._fps, self._size)
+        if not self._writer.isOpened():
+            self.close()
+            raise OutputError(f"{self._path}: cannot be written as {self._path.suffix}; check the folder's permissions or choose .avi")
+
+
+def check_path(path: Path) -> None:
+    """Refuse a file that cannot become a recording; :class:`~f2edge.errors.InputError`."""
+    if path.suffix.lower() not in CODECS:
+        raise InputError(f"--record {path}: the name must end in {', '.join(CODECS)}")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"--record {path}: there is no folder {path.parent}")

@@ -1,0 +1,103 @@
+"""One camera from its request to its summary: builds the stages, runs the loop, closes the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import TextIO
+
+from f2edge.attributes import AttributeSchema
+from f2edge.camera.answers import AnswerBook, Freshness
+from f2edge.camera.crops import Cutter
+from f2edge.camera.describe import Describer, FaceModel, Work
+from f2edge.camera.detect import open_detector
+from f2edge.camera.events import LineWriter, Notify
+from f2edge.camera.frames import Frame
+from f2edge.camera.loop import Loop
+from f2edge.camera.outputs import Outputs, Window
+from f2edge.camera.overlay import Overlay
+from f2edge.camera.quality import Gate
+from f2edge.camera.reader import Reader, ReaderSettings
+from f2edge.camera.record import Recorder
+from f2edge.camera.slots import Slot
+from f2edge.camera.source_url import SourceUrl
+from f2edge.camera.sources import SourceOptions, open_source
+from f2edge.camera.track import Tracker
+from f2edge.camera.watch import Watcher
+from f2edge.manifest import Alignment
+
+_FPS = 24
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be watched, asked and written; meanings as in ``f2edge camera --help``."""
+
+    url: SourceUrl
+    detector: str
+    attributes: tuple[str, ...]
+    questions: tuple[str, ...] = ()
+    refresh_s: float = 0.3
+    budget_ms: float = 150.0
+    size_wh: tuple[int, int] = (960, 540)
+    max_fps: float | None = None
+    duration_s: float | None = None
+    show: bool = False
+    record: Path | None = None
+    figures: Path | None = None
+    blur_others: bool = False
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """What a model understands: attributes, how its faces are cut (None as a portrait), and how large in pixels."""
+
+    schema: AttributeSchema
+    alignment: Alignment | None
+    image_size: int
+
+
+def run(
+    request: Request, model: FaceModel, faces: ModelInput, lines: TextIO | None, hear: Callable[[str, str], None]
+) -> dict[str, float | int | None]:
+    """Watch until the source ends, the time is up, the window is closed or Ctrl-C; returns the summary's figures.
+
+    Raises:
+        F2EdgeError: the source cannot be read, or this OpenCV lacks what was asked for.
+    """
+    url = request.url
+    book = AnswerBook(Freshness(refresh_s=request.refresh_s))
+    watcher = Watcher(open_detector(request.detector), Tracker(), Gate(), book)
+    cutter = Cutter(faces.alignment, faces.image_size)
+    work = Work(request.attributes, request.questions, request.budget_ms)
+    describer = Describer(model, cutter, book, work, monotonic)
+    fps = _FPS if request.max_fps is None else max(1, min(_FPS, round(request.max_fps)))
+    outputs = Outputs(
+        url.shown,
+        describer,
+        Overlay(faces.schema.select(request.attributes), blur_others=request.blur_others),
+        hear,
+        lines=None if lines is None else LineWriter(lines, "--jsonl"),
+        recorder=None if request.record is None else Recorder(request.record, fps),
+        window=Window(f"f2edge {url.shown}") if request.show else None,
+        figures_file=request.figures,
+    )
+    loop = Loop(watcher, describer, book, outputs, request.duration_s)
+    options = SourceOptions(request.size_wh, fps)
+    settings = ReaderSettings(most_fps=request.max_fps)
+
+    def make_reader(slot: Slot[Frame], notify: Notify) -> Reader:
+        return Reader(lambda: open_source(url, options), slot, notify, settings, reconnects=url.kind not in ("stdin", "demo"))
+
+    try:
+        if url.live:
+            loop.live(make_reader)
+        else:
+            loop.every(open_source(url, options))
+    except KeyboardInterrupt:
+        outputs.event("ended", "interrupted")
+    finally:
+        outputs.close(loop.figures)
+    return loop.figures.document(describer)

@@ -1,0 +1,67 @@
+"""A place for one thing between two threads.
+
+>>> slot = Slot[int]()
+>>> slot.put(1), slot.put(2), slot.take(), slot.dropped
+(True, True, 2, 1)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from threading import Condition
+from time import monotonic
+from typing import Generic, TypeVar
+
+Thing = TypeVar("Thing")
+
+
+class Slot(Generic[Thing]):
+    """Holds at most one thing; putting another one in replaces it, so the taker always gets the newest.
+
+    Attributes:
+        dropped: things that were replaced before anybody took them.
+        taken: things handed out.
+    """
+
+    def __init__(self) -> None:
+        self._place: deque[Thing] = deque(maxlen=1)
+        self._changed = Condition()
+        self._closed = False
+        self.dropped = 0
+        self.taken = 0
+
+    def put(self, thing: Thing) -> bool:
+        """Leave a thing; never waits.  False after :meth:`close`, and the thing is not kept."""
+        with self._changed:
+            if self._closed:
+                return False
+            self.dropped += len(self._place)
+            self._place.append(thing)
+            self._changed.notify_all()
+            return True
+
+    def take(self, timeout_s: float | None = 0.0) -> Thing | None:
+        """The thing, which is then gone; None where there is none within ``timeout_s`` (None waits until there is one or the end)."""
+        end = None if timeout_s is None else monotonic() + timeout_s
+        with self._changed:
+            while not self._place and not self._closed:
+                rest = None if end is None else end - monotonic()
+                if rest is not None and rest <= 0:
+                    return None
+                self._changed.wait(rest)
+            if not self._place:
+                return None
+            self.taken += 1
+            return self._place.popleft()
+
+    def close(self) -> None:
+        """Nothing comes any more: takers get what is left, then None at once."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    @property
+    def finished(self) -> bool:
+        """Closed and empty."""
+        with self._changed:
+            return self._closed and not self._place

@@ -1,0 +1,92 @@
+"""What ``--source`` means, and how it may be written down: the password of a camera appears in no log, event, error or recording.
+
+>>> parse_source("rtsp://admin:secret@10.0.0.5/stream").shown
+'rtsp://***@10.0.0.5/stream'
+>>> parse_source("csi://1").kind
+'csi'
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from f2edge.errors import InputError
+
+_SCHEMES = ("rtsp", "rtsps", "http", "https", "rtmp", "udp", "tcp")
+_SECRET_KEY = re.compile(r"(?i)([?&;][^=&;#]*(?:pass|pwd|token|secret|key|auth|user|login|sig)[^=&;#]*=)[^&;#\s]*")
+_ADDRESS = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)(\S*)")
+_KINDS = "demo, a webcam's number, a video file, a folder of images, a named pipe, rtsp://…, csi://0 or - (MJPEG from stdin)"
+
+
+@dataclass(frozen=True)
+class SourceUrl:
+    """A source.
+
+    Attributes:
+        kind: demo, webcam, stream, csi, file, folder, pipe or stdin.
+        value: the number, path or address, with its credentials; never shown.
+        shown: how it is called in everything people read.
+        live: frames come whether anybody looks or not, so the newest one wins; otherwise every frame is taken.
+    """
+
+    kind: str
+    value: str = field(repr=False)
+    shown: str
+    live: bool
+
+
+def parse_source(text: str) -> SourceUrl:
+    """Recognise a source.
+
+    Raises:
+        InputError: it is of no known kind, or a file or folder is not there.  The message carries no credentials.
+    """
+    if text == "demo":
+        return SourceUrl("demo", "", "demo", live=True)
+    if text == "-":
+        return SourceUrl("stdin", "", "stdin", live=True)
+    if text.isdecimal() and len(text) <= 3:
+        return SourceUrl("webcam", text, f"webcam {int(text)}", live=True)
+    return _address(text) if "://" in text else _path(text)
+
+
+def _address(text: str) -> SourceUrl:
+    scheme, _, rest = text.partition("://")
+    if scheme.lower() == "csi":
+        if not (rest.isdecimal() and len(rest) <= 2):
+            raise InputError(f"--source {redact(text)}: write csi:// and the number of the camera, as in csi://0")
+        return SourceUrl("csi", rest, f"csi {int(rest)}", live=True)
+    if scheme.lower() not in _SCHEMES:
+        raise InputError(f"--source {redact(text)}: unknown; give {_KINDS}")
+    if not rest.strip("/"):
+        raise InputError(f"--source {redact(text)}: the address has no host")
+    return SourceUrl("stream", text, redact(text), live=True)
+
+
+def _path(text: str) -> SourceUrl:
+    if not text:
+        raise InputError(f"--source is empty; give {_KINDS}")
+    path = Path(text)
+    if path.is_fifo():
+        return SourceUrl("pipe", text, text, live=True)
+    if path.is_dir():
+        return SourceUrl("folder", text, text, live=False)
+    if path.is_file():
+        return SourceUrl("file", text, text, live=False)
+    raise InputError(f"--source {text!r}: no such file or folder; give {_KINDS}")
+
+
+def redact(text: str) -> str:
+    """A text with the credentials of every address in it starred out, whatever characters they have.
+
+    Everything between ``://`` and the last ``@`` goes, for a password may itself contain slashes, question marks or ``@``; so do the values
+    of parameters that are named like secrets.  Rather too much is hidden than too little.
+    """
+    return _ADDRESS.sub(lambda found: found[1] + _bare(found[2]), text)
+
+
+def _bare(address: str) -> str:
+    _, mark, host = address.rpartition("@")
+    return _SECRET_KEY.sub(r"\1***", ("***@" if mark else "") + host)

@@ -1,0 +1,252 @@
+"""Where frames come from: OpenCV's captures, folders of images, MJPEG from a pipe, and the demo.
+
+    source = open_source(parse_source("rtsp://…"))
+    while (capture := source.read()) is not None: ...
+
+A source only reads.  Watching over it, reconnecting and dropping frames is the business of ``reader.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+
+from f2edge.camera.demo import Scene
+from f2edge.camera.frames import KnownFace, Picture
+from f2edge.camera.mjpeg import MjpegPipe
+from f2edge.camera.source_errors import FrameError, SourceLostError
+from f2edge.camera.source_url import SourceUrl
+from f2edge.errors import BackendError, ImageError, InputError
+from f2edge.image_guard import ImageLimits
+from f2edge.imaging import load_image
+
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+_SMALLEST_SIDE, _LARGEST_SIDE = 16, 1920
+_PHOTOGRAPHS = ImageLimits(largest_bytes=64 << 20, largest_side=16384, largest_pixels=64_000_000)
+_CSI = (
+    "nvarguscamerasrc sensor-id={number} ! video/x-raw(memory:NVMM),width={width},height={height},framerate={fps}/1,format=NV12 ! "
+    "queue max-size-buffers=2 leaky=downstream ! nvvidconv ! video/x-raw,format=BGRx ! videoconvert ! video/x-raw,format=BGR ! "
+    "appsink drop=true max-buffers=1 sync=false"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """What a source read: a picture (Y, X, 3) uint8 BGR, its time in a recording where there is one, its faces where they are known."""
+
+    image: Picture
+    media_s: float | None = None
+    known: tuple[KnownFace, ...] | None = None
+
+
+class Source(Protocol):
+    """Something that gives pictures."""
+
+    def read(self) -> Capture | None:
+        """The next picture; None at the end.
+
+        Raises:
+            FrameError: this picture is damaged; the next one may be good.
+            SourceLostError: nothing more will come; open it again.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the device or file."""
+        ...
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How to open a source.
+
+    Attributes:
+        size_wh: asked of webcams, CSI cameras and the demo; webcams may grant another one.
+        fps: likewise, and the rate of a folder's images.
+        timeout_s: for opening and for each frame.
+        people: in the demo, 1 … 4.
+    """
+
+    size_wh: tuple[int, int] = (960, 540)
+    fps: int = 24
+    timeout_s: float = 5.0
+    people: int = 3
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.fps <= 240 and self.timeout_s > 0 and all(16 <= side <= 8192 for side in self.size_wh)):
+            raise InputError(f"source options are out of range: {self}")
+
+
+def open_source(url: SourceUrl, options: SourceOptions | None = None) -> Source:
+    """Open a source; may take as long as its timeout.
+
+    Raises:
+        SourceLostError: it does not answer (now).
+        BackendError: this OpenCV cannot read such a source at all.
+    """
+    wanted = options or SourceOptions()
+    if url.kind == "demo":
+        return DemoSource(Scene(wanted.size_wh, wanted.people), wanted.fps)
+    if url.kind == "folder":
+        return FolderSource(Path(url.value), wanted.fps)
+    if url.kind == "stdin":
+        return PipeSource(MjpegPipe(sys.stdin.fileno(), wanted.timeout_s, owned=False))
+    if url.kind == "pipe":
+        return PipeSource(MjpegPipe(os.open(url.value, os.O_RDONLY | os.O_NONBLOCK), wanted.timeout_s))
+    return VideoSource(url, wanted)
+
+
+class DemoSource:
+    """The demo's scene in real time."""
+
+    def __init__(self, scene: Scene, fps: int) -> None:
+        self._scene = scene
+        self._period_s = 1 / fps
+        self._began = self._next = monotonic()
+
+    def read(self) -> Capture | None:
+        now = monotonic()
+        if now < self._next:
+            sleep(self._next - now)
+        self._next = max(self._next + self._period_s, monotonic())
+        image, known = self._scene.at(monotonic() - self._began)
+        return Capture(image, known=known)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class FolderSource:
+    """The images of a folder by name, each checked like any untrusted picture."""
+
+    def __init__(self, folder: Path, fps: int) -> None:
+        self._paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _IMAGES)
+        if not self._paths:
+            raise InputError(f"--source {folder}: holds no {', '.join(_IMAGES)}")
+        self._fps = fps
+        self._next = 0
+
+    def read(self) -> Capture | None:
+        if self._next >= len(self._paths):
+            return None
+        path, number = self._paths[self._next], self._next
+        self._next += 1
+        try:
+            picture = np.asarray(load_image(path, limits=_PHOTOGRAPHS))
+        except ImageError as error:
+            raise FrameError(str(error)) from error
+        return Capture(checked(picture[..., ::-1]), number / self._fps)
+
+    def close(self) -> None:
+        """Files are closed as they are read."""
+
+
+class PipeSource:
+    """MJPEG from a pipe."""
+
+    def __init__(self, pipe: MjpegPipe) -> None:
+        self._pipe = pipe
+
+    def read(self) -> Capture | None:
+        data = self._pipe.next_jpeg()
+        if data is None:
+            return None
+        try:
+            return Capture(checked(np.asarray(load_image(data))[..., ::-1]))
+        except ImageError as error:
+            raise FrameError(str(error)) from error
+
+    def close(self) -> None:
+        self._pipe.close()
+
+
+class VideoSource:
+    """A webcam, an RTSP or HTTP stream, a CSI camera or a video file, by OpenCV."""
+
+    def __init__(self, url: SourceUrl, options: SourceOptions) -> None:
+        self._live = url.live
+        self._shown = url.shown
+        self._capture = _opened(url, options)
+        if not self._capture.isOpened():
+            self._capture.release()
+            raise SourceLostError(f"{url.shown}: cannot be opened; {_CURE[url.kind]}")
+        self._fps = float(self._capture.get(cv2.CAP_PROP_FPS)) or 25.0
+        self._count = 0
+
+    def read(self) -> Capture | None:
+        try:
+            good, image = self._capture.read()
+        except cv2.error as error:
+            raise FrameError(f"{self._shown}: the decoder failed on a frame") from error
+        if not good or image is None:
+            if self._live:
+                raise SourceLostError(f"{self._shown}: no more frames")
+            return None
+        media_s = None if self._live else self._count / self._fps
+        self._count += 1
+        return Capture(checked(image), media_s)
+
+    def close(self) -> None:
+        self._capture.release()
+
+
+_CURE = {
+    "webcam": "is it plugged in and free, and may you read /dev/video*?",
+    "stream": "check address, credentials and network",
+    "csi": "is the camera plugged in, and does nvargus-daemon run?",
+    "file": "it is no video that OpenCV can read; convert it to H.264 or MJPEG",
+}
+
+
+def _opened(url: SourceUrl, options: SourceOptions) -> Any:
+    """An OpenCV capture, opened or not.  FFmpeg's own log is off because it may print addresses with their passwords."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_transport;tcp")
+    os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(max(1, round(options.timeout_s))))
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    if url.kind == "csi":
+        if not cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
+            raise BackendError(
+                f"--source csi://{url.value} needs an OpenCV with GStreamer, and this one (pip's, {cv2.__version__}) has none; on a "
+                "Jetson use the system's: apt install python3-opencv, and a virtual environment made with --system-site-packages"
+            )
+        width, height = options.size_wh
+        return cv2.VideoCapture(_CSI.format(number=url.value, width=width, height=height, fps=options.fps), cv2.CAP_GSTREAMER)
+    if url.kind == "webcam":
+        capture = cv2.VideoCapture(int(url.value))
+        capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))  # before the size: uncompressed USB grants few frames
+        for key, value in zip((cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT), options.size_wh, strict=True):
+            capture.set(key, value)
+        capture.set(cv2.CAP_PROP_FPS, options.fps)
+        return capture
+    timeout_ms = round(1e3 * options.timeout_s)
+    limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, timeout_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, timeout_ms]
+    return cv2.VideoCapture(url.value, cv2.CAP_FFMPEG, limits)
+
+
+def checked(image: np.ndarray[Any, Any]) -> Picture:
+    """A picture as the stages take it: 8-bit BGR, contiguous, at most 1920 pixels on its longer side.
+
+    Raises:
+        FrameError: it is empty, of another kind, or smaller than 16 pixels.
+    """
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+        raise FrameError(f"a frame of shape {image.shape} and type {image.dtype} is no picture")
+    if min(image.shape[:2]) < _SMALLEST_SIDE:
+        raise FrameError(f"a frame of {image.shape[1]}x{image.shape[0]} pixels is too small; {_SMALLEST_SIDE} are needed")
+    if image.ndim == 2 or image.shape[2] == 1:
+        image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    elif image.shape[2] == 4:
+        image = cv2.cvtColor(image, cv2.COLOR_BGRA2BGR)
+    scale = max(image.shape[:2]) / _LARGEST_SIDE
+    if scale > 1:
+        size = (max(1, round(image.shape[1] / scale)), max(1, round(image.shape[0] / scale)))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(image)
