@@ -1,4 +1,4 @@
-"""The workstation's command line: ``python -m export render | text-tokenizer | train | cache | onnx``.
+"""The workstation's command line: ``python -m export render | text-tokenizer | train | cache | onnx | import-showo``.
 
     python -m export render --split train --count 60000 --out shards/train --workers 2
     python -m export text-tokenizer --out tokenizer.json
@@ -7,6 +7,7 @@
     python -m export cache --data shards/train --tokenizer runs/tokenizer --encoders runs/encoders --out tokens/train
     python -m export train unified   --tokens tokens/train --text tokenizer.json --out runs/unified
     python -m export onnx --unified runs/unified --tokenizer runs/tokenizer --encoders runs/encoders --text tokenizer.json --out bundle
+    python -m export import-showo --showo show-o --magvit magvitv2 --out runs/show-o
 
 A run is resumed by giving the same command again.  Exit codes: 0, 2 for input that the caller can mend, 1 for the rest.  Every command
 imports what it needs when it runs, so that none depends on the others' libraries.
@@ -236,6 +237,21 @@ def onnx(
             progress=lambda message: print(message, file=sys.stderr),
         )
     )
+
+
+@app.command("import-showo")
+def import_showo(
+    *,
+    showo: Annotated[Path, typer.Option(help="Folder of showlab/show-o (or -512x512, -w-clip-vit): config.json and weights.")],
+    magvit: Annotated[Path, typer.Option(help="Folder of showlab/magvitv2.")],
+    out: Annotated[Path, typer.Option(help="Folder of our own checkpoints: unified.safetensors and tokenizer.safetensors.")],
+    size: Annotated[int | None, typer.Option(help="Pixels along one side, where config.json does not tell: 256 or 512.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show what was recognised; write nothing.")] = False,
+) -> None:
+    """Turn published Show-o and MAGVIT-v2 weights into checkpoints of this project, tensor by tensor."""
+    from export.import_showo import import_show_o
+
+    import_show_o(showo, magvit, out, size=size, dry_run=dry_run, progress=typer.echo)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -93,6 +93,8 @@ class ModelConfiguration:
         semantic, identity: features of the image encoders, or None where the model has none.
         image_input: "table" embeds image codes by a table (Show-o); "bits" by a linear map of the code's bits (nano, ours: 13 rows
             instead of 8192, and codes that differ in one bit start alike).
+        task_sees_image: in MMU, whether ``<|mmu|>`` sees the image behind it, as in Show-o, where every row sees all columns up to
+            ``<|eoi|>``; else it is text before the image and sees itself alone.
         parallel_block: Phi's ``x + Attn(LN x) + FFN(LN x)``.
     """
 
@@ -114,6 +116,7 @@ class ModelConfiguration:
     semantic: FeatureShape | None = None
     identity: FeatureShape | None = None
     image_input: str = "table"
+    task_sees_image: bool = False
     specials: tuple[str, ...] = field(
         default=("<|soi|>", "<|eoi|>", "<|sov|>", "<|eov|>", "<|t2i|>", "<|mmu|>", "<|t2v|>", "<|v2v|>", "<|lvg|>", "[PAD]")
     )
@@ -206,6 +209,7 @@ SHOW_O = ModelConfiguration(
     token_experts=TokenExperts(shared_width=8192),
     tokenizer=_MAGVIT2,
     sequence_experts=False,
+    task_sees_image=True,
     specials=("[PAD]", "<|soi|>", "<|eoi|>", "<|sov|>", "<|eov|>", "<|t2i|>", "<|mmu|>", "<|t2v|>", "<|v2v|>", "<|lvg|>"),
 )
 
@@ -223,6 +227,7 @@ PAPER = ModelConfiguration(
     resampler_width=512,
     semantic=FeatureShape(vectors=256, width=1024),
     identity=FeatureShape(vectors=1, width=512),
+    task_sees_image=True,
     specials=SHOW_O.specials,
 )
 

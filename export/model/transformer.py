@@ -236,6 +236,10 @@ class UnifiedTransformer(nn.Module):
         task = self.embedding(torch.full_like(codes[:, :1], self.special("<|mmu|>")))
         return torch.cat((task, self.image_segment(codes)), dim=1)
 
+    def _sees_image(self, column: Tensor) -> Tensor:
+        """Which columns of an MMU sequence see the whole image segment: all but ``<|mmu|>``, and in Show-o that too."""
+        return column >= (0 if self.configuration.task_sees_image else 1)
+
     def token_states(self, cells: Tensor) -> Tensor:
         """States of cells (…, J, D) → states of tokens (…, N, D)."""
         return self.split(cells).unflatten(-1, (self.per_cell, -1)).flatten(-3, -2) if self.per_cell > 1 else cells
@@ -298,7 +302,7 @@ class UnifiedTransformer(nn.Module):
     def prefill_image(self, codes: Tensor, semantic: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
         """Codes (B, N) and encoder features (B, M, F) of faces → keys and values of ``<|mmu|> <|soi|> codes <|eoi|>``, (L, B, H, C, W)."""
         column = torch.arange(self.configuration.image_columns + 3, device=codes.device)
-        allowed = (column[None, :] <= column[:, None]) | (column[:, None] > 0)  # <|mmu|> is text and sees itself alone
+        allowed = (column[None, :] <= column[:, None]) | self._sees_image(column)[:, None]
         states = self.run(
             self.understanding_segment(codes), column[None], additive(allowed)[None, None], "mmu",
             segments=Segments(1), sources=self.feature_sources(semantic, identity),
@@ -381,7 +385,7 @@ class UnifiedTransformer(nn.Module):
         column = torch.arange(C + S, device=codes.device)
         owner = functional.pad(text_segments + 1, (C, 0))  # (B, C + S), 0 for the image
         causal = column[None, :] <= column[:, None]
-        image = (column[None, :] < C) & (causal | (column[:, None] > 0))
+        image = (column[None, :] < C) & (causal | self._sees_image(column)[:, None])
         allowed = image[None] | ((owner[:, None, :] == owner[:, :, None]) & causal & (column[None, :] >= C))
         positions = torch.cat((column[None, :C].expand(B, -1), text_positions + C), dim=1)
         states = self.run(

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from export.model.discriminator import PatchDiscriminator, critic_loss, generator_loss
 from export.model.image_tokenizer import ImageTokenizer, bit_statistics
+from export.model.magvit2 import Magvit2Tokenizer, build_tokenizer
 from export.training.checkpoint import load_weights, save_weights, weights_metadata
 from export.training.loop import Batch, Figures, TrainOptions, resolve_device, train
 from f2edge.configuration import NANO, ImageTokenizerConfiguration
@@ -213,13 +214,13 @@ def write_pairs(path: Path, above: Tensor, below: Tensor) -> None:
     Image.fromarray(((sheet.clamp(-1, 1) + 1) * 127.5).round().byte().numpy()).save(path)
 
 
-def load_tokenizer(path: Path) -> ImageTokenizer:
-    """The tokenizer in ``path`` (``tokenizer.safetensors`` or the folder of a finished run), in eval mode."""
+def load_tokenizer(path: Path) -> ImageTokenizer | Magvit2Tokenizer:
+    """The tokenizer in ``path`` (``tokenizer.safetensors`` or the folder of a finished run or import), in eval mode."""
     file = path / "tokenizer.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise InputError(f"{file}: no tokenizer here; train one: python -m export train tokenizer --data SHARDS --out {file.parent}")
     row = json.loads(weights_metadata(file)["configuration"])
-    tokenizer = ImageTokenizer(ImageTokenizerConfiguration(**{**row, "channels": tuple(row["channels"])}))
+    tokenizer = build_tokenizer(ImageTokenizerConfiguration(**{**row, "channels": tuple(row["channels"])}))
     load_weights(file, tokenizer)
     return tokenizer.eval()
 
@@ -259,12 +260,15 @@ def run(
         from export.training.encoders import load_encoders
 
         features = perceptual_features(load_encoders(perceptual).semantic.to(resolve_device(options.device)))
+    old = None if decoder_of is None else load_tokenizer(decoder_of)
+    if isinstance(old, Magvit2Tokenizer):
+        raise InputError(f"{decoder_of}: the published MAGVIT-v2 tokenizer is used as it is; give a tokenizer that was trained here")
     task = TokenizerTask(
         shards,
         options.batch,
         options.steps,
         perceptual=features,
-        decoder_of=None if decoder_of is None else load_tokenizer(decoder_of),
+        decoder_of=old,
         held_out=min(256, len(shards) // 5) if held_out is None else held_out,
         seed=options.seed,
     )
