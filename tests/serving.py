@@ -86,7 +86,7 @@ class ScriptedEngine:
         self.gate = threading.Event()
         self.gate.set()
         self.steps_done = 0
-        self.submitted: list[tuple[Request, Priority | None, float | None]] = []
+        self.submitted: list[tuple[Any, Priority | None, float | None]] = []
         self.open_tickets: set[ScriptedTicket] = set()
         self.state = EngineState.READY
         self.heartbeat_age_ms = 1.0
