@@ -292,7 +292,7 @@ TINY = ModelConfiguration(
 def random_models(configuration: ModelConfiguration = TINY, seed: int = 0, regions: tuple[str, ...] = ("hair", "eyes", "mouth")) -> Models:
     """Models with seeded random weights, scaled up so that routing and sampling are far from uniform."""
     from export.model.encoders import IdentityEncoder, RegionParser, SemanticEncoder
-    from export.model.image_tokenizer import ImageTokenizer
+    from export.model.magvit2 import build_tokenizer
     from export.model.transformer import UnifiedTransformer
 
     with torch.random.fork_rng():
@@ -308,7 +308,7 @@ def random_models(configuration: ModelConfiguration = TINY, seed: int = 0, regio
         return Models(
             configuration,
             transformer,
-            ImageTokenizer(configuration.tokenizer),
+            build_tokenizer(configuration.tokenizer),
             SemanticEncoder(configuration.semantic) if configuration.semantic else None,
             IdentityEncoder(configuration.identity) if configuration.identity else None,
             RegionParser(len(regions)),

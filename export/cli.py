@@ -8,6 +8,7 @@
     python -m export train unified   --tokens tokens/train --text tokenizer.json --out runs/unified
     python -m export onnx --unified runs/unified --tokenizer runs/tokenizer --encoders runs/encoders --text tokenizer.json --out bundle
     python -m export import-showo --showo show-o --magvit magvitv2 --out runs/show-o
+    python -m export onnx --configuration show-o --unified runs/show-o --tokenizer runs/show-o --text phi/tokenizer.json --out bundle
 
 A run is resumed by giving the same command again.  Exit codes: 0, 2 for input that the caller can mend, 1 for the rest.  Every command
 imports what it needs when it runs, so that none depends on the others' libraries.
@@ -210,7 +211,7 @@ def onnx(
     *,
     unified: Annotated[Path, typer.Option(help="Run folder or weights file of the transformer.")],
     tokenizer: Tokenizer,
-    encoders: Encoders,
+    encoders: Annotated[Path | None, typer.Option(help="Run folder of the encoders, for configurations that have them.")] = None,
     text: Text,
     out: Annotated[Path, typer.Option(help="Folder of the bundle, named as the bundle is called; an existing one is replaced.")],
     recipe: Annotated[str, typer.Option(help="Precision: fp32, int8 …")] = "int8",

@@ -37,8 +37,11 @@ _LANDMARK_FACES = 64
 SMOKE_SEED = 7
 
 
-def load_models(unified: Path, tokenizer: Path, encoders: Path, configuration: str = "nano") -> Models:
-    """The trained parts from their runs' folders; a missing or unfitting file raises :class:`InputError`."""
+def load_models(unified: Path, tokenizer: Path, encoders: Path | None, configuration: str = "nano") -> Models:
+    """The trained parts from their runs' folders; a missing or unfitting file raises :class:`InputError`.
+
+    ``encoders`` is read only for a configuration that has encoders, and may be None for the others.
+    """
     from export.model.transformer import UnifiedTransformer
     from export.training.encoders import load_encoders
     from export.training.tokenizer import load_tokenizer
@@ -47,10 +50,14 @@ def load_models(unified: Path, tokenizer: Path, encoders: Path, configuration: s
         raise InputError(f"unknown configuration {configuration!r}; choose one of: {', '.join(CONFIGURATIONS)}")
     image_tokenizer = load_tokenizer(tokenizer)
     chosen = replace(CONFIGURATIONS[configuration], tokenizer=image_tokenizer.configuration)
-    trained = load_encoders(encoders, chosen)
     transformer = UnifiedTransformer(chosen)
     finished = unified / "unified.safetensors"
     load_weights(finished if finished.is_file() else unified, transformer)
+    if chosen.semantic is None and chosen.identity is None:
+        return Models(chosen, transformer, image_tokenizer)
+    if encoders is None:
+        raise InputError(f"configuration {configuration!r} has encoders; give their run's folder: --encoders FOLDER")
+    trained = load_encoders(encoders, chosen)
     return Models(chosen, transformer, image_tokenizer, trained.semantic, trained.identity, trained.regions, trained.region_names)
 
 
@@ -106,7 +113,7 @@ def run_onnx(
     *,
     unified: Path,
     tokenizer: Path,
-    encoders: Path,
+    encoders: Path | None,
     text: Path,
     out: Path,
     recipe: str = "int8",
@@ -124,7 +131,7 @@ def run_onnx(
     Args:
         unified: run folder or weights file of the transformer.
         tokenizer: run folder or weights file of the image tokenizer.
-        encoders: run folder of the encoders.
+        encoders: run folder of the encoders; None for a configuration without encoders.
         text: ``tokenizer.json`` of the text tokenizer.
         out: the bundle's folder, named as the bundle is called; an existing one is replaced.
         recipe: a name of :data:`export.quantise.RECIPES`.

@@ -217,6 +217,7 @@ def test_decoder_trained_further_keeps_the_codes(tmp_path: Path) -> None:
     first = TokenizerTask(Discs(), 8, 40, configuration=SMALL, held_out=16)
     finish(first, trained_options(tmp_path / "first", 40))
     old = load_tokenizer(tmp_path / "first")
+    assert isinstance(old, ImageTokenizer)
     task = TokenizerTask(Discs(), 8, 40, decoder_of=old, recipe=FINE_TUNING, held_out=16)
     finish(task, trained_options(tmp_path / "second", 40))
     new = load_tokenizer(tmp_path / "second")

@@ -24,10 +24,11 @@ from export.model.foreign_weights import TensorInfo, open_weights, write_streame
 from export.model.image_tokenizer import bits_of
 from export.model.magvit2 import Magvit2Tokenizer, decoder_blocks, encoder_blocks
 from export.model.transformer import UnifiedTransformer
+from export.run_onnx import load_models
 from export.sampling_graph import guide, sample
 from export.training.checkpoint import load_weights
 from export.training.tokenizer import load_tokenizer
-from f2edge.configuration import SHOW_O, ImageTokenizerConfiguration, ModelConfiguration, TokenExperts
+from f2edge.configuration import SHOW_O, FeatureShape, ImageTokenizerConfiguration, ModelConfiguration, TokenExperts
 from f2edge.decoding.noise import noise_key
 from f2edge.decoding.parallel import Feeds, decode
 from f2edge.decoding.schedule import Schedule, cosine, masked_counts, plan
@@ -309,6 +310,21 @@ def test_import_writes_checkpoints_that_load(tmp_path: Path, save: Save, dtype: 
     projector = showo_checkpoint.ClipProjector(SMALL.width)
     load_weights(out / "projector.safetensors", projector)
     assert torch.equal(projector.state_dict()["2.bias"], state["mm_projector.2.bias"].float())
+
+
+def test_the_exporter_reads_what_was_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = show_o_state()
+    showo, magvit = folders(tmp_path, state, magvit_state())
+    import_show_o(showo, magvit, tmp_path / "out", base=SMALL, progress=lambda _: None)
+    monkeypatch.setattr("export.run_onnx.CONFIGURATIONS", {"show-o": SMALL, "encoded": replace(SMALL, semantic=FeatureShape(1, 8))})
+    models = load_models(tmp_path / "out", tmp_path / "out", None, "show-o")
+    assert models.configuration == SMALL
+    assert models.transformer is not None
+    assert torch.equal(models.transformer.embedding.text.weight, state["showo.model.embed_tokens.weight"][:50])
+    assert isinstance(models.image_tokenizer, Magvit2Tokenizer)
+    assert set(models.graphs) == {"t2i_prefill", "t2i_step", "mmu_prefill", "mmu_extend", "image_encode", "image_decode"}
+    with pytest.raises(InputError, match="--encoders FOLDER"):
+        load_models(tmp_path / "out", tmp_path / "out", None, "encoded")
 
 
 def test_the_size_comes_from_the_configuration_or_is_asked_for(tmp_path: Path) -> None:
