@@ -28,6 +28,7 @@ from f2edge.errors import (
     UnknownAttributeError,
     UnknownRegionError,
 )
+from f2edge.loopback import is_loopback
 from f2edge.wire import STATUS_DETAILS_KEY
 
 DEFAULT_ADDRESS = "127.0.0.1:8033"
@@ -133,8 +134,7 @@ class Connection:
 
     @property
     def _local(self) -> bool:
-        host = self.target.rpartition(":")[0].strip("[]")
-        return self.target.startswith("unix:") or host in {"localhost", "::1"} or host.startswith("127.")
+        return self.target.startswith("unix:") or is_loopback(self.target.rpartition(":")[0])
 
 
 @contextmanager

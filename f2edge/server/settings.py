@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from f2edge.errors import InputError
 from f2edge.image_guard import ImageLimits
+from f2edge.loopback import is_loopback
 
 DEFAULT_PORT = 8033
 #: Room for a prompt and the other fields beside an image of the largest size.
@@ -115,11 +115,3 @@ class ServerSettings:
     def message_bytes(self) -> int:
         """Largest request."""
         return self.images.largest_bytes + _OTHER_FIELDS_BYTES
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address can mean this machine only; of names, "localhost" alone is trusted to."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
