@@ -120,6 +120,14 @@ def test_questions_run_between_and_are_answered_for_every_face() -> None:
     assert all(len(face.words) == 2 for face in sink.seen[-1].faces)
 
 
+def test_questions_wait_for_a_crowd_but_not_for_ever() -> None:
+    model = ScriptedModel(seconds=0.01)
+    loop, _ = loop_with(model, RememberingSink(), questions=("is there a hat?",), budget_ms=1, refresh_s=0.001)
+    loop.every(SteadySource(faces=4, period_s=0, frames=30))
+    assert model.batches[:5] == [4, 1, 1, 1, 1]
+    assert len(model.questions) == 4
+
+
 def test_a_model_that_fails_for_a_while_is_told_of_and_forgiven() -> None:
     model, sink = ScriptedModel(failures=[ServerUnavailableError("no server at rtsp://a:b@c")] * 2), RememberingSink()
     loop, _ = loop_with(model, sink)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from threading import Thread
 from time import monotonic
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from f2edge.camera.slots import Slot
 
 
 @given(st.lists(st.one_of(st.integers(), st.just("take"), st.just("close")), max_size=40))
+@settings(deadline=None)
 def test_a_slot_is_the_newest_of_what_was_put_since_the_last_take(steps: list[int | str]) -> None:
     slot: Slot[int] = Slot()
     place: int | None = None

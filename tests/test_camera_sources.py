@@ -54,6 +54,7 @@ def test_what_is_no_source_is_refused_with_the_list(text: str) -> None:
 
 
 @given(secrets, secrets)
+@settings(deadline=None)
 def test_no_password_survives(user: str, password: str) -> None:
     marked = f"S3{password}S3"
     address = f"rtsp://{user}:{marked}@10.0.0.5:554/stream"

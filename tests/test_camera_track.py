@@ -134,6 +134,7 @@ def test_a_crowd_is_capped() -> None:
 
 
 @given(boxes, boxes)
+@settings(deadline=None)
 def test_overlap_is_a_symmetric_share(a: Box, b: Box) -> None:
     assert 0 <= overlap(a, b) <= 1
     assert overlap(a, b) == pytest.approx(overlap(b, a))
@@ -141,6 +142,7 @@ def test_overlap_is_a_symmetric_share(a: Box, b: Box) -> None:
 
 
 @given(boxes, st.floats(0, 2))
+@settings(deadline=None)
 def test_grown_boxes_lie_in_the_frame(box: Box, by: float) -> None:
     left, top, right, bottom = grown(box, by, (640, 480))
     assert left >= 0

@@ -21,6 +21,9 @@ from f2edge.results import FaceReport
 Signature = NDArray[np.float32]
 _SMALLEST = 1e-6
 _LEAST_WEIGHT = 0.3
+_ANOTHER_FACE = (
+    0.9  # of drift; on the demo a face differs from itself a quarter second ago by 0.07, at most 0.80, from others by 1.2, at least 0.94
+)
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,11 @@ class AnswerBook:
             known = self._known.get(track)
             if known is None or (known.captured_s is not None and captured_s < known.captured_s):
                 return False
-            weight = self._weight(known.captured_s, captured_s)
+            another = known.signature is not None and drift(signature, known.signature) > _ANOTHER_FACE
+            weight = 1.0 if another else self._weight(known.captured_s, captured_s)
+            if another:  # somebody stepped into the place of the one before: nothing that was known holds
+                known.shown.clear()
+                known.words.clear()
             for slot, values in report.probabilities.items():
                 known.probabilities[slot] = _mixed(known.probabilities.get(slot), values, weight)
                 known.shown[slot] = _shown(known.shown.get(slot), known.probabilities[slot], self.freshness.lead)

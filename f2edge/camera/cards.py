@@ -70,7 +70,7 @@ def draw_card(card: Card) -> Panel:
     draw = ImageDraw.Draw(image)
     title, label, value = _font(14 * s), _font(10.5 * s), _font(12.5 * s)
     draw.text((pad, round(7 * s)), card.title, font=title, fill=card.color)
-    draw.text((width - pad, round(10 * s)), _spaced(card.aside), font=label, fill=_FAINT, anchor="ra")
+    draw.text((width - pad, round(9 * s)), _spaced(card.aside), font=_font(11.5 * s), fill=_FAINT, anchor="ra")
     y = round(31 * s)
     for row in card.rows:
         draw.text((pad, y + round(2 * s)), _spaced(row.label), font=label, fill=_LABEL)

@@ -17,6 +17,7 @@ from f2edge.errors import InputError
 from f2edge.results import Answer, FaceReport
 
 _ANSWER_TOKENS = 24
+_PATIENT_TURNS = 4  # of a crowd that is never done: its questions wait no longer than this
 _NEW_COST = 0.3  # weight of the newest measurement in the estimate of what a face costs
 
 
@@ -83,16 +84,21 @@ class Describer:
         self._work = work
         self._clock = clock
         self._face_ms = 0.0
+        self._turns_without_words = 0
         self.calls = self.faces = self.questions = 0
 
     def turn(self, view: View) -> bool:
         """Ask what needs asking about a view; False where nothing did.  Whatever the model raises is passed on, nothing is then noted."""
         good = [track for track in view.tracks if track.number in view.quality and view.quality[track.number].good]
         candidates = self._candidates(view, good)
-        chosen = [c for c in candidates if c.urgency > 0][: self._room()] if self._work.attributes else []
+        urgent = [c for c in candidates if c.urgency > 0] if self._work.attributes else []
+        chosen = urgent[: self._room()]
         if chosen:
             self._analyze(view, chosen)
-        asked = self._ask(view, candidates)
+        self._turns_without_words += 1
+        asked = (len(chosen) == len(urgent) or self._turns_without_words >= _PATIENT_TURNS) and self._ask(view, candidates)
+        if asked:
+            self._turns_without_words = 0
         return bool(chosen) or asked
 
     def _candidates(self, view: View, good: Sequence[Track]) -> list[_Candidate]:
