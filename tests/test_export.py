@@ -241,12 +241,13 @@ def test_a_dense_model_without_encoders_has_the_same_graphs() -> None:
         tokenizer=replace(SHOW_O.tokenizer, image_size=64, bits=6),
     )  # fmt: skip
     torch.manual_seed(0)
-    models = Models(configuration, UnifiedTransformer(configuration))
+    transformer = UnifiedTransformer(configuration)
+    models = Models(configuration, transformer)
     assert models.graphs == ("t2i_prefill", "t2i_step", "mmu_prefill", "mmu_extend")
     codes = np.random.default_rng(0).integers(0, configuration.codes + 1, (2, configuration.image_tokens))
     graph = trace("mmu_prefill", models)
     assert [value.name for value in graph.graph.inputs] == ["codes"]
-    assert census(graph.graph, "mmu_prefill", models.transformer) == []
+    assert census(graph.graph, "mmu_prefill", transformer) == []
     wanted = TorchBackend(models).run("mmu_prefill", {"codes": codes})
     for found, name in zip(session(graph).run(None, {"codes": codes}), ("image_key", "image_value"), strict=True):
         assert np.allclose(found, host(wanted[name]), atol=1e-5)
