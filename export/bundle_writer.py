@@ -40,7 +40,9 @@ WEIGHTS = "weights.bin"
 #: Constants from this size on go to the file of weights; smaller ones stay in their graph, where a runtime's optimiser sees them.
 _EXTERNAL_BYTES = 1024
 _PAGE_BYTES = 4096
-_PAGED_BYTES = 1 << 16
+_PAGED_BYTES = 1 << 18
+#: Inner values that keep their names, because the parity figures read them.
+_PROBED = ("logits",)
 
 #: What ``generate`` does where the caller says nothing, until a search on the trained model says better.
 GENERATION: Mapping[str, Any] = {
@@ -108,13 +110,16 @@ def _ports(values: list[ir.Value]) -> list[dict[str, Any]]:
     return rows
 
 
-def _forget_inner_shapes(model: ir.Model) -> None:
-    """Leave out shapes that every runtime infers for itself: a third of a graph's file."""
+def _shorten(model: ir.Model) -> None:
+    """Leave out what every runtime infers or numbers for itself, shapes and long inner names: half of a graph's file."""
     kept = {id(value) for value in model.graph.outputs}
-    for node in model.graph:
-        for value in node.outputs:
+    for number, node in enumerate(model.graph):
+        node.name = None
+        for place, value in enumerate(node.outputs):
             if id(value) not in kept:
                 value.shape, value.type = None, None
+                if value.name not in _PROBED:
+                    value.name = f"v{number}" if place == 0 else f"v{number}_{place}"
 
 
 #: Lowered fp32 graphs by name.
@@ -138,7 +143,7 @@ def write_graphs(folder: Path, traced: Traced, recipe: Recipe, calibration: Cali
             model = quantise(original.clone(), recipe, calibration)
             for value in list(model.graph.initializers.values()):
                 weights.place(value)
-            _forget_inner_shapes(model)
+            _shorten(model)
             ir.save(model, folder / f"{name}.onnx")
             rows[name] = {
                 "file": f"{name}.onnx",

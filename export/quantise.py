@@ -31,6 +31,8 @@ import onnx_ir.passes.common as passes
 from export.lower import CONTRIB, Array, Inserter, LoweringError, add_constant, constant, replace
 from f2edge.errors import InputError
 
+#: fp32 constants from this size on are stored as fp16 in quantised graphs.
+_LARGE_BYTES = 1 << 14
 #: Rows smaller than this are taken as zero.
 TINY = 1e-9
 
@@ -218,6 +220,24 @@ def _convolutions(graph: ir.Graph, recipe: Recipe) -> None:
         node.replace_input_with(1, unfolded)
 
 
+def _large_constants(graph: ir.Graph, recipe: Recipe) -> None:
+    """Store what is left of the large fp32 constants (positions, queries, maps of few rows) as fp16; they are read as fp32."""
+    widened: dict[int, ir.Value] = {}
+    for node in list(graph):
+        for place, source in enumerate(node.inputs):
+            values = constant(source)
+            if values is None or source is None or values.dtype != np.float32 or values.nbytes < _LARGE_BYTES:
+                continue
+            name = str(source.name)
+            if name.endswith(".scale") or re.search(recipe.keep, name):
+                continue
+            if id(source) not in widened:
+                insert = Inserter(graph, node, name)
+                half = add_constant(graph, f"{name}.float16", values.astype(np.float16))
+                widened[id(source)] = insert("Cast", half, to=ir.DataType.FLOAT)
+            node.replace_input_with(place, widened[id(source)])
+
+
 def quantise(model: ir.Model, recipe: Recipe, calibration: Calibration | None = None) -> ir.Model:
     """Apply ``recipe`` to a lowered graph; the same object, edited in place.
 
@@ -240,6 +260,8 @@ def quantise(model: ir.Model, recipe: Recipe, calibration: Calibration | None = 
         steps.append(lambda: _linear_layers(graph, recipe, calibration or {}))
     if recipe.convolutions != "float32":
         steps.append(lambda: _convolutions(graph, recipe))
+    if recipe.tables:
+        steps.append(lambda: _large_constants(graph, recipe))
     for step in steps:
         step()
     graph.opset_imports[CONTRIB] = 1
