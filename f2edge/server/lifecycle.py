@@ -57,7 +57,7 @@ class FaceServer:
         self._pool = PicturePool(settings.decode_threads, settings.waiting_bytes)
         self._calls = Calls(self.metrics, tokens, settings.deadline_s)
         self._service = FaceService(settings, self._pool, self.metrics)
-        self._gates = [] if tokens is None else [TokenGate(tokens)]
+        self._gates = [] if tokens is None else [TokenGate(tokens, self.metrics.denied.inc)]
         self._server: grpc.aio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
         self._stop_metrics: Callable[[], None] = lambda: None

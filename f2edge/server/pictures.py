@@ -23,6 +23,8 @@ Result = TypeVar("Result")
 _QUALITY = {"JPEG": 95, "WEBP": 92}
 _PREVIEW_QUALITY = 80
 _RETRY_MS = 200.0
+#: What a waiting request costs beside its bytes, generously: it bounds how many small ones wait.
+_REQUEST_BYTES = 64 << 10
 
 
 class PicturePool:
@@ -39,6 +41,7 @@ class PicturePool:
 
     async def open(self, size: int, work: Callable[[], Result]) -> Result:
         """Run what opens a request of ``size`` bytes; refuses with RESOURCE_EXHAUSTED where too much waits already."""
+        size += _REQUEST_BYTES
         if not self._take(size):
             message = f"too many pictures wait to be opened; try again in {_RETRY_MS:.0f} ms"
             raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, "QUEUE_FULL", retry_after_ms=_RETRY_MS)

@@ -68,22 +68,29 @@ class Certificates:
 
 
 class TokenGate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gRPC is not typed
-    """Lets calls through that show a token; health checks pass without one."""
+    """Lets calls through that show a token; health checks pass without one.
 
-    def __init__(self, tokens: Tokens) -> None:
+    Args:
+        tokens: those that count.
+        denied: hears of each call that is turned away.
+    """
+
+    def __init__(self, tokens: Tokens, denied: Callable[[], None]) -> None:
         self._tokens = tokens
+        self._denied = denied
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]], details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler:
         if details.method.startswith(_OPEN_TO_ALL) or self._tokens.holder(authorization(details.invocation_metadata)) is not None:
             return await continuation(details)
-        return grpc.unary_unary_rpc_method_handler(_deny)
+        return grpc.unary_unary_rpc_method_handler(self._deny)
 
-
-async def _deny(_request: bytes, context: grpc.aio.ServicerContext) -> None:
-    refusal = RefusedError(grpc.StatusCode.UNAUTHENTICATED, "no valid token; send metadata 'authorization: Bearer TOKEN'", "TOKEN")
-    await context.abort(refusal.code, str(refusal), trailers(refusal, ""))
+    async def _deny(self, _request: bytes, context: grpc.aio.ServicerContext) -> None:
+        self._denied()
+        logger.info("turned away", extra={"peer": context.peer()})
+        refusal = RefusedError(grpc.StatusCode.UNAUTHENTICATED, "no valid token; send metadata 'authorization: Bearer TOKEN'", "TOKEN")
+        await context.abort(refusal.code, str(refusal), trailers(refusal, ""))
 
 
 def authorization(metadata: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from f2edge.errors import InputError
@@ -14,6 +14,8 @@ DEFAULT_PORT = 8033
 _OTHER_FIELDS_BYTES = 64 << 10
 #: Pixels decoded at once by all threads together, at three bytes each.
 _PIXEL_BUDGET_BYTES = 128 << 20
+#: A telephone's photograph passes; 16 million pixels with an alpha channel would take more than 200 MB.
+PICTURES = ImageLimits(largest_pixels=4096 * 3072)
 _LOWEST = {
     "lame_duck_s": 0,
     "grace_s": 0,
@@ -60,7 +62,7 @@ class ServerSettings:
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
     reflection: bool = True
-    images: ImageLimits = field(default_factory=ImageLimits)
+    images: ImageLimits = PICTURES
     decode_threads: int = 2
     waiting_bytes: int = 64 << 20
     streams: int = 16
