@@ -98,6 +98,5 @@ IDENTITY = GraphSignature("identity", (Tensor("pixels", "float32", "B3YX"),), (T
 REGIONS = GraphSignature("regions", (Tensor("pixels", "float32", "B3YX"),), (Tensor("coverage", "float32", "BKGG"),))
 
 SIGNATURES: Mapping[str, GraphSignature] = {
-    s.name: s
-    for s in (T2I_PREFILL, T2I_STEP, MMU_PREFILL, MMU_EXTEND, IMAGE_ENCODE, IMAGE_DECODE, SEMANTIC, IDENTITY, REGIONS)
+    s.name: s for s in (T2I_PREFILL, T2I_STEP, MMU_PREFILL, MMU_EXTEND, IMAGE_ENCODE, IMAGE_DECODE, SEMANTIC, IDENTITY, REGIONS)
 }
