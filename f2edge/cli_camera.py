@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
@@ -57,8 +58,8 @@ def camera(
 ) -> None:
     """Watch a camera and say what the faces look like.
 
-    Nothing is stored unless --record or --jsonl asks for it.  The embedded model understands rendered faces like the demo's, and no
-    photographs.
+    Without --show, --record or --jsonl it says so in words.  Nothing is stored unless --record or --jsonl asks for it.
+    The embedded model understands rendered faces like the demo's, and no photographs.
     """
     from f2edge.camera.privacy import check_question, chosen_attributes
     from f2edge.camera.record import check_path
@@ -93,9 +94,11 @@ def camera(
         figures=figures,
         blur_others=blur_others,
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service that is stopped finishes its recording, too
     lines = _line_file(jsonl)
+    say = None if show or record or jsonl or quiet else _say
     try:
-        summary = run(request, open_pipeline(opened, backend, threads), _model_input(opened), lines, _hear(url, quiet))
+        summary = run(request, open_pipeline(opened, backend, threads), _model_input(opened), lines, _hear(url, quiet), say=say)
     finally:
         if lines is not None and lines is not sys.stdout:
             lines.close()
@@ -129,6 +132,11 @@ def _line_file(name: str | None) -> TextIO | None:
         return Path(name).open("w", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"--jsonl {name}: {error.strerror}") from error
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def _hear(url: SourceUrl, quiet: bool) -> Callable[[str, str], None]:

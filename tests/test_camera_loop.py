@@ -6,6 +6,7 @@ import inspect
 import io
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -270,3 +271,19 @@ def test_the_command_refuses_bad_input_in_one_line(arguments: list[str], capsys:
 def test_work_out_of_range_is_refused() -> None:
     with pytest.raises(InputError):
         Work(NAMES, budget_ms=0)
+
+
+def test_without_outputs_it_speaks_and_with_broken_ones_it_ends() -> None:
+    class Gone(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    said: list[str] = []
+    heard: list[tuple[str, str]] = []
+    request = Request(url=parse_source("demo"), detector="given", attributes=NAMES, size_wh=(320, 180), max_fps=10, duration_s=3.0)
+    run(request, ScriptedModel(), FACES, None, lambda *_: None, say=said.append)
+    assert said
+    assert all(line.endswith(": hair color red, eyewear eyeglasses") for line in said)
+    endless = replace(request, duration_s=None)
+    run(endless, ScriptedModel(), FACES, Gone(), lambda kind, reason: heard.append((kind, reason)))
+    assert [kind for kind, _ in heard].count("output") == 1

@@ -43,8 +43,8 @@ RED = {"hair_color": Shown("red", 0.9), "hat": Shown("cap", 0.8), "eyewear": Sho
 
 def test_only_likely_and_remarkable_values_are_written() -> None:
     overlay = Overlay(F2EDGE_SCHEMA)
-    assert [(row.label, row.value, row.fiftieths) for row in overlay._rows(RED, 5)] == [("hair color", "red", 45), ("hat", "cap", 40)]
-    assert len(overlay._rows(RED, 1)) == 1
+    assert [(row.label, row.value, row.fiftieths) for row in overlay.rows(RED)] == [("hair color", "red", 45), ("hat", "cap", 40)]
+    assert len(overlay.rows(RED, 1)) == 1
 
 
 def test_the_frame_given_stays_as_it_is_and_the_card_stands_below_the_face() -> None:

@@ -27,7 +27,7 @@ from f2edge.camera.watch import Watcher
 from f2edge.errors import F2EdgeError
 
 _TAKE_S = 0.1
-_JOIN_S = 2.0
+_JOIN_S = 15.0  # a model call in progress ends by itself; leaving it behind would abort the interpreter
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0
 
 

@@ -19,6 +19,7 @@ from f2edge.camera.reports import Seen
 from f2edge.errors import BackendError, OutputError
 
 _FIGURES_EVERY_S = 1.0
+_SAY_EVERY_S = 1.0
 _QUIT_KEYS = (27, ord("q"))
 
 
@@ -48,6 +49,28 @@ class Window:
         cv2.destroyWindow(self._title)
 
 
+class Speaker:
+    """Says in words what faces look like, a line for each face whenever that changes, at most once a second for each."""
+
+    def __init__(self, say: Callable[[str], None], overlay: Overlay) -> None:
+        self._say = say
+        self._overlay = overlay
+        self._said: dict[int, tuple[float, str]] = {}
+
+    def tell(self, seen: Seen) -> None:
+        now = seen.frame.captured_s
+        for face in seen.faces:
+            parts = [f"{row.label} {row.value}" for row in self._overlay.rows(face.shown)]
+            parts += [f"{question} {text}" for question, text, _ in face.words]
+            text = ", ".join(parts)
+            before_s, before = self._said.get(face.number, (-_SAY_EVERY_S, ""))
+            if text and text != before and now - before_s >= _SAY_EVERY_S:
+                self._say(f"#{face.number}: {text}")
+                self._said[face.number] = now, text
+        alive = {face.number for face in seen.faces}
+        self._said = {number: said for number, said in self._said.items() if number in alive}
+
+
 class Outputs:
     """All that was asked for.
 
@@ -69,20 +92,24 @@ class Outputs:
         recorder: Recorder | None = None,
         window: Window | None = None,
         figures_file: Path | None = None,
+        speaker: Speaker | None = None,
     ) -> None:
         self._camera, self._describer, self._overlay, self._hear = camera, describer, overlay, hear
-        self._lines, self._recorder, self._window, self._figures_file = lines, recorder, window, figures_file
+        self._lines, self._recorder, self._window = lines, recorder, window
+        self._figures_file, self._speaker = figures_file, speaker
         self._lock = Lock()
         self._figures_at = -_FIGURES_EVERY_S
 
     def show(self, seen: Seen, figures: Figures) -> bool:
         if self._lines is not None:
             self._write(frame_line(self._camera, seen))
-        going = True
+        if self._speaker is not None:
+            self._speaker.tell(seen)
+        going = not self._all_failed
         if self._recorder is not None or self._window is not None:
             image = self._overlay.draw(seen, self._status(seen, figures))
             self._record(image, seen.frame.captured_s)
-            going = self._window is None or self._window.show(image)
+            going = self._window.show(image) if self._window is not None else not self._all_failed
         self._expose(figures)
         return going
 
@@ -99,6 +126,12 @@ class Outputs:
             self._recorder.close()
         if self._window is not None:
             self._window.close()
+
+    @property
+    def _all_failed(self) -> bool:
+        """Lines or a recording were asked for, and whatever was can no longer be written: there is nothing left to run for."""
+        written = [lines.broken for lines in (self._lines,) if lines] + [recorder.closed for recorder in (self._recorder,) if recorder]
+        return bool(written) and all(written) and self._window is None
 
     def _status(self, seen: Seen, figures: Figures) -> list[tuple[str, bool]]:
         now = seen.frame.captured_s + seen.age_ms / 1e3

@@ -42,6 +42,15 @@ class Overlay:
         self._blur_others = blur_others
         self._sides: dict[int, int] = {}
 
+    def rows(self, shown: Mapping[str, Shown], most: int = _ROWS) -> tuple[Row, ...]:
+        """The first few attributes that are worth a word: not the unremarkable value, and rather likely."""
+        rows: list[Row] = []
+        for slot in self._slots:
+            if slot.name in shown and len(rows) < most and _remarkable(slot, shown[slot.name]):
+                value = shown[slot.name]
+                rows.append(Row(slot.name.replace("_", " "), value.value.replace("_", " "), round(50 * value.probability)))
+        return tuple(rows)
+
     def draw(self, seen: Seen, status: Sequence[tuple[str, bool]]) -> Picture:
         """A copy of the frame with everything on it."""
         image: Picture = seen.frame.image.copy()
@@ -72,7 +81,7 @@ class Overlay:
     def _card(self, image: Picture, face: FaceNow, scale: float, taken: list[Box], *, few: bool) -> None:
         age = "" if face.answer_age_ms is None else f"{max(1, round(face.answer_age_ms / 100)) / 10:.1f} s old"
         words = tuple((question, text) for question, text, _ in face.words)
-        card = Card(f"#{face.number}", age, self._rows(face.shown, _ROWS if few else _ROWS_OF_MANY), words, _color(face), scale)
+        card = Card(f"#{face.number}", age, self.rows(face.shown, _ROWS if few else _ROWS_OF_MANY), words, _color(face), scale)
         panel = draw_card(card)
         places = _places(face.box, (panel.shape[1], panel.shape[0]), (image.shape[1], image.shape[0] - round(_STRIP * scale)))
         before = self._sides.get(face.number, 0)
@@ -82,15 +91,6 @@ class Overlay:
         x, y, _, _ = places[best]
         taken.append(places[best])
         lay(image, panel, round(x), round(y))
-
-    def _rows(self, shown: Mapping[str, Shown], most: int) -> tuple[Row, ...]:
-        """The first few attributes that are worth a word: not the unremarkable value, and rather likely."""
-        rows: list[Row] = []
-        for slot in self._slots:
-            if slot.name in shown and len(rows) < most and _remarkable(slot, shown[slot.name]):
-                value = shown[slot.name]
-                rows.append(Row(slot.name.replace("_", " "), value.value.replace("_", " "), round(50 * value.probability)))
-        return tuple(rows)
 
 
 def _remarkable(slot: Slot, shown: Shown) -> bool:

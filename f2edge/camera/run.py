@@ -16,7 +16,7 @@ from f2edge.camera.detect import open_detector
 from f2edge.camera.events import LineWriter, Notify
 from f2edge.camera.frames import Frame
 from f2edge.camera.loop import Loop
-from f2edge.camera.outputs import Outputs, Window
+from f2edge.camera.outputs import Outputs, Speaker, Window
 from f2edge.camera.overlay import Overlay
 from f2edge.camera.quality import Gate
 from f2edge.camera.reader import Reader, ReaderSettings
@@ -60,9 +60,23 @@ class ModelInput:
 
 
 def run(
-    request: Request, model: FaceModel, faces: ModelInput, lines: TextIO | None, hear: Callable[[str, str], None]
+    request: Request,
+    model: FaceModel,
+    faces: ModelInput,
+    lines: TextIO | None,
+    hear: Callable[[str, str], None],
+    *,
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, float | int | None]:
     """Watch until the source ends, the time is up, the window is closed or Ctrl-C; returns the summary's figures.
+
+    Args:
+        request: what is wanted.
+        model: what answers.
+        faces: what it understands.
+        lines: where JSON lines go.
+        hear: told every event as (kind, reason).
+        say: told in words what faces look like, when that changes.
 
     Raises:
         F2EdgeError: the source cannot be read, or this OpenCV lacks what was asked for.
@@ -74,15 +88,17 @@ def run(
     work = Work(request.attributes, request.questions, request.budget_ms)
     describer = Describer(model, cutter, book, work, monotonic)
     fps = _FPS if request.max_fps is None else max(1, min(_FPS, round(request.max_fps)))
+    overlay = Overlay(faces.schema.select(request.attributes), blur_others=request.blur_others)
     outputs = Outputs(
         url.shown,
         describer,
-        Overlay(faces.schema.select(request.attributes), blur_others=request.blur_others),
+        overlay,
         hear,
         lines=None if lines is None else LineWriter(lines, "--jsonl"),
         recorder=None if request.record is None else Recorder(request.record, fps),
         window=Window(f"f2edge {url.shown}") if request.show else None,
         figures_file=request.figures,
+        speaker=None if say is None else Speaker(say, overlay),
     )
     loop = Loop(watcher, describer, book, outputs, request.duration_s)
     options = SourceOptions(request.size_wh, fps)
