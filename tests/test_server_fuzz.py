@@ -9,6 +9,8 @@ import io
 import os
 import resource
 import struct
+import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator
@@ -41,6 +43,8 @@ EXPECTED = {
 METHODS = {method.name: method for method in SERVICE.methods}
 #: Wall clock of a call on a machine that may be busy with anything; the promise of 200 ms is of processor time, see below.
 LONGEST_S = 20.0
+#: Folders that a message may not name.
+PLACES = (str(Path(__file__).parent.parent), sys.prefix, tempfile.gettempdir() + "/")
 PROCESSOR_S, MEMORY_BYTES = 1.0, 200 << 20
 
 
@@ -81,8 +85,7 @@ def outcome(channel: Any, name: str, messages: list[bytes], metadata: Any = None
     else:
         code, message = grpc.StatusCode.OK, ""
     assert code in EXPECTED, (name, code, message)
-    assert "Traceback" not in message
-    assert "/" not in message, message  # no path
+    assert not any(inside in message for inside in ("Traceback", *PLACES)), message
     return code
 
 
@@ -287,11 +290,3 @@ def test_bytes_that_are_no_http(server: ServerThread, junk: bytes) -> None:
     host, _, port = server.address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=5) as raw:
         raw.sendall(junk)
-
-
-def test_no_file_of_the_checkout_is_named(channel: Any) -> None:
-    """What a caller can provoke never says where this runs."""
-    folder = str(Path(__file__).parent.parent)
-    with pytest.raises(grpc.RpcError) as caught:
-        list(channel.unary_stream(f"/{SERVICE.full_name}/Generate")(b"\xff"))
-    assert folder not in str(caught.value)
