@@ -49,7 +49,7 @@ GENERATION: Mapping[str, Any] = {
     "steps": 12,
     "guidance": 2.0,
     "temperature_law": "linear",
-    "temperature": 2.0,
+    "temperature": 1.0,
     "order": "maskgit",
     "token_temperature": 1.0,
 }

@@ -26,6 +26,7 @@ from export.training.checkpoint import load_weights
 from export.verify import Inputs, Recorder, TorchBackend, calibrate, generate, measure, understand
 from f2edge.attributes import F2EDGE_SCHEMA
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
+from f2edge.camera.crops import PORTRAIT_MARGINS
 from f2edge.configuration import CONFIGURATIONS
 from f2edge.decoding.schedule import Schedule
 from f2edge.errors import InputError
@@ -153,7 +154,7 @@ def run_onnx(
     card = Card(
         description=description,
         generation={**GENERATION, **(generation or {})},
-        alignment={"landmarks": landmark_template()},
+        alignment={"landmarks": landmark_template(), "margins": list(PORTRAIT_MARGINS)},
         quality=None if quality is None else json.loads(quality.read_text(encoding="utf-8")),
     )
     schedule, layout = _schedule(card.generation), layout_of(models.configuration, text)
