@@ -14,6 +14,8 @@ from typing import Any
 
 import grpc
 import numpy as np
+import pytest
+from google.rpc import error_details_pb2, status_pb2
 from PIL import Image
 
 from f2edge.attributes import F2EDGE_SCHEMA
@@ -40,6 +42,7 @@ from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace
 from f2edge.server.lifecycle import FaceServer
 from f2edge.server.port import Served
 from f2edge.server.settings import ServerSettings
+from f2edge.v1 import face_pb2 as pb
 from f2edge.v1 import face_pb2_grpc
 from f2edge.wire import ModelFacts
 from tests.paper_model import PaperBackend, paper_bundle
@@ -300,3 +303,37 @@ def photo(size_wh: tuple[int, int] = (40, 40), kind: str = "PNG", seed: int = 0)
     buffer = io.BytesIO()
     Image.fromarray(values).resize(size_wh, Image.Resampling.BICUBIC).save(buffer, kind)
     return buffer.getvalue()
+
+
+PROMPT = "a smiling woman"
+GOOD: dict[str, Any] = {"prompt": PROMPT}
+BOX: dict[str, Any] = {"box": pb.Box(width=1, height=1)}
+
+
+def details(error: grpc.RpcError) -> dict[str, Any]:
+    """google.rpc details of a failure by the name of their type."""
+    packed = dict(error.trailing_metadata())["grpc-status-details-bin"]
+    status = status_pb2.Status.FromString(packed)
+    found: dict[str, Any] = {"status": status}
+    for detail in status.details:
+        kind = getattr(error_details_pb2, detail.type_url.rpartition(".")[2])
+        found[kind.__name__] = kind.FromString(detail.value)
+    return found
+
+
+def refused(call: Any) -> Any:
+    """The error that a call, once read, ends with."""
+    with pytest.raises(grpc.RpcError) as caught:
+        list(call())
+    return caught.value
+
+
+def requests_of_every_method() -> dict[str, Any]:
+    return {
+        "Generate": lambda face, **k: face.Generate(pb.GenerateRequest(**GOOD), **k),
+        "Edit": lambda face, **k: face.Edit(pb.EditRequest(**GOOD, **BOX, image=photo()), **k),
+        "Ask": lambda face, **k: face.Ask(pb.AskRequest(image=photo(), question="what?"), **k),
+        "Describe": lambda face, **k: face.Describe(pb.DescribeRequest(image=photo()), **k),
+        "Analyze": lambda face, **k: face.Analyze.future(pb.AnalyzeRequest(image=photo()), **k),
+        "AnalyzeStream": lambda face, **k: face.AnalyzeStream(iter([pb.AnalyzeStreamRequest(image=photo())]), **k),
+    }
