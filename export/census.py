@@ -90,26 +90,30 @@ def find_routers(graph: ir.Graph) -> dict[str, ir.Value]:
     return found
 
 
-def _stored(graph: ir.Graph, name: str) -> Array | None:
-    """A linear layer's weight ``(K, N)`` in fp32, however the recipe stored it."""
+#: A linear layer's weight ``(K, N)`` as it stands in a graph, and what smoothing multiplied its rows by, ``(K, 1)`` or 1.
+_Stored = tuple[Array, Array | float]
+
+
+def _stored(graph: ir.Graph, name: str) -> _Stored | None:
+    """The weight of a linear layer in fp32, however the recipe stored it."""
     for prefix in ("model.", "stem."):
-        plain = constant(graph.initializers.get(f"{prefix}{name}.T"))
-        if plain is not None:
-            return plain
-        codes = constant(graph.initializers.get(f"{prefix}{name}.T.int8"))
-        scale = constant(graph.initializers.get(f"{prefix}{name}.T.scale"))
+        for form in ("", ".float16"):
+            plain = constant(graph.initializers.get(f"{prefix}{name}.T{form}"))
+            if plain is not None:
+                return plain.astype(np.float32), 1.0
+        codes, scale, smooth = (constant(graph.initializers.get(f"{prefix}{name}.T.{part}")) for part in ("int8", "scale", "smooth"))
         if codes is not None and scale is not None:
-            return np.asarray(codes.astype(np.float32) * scale)
+            return codes.astype(np.float32) * scale, 1.0 if smooth is None else 1 / smooth[:, None]
     return None
 
 
-def _same(stored: Array | None, linear: nn.Module, rows: slice, axis: int, tolerance: float) -> bool:
+def _same(stored: _Stored | None, linear: nn.Module, rows: slice, axis: int, tolerance: float) -> bool:
     """Whether the part ``rows`` of a linear layer's outputs (axis 1) or inputs (axis 0) stands in the graph as PyTorch has it."""
     if stored is None:
         return False
-    weight = linear.weight.detach().numpy().T  # type: ignore[operator]
+    weight = linear.weight.detach().numpy().T * stored[1]  # type: ignore[operator]
     index = (rows, slice(None)) if axis == 0 else (slice(None), rows)
-    wanted, found = weight[index], stored[index]
+    wanted, found = weight[index], stored[0][index]
     return found.shape == wanted.shape and bool(np.abs(found - wanted).max() <= tolerance * np.abs(weight).max())
 
 

@@ -97,9 +97,10 @@ def quantise_rows(table: Array) -> tuple[Array, Array]:
 Calibration = Mapping[str, Array]
 
 
-def layer_name(weight: str) -> str:
-    """Name of a weight without the wrapper's prefix: graphs that share a weight must divide it by the same numbers."""
-    return re.sub(r"^(model|stem)\.", "", weight)
+def layer_name(graph: ir.Graph, weight: ir.Value) -> str:
+    """Name of a layer in a :data:`Calibration`.  Graphs of one transformer share weights, so its layers have one name in all of them."""
+    own, shared = str(weight.name), re.sub(r"^(model|stem)\.", "", str(weight.name))
+    return shared if shared != own else f"{graph.name}/{own}"
 
 
 def linear_layers(graph: ir.Graph, recipe: Recipe) -> list[tuple[ir.Node, ir.Value, ir.Value, Array]]:
@@ -133,15 +134,18 @@ class _Rows:
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
-        self._made: dict[tuple[int, bytes], tuple[ir.Value, ir.Value]] = {}
+        self._made: dict[tuple[int, str], tuple[ir.Value, ir.Value]] = {}
 
-    def of(self, x: ir.Value, node: ir.Node, divisor: Array | None) -> tuple[ir.Value, ir.Value]:
-        """uint8 codes of ``x`` and its row maxima, added in front of ``node`` (the first one that needs them)."""
-        key = (id(x), b"" if divisor is None else divisor.tobytes())
+    def of(self, x: ir.Value, node: ir.Node, divisor: Array | None = None, weight: str = "") -> tuple[ir.Value, ir.Value]:
+        """uint8 codes of ``x`` and its row maxima, added in front of ``node`` (the first one that needs them).
+
+        A layer that is smoothed divides by its own numbers, kept as ``<weight>.smooth`` (inverted), and shares its rows with no other.
+        """
+        key = (id(x), "" if divisor is None else weight)
         if key not in self._made:
             graph, insert = self._graph, Inserter(self._graph, node, f"{x.name}/rows{len(self._made)}")
             if divisor is not None:
-                x = insert("Mul", x, add_constant(graph, f"{node.name or x.name}/smooth", 1 / divisor))
+                x = insert("Mul", x, add_constant(graph, f"{weight}.smooth", 1 / divisor))
             last = add_constant(graph, "rows/last_axis", np.array([-1], dtype=np.int64))
             largest = insert("ReduceMax", insert("Abs", x), last, keepdims=1)
             largest = insert("Max", largest, add_constant(graph, "rows/tiny", np.array(TINY, dtype=np.float32)))
@@ -161,12 +165,12 @@ def _row_scale(graph: ir.Graph) -> tuple[ir.Value, ir.Value]:
 def _linear_layers(graph: ir.Graph, recipe: Recipe, calibration: Calibration) -> None:
     rows = _Rows(graph)
     for node, x, source, values in linear_layers(graph, recipe):
-        divisor, weight, name = None, values, layer_name(str(source.name))
+        divisor, weight, name = None, values, layer_name(graph, source)
         if recipe.smooth is not None and name in calibration:
             divisor = smoothing(weight, calibration[name], recipe.smooth)
             weight = weight * divisor[:, None]
         codes, scale = quantise_columns(weight, recipe.weight_limit)
-        quantised, largest = rows.of(x, node, divisor)
+        quantised, largest = rows.of(x, node, divisor, str(source.name))
         row_scale, zero_point = _row_scale(graph)
         insert = Inserter(graph, node, node.name or name)
         product = insert(

@@ -288,7 +288,7 @@ def calibrate(traced: Mapping[str, ir.Model], recorder: Recorder, recipe: Recipe
                 outputs = backend.run(graph, feeds)
                 for _, x, weight, _ in layers:
                     seen = np.abs(host(outputs[str(x.name)]) if str(x.name) in outputs else feeds[str(x.name)])
-                    seen, name = seen.reshape(-1, seen.shape[-1]).max(axis=0), layer_name(str(weight.name))
+                    seen, name = seen.reshape(-1, seen.shape[-1]).max(axis=0), layer_name(model.graph, weight)
                     largest[name] = np.maximum(largest.get(name, seen), seen)
     return largest
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from export.bundle_writer import layout_of
-from export.census import LostExpertError
+from export.census import LostExpertError, census
 from export.lower import Array, constant
 from export.model import reference
 from export.model.experts import TokenExpertLayer
@@ -203,17 +203,19 @@ def test_measured_figures_say_what_was_found(
 
 
 def test_calibration_sees_every_linear_layer_and_smoothing_keeps_tokens_close(
-    tiny_bundle: Path, recorded: Recorder, tmp_path: Path
+    tiny_bundle: Path, tiny_models: Models, recorded: Recorder, tmp_path: Path
 ) -> None:
-    recipe = RECIPES["int8-smooth"]
+    transformer, recipe = tiny_models.transformer, RECIPES["int8-smooth"]
+    assert transformer is not None
     graphs = {name: ir.load(tiny_bundle / f"{name}.onnx") for name in ("t2i_prefill", "t2i_step")}
     calibration = calibrate(graphs, recorded, recipe)
     for model in graphs.values():
         for _, _, weight, values in linear_layers(model.graph, recipe):
-            largest = calibration[layer_name(str(weight.name))]
+            largest = calibration[layer_name(model.graph, weight)]
             assert largest.shape == values.shape[:1]
             assert largest.max() > 0
     step = quantise(graphs["t2i_step"], recipe, calibration)
+    assert all(row.complete for row in census(step.graph, "t2i_step", transformer))
     ir.save(step, tmp_path / "step.onnx", external_data="weights.bin")
     session = onnxruntime.InferenceSession(tmp_path / "step.onnx", providers=["CPUExecutionProvider"])
     feeds, wanted = recorded.calls["t2i_step"][0]

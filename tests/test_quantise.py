@@ -145,7 +145,7 @@ def test_smoothing_helps_where_channels_differ_and_changes_no_function() -> None
     wanted = x @ weight
     errors = {}
     for recipe in ("int8", "int8-smooth"):
-        model = quantise(linear(weight), RECIPES[recipe], {"w": np.abs(x).max(axis=(0, 1))})
+        model = quantise(linear(weight), RECIPES[recipe], {"g/w": np.abs(x).max(axis=(0, 1))})
         errors[recipe] = np.linalg.norm(run(model, x=x) - wanted) / np.linalg.norm(wanted)
     assert errors["int8-smooth"] < 0.8 * errors["int8"]
 
