@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 LARGEST_SIDE = 4096
 #: How long a server may take to answer at all, in seconds.
 CONNECT_S = 5.0
+#: And to answer a call, beside its own limit.
+TIMEOUT_S = 600.0
 _OWN = "  [default: the model's own]"
 
 BundleOption = Annotated[str, typer.Option("--bundle", "-b", metavar="NAME|DIR", help="The model: a name or a folder.")]
@@ -96,7 +98,7 @@ def open_description(name: str, backend: str, threads: int | None, server: str |
     from f2edge.client import Client
     from f2edge.connection import Connection
 
-    client = Client(Connection.from_environment(server), connect_s=CONNECT_S)
+    client = Client(Connection.from_environment(server), timeout_s=TIMEOUT_S, connect_s=CONNECT_S)
     client.bundle  # noqa: B018  reaches the server
     return client
 

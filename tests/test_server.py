@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from f2edge.attributes import F2EDGE_SCHEMA
-from f2edge.errors import BackendError, DeadlineUnreachableError, InputError, QueueFullError, UnknownRegionError
+from f2edge.errors import BackendError, BundleError, DeadlineUnreachableError, InputError, QueueFullError, UnknownRegionError
 from f2edge.pipeline import FacePipeline
 from f2edge.provenance import EDITED, GENERATED, read_label
 from f2edge.requests import Priority
@@ -298,6 +298,13 @@ def test_a_deadline_that_cannot_be_met_is_refused(face: Any, engine: ScriptedEng
     assert "needs 900 ms" in error.details()
 
 
+def test_a_model_without_a_part_says_so(face: Any, engine: ScriptedEngine) -> None:
+    engine.refusal = BundleError("/secret/bundle has no graph 'regions'")
+    error = refused(lambda: face.Edit(pb.EditRequest(**GOOD, **BOX, image=photo())))
+    assert (error.code(), details(error)["ErrorInfo"].reason) == (grpc.StatusCode.UNIMPLEMENTED, "MODEL")
+    assert "secret" not in error.details()
+
+
 @pytest.mark.parametrize("where", ["refusal", "failure"])
 @pytest.mark.parametrize("error", [BackendError("/secret/model.onnx: node 7"), RuntimeError("/secret/path"), MemoryError()])
 def test_nothing_of_the_inside_gets_out(
@@ -362,6 +369,16 @@ def test_no_call_outlives_the_servers_longest(engine: ScriptedEngine) -> None:
         error = refused(lambda: face.Generate(pb.GenerateRequest(**GOOD)))
     assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert not engine.open_tickets or eventually(lambda: not engine.open_tickets)
+
+
+def test_a_stream_of_frames_lasts_as_long_as_its_caller_wants(engine: ScriptedEngine) -> None:
+    def frames() -> Iterator[pb.AnalyzeStreamRequest]:
+        yield pb.AnalyzeStreamRequest(frame_id=1, image=photo())
+        time.sleep(0.6)
+        yield pb.AnalyzeStreamRequest(frame_id=2, image=photo())
+
+    with serving(scripted(engine), replace(SETTINGS, deadline_s=0.3)) as server, stub(server.address) as face:
+        assert [answer.frame_id for answer in face.AnalyzeStream(frames())] == [1, 2]
 
 
 def test_a_reader_who_is_slow_gets_fewer_previews_and_no_old_ones(face: Any, engine: ScriptedEngine) -> None:

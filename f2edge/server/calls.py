@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Protocol
 
 import grpc
@@ -41,7 +42,8 @@ class Call:
 
     Attributes:
         method: "Generate" …
-        ends: when it is cut off, on ``time.monotonic``: the caller's deadline or the server's longest.
+        ends: when it is cut off, on ``time.monotonic``: the caller's deadline or the server's longest, whichever is first.  A stream of
+            frames lasts as long as its caller wants: infinity, without a deadline.
         deadline: the caller's, within the server's longest; None where the caller gave none.
         fields: for bad inputs whose error does not say which field it was.
     """
@@ -123,7 +125,7 @@ class Calls:
                 yield parsed(data)
 
         async def run(request: Any, context: grpc.aio.ServicerContext) -> Message | None:
-            call = self._call(method.name, context)
+            call = self._call(method, context)
             return await self._run(call, lambda: handle(all_parsed(request) if method.client_streaming else parsed(request), call))
 
         kind = {
@@ -133,14 +135,16 @@ class Calls:
         }[method.client_streaming, method.server_streaming]
         return kind(run, request_deserializer=None, response_serializer=lambda message: message.SerializeToString())
 
-    def _call(self, method: str, context: grpc.aio.ServicerContext) -> Call:
+    def _call(self, method: Any, context: grpc.aio.ServicerContext) -> Call:
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         given = metadata.get(REQUEST_ID_KEY, "")
         trace = _TRACEPARENT.fullmatch(metadata.get("traceparent", ""))
         remaining, now = context.time_remaining(), time.monotonic()
-        longest_s = self._longest_s if remaining is None else min(self._longest_s, max(0.0, remaining))
+        longest_s = inf if method.client_streaming else self._longest_s
+        if remaining is not None:
+            longest_s = min(longest_s, max(0.0, remaining))
         return Call(
-            method=method,
+            method=method.name,
             request_id=given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8),
             trace_id=trace[1] if trace else "",
             holder=(self._tokens.holder(authorization(context.invocation_metadata())) or "") if self._tokens else "",
@@ -158,7 +162,8 @@ class Calls:
         self._meter.call_started(call.method)
         code = "OK"
         try:
-            response = await asyncio.wait_for(self._admitted(work), max(0.0, call.ends - time.monotonic()))
+            seconds = None if call.ends == inf else max(0.0, call.ends - time.monotonic())
+            response = await asyncio.wait_for(self._admitted(work), seconds)
             call.context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
             return response  # noqa: TRY300
         except asyncio.CancelledError:

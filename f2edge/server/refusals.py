@@ -9,6 +9,7 @@ DEADLINE_EXCEEDED         DEADLINE             cannot be met by measured step ti
 UNAVAILABLE               STARTING, DRAINING   another replica, or the same one soon
 CANCELLED                 CANCELLED            by the caller
 UNAUTHENTICATED           TOKEN                no valid bearer token
+UNIMPLEMENTED             MODEL                the model served lacks the part for this
 INTERNAL                  INTERNAL             a defect; the request id leads to the log
 ========================  ===================  ==================================================
 """
@@ -52,10 +53,11 @@ _INPUT_REASONS: Mapping[type[InputError], tuple[str, str]] = MappingProxyType(
     }
 )
 
-#: Errors of the engine whose message is meant for the caller.
-_PLAIN: tuple[tuple[type[F2EdgeError] | tuple[type[F2EdgeError], ...], grpc.StatusCode, str], ...] = (
-    ((DeadlineUnreachableError, DeadlineExceededError), grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE"),
-    (CancelledError, grpc.StatusCode.CANCELLED, "CANCELLED"),
+#: Errors of the engine: status, reason, and what the caller is told, where that is not the error's own message.
+_PLAIN: tuple[tuple[type[F2EdgeError] | tuple[type[F2EdgeError], ...], grpc.StatusCode, str, str], ...] = (
+    ((DeadlineUnreachableError, DeadlineExceededError), grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE", ""),
+    (CancelledError, grpc.StatusCode.CANCELLED, "CANCELLED", "the call was cancelled"),
+    (BundleError, grpc.StatusCode.UNIMPLEMENTED, "MODEL", "the model that is served cannot do this; GetModel says what it can"),
 )
 
 
@@ -94,7 +96,10 @@ def refusal_of(error: BaseException, fields: Mapping[type[InputError], str] | No
     """What a caller is told about an error; ``fields`` names the field behind a kind of bad input, where it is not the usual one."""
     if isinstance(error, RefusedError):
         return error
-    if isinstance(error, InputError) and not isinstance(error, BundleError | OutputError):
+    for kinds, code, reason, message in _PLAIN:
+        if isinstance(error, kinds):
+            return RefusedError(code, message or str(error), reason)
+    if isinstance(error, InputError) and not isinstance(error, OutputError):
         kind = next(kind for kind in type(error).__mro__ if kind in _INPUT_REASONS)
         reason, field = _INPUT_REASONS[kind]
         return bad_field((fields or {}).get(kind, field), str(error), reason)
@@ -102,9 +107,6 @@ def refusal_of(error: BaseException, fields: Mapping[type[InputError], str] | No
         return RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error), "QUEUE_FULL", retry_after_ms=error.retry_after_ms)
     if isinstance(error, EngineClosedError):
         return draining()
-    for kinds, code, reason in _PLAIN:
-        if isinstance(error, kinds):
-            return RefusedError(code, str(error), reason)
     return RefusedError(grpc.StatusCode.INTERNAL, "internal error; the request id leads to the server's log", "INTERNAL")
 
 
