@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROMPT ?= a smiling young woman with long curly red hair and eyeglasses
 
-.PHONY: face test test-long lint wheel-test clean
+.PHONY: face test test-long lint proto wheel-test clean
 
 # A face on a fresh machine: runtime dependencies only, no torch.
 face: $(VENV)/.runtime
@@ -23,6 +23,10 @@ test-long: $(VENV)/.dev
 # The built wheel, in an environment without torch, passes the runtime's tests.
 wheel-test:
 	PYTHON=$(PYTHON) tests/wheel_test.sh
+
+# The committed gRPC stubs, from proto/.
+proto: $(VENV)/.dev
+	PYTHON=$(abspath $(BIN))/python proto/generate.sh
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
