@@ -2,13 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PROMPT ?= a smiling young woman with long curly red hair and eyeglasses
+PROMPT ?= a young woman with long curly red hair, eyeglasses and hoop earrings
 
 .PHONY: face test test-long lint proto wheel-test clean
 
 # A face on a fresh machine: runtime dependencies only, no torch.
 face: $(VENV)/.runtime
-	$(BIN)/f2edge generate "$(PROMPT)" --seed 7 -o face.png
+	$(BIN)/f2edge generate "$(PROMPT)" --seed 3 -o face.png
 
 # Everything a change must pass: linters, types and the fast tests.
 test: $(VENV)/.dev
