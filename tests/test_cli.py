@@ -311,7 +311,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path, str], list[str]], str]] = {
     "control character": (lambda _a, _b: ["generate", "a\x1b[2Jface"], "control character (U+001B) at position 2"),
     "empty question": (picture(good, "ask", "IMAGE", ""), "the question is empty"),
     "long question": (picture(good, "ask", "IMAGE", "a" * 10_000), "the question has 10000 characters"),
-    "unknown region": (picture(good, *EDIT, "ears"), "unknown region 'ears'; known: "),
+    "unknown region": (picture(good, *EDIT, "elbows"), "unknown region 'elbows'; known: "),
     "box outside": (picture(good, *EDIT, "900,900,10,10"), "no part in the centred square"),
     "box without area": (picture(good, *EDIT, "0,0,0,0"), "a box is"),
     "missing mask": (picture(good, *EDIT, "nowhere.png"), "nowhere.png: no such file"),
