@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from f2edge.backends.base import Backend, Value
 from f2edge.decoding.parallel import UNCONDITIONAL, Feeds, StepFunction
-from f2edge.layout import Ids, TokenLayout
+from f2edge.layout import Ids, TokenLayout, left_pad
 from f2edge.recent import Recent
 
 
 @dataclass(frozen=True)
 class PromptPrefix:
-    """Keys and values (L, 1, H, P, W) of a prompt of ``length`` P tokens, specials included."""
+    """Keys and values (L, 1, H, P, W) of a prompt of ``length`` tokens, specials included; P is that of the longest prompt."""
 
     key: Value
     value: Value
@@ -67,9 +67,9 @@ class PromptPrefixes:
         return run
 
     def _prefill(self, ids: tuple[int, ...]) -> PromptPrefix:
-        outputs = self._backend.run(
-            "t2i_prefill", {"prompt_ids": np.array([ids], dtype=np.int64), "prompt_lengths": np.array([len(ids)], dtype=np.int64)}
-        )
+        # always as wide as the longest prompt: a sum over another number of columns rounds otherwise, and a neighbour would change a face
+        prompt_ids, lengths = left_pad([ids], self._layout.pad, self._layout.prompt_tokens + len(self._layout.unconditional))
+        outputs = self._backend.run("t2i_prefill", {"prompt_ids": prompt_ids, "prompt_lengths": lengths})
         return PromptPrefix(outputs["prefix_key"], outputs["prefix_value"], len(ids))
 
 
