@@ -130,7 +130,7 @@ def test_what_a_caller_asks_for_reaches_the_engine(face: Any, engine: ScriptedEn
     assert (request.options.guidance_interval, request.options.guidance_ramp, request.options.temperature) == ((0.25, 0.75), True, None)
     assert (request.min_steps, lane) == (3, Priority.BACKGROUND)
     assert deadline is not None
-    assert 10 < deadline - time.monotonic() < 20
+    assert 10 < deadline - time.monotonic() < 20.5  # gRPC rounds the timeout it sends upwards
     list(face.Generate(pb.GenerateRequest(prompt=PROMPT)))
     assert engine.submitted[1][1:] == (None, None)
 

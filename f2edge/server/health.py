@@ -61,9 +61,6 @@ class Readiness:
     async def watch(self, engine: EnginePort) -> None:
         """Follow an engine until cancelled."""
         while True:
-            due = time.monotonic() + _LOOK_S
-            await asyncio.sleep(_LOOK_S)
-            self._metrics.loop_lag.set(max(0.0, time.monotonic() - due))
             silent_s = engine.heartbeat_age_ms / 1e3
             limit_s = max(self._limit_s, _TURNS * longest_turn_s(engine.stats()))
             await self.set(engine.state is EngineState.READY and silent_s < limit_s)
@@ -71,6 +68,9 @@ class Readiness:
             if (hangs or engine.state is EngineState.STOPPED) and not self.given_up.is_set():
                 logger.error("the engine is given up", extra={"state": engine.state.value, "silent_s": round(silent_s, 1)})
                 self.given_up.set()
+            due = time.monotonic() + _LOOK_S
+            await asyncio.sleep(_LOOK_S)
+            self._metrics.loop_lag.set(max(0.0, time.monotonic() - due))
 
 
 def longest_turn_s(stats: EngineStats) -> float:
