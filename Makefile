@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PROMPT ?= a young woman with long curly red hair, eyeglasses and hoop earrings
+PROMPT ?= a young woman with long curly red hair, red lipstick and eyeglasses
 
 .PHONY: face test test-long lint proto wheel-test clean
 
