@@ -19,11 +19,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from export.bundle_writer import GENERATION, Card, layout_of, trace_all, write_bundle
+from export.calibration import Calibrator
 from export.census import census_of_folder
 from export.quantise import recipe_named
 from export.trace import Models
 from export.training.checkpoint import load_weights
-from export.verify import Inputs, Recorder, TorchBackend, calibrate, generate, measure, understand
+from export.verify import Inputs, generate, measure, understand
 from f2edge.attributes import F2EDGE_SCHEMA
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.camera.crops import PORTRAIT_MARGINS
@@ -162,10 +163,10 @@ def run_onnx(
     chosen, traced, calibration = recipe_named(recipe), trace_all(models, progress), None
     if chosen.smooth is not None:
         progress("calibrating")
-        recorder = Recorder(TorchBackend(models), limit=4 * schedule.steps)
-        generate(recorder, layout, inputs)
-        understand(recorder, models.graphs, layout, inputs)
-        calibration = calibrate(traced, recorder, chosen)
+        with Calibrator(traced, chosen) as calibrator:
+            generate(calibrator, layout, inputs)
+            understand(calibrator, models.graphs, layout, inputs)
+        calibration = calibrator.largest
 
     def figures(folder: Path, _document: dict[str, Any]) -> Mapping[str, Any]:
         alive = census_of_folder(folder, models.transformer)

@@ -1,8 +1,8 @@
 """Parity: what the exported graphs compute, against PyTorch, on real inputs, in numbers that travel in the manifest.
 
 :class:`TorchBackend` runs the graphs of ``f2edge.graphs`` with the PyTorch modules, behind the same interface as every other backend, so
-the whole runtime (``FacePipeline``) runs on it, and a reference run is an ordinary run.  :class:`Recorder` keeps what a run feeds to each
-graph; :func:`replay` gives the same inputs to another implementation.
+the whole runtime (``FacePipeline``) runs on it, and a reference run is an ordinary run.  :class:`Comparer` gives what such a run feeds to
+each graph to the written graph too, and adds up the differences as it goes (:mod:`export.comparison`): nothing is kept but sums.
 
 Measured by :func:`measure`, per graph: largest and mean error and cosine of every float output, agreement of every integer output, the same
 for the logits inside the step graph, routing agreement (:mod:`export.census`), and whether whole decodings of many prompts end in the same
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,11 +23,13 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
+from export.calibration import only
 from export.census import LostExpertError, RoutingAgreement, find_routers, mixtures, routing_agreement
+from export.comparison import GraphComparison
 from export.lower import Array
 from export.model.experts import Router
-from export.quantise import Calibration, Recipe, layer_name, linear_layers
 from export.sampling_graph import gumbel, sample
 from export.trace import Models, wrapper
 from f2edge.backends.base import Value, host, pack_arrays
@@ -94,30 +96,6 @@ class TorchBackend:
     def pack(self, caches: Sequence[Value]) -> Value:
         """As :class:`f2edge.backends.base.Backend`."""
         return pack_arrays([host(cache) for cache in caches])
-
-
-@dataclass
-class Recorder:
-    """A backend that passes everything on to ``inner`` and keeps each graph's feeds and outputs, at most ``limit`` of each."""
-
-    inner: Any
-    limit: int = 1000
-    calls: dict[str, list[tuple[dict[str, Array], dict[str, Array]]]] = field(default_factory=dict)
-
-    name = "recorder"
-
-    def run(self, graph: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
-        """As :class:`f2edge.backends.base.Backend`."""
-        outputs: dict[str, Value] = self.inner.run(graph, feeds)
-        calls = self.calls.setdefault(graph, [])
-        if len(calls) < self.limit:
-            calls.append(({k: host(v) for k, v in feeds.items()}, {k: host(v) for k, v in outputs.items()}))
-        return outputs
-
-    def pack(self, caches: Sequence[Value]) -> Value:
-        """As :class:`f2edge.backends.base.Backend`."""
-        packed: Value = self.inner.pack(caches)
-        return packed
 
 
 @dataclass(frozen=True)
@@ -188,7 +166,7 @@ def probed(folder: Path, graph: str, threads: int | None = None) -> Iterator[Cal
         model.graph.outputs.append(value)
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-", suffix=".onnx") as file:
         ir.save(model, file.name)
-        backend = OnnxRuntimeBackend(partial(_only, Path(file.name)), threads)
+        backend = OnnxRuntimeBackend(partial(only, Path(file.name)), threads)
 
         def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
             # under a name of its own, because the backend splits large steps and so changes the order of branches
@@ -196,18 +174,6 @@ def probed(folder: Path, graph: str, threads: int | None = None) -> Iterator[Cal
             return {name: outputs[name] for name in names} | {name: outputs[str(value.name)] for name, value in probes.items()}
 
         yield run
-
-
-def _float_error(wanted: Sequence[Array], found: Sequence[Array]) -> dict[str, float]:
-    """Largest and mean absolute error, cosine, and the reference's spread to read them against."""
-    a, b = (np.concatenate([part.ravel().astype(np.float64) for part in parts]) for parts in (wanted, found))
-    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return {
-        "max": float(np.abs(a - b).max(initial=0.0)),
-        "mean": float(np.abs(a - b).mean()) if a.size else 0.0,
-        "cosine": float(a @ b) / norm if norm else 1.0,
-        "spread": float(a.std()) if a.size else 0.0,
-    }
 
 
 def margins(feeds: Mapping[str, Array], logits: Array, tokens: tuple[Array, Array]) -> list[float]:
@@ -223,74 +189,61 @@ def margins(feeds: Mapping[str, Array], logits: Array, tokens: tuple[Array, Arra
     return result
 
 
-def replay(
-    reference: TorchBackend, folder: Path, graph: str, calls: Sequence[tuple[dict[str, Array], dict[str, Array]]]
-) -> tuple[dict[str, Any], RoutingAgreement | None]:
-    """Give recorded inputs of PyTorch to the written graph and to PyTorch again; figures by output, and the routing."""
-    outputs = [t.name for t in SIGNATURES[graph].outputs]
-    reference.chosen, reference.record_routing = {}, True
-    pairs: dict[str, tuple[list[Array], list[Array]]] = {name: ([], []) for name in outputs}
-    found: dict[str, list[Array]] = {}
-    ties: list[float] = []
-    with probed(folder, graph) as run:
-        for feeds, wanted in calls:
-            reference.run(graph, feeds)
-            got = run(feeds)
-            for name in outputs:
-                pairs[name][0].append(wanted[name])
-                pairs[name][1].append(got[name])
-            if graph == "t2i_step":
-                logits = pairs.setdefault("logits", ([], []))
-                logits[0].append(reference.logits[0])
-                logits[1].append(got["logits"])
-                ties += margins(feeds, reference.logits[0], (wanted["proposal"], got["proposal"]))
-            for name in set(got) - set(outputs) - {"logits"}:
-                found.setdefault(name, []).append(got[name])
-    reference.record_routing = False
-    figures: dict[str, Any] = {}
-    for name, (wanted_parts, got_parts) in pairs.items():
-        if np.issubdtype(wanted_parts[0].dtype, np.integer):
-            same, total = sum(int((a == b).sum()) for a, b in zip(wanted_parts, got_parts, strict=True)), sum(a.size for a in wanted_parts)
-            figures[name] = {"agreement": same / total, "values": total}
-        else:
-            figures[name] = _float_error(wanted_parts, got_parts)
-    if graph == "t2i_step":
-        figures["proposal"]["largest_margins"] = sorted((round(tie, 7) for tie in ties), reverse=True)[:20]
-    model = reference.models.transformer
-    layers = mixtures(model, graph) if model is not None else {}
-    if not layers:
-        return figures, None
-    chosen = {name: parts for name, parts in reference.chosen[graph].items() if name in layers}
-    experts = {name: layer.router.weight.shape[0] for name, layer in layers.items()}
-    return figures, routing_agreement(chosen, found, experts)
+class Comparer:
+    """A backend that runs PyTorch and gives the first ``limit`` calls of each graph to the written graph as well.
 
+    Leaving the block closes the written graphs; they are opened when first called.
+    """
 
-def _only(path: Path, _graph: str) -> Path:
-    """The same file for every graph."""
-    return path
+    name = "comparer"
 
+    def __init__(self, reference: TorchBackend, folder: Path, limit: int) -> None:
+        self.reference = reference
+        self.graphs: dict[str, GraphComparison] = {}
+        self._folder, self._limit = folder, limit
+        self._opened: dict[str, Callable[[Mapping[str, Array]], dict[str, Array]]] = {}
+        self._stack = ExitStack()
 
-def calibrate(traced: Mapping[str, ir.Model], recorder: Recorder, recipe: Recipe) -> Calibration:
-    """Largest absolute activation of every input channel of every linear layer, over recorded inputs of fp32 graphs."""
-    largest: dict[str, Array] = {}
-    for graph, original in traced.items():
-        model = original.clone()
-        layers = linear_layers(model.graph, recipe)
-        inner = {str(x.name): x for _, x, _, _ in layers if not x.is_graph_input()}
-        for value in inner.values():
-            if not value.is_graph_output():
-                model.graph.outputs.append(value)
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / "graph.onnx"
-            ir.save(model, path, external_data="weights.bin")
-            backend = OnnxRuntimeBackend(partial(_only, path))
-            for feeds, _ in recorder.calls.get(graph, []):
-                outputs = backend.run(graph, feeds)
-                for _, x, weight, _ in layers:
-                    seen = np.abs(host(outputs[str(x.name)]) if str(x.name) in outputs else feeds[str(x.name)])
-                    seen, name = seen.reshape(-1, seen.shape[-1]).max(axis=0), layer_name(model.graph, weight)
-                    largest[name] = np.maximum(largest.get(name, seen), seen)
-    return largest
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._opened.clear()
+        self._stack.close()
+
+    def run(self, graph: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
+        """PyTorch's outputs."""
+        comparison = self.graphs.setdefault(graph, GraphComparison())
+        if comparison.calls >= self._limit:
+            return self.reference.run(graph, feeds)
+        self.reference.chosen, self.reference.record_routing = {}, True
+        try:
+            outputs = self.reference.run(graph, feeds)
+        finally:
+            self.reference.record_routing = False
+        if graph not in self._opened:
+            self._opened[graph] = self._stack.enter_context(probed(self._folder, graph))
+        arrays = {name: host(value) for name, value in feeds.items()}
+        wanted, found, ties = {name: host(value) for name, value in outputs.items()}, self._opened[graph](arrays), list[float]()
+        if graph == "t2i_step":
+            ties = margins(arrays, self.reference.logits[0], (wanted["proposal"], found["proposal"]))
+            wanted["logits"] = self.reference.logits[0]
+        comparison.choose(self.reference.chosen.get(graph, {}))
+        comparison.add(wanted, found, ties)
+        return outputs
+
+    def pack(self, caches: Sequence[Value]) -> Value:
+        """As :class:`f2edge.backends.base.Backend`."""
+        return self.reference.pack(caches)
+
+    def routing(self, graph: str) -> RoutingAgreement | None:
+        """How often the written graph chose PyTorch's experts; None for a graph without experts."""
+        model, comparison = self.reference.models.transformer, self.graphs[graph]
+        layers = mixtures(model, graph) if model is not None else {}
+        if not layers:
+            return None
+        chosen = {name: parts for name, parts in comparison.chosen.items() if name in layers}
+        return routing_agreement(chosen, comparison.found, {name: layer.router.weight.shape[0] for name, layer in layers.items()})
 
 
 def check_routing(graph: str, routing: RoutingAgreement, precision: str) -> None:
@@ -320,22 +273,31 @@ def measure(
         LostExpertError: a router decides in PyTorch or in a graph only, or otherwise.
     """
     reference = TorchBackend(models)
-    recorder = Recorder(reference, limit=recorded_steps)
-    engine = OnnxRuntimeBackend(lambda graph: folder / f"{graph}.onnx")
     parity: dict[str, Any] = {"graphs": {}}
+    comparisons: dict[str, tuple[GraphComparison, RoutingAgreement | None]] = {}
+
+    def keep(comparer: Comparer) -> None:
+        comparisons.update({graph: (comparison, comparer.routing(graph)) for graph, comparison in comparer.graphs.items()})
+
+    # one block for each kind of work, so that only its graphs are open
     if "t2i_step" in models.graphs:
-        wanted, found = generate(recorder, layout, inputs), generate(engine, layout, inputs)
+        with Comparer(reference, folder, recorded_steps) as comparer:
+            wanted = generate(comparer, layout, inputs)
+            keep(comparer)
+        found = generate(OnnxRuntimeBackend(lambda graph: folder / f"{graph}.onnx"), layout, inputs)
         parity["decoding"] = {
             "prompts": len(inputs.prompts),
             "steps": inputs.schedule.steps,
             "identical": int((wanted == found).all(axis=1).sum()),
             "tokens": float((wanted == found).mean()),
         }
-    understand(recorder, models.graphs, layout, inputs)
+    with Comparer(reference, folder, recorded_steps) as comparer:
+        understand(comparer, models.graphs, layout, inputs)
+        keep(comparer)
     usage: dict[str, Any] = {}
     decisions = same = 0
-    for graph, calls in recorder.calls.items():
-        figures, routing = replay(reference, folder, graph, calls)
+    for graph, (comparison, routing) in comparisons.items():
+        figures = comparison.figures()
         parity["graphs"][graph] = figures
         if routing is not None:
             check_routing(graph, routing, precision)

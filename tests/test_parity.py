@@ -19,22 +19,27 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from export.bundle_writer import layout_of
+from export.calibration import Calibrator
 from export.census import LostExpertError, census
+from export.comparison import FloatDifference
 from export.lower import Array, constant
 from export.model import reference
 from export.model.experts import TokenExpertLayer
 from export.model.sequence_experts import SequenceExpertLayer
 from export.quantise import RECIPES, layer_name, linear_layers, quantise
 from export.trace import Models
-from export.verify import Inputs, Recorder, TorchBackend, calibrate, generate, measure, understand
+from export.verify import Inputs, TorchBackend, generate, measure, understand
 from f2edge.backends.base import Backend, host
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.decoding.schedule import Schedule
 from f2edge.graphs import SIGNATURES
 from f2edge.layout import TokenLayout
+from tests.recorder import Recorder
 from tests.reference_sampler import reference_step
 
 
@@ -208,7 +213,14 @@ def test_calibration_sees_every_linear_layer_and_smoothing_keeps_tokens_close(
     transformer, recipe = tiny_models.transformer, RECIPES["int8-smooth"]
     assert transformer is not None
     graphs = {name: ir.load(tiny_bundle / f"{name}.onnx") for name in ("t2i_prefill", "t2i_step")}
-    calibration = calibrate(graphs, recorded, recipe)
+    with Calibrator(graphs, recipe) as calibrator:
+        for name in graphs:
+            for feeds, answers in recorded.calls[name]:
+                outputs = calibrator.run(name, feeds)
+                assert all(np.allclose(host(outputs[key]), value, atol=1e-3) for key, value in answers.items())
+    calibration = calibrator.largest
+    assert {0.5, 1.0} <= calibrator.mask_ratios
+    assert calibrator.branches[0] == calibrator.branches[1] == 9  # three prompts, three steps, both branches
     for model in graphs.values():
         for _, _, weight, values in linear_layers(model.graph, recipe):
             largest = calibration[layer_name(model.graph, weight)]
@@ -233,3 +245,22 @@ def test_a_graph_that_routes_otherwise_fails_the_export(
     ir.save(model, broken / "t2i_step.onnx")
     with pytest.raises(LostExpertError, match=r"graph 't2i_step' .* routing decisions agree with PyTorch"):
         measure(broken, tiny_models, layout, inputs, recorded_steps=2)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 40), min_size=1, max_size=5), st.floats(-1e3, 1e3))
+def test_sums_of_differences_are_those_of_all_values_together(seed: int, sizes: list[int], centre: float) -> None:
+    rng = np.random.default_rng(seed)
+    wanted = [(rng.normal(size=size) + centre).astype(np.float32) for size in sizes]
+    found = [part + rng.normal(size=part.size).astype(np.float32) * 0.1 for part in wanted]
+    difference = FloatDifference()
+    for a, b in zip(wanted, found, strict=True):
+        difference.add(a, b)
+    figures = difference.figures()
+    x, y = (np.concatenate(parts).astype(np.float64) for parts in (wanted, found))
+    if not x.size:
+        assert figures == {"max": 0.0, "mean": 0.0, "cosine": 1.0, "spread": 0.0}
+        return
+    assert figures["max"] == np.abs(x - y).max()
+    for name, value in (("mean", np.abs(x - y).mean()), ("spread", x.std()), ("cosine", x @ y / np.linalg.norm(x) / np.linalg.norm(y))):
+        assert figures[name] == pytest.approx(value, rel=1e-9, abs=1e-9)
