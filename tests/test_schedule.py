@@ -51,6 +51,13 @@ def test_cosine_counts_are_those_of_the_reference_sampler(tokens: int, steps: in
     assert masked_counts(cosine, tokens, steps) == expected
 
 
+@pytest.mark.parametrize("steps", range(1, 60))
+def test_show_o_counts_differ_from_the_exact_cosine_by_one_token_at_two_thirds(steps: int) -> None:
+    """In single precision cos 60° lies below 1/2; everywhere else both laws count alike."""
+    exact, published = (masked_counts(MASK_LAWS[law], 256, steps) for law in ("cosine", "show-o"))
+    assert [a - b for a, b in zip(exact, published, strict=True)] == [int(3 * (k + 1) == 2 * steps) for k in range(steps)]
+
+
 @pytest.mark.parametrize("law", MASK_LAWS)
 def test_mask_laws_begin_at_one_fall_and_end_at_zero(law: str) -> None:
     shares = [MASK_LAWS[law](x / 100) for x in range(101)]

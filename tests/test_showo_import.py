@@ -31,7 +31,7 @@ from export.training.tokenizer import load_tokenizer
 from f2edge.configuration import SHOW_O, FeatureShape, ImageTokenizerConfiguration, ModelConfiguration, TokenExperts
 from f2edge.decoding.noise import noise_key
 from f2edge.decoding.parallel import Feeds, decode
-from f2edge.decoding.schedule import Schedule, cosine, masked_counts, plan
+from f2edge.decoding.schedule import Schedule, masked_counts, plan, show_o_cosine
 from f2edge.errors import InputError, OutputError
 from f2edge.layout import Ids, left_pad
 from tests import plain_magvit2
@@ -139,7 +139,7 @@ def gumbel_noise(seed: int, step: int) -> tuple[Tensor, Tensor]:
     return table[:, :V], table[:, V]
 
 
-@pytest.mark.parametrize(("steps", "guidance"), [(5, 1.75), (8, 5.0), (1, 2.0)])
+@pytest.mark.parametrize(("steps", "guidance"), [(5, 1.75), (8, 5.0), (1, 2.0), (6, 1.75), (12, 0.0)])
 def test_pictures_are_the_plain_loops_token_for_token(steps: int, guidance: float) -> None:
     state = show_o_state()
     model = imported(state)
@@ -158,7 +158,7 @@ def test_pictures_are_the_plain_loops_token_for_token(steps: int, guidance: floa
         next_codes, proposal = sample(guided, *rest)
         return next_codes.numpy(), proposal.numpy()
 
-    schedule = Schedule(steps=steps, guidance=guidance, temperature=1.0, temperature_law="show-o")
+    schedule = Schedule(steps=steps, guidance=guidance, temperature=1.0, temperature_law="show-o", mask_law="show-o")
     everything = np.ones(N, dtype=bool)
     got = decode(step, np.full((3, N), V), [plan(schedule, everything, seed) for seed in seeds], seeds)
     assert reference_key(7, 1, 2) == noise_key(7, 1, np.array([2]))[0]
@@ -171,18 +171,14 @@ def test_pictures_are_the_plain_loops_token_for_token(steps: int, guidance: floa
 
 @pytest.mark.parametrize("tokens", [256, 1024])
 def test_counts_are_those_of_the_published_loop(tokens: int) -> None:
-    """``max(1, min(unknown - 1, floor(N cos)))``, but for the last step, which keeps everything.
-
-    The published loop works in single precision, where cos 60° comes out below 1/2: with steps that are a multiple of three it decodes one
-    token more at two thirds of the way than the law says.
-    """
+    """``max(1, min(unknown - 1, floor(N cos)))`` in single precision, but for the last step, which keeps everything."""
     for steps in range(1, 101):
         unknown, counts = tokens, []
         for k in range(steps):
             wanted = float((tokens * torch.cos(torch.tensor((k + 1) / steps) * torch.pi * 0.5)).floor())
             unknown = int(max(1, min(unknown - 1, wanted)))
-            counts.append(unknown + (3 * (k + 1) == 2 * steps))
-        assert masked_counts(cosine, tokens, steps)[:-1] == counts[:-1], steps
+            counts.append(unknown)
+        assert masked_counts(show_o_cosine, tokens, steps)[:-1] == counts[:-1], steps
 
 
 def test_answers_are_the_plain_greedy_ones_token_for_token() -> None:
