@@ -20,7 +20,7 @@ from f2edge.errors import (
     UnknownAttributeError,
     UnknownRegionError,
 )
-from f2edge.pipeline import ROWS_AT_ONCE, FacePipeline
+from f2edge.pipeline import FACES_AT_ONCE, ROWS_AT_ONCE, FacePipeline
 from f2edge.results import GenerateOptions
 from tests.paper_model import END, MODEL, START, PaperBackend, paper_bundle, text_logits
 
@@ -230,6 +230,22 @@ def test_analyze_gives_the_probabilities_of_the_allowed_answers(pipeline: FacePi
             assert report.probabilities[name][value] == pytest.approx(expected, rel=1e-5)
         assert sum(report.probabilities[name].values()) == pytest.approx(1.0)
         assert report.best[name] == max(slot.values, key=lambda v: report.probabilities[name][v])
+
+
+def test_several_new_faces_pass_the_encoders_together_and_known_ones_not_again(pipeline: FacePipeline, backend: PaperBackend) -> None:
+    alone = [pipeline.analyze(face(number))[0].probabilities for number in (1, 2)]
+    backend.runs.clear()
+    faces = [face(number) for number in (1, 3, 2, 4, 3)]
+    together = pipeline.analyze(faces)
+    assert backend.runs["image_encode"] == 1
+    assert backend.runs["mmu_prefill"] == 2  # of faces 3 and 4
+    assert [together[0].probabilities, together[2].probabilities] == alone
+    assert together[1].probabilities == together[4].probabilities
+    assert pipeline.analyze([]) == []
+    backend.runs.clear()
+    many = pipeline.analyze([face(number) for number in range(10, 10 + 2 * FACES_AT_ONCE + 1)], attributes=["hat"])
+    assert len(many) == 2 * FACES_AT_ONCE + 1
+    assert backend.runs["image_encode"] == 3
 
 
 def test_analyze_reports_the_attributes_asked_for_in_their_order(pipeline: FacePipeline) -> None:

@@ -64,6 +64,16 @@ def test_an_edit_keeps_every_token_outside(pipeline: FacePipeline, face: Image.I
     assert np.array_equal(np.array(edited.image)[pixels], np.array(face)[pixels])
 
 
+@pytest.mark.parametrize("count", [2, 4, 9])
+def test_a_face_is_read_alike_alone_and_among_others(pipeline: FacePipeline, count: int) -> None:
+    """To the last bit: no rounding of a batch reaches a neighbour's answers."""
+    noise = np.random.default_rng(count)
+    faces = [Image.fromarray(noise.integers(0, 256, size=(9, 9, 3), dtype=np.uint8)).resize((128, 128)) for _ in range(count)]
+    for image, report in zip(faces, FacePipeline.load(pipeline.bundle, threads=2).analyze(faces), strict=True):
+        fresh = FacePipeline(pipeline.bundle, pipeline.backend)  # remembers no segment
+        assert fresh.analyze(image)[0].probabilities == report.probabilities
+
+
 def test_a_shared_prefix_gives_the_answers_of_an_own_one(pipeline: FacePipeline, face: Image.Image) -> None:
     questions = ["what color is the hair?", "how old does the person look?"]
     shared = [pipeline.ask(face, q, max_tokens=6).tokens for q in questions]
