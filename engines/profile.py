@@ -1,0 +1,252 @@
+"""Device profiles: what a device is, which TensorRT versions run on it, and how engines are built for it.
+
+One TOML file per device in ``engines/profiles``; every figure of a device has its source in the file's ``[sources]``.
+
+>>> profile = load_profile("orin-nano")
+>>> profile.sm, profile.recipes["mmu_extend"], profile.version
+(87, 'int4', '10.3')
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from f2edge.errors import InputError
+from f2edge.graphs import SIGNATURES
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FOLDER = Path(__file__).parent / "profiles"
+#: Recipes of the "tensorrt" flavour (``export.tensorrt_recipes``) and the oldest compute capability that gains from each.
+RECIPE_SM: Mapping[str, int] = MappingProxyType({"fp16": 75, "int8": 75, "int4": 80, "fp8": 89})
+#: Rates that a profile may give, in tera-operations a second, dense, tensor cores.
+RATES = ("fp16", "bf16", "int8", "fp8", "fp4")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """``total_gb`` and ``bandwidth_gb_s`` as data sheets count (10⁹ bytes).
+
+    ``reserved_gb``: what the system and the CUDA and TensorRT libraries keep; ``integrated``: CPU and GPU share it.
+    """
+
+    total_gb: float
+    reserved_gb: float
+    bandwidth_gb_s: float
+    integrated: bool
+
+    @property
+    def usable_gb(self) -> float:
+        """What engines, caches and work space may take."""
+        return self.total_gb - self.reserved_gb
+
+
+@dataclass(frozen=True)
+class Software:
+    """One TensorRT that runs on the device: its version "major.minor", CUDA's, and where it comes from."""
+
+    tensorrt: str
+    cuda: str
+    system: str
+
+
+@dataclass(frozen=True)
+class Build:
+    """Settings of the builder.
+
+    Attributes:
+        workspace_mib: scratch memory that a tactic may ask for.
+        optimization_level: TensorRT's builder optimization level, 0 … 5.
+        max_aux_streams: extra streams within one engine.
+        images: requests R of one decoding step for which engines are built; each is one static profile.
+        questions: most questions B answered together.
+        build_free_gb: free memory that a build of the paper-size model asks for before it starts.
+    """
+
+    workspace_mib: int
+    optimization_level: int
+    max_aux_streams: int
+    images: tuple[int, ...]
+    questions: int
+    build_free_gb: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One device.
+
+    Attributes:
+        name: of the file and on the command line.
+        title: for people.
+        sm: compute capability times ten.
+        sm_count: streaming multiprocessors.
+        memory: see :class:`Memory`.
+        rates: dense tera-operations a second by type, of :data:`RATES`; a type that the device lacks is absent.
+        software: TensorRT versions, the one to build for first.
+        recipes: recipe of each graph, of :data:`RECIPE_SM`.
+        build: see :class:`Build`.
+        sources: where each figure comes from.
+    """
+
+    name: str
+    title: str
+    sm: int
+    sm_count: int
+    memory: Memory
+    rates: Mapping[str, float]
+    software: tuple[Software, ...]
+    recipes: Mapping[str, str]
+    build: Build
+    sources: Mapping[str, str]
+
+    @property
+    def version(self) -> str:
+        """TensorRT version to build for: the first that is listed."""
+        return self.software[0].tensorrt
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        row = asdict(self)
+        return {**row, "build": {**row["build"], "images": list(self.build.images)}, "software": list(row["software"])}
+
+
+def profile_names() -> tuple[str, ...]:
+    """Names of all profiles, small devices first."""
+    known = {path.stem: load_profile(path.stem) for path in FOLDER.glob("*.toml")}
+    return tuple(sorted(known, key=lambda name: (not known[name].memory.integrated, known[name].memory.bandwidth_gb_s, name)))
+
+
+def load_profile(name: str) -> Profile:
+    """The profile called ``name``, or the one in a TOML file of that path.
+
+    Raises:
+        InputError: no such profile, or a file that is no valid profile; the message names the key.
+    """
+    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    if path.parent == FOLDER and not path.is_file():
+        known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.toml")))
+        raise InputError(f"unknown device profile {name!r}; choose one of: {known}; or give a TOML file")
+    try:
+        return parse_profile(path.read_bytes(), path.stem)
+    except OSError as error:
+        raise InputError(f"device profile {name}: {error.strerror}; give a readable TOML file") from error
+
+
+def load_profiles(names: Sequence[str] = ()) -> list[Profile]:
+    """The profiles of these names, or all."""
+    return [load_profile(name) for name in names or profile_names()]
+
+
+def parse_profile(data: bytes, name: str) -> Profile:
+    """A profile from the bytes of its file; raises :class:`InputError` naming the key that is wrong."""
+    where = f"device profile {name!r}"
+    try:
+        row = tomllib.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        raise InputError(f"{where}: not valid TOML ({error})") from error
+    profile: Profile = _typed({"name": name, **row}, Profile, where)
+    _check(profile, where)
+    return profile
+
+
+def _check(profile: Profile, where: str) -> None:
+    memory, build = profile.memory, profile.build
+    rules = {
+        "name: the name of its file": profile.name == profile.name.strip() and bool(profile.name),
+        "sm in 75 … 130": 75 <= profile.sm <= 130,
+        "sm_count in 1 … 1000": 1 <= profile.sm_count <= 1000,
+        "memory.total_gb above memory.reserved_gb, neither negative": 0 <= memory.reserved_gb < memory.total_gb <= 1e5,
+        "memory.bandwidth_gb_s above 0": 0 < memory.bandwidth_gb_s <= 1e6,
+        f"rates of {', '.join(RATES)}, each above 0, fp16 among them": set(profile.rates) <= set(RATES)
+        and "fp16" in profile.rates
+        and all(0 < rate <= 1e6 for rate in profile.rates.values()),
+        "software: at least one TensorRT": bool(profile.software),
+        "software.tensorrt as major.minor, 10.3 or newer": all(_version(s.tensorrt) >= (10, 3) for s in profile.software),
+        "recipes: one for every graph": set(profile.recipes) == set(SIGNATURES),
+        "build.images: positive numbers": bool(build.images) and all(0 < n <= 1024 for n in build.images),
+        "build.questions in 1 … 1024": 1 <= build.questions <= 1024,
+        "build.optimization_level in 0 … 5": 0 <= build.optimization_level <= 5,
+        "build.max_aux_streams in 0 … 16": 0 <= build.max_aux_streams <= 16,
+        "build.workspace_mib in 16 … 262144": 16 <= build.workspace_mib <= 1 << 18,
+        "build.build_free_gb, not negative": 0 <= build.build_free_gb <= 1e4,
+    }
+    for rule, kept in rules.items():
+        if not kept:
+            raise InputError(f"{where}: needs {rule}")
+    for graph, recipe in profile.recipes.items():
+        if recipe not in RECIPE_SM:
+            raise InputError(f"{where}: recipes.{graph} is {recipe!r}; choose one of: {', '.join(RECIPE_SM)}")
+        if RECIPE_SM[recipe] > profile.sm:
+            raise InputError(
+                f"{where}: recipes.{graph} {recipe!r} needs compute capability {RECIPE_SM[recipe]}, the device has {profile.sm}"
+            )
+    needed = {"memory", "bandwidth", *profile.rates}
+    if missing := sorted(needed - set(profile.sources)):
+        raise InputError(f"{where}: sources lacks {', '.join(missing)}; say where each figure comes from")
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """From "10.3" to (10, 3); anything else sorts below every version."""
+    parts = text.split(".")
+    return tuple(int(part) for part in parts) if len(parts) == 2 and all(part.isdecimal() for part in parts) else ()
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """Parsed TOML as a value of type ``hint``: a dataclass, ``tuple[…, ...]``, ``Mapping[str, …]`` or a plain type."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise InputError(f"{where} must be a list, got {value!r:.60}")
+        return tuple(_typed(item, arguments[0], f"{where}[{index}]") for index, item in enumerate(value))
+    if origin is not None:
+        return MappingProxyType({key: _typed(item, arguments[1], f"{where}.{key}") for key, item in _table(value, where).items()})
+    if hint in (str, int, bool, float):
+        allowed = (int, float) if hint is float else (hint,)
+        if type(value) not in allowed:
+            raise InputError(f"{where} must be {hint.__name__}, got {value!r:.60}")
+        return hint(value)
+    row, hints = _table(value, where), get_type_hints(hint)
+    known = {f.name: f for f in fields(hint)}
+    if unknown := sorted(set(row) - set(known)):
+        raise InputError(f"{where}: unknown keys {', '.join(unknown)}; known are {', '.join(known)}")
+    if missing := sorted(n for n, f in known.items() if n not in row and f.default is MISSING):
+        raise InputError(f"{where}: {', '.join(missing)} missing")
+    return hint(**{key: _typed(item, hints[key], f"{where}.{key}") for key, item in row.items()})
+
+
+def _table(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{where} must be a table, got {value!r:.60}")
+    return value
+
+
+def print_profiles(profiles: Sequence[Profile], *, as_json: bool) -> None:
+    """A table, or with ``as_json`` one JSON document, on stdout."""
+    if as_json:
+        print(json.dumps([profile.to_json() for profile in profiles], default=dict))
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = [rate for rate in RATES if rate != "bf16"]
+    columns = ("SM", "GB", "GB/s", *shown, "TensorRT", "t2i", "mmu")
+    table = Table(box=SIMPLE_HEAD, padding=0, title="Dense tera-operations a second by type; recipes of decoding steps and of answers")
+    table.add_column("device", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("TensorRT", "t2i", "mmu") else "right")
+    for p in profiles:
+        rates = [f"{p.rates[rate]:.0f}" if rate in p.rates else "-" for rate in shown]
+        figures = (str(p.sm), f"{p.memory.total_gb:g}", f"{p.memory.bandwidth_gb_s:.0f}")
+        versions = " ".join(s.tensorrt for s in p.software)
+        table.add_row(p.name, *figures, *rates, versions, p.recipes["t2i_step"], p.recipes["mmu_extend"])
+    Console().print(table)
