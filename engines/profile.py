@@ -115,8 +115,18 @@ class Profile:
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
-        row = asdict(self)
-        return {**row, "build": {**row["build"], "images": list(self.build.images)}, "software": list(row["software"])}
+        return {
+            "name": self.name,
+            "title": self.title,
+            "sm": self.sm,
+            "sm_count": self.sm_count,
+            "memory": {**asdict(self.memory), "usable_gb": self.memory.usable_gb},
+            "rates": dict(self.rates),
+            "software": [asdict(software) for software in self.software],
+            "recipes": dict(self.recipes),
+            "build": {**asdict(self.build), "images": list(self.build.images)},
+            "sources": dict(self.sources),
+        }
 
 
 def profile_names() -> tuple[str, ...]:
@@ -232,7 +242,7 @@ def _table(value: Any, where: str) -> Mapping[str, Any]:
 def print_profiles(profiles: Sequence[Profile], *, as_json: bool) -> None:
     """A table, or with ``as_json`` one JSON document, on stdout."""
     if as_json:
-        print(json.dumps([profile.to_json() for profile in profiles], default=dict))
+        print(json.dumps([profile.to_json() for profile in profiles]))
         return
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -240,7 +250,7 @@ def print_profiles(profiles: Sequence[Profile], *, as_json: bool) -> None:
 
     shown = [rate for rate in RATES if rate != "bf16"]
     columns = ("SM", "GB", "GB/s", *shown, "TensorRT", "t2i", "mmu")
-    table = Table(box=SIMPLE_HEAD, padding=0, title="Dense tera-operations a second by type; recipes of decoding steps and of answers")
+    table = Table(box=SIMPLE_HEAD, padding=0, title="Devices: dense tera-operations a second, recipes")
     table.add_column("device", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="left" if column in ("TensorRT", "t2i", "mmu") else "right")
