@@ -18,7 +18,7 @@ Color = tuple[int, int, int]
 Panel = NDArray[np.uint8]
 
 _GROUND = (16, 19, 27, 205)
-_LABEL, _VALUE, _FAINT = (154, 164, 184), (244, 247, 252), (122, 132, 152)
+_LABEL, _VALUE, _FAINT = (154, 164, 184), (244, 247, 252), (146, 156, 176)
 _TROUGH = (58, 66, 84)
 
 
@@ -63,12 +63,12 @@ def _sheet(width: int, height: int, radius: int, accent: Color | None) -> Image.
 def draw_card(card: Card) -> Panel:
     """The panel of a card."""
     s = card.scale
-    width, pad, row_height = round(174 * s), round(13 * s), round(25 * s)
+    width, pad, row_height = round(184 * s), round(13 * s), round(25 * s)
     lines = [(question, line) for question, text in card.words for line in _wrapped(text, 22)]
     height = round(32 * s) + row_height * len(card.rows) + round(17 * s) * (len(lines) + len(card.words)) + round(5 * s)
     image = _sheet(width, height, round(9 * s), card.color).copy()
     draw = ImageDraw.Draw(image)
-    title, label, value = _font(14 * s), _font(10.5 * s), _font(12.5 * s)
+    title, label, value = _font(14.5 * s), _font(11.5 * s), _font(13 * s)
     draw.text((pad, round(7 * s)), card.title, font=title, fill=card.color)
     draw.text((width - pad, round(9 * s)), _spaced(card.aside), font=_font(11.5 * s), fill=_FAINT, anchor="ra")
     y = round(31 * s)

@@ -135,7 +135,7 @@ class Outputs:
 
     def _status(self, seen: Seen, figures: Figures) -> list[tuple[str, bool]]:
         now = seen.frame.captured_s + seen.age_ms / 1e3
-        described = sum(face.described for face in seen.faces)
+        described = sum(face.described and face.unseen_ms == 0 for face in seen.faces)
         oldest = max((face.answer_age_ms for face in seen.faces if face.answer_age_ms is not None and not face.gate), default=None)
         age = [] if oldest is None else [("  answers up to", False), (f"{max(1, round(oldest / 100)) / 10:.1f} s", True), ("old", False)]
         return [

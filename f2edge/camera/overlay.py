@@ -21,7 +21,7 @@ _GROUPS = ("mood and action", "hair", "worn", "beard", "person", "brows and eyes
 _UNSHOWN = ("scene",)
 _ALWAYS = frozenset({"hair_color", "eye_color", "head_pose"})
 _FEW = 2  # faces; beside more of them there is room for short cards only
-_ROWS, _ROWS_OF_MANY = 5, 3
+_ROWS, _ROWS_OF_MANY = 5, 4
 _STRIP = 44  # units kept free below for the line of figures
 _LEAST = 0.5
 _LONGEST_UNSEEN_MS = 200.0  # a face that is gone for longer is still remembered, but no longer drawn
@@ -43,13 +43,11 @@ class Overlay:
         self._sides: dict[int, int] = {}
 
     def rows(self, shown: Mapping[str, Shown], most: int = _ROWS) -> tuple[Row, ...]:
-        """The first few attributes that are worth a word: not the unremarkable value, and rather likely."""
-        rows: list[Row] = []
-        for slot in self._slots:
-            if slot.name in shown and len(rows) < most and _remarkable(slot, shown[slot.name]):
-                value = shown[slot.name]
-                rows.append(Row(slot.name.replace("_", " "), value.value.replace("_", " "), round(50 * value.probability)))
-        return tuple(rows)
+        """The first few attributes that are worth a word (not the unremarkable value, and rather likely), one of each group first."""
+        worth = [slot for slot in self._slots if slot.name in shown and _remarkable(slot, shown[slot.name])]
+        before = [sum(other.group == slot.group for other in worth[:place]) for place, slot in enumerate(worth)]
+        first = [slot for _, slot in sorted(zip(before, worth, strict=True), key=lambda entry: entry[0])]
+        return tuple(_row(slot, shown[slot.name]) for slot in first[:most])
 
     def draw(self, seen: Seen, status: Sequence[tuple[str, bool]]) -> Picture:
         """A copy of the frame with everything on it."""
@@ -91,6 +89,10 @@ class Overlay:
         x, y, _, _ = places[best]
         taken.append(places[best])
         lay(image, panel, round(x), round(y))
+
+
+def _row(slot: Slot, shown: Shown) -> Row:
+    return Row(slot.name.replace("_", " "), shown.value.replace("_", " "), round(50 * shown.probability))
 
 
 def _remarkable(slot: Slot, shown: Shown) -> bool:

@@ -12,8 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-#: Pixels of chest added below a sprite by repeating its last row, so that it reaches the frame's lower edge.
-_CHEST = 300
+#: Pixels of chest painted below a sprite, so that it reaches the frame's lower edge.
+_CHEST = 320
+#: Rows at the sprite's lower edge that are left out: the renderer draws the hem's outline there.
+_HEM = 9
+_HAIR_TIPS, _PENDANTS = 70, 10  # pixels below the cut at which the longest hair and ties end, and what else hangs from a neck
+#: Roughly the colors of clothes (BGR), by which cloth is told from hair and neckwear.
+_CLOTHS = {
+    "white": (230, 230, 230),
+    "black": (35, 30, 30),
+    "red": (50, 40, 190),
+    "blue": (160, 70, 40),
+    "green": (40, 120, 40),
+    "yellow": (50, 190, 220),
+}
 #: Beyond it the head counts as turned, within the second it faces the camera; between them the pose is not judged.
 _TURNED, _FRONT = 0.75, 0.15
 
@@ -68,25 +80,36 @@ def load_cast() -> Cast:
     people = []
     for row, slots in enumerate(about["people"]):
         strip = sheet[row * height : (row + 1) * height]
-        people.append(Person(tuple(_prepared(strip[:, i * width : (i + 1) * width]) for i in range(len(yaws))), slots))
+        cloth = np.array(_CLOTHS[slots["clothing_color"]], dtype=np.float32)
+        tie = slots.get("necktie") == "tie"
+        people.append(Person(tuple(_prepared(strip[:, i * width : (i + 1) * width], cloth, tie=tie) for i in range(len(yaws))), slots))
     return Cast(tuple(people), yaws, margin * unit, 128 * unit)
 
 
-def _prepared(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    alpha = picture[..., 3:].astype(np.uint16)
-    color = (picture[..., 2::-1] * alpha + 127) // 255
-    ready = np.dstack([color.astype(np.uint8), picture[..., 3]])
-    return np.ascontiguousarray(np.concatenate([ready, _chest(ready)]))
+def _prepared(picture: NDArray[np.uint8], cloth: NDArray[np.float32], *, tie: bool) -> NDArray[np.uint8]:
+    alpha = picture[:-_HEM, :, 3:].astype(np.uint16)
+    color = (picture[:-_HEM, :, 2::-1] * alpha + 127) // 255
+    ready = np.dstack([color.astype(np.uint8), picture[:-_HEM, :, 3]])
+    return np.ascontiguousarray(np.concatenate([ready, _chest(ready, cloth, tie=tie)]))
 
 
-def _chest(ready: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What lies below a picture: its last row, running out into the cloth's color, and darker further down."""
-    row = ready[-1:].astype(np.float32)  # (1, X, 4)
-    alpha = row[..., 3:]
-    smooth = cv2.GaussianBlur(row, (0, 0), 2.5, borderType=cv2.BORDER_CONSTANT)
-    even = smooth[..., :3] / np.maximum(smooth[..., 3:], 1) * alpha
-    cloth = np.median(ready[-1][ready[-1, :, 3] == 255][:, :3], axis=0).astype(np.float32) * (alpha / 255)
-    down = np.linspace(0, 1, _CHEST, dtype=np.float32)[:, None, None]
-    gone = np.minimum(1, down * 7) ** 0.7
-    color = (even * (1 - gone) + cloth * gone) * (1 - 0.35 * down)
-    return np.dstack([color.clip(0, 255), np.broadcast_to(alpha, (_CHEST, *alpha.shape[1:]))]).astype(np.uint8)
+def _chest(ready: NDArray[np.uint8], cloth: NDArray[np.float32], *, tie: bool) -> NDArray[np.uint8]:
+    """What lies below a picture: its last row's cloth, a little wider and darker further down, and hair that ends in tips over it."""
+    row = ready[-1].astype(np.float32)  # (X, 4)
+    solid = np.flatnonzero(row[:, 3] == 255)
+    first, last = int(solid[0]), int(solid[-1])
+    away = np.abs(row[:, :3] - cloth).max(1)
+    cloth = np.median(row[solid][away[solid] <= np.quantile(away[solid], 0.3), :3], axis=0)
+    other = (np.abs(row[:, :3] - cloth).max(1) > 40) & (row[:, 3] == 255)  # hair, ties
+    bare = np.where(other[:, None], np.append(cloth, 255), row).astype(np.float32)
+    bare[first : first + 4, :3] = bare[last - 3 : last + 1, :3] = 0.5 * cloth
+    down = np.linspace(0, 1, _CHEST, dtype=np.float32)[:, None]  # (Y, 1)
+    middle, half = (first + last) / 2, (last - first) / 2
+    across = ((np.arange(len(row)) - middle) / (1 + 0.07 * np.sqrt(down)) + middle).astype(np.float32)  # (Y, X)
+    body = cv2.remap(bare[None], across, np.zeros_like(across), cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+    sleeve = np.exp(-(((np.abs(across - middle) / half - 0.66 + 0.05 * down) * half / 2.2) ** 2)) * np.clip(6 * down - 0.4, 0, 1)
+    body[..., :3] *= (1 - 0.3 * down[..., None]) * (1 - 0.3 * sleeve[..., None])
+    reach = cv2.blur(cv2.blur(other.astype(np.float32)[None], (15, 1)), (15, 1))  # thick hair reaches lower, its edges less
+    length = np.where((np.abs(np.arange(len(row)) - middle) > 0.4 * half) | tie, _HAIR_TIPS, _PENDANTS)
+    tips = np.clip((reach * 1.6 - down * _CHEST / length) * 6, 0, 1)[..., None] * other[None, :, None]
+    return np.asarray((body * (1 - tips) + row * tips).clip(0, 255), dtype=np.uint8)
