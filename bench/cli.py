@@ -3,6 +3,8 @@
 python -m bench judge --data shards/faces --out runs/judge
 python -m bench quality --bundle nano --out runs/quality
 python -m bench latency --bundle nano
+python -m bench camera
+python -m bench load --scenario closed --clients 8
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from typing import Annotated, Any
 
 import typer
 
+from bench.camera import camera
 from bench.latency import latency
+from bench.load import load
 from f2edge.errors import F2EdgeError, InputError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Measure the model.")
@@ -40,6 +44,8 @@ def _group() -> None:
 
 
 app.command()(latency)
+app.command()(camera)
+app.command()(load)
 
 
 @app.command()
