@@ -11,14 +11,16 @@ from __future__ import annotations
 import io
 import os
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from f2edge import __version__, cli_bundles, cli_camera, cli_faces, cli_serve, cli_top, cli_words
+from f2edge.camera import READING
 from f2edge.console import fail
 from f2edge.errors import F2EdgeError, InputError
 
@@ -94,4 +96,13 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode still gets its table
     if os.environ.get("F2EDGE_DEBUG") != "1":
         warnings.simplefilter("ignore")  # of libraries, about the inside of a picture
-    sys.exit(run(sys.argv[1:]))
+    _leave(run(sys.argv[1:]))
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit; while a camera's read hangs in its driver, without the interpreter's farewell, which would abort there."""
+    if any(thread.name == READING for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -33,6 +33,9 @@ def camera(
     ] = "demo",
     show: Annotated[bool, typer.Option("--show", help="Open a window; q closes it.")] = False,
     record: Annotated[Path | None, typer.Option("--record", metavar="FILE", help="Record what is shown: .mp4, .mkv or .avi.")] = None,
+    still: Annotated[
+        Path | None, typer.Option("--still", metavar="FILE", help="Keep the last picture shown: .jpg or .png.", show_default=False)
+    ] = None,
     jsonl: Annotated[str | None, typer.Option("--jsonl", metavar="FILE|-", help="Write a JSON document for each frame and event.")] = None,
     figures: Annotated[Path | None, typer.Option("--figures", metavar="FILE", help="Keep rates and ages as Prometheus text there.")] = None,
     ask: Annotated[list[str] | None, typer.Option("--ask", metavar="QUESTION", help="Ask this about every face; may be repeated.")] = None,
@@ -58,11 +61,11 @@ def camera(
 ) -> None:
     """Watch a camera and say what the faces look like.
 
-    Without --show, --record or --jsonl it says so in words.  Nothing is stored unless --record or --jsonl asks for it.
+    Without --show, --record, --still or --jsonl it says so in words.  Nothing is stored unless --record, --still or --jsonl asks for it.
     The embedded model understands rendered faces like the demo's, and no photographs.
     """
     from f2edge.camera.privacy import check_question, chosen_attributes
-    from f2edge.camera.record import check_path
+    from f2edge.camera.record import STILLS, check_path
     from f2edge.camera.run import Request, run
     from f2edge.camera.source_url import parse_source
     from f2edge.text import check_text
@@ -70,6 +73,8 @@ def camera(
     url = parse_source(source)
     if record is not None:
         check_path(record)
+    if still is not None:
+        check_path(still, "--still", STILLS)
     for question in ask or ():
         check_question(check_text(question, "question"), include_sensitive=include_sensitive)
     for name, value in (("--refresh", refresh), ("--budget", budget), ("--max-fps", max_fps), ("--duration", duration)):
@@ -91,12 +96,13 @@ def camera(
         duration_s=duration,
         show=show,
         record=record,
+        still=still,
         figures=figures,
         blur_others=blur_others,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service that is stopped finishes its recording, too
     lines = _line_file(jsonl)
-    say = None if show or record or jsonl or quiet else _say
+    say = None if show or record or still or jsonl or quiet else _say
     try:
         summary = run(request, open_pipeline(opened, backend, threads), _model_input(opened), lines, _hear(url, quiet), say=say)
     finally:

@@ -14,7 +14,7 @@ from f2edge.camera.events import LineWriter, event_line, exposition, frame_line,
 from f2edge.camera.frames import Picture
 from f2edge.camera.loop import Figures
 from f2edge.camera.overlay import Overlay
-from f2edge.camera.record import Recorder
+from f2edge.camera.record import Recorder, save_still
 from f2edge.camera.reports import Seen
 from f2edge.errors import BackendError, OutputError
 
@@ -91,12 +91,15 @@ class Outputs:
         lines: LineWriter | None = None,
         recorder: Recorder | None = None,
         window: Window | None = None,
+        still: Path | None = None,
         figures_file: Path | None = None,
         speaker: Speaker | None = None,
     ) -> None:
         self._camera, self._describer, self._overlay, self._hear = camera, describer, overlay, hear
         self._lines, self._recorder, self._window = lines, recorder, window
         self._figures_file, self._speaker = figures_file, speaker
+        self._still = still
+        self._last: Picture | None = None
         self._lock = Lock()
         self._figures_at = -_FIGURES_EVERY_S
 
@@ -106,9 +109,10 @@ class Outputs:
         if self._speaker is not None:
             self._speaker.tell(seen)
         going = not self._all_failed
-        if self._recorder is not None or self._window is not None:
+        if self._recorder is not None or self._window is not None or self._still is not None:
             image = self._overlay.draw(seen, self._status(seen, figures))
             self._record(image, seen.frame.captured_s)
+            self._last = image if self._still is not None else None
             going = self._window.show(image) if self._window is not None else not self._all_failed
         self._expose(figures)
         return going
@@ -119,6 +123,7 @@ class Outputs:
 
     def close(self, figures: Figures) -> None:
         """Write the summary and finish every file."""
+        self._keep()
         self._write(summary_line(self._camera, figures.document(self._describer)))
         self._figures_at = -_FIGURES_EVERY_S
         self._expose(figures)
@@ -157,6 +162,15 @@ class Outputs:
             self._recorder.write(image, time_s)
         except OutputError as error:
             self.event("record", str(error))
+
+    def _keep(self) -> None:
+        """The last picture as a file."""
+        if self._still is None or self._last is None:
+            return
+        try:
+            save_still(self._last, self._still)
+        except OutputError as error:
+            self.event("output", str(error))
 
     def _write(self, document: dict[str, object]) -> None:
         if self._lines is None:

@@ -13,6 +13,7 @@ from threading import Event as Flag
 from threading import Lock, Thread
 from time import monotonic
 
+from f2edge.camera import READING
 from f2edge.camera.events import Notify
 from f2edge.camera.frames import Frame
 from f2edge.camera.slots import Slot
@@ -176,7 +177,7 @@ class _Attempt:
         self.last_s = monotonic()
         self.frames = 0
         self.reason: str | None = None
-        self.thread = Thread(target=self._run, name="camera-read", daemon=True)
+        self.thread = Thread(target=self._run, name=READING, daemon=True)
 
     def _run(self) -> None:
         reader = self._reader

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import cv2
@@ -13,6 +13,9 @@ from f2edge.errors import InputError, OutputError
 
 #: File endings and their codecs, all of which pip's OpenCV can write.
 CODECS = {".mp4": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
+#: Of a single picture.
+STILLS = (".jpg", ".jpeg", ".png")
+_QUALITY = 88
 _RESERVE_BYTES = 64 << 20
 _CHECK_EVERY = 30  # pictures
 _LONGEST_FREEZE_S = 10.0
@@ -82,9 +85,23 @@ class Recorder:
             raise OutputError(f"{self._path}: cannot be written as {self._path.suffix}; check the folder's permissions or choose .avi")
 
 
-def check_path(path: Path) -> None:
-    """Refuse a file that cannot become a recording; :class:`~f2edge.errors.InputError`."""
-    if path.suffix.lower() not in CODECS:
-        raise InputError(f"--record {path}: the name must end in {', '.join(CODECS)}")
+def save_still(image: Picture, path: Path) -> None:
+    """One picture as a JPEG or PNG file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    good, data = cv2.imencode(path.suffix.lower(), image, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    assert good
+    try:
+        path.write_bytes(data.tobytes())
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def check_path(path: Path, option: str = "--record", endings: Collection[str] = tuple(CODECS)) -> None:
+    """Refuse a file that cannot become a recording, or a still; :class:`~f2edge.errors.InputError`."""
+    if path.suffix.lower() not in endings:
+        raise InputError(f"{option} {path}: the name must end in {', '.join(endings)}")
     if not path.absolute().parent.is_dir():
-        raise InputError(f"--record {path}: there is no folder {path.parent}")
+        raise InputError(f"{option} {path}: there is no folder {path.parent}")

@@ -33,7 +33,7 @@ _FPS = 24
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be watched, asked and written; meanings as in ``f2edge camera --help``."""
+    """What is to be watched, asked and written; meanings as in ``f2edge camera --help``; ``people`` are in the demo's view."""
 
     url: SourceUrl
     detector: str
@@ -46,8 +46,10 @@ class Request:
     duration_s: float | None = None
     show: bool = False
     record: Path | None = None
+    still: Path | None = None
     figures: Path | None = None
     blur_others: bool = False
+    people: int = 3
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,14 @@ def run(
         overlay,
         hear,
         lines=None if lines is None else LineWriter(lines, "--jsonl"),
+        still=request.still,
         recorder=None if request.record is None else Recorder(request.record, fps),
         window=Window(f"f2edge {url.shown}") if request.show else None,
         figures_file=request.figures,
         speaker=None if say is None else Speaker(say, overlay),
     )
     loop = Loop(watcher, describer, book, outputs, request.duration_s)
-    options = SourceOptions(request.size_wh, fps)
+    options = SourceOptions(request.size_wh, fps, people=request.people)
     settings = ReaderSettings(most_fps=request.max_fps)
 
     def make_reader(slot: Slot[Frame], notify: Notify) -> Reader:

@@ -1,0 +1,191 @@
+"""What the camera bench measures: cameras side by side on one model, and what a call costs by the number of its faces."""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event, Thread
+from time import perf_counter, process_time
+from typing import Any
+
+import numpy as np
+
+from f2edge.camera.crops import Cutter
+from f2edge.camera.demo import Scene
+from f2edge.camera.detect import Detection
+from f2edge.camera.frames import Frame
+from f2edge.camera.privacy import chosen_attributes
+from f2edge.camera.run import ModelInput, Request, run
+from f2edge.camera.source_url import parse_source
+from f2edge.errors import InputError
+from f2edge.pipeline import FacePipeline
+from f2edge.understanding import Pixels
+
+_SAMPLE_S = 0.25
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the bench: so many cameras with so many people in view each."""
+
+    cameras: int
+    people: int
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.cameras <= 16 and 1 <= self.people <= 4):
+            raise InputError(f"{self.cameras} cameras with {self.people} people: give 1 … 16 cameras with 1 … 4 people each")
+
+
+def watch(pipeline: FacePipeline, setting: Setting, duration_s: float, size_wh: tuple[int, int] = (960, 540)) -> Figures:
+    """Run demo cameras side by side for a while, overlay and JSON lines included.
+
+    Returns:
+        Ages in ms (the median camera's p50, the worst camera's p99), ``drop_rate`` of all frames, ``faces_per_second`` answered,
+        ``cores`` busy on average (painting the demo's people included), ``rss_mb`` at most, ``accuracy`` of the values shown on gated
+        faces, and ``saved``: faces seen for each face asked about.
+    """
+    manifest, schema = pipeline.bundle.manifest, pipeline.bundle.schema
+    faces = ModelInput(schema, manifest.alignment, pipeline.bundle.configuration.tokenizer.image_size)
+    names = chosen_attributes(schema, None, include_sensitive=False)
+    request = Request(
+        url=parse_source("demo"), detector="given", attributes=names, size_wh=size_wh, duration_s=duration_s, people=setting.people
+    )
+    summaries: list[dict[str, float | int | None]] = []
+    failures: list[BaseException] = []
+
+    def one() -> None:
+        try:
+            with Path(os.devnull).open("w", encoding="utf-8") as lines, TemporaryDirectory() as folder:
+                everything = replace(request, still=Path(folder) / "last.jpg")  # asks for the overlay of every frame
+                summaries.append(run(everything, pipeline, faces, lines, lambda *_: None))
+        except BaseException as error:  # noqa: BLE001  raised again by the caller
+            failures.append(error)
+
+    threads = [Thread(target=one) for _ in range(setting.cameras)]
+    with _Memory() as memory:
+        began, busy = perf_counter(), process_time()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        cores = (process_time() - busy) / (perf_counter() - began)
+    if failures:
+        raise failures[0]
+    return {"cameras": setting.cameras, "people": setting.people, **_joined(summaries), "cores": round(cores, 2), "rss_mb": memory.most_mb}
+
+
+def _joined(summaries: Sequence[dict[str, float | int | None]]) -> Figures:
+    def values(name: str) -> list[float]:
+        return [float(value) for summary in summaries if (value := summary[name]) is not None]
+
+    frames, dropped, asked, seen = (sum(values(name)) for name in ("frames", "dropped", "faces_asked", "good_faces"))
+    figures: Figures = {"frames_per_second": round(statistics.mean(values("frames_per_second")), 1)}
+    for kind in ("frame_age_ms", "answer_age_ms"):
+        middle, late = values(f"{kind}_p50"), values(f"{kind}_p99")
+        figures |= {f"{kind}_p50": statistics.median(middle) if middle else None, f"{kind}_p99": max(late) if late else None}
+    accuracy = values("accuracy")
+    return figures | {
+        "drop_rate": round(dropped / max(frames + dropped, 1), 4),
+        "faces_per_second": round(asked / statistics.mean(values("seconds")), 1),
+        "model_calls": int(sum(values("model_calls"))),
+        "saved": round(seen / asked, 1) if asked else None,
+        "accuracy": round(statistics.mean(accuracy), 4) if accuracy else None,
+    }
+
+
+def call_costs(pipeline: FacePipeline, counts: Sequence[int], repeats: int = 5) -> list[Figures]:
+    """What one call costs by the number of new faces in it: encoders, image segments, questions, and all of them, median ms.
+
+    ``cpu_ms`` is the processor time of all threads over the whole call, which other programs on the machine change less.
+    Faces are cut from the demo, each with another corner, so that none is remembered.
+    """
+    understanding = pipeline.understanding
+    schema = pipeline.bundle.schema.select(chosen_attributes(pipeline.bundle.schema, None, include_sensitive=False))
+    encoders = ("image_encode",) if pipeline.bundle.configuration.semantic is None else ("image_encode", "semantic")
+    fresh = _fresh_faces(pipeline)
+    rows = []
+    for count in counts:
+        encode, segment, ask, whole, busy = (list[float]() for _ in range(5))
+        for _ in range(repeats + 1):
+            group = [next(fresh) for _ in range(count)]
+            start, busy_since = perf_counter(), process_time()
+            segments = understanding.segments(group)
+            read = perf_counter()
+            for one in segments:
+                understanding.analyze(one, schema)
+            done = perf_counter()
+            busy.append(1e3 * (process_time() - busy_since))
+            pixels = {"pixels": np.stack(group)}
+            for graph in encoders:
+                pipeline.backend.run(graph, pixels)
+            encoded = perf_counter()
+            encode.append(1e3 * (encoded - done))
+            segment.append(max(0.0, 1e3 * (read - start) - encode[-1]))
+            ask.append(1e3 * (done - read))
+            whole.append(1e3 * (done - start))
+        names = ("encoders_ms", "segments_ms", "questions_ms", "whole_ms", "cpu_ms")
+        medians = [round(statistics.median(values[1:]), 2) for values in (encode, segment, ask, whole, busy)]
+        rows.append({"faces": count, **dict(zip(names, medians, strict=True)), "face_ms": round(medians[3] / count, 2)})
+    return rows
+
+
+def _fresh_faces(pipeline: FacePipeline) -> Iterator[Pixels]:
+    scene, cutter = Scene((960, 540), 3), Cutter(pipeline.bundle.manifest.alignment, pipeline.bundle.configuration.tokenizer.image_size)
+    rng, step = np.random.default_rng(0), 0
+    while True:
+        step += 1
+        image, known = scene.at(4.0 + 0.37 * step)
+        for face in known:
+            crop = cutter.cut(Frame(image, step, 0.0), face.box, Detection(face.box))
+            pixels = pipeline.pixels(crop).copy()
+            pixels[:, :4, :4] = rng.uniform(-1, 1, (3, 4, 4))
+            yield pixels
+
+
+class _Memory:
+    """The largest resident set seen while it is open, in MB."""
+
+    def __init__(self) -> None:
+        self.most_mb = 0.0
+        self._over = Event()
+        self._thread = Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> _Memory:  # noqa: PYI034  Self is younger than Python 3.10
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(_SAMPLE_S):
+            self.most_mb = max(self.most_mb, resident_mb())
+
+
+def resident_mb() -> float:
+    """Memory of this process now, in MB; where there is no /proc, the most it ever had."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+
+
+def measure(
+    pipeline: FacePipeline, settings: Sequence[Setting], duration_s: float, size_wh: tuple[int, int], tell: Callable[[str], None]
+) -> list[Figures]:
+    """:func:`watch` for each setting; ``tell`` hears what comes next."""
+    rows = []
+    for setting in settings:
+        tell(f"camera: {setting.cameras} x {setting.people} people, {duration_s:g} s …")
+        rows.append(watch(pipeline, setting, duration_s, size_wh))
+    return rows
