@@ -44,6 +44,9 @@ def serve(
         int | None, typer.Option("--metrics-port", help="Prometheus figures, for `f2edge top` too.", show_default=False)
     ] = None,
     metrics_host: Annotated[str, typer.Option("--metrics-host", help="Their address.")] = "127.0.0.1",
+    health_port: Annotated[
+        int | None, typer.Option("--health-port", help="Health checks alone, in plaintext, for probes without TLS.", show_default=False)
+    ] = None,
     reflection: Annotated[bool, typer.Option("--reflection/--no-reflection", help="Tell tools the contract.")] = True,
     deadline: Annotated[float, typer.Option("--deadline", help="Longest call, in seconds.")] = 300.0,
     lame_duck: Annotated[float, typer.Option("--lame-duck", help="Seconds between 'not ready' and 'no more work'.")] = 1.0,
@@ -66,6 +69,7 @@ def serve(
         token_file=token_file,
         metrics_host=metrics_host,
         metrics_port=metrics_port,
+        health_port=health_port,
         reflection=reflection,
         deadline_s=deadline,
         lame_duck_s=lame_duck,

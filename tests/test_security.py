@@ -123,6 +123,23 @@ def test_a_renewed_certificate_is_used_without_a_restart(pki: Path, tmp_path: Pa
         assert connect(address, ca_file=pki / "ca.pem") == "ServerUnavailableError"
 
 
+def test_probes_without_tls_or_token_have_a_port_of_their_own_and_nothing_else(pki: Path, token_file: Path) -> None:
+    """As the probes of Kubernetes are: health alone answers there, until the end."""
+    new_token(token_file, "app")
+    settings = replace(SETTINGS, tls_cert=pki / "server.pem", tls_key=pki / "server.key", token_file=token_file, health_port=0)
+    with serving(scripted(ScriptedEngine()), settings) as server:
+        probed = server.server.health_address
+        assert probed not in (None, server.address)
+        with grpc.insecure_channel(probed) as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check
+            for name in ("", "f2edge.v1.FaceService"):
+                request = health_pb2.HealthCheckRequest(service=name)
+                assert eventually(lambda request=request: check(request).status == health_pb2.HealthCheckResponse.SERVING)  # type: ignore[misc]
+        with stub(str(probed)) as face, pytest.raises(grpc.RpcError) as caught:
+            face.GetModel(pb.GetModelRequest())
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
 # Tokens ----------------------------------------------------------------------------------------------------------------------------------
 
 

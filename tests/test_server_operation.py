@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tests.serving import (
     GOOD,
     PROMPT,
     SETTINGS,
+    WORDS,
     ScriptedEngine,
     ServerThread,
     details,
@@ -74,7 +76,7 @@ def health(address: str, service: str = "") -> Any:
 
 
 def test_health_follows_the_engine(engine: ScriptedEngine) -> None:
-    with serving(None) as server, stub(server.address) as face:
+    with serving(None, replace(SETTINGS, start_wait_s=0.1)) as server, stub(server.address) as face:
         assert health(server.address) == NOT_SERVING
         error = refused(lambda: face.Generate(pb.GenerateRequest(**GOOD)))
         assert (error.code(), details(error)["ErrorInfo"].reason) == (grpc.StatusCode.UNAVAILABLE, "STARTING")
@@ -94,6 +96,31 @@ def test_health_follows_the_engine(engine: ScriptedEngine) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             health(server.address, "another.Service")
         assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_calls_that_come_while_the_model_loads_wait_for_it(engine: ScriptedEngine) -> None:
+    engine.state = EngineState.STARTING
+    with serving(None) as server, stub(server.address) as face:
+        calls = [face.Generate(pb.GenerateRequest(prompt=PROMPT, seed=seed)) for seed in range(4)]
+        model = face.GetModel.future(pb.GetModelRequest())
+        time.sleep(0.2)
+        server.run(server.server.use(scripted(engine)))
+        time.sleep(0.2)
+        assert engine.submitted == []
+        engine.state = EngineState.READY
+        assert [list(call)[-1].result.decoding.seed for call in calls] == [0, 1, 2, 3]
+        assert model.result().name == "scripted"
+
+
+def test_a_server_that_is_told_to_end_while_it_loads_lets_nobody_wait() -> None:
+    thread = ServerThread(SETTINGS).start()
+    with stub(thread.address) as face:
+        call = face.Generate(pb.GenerateRequest(**GOOD))
+        time.sleep(0.2)
+        start = time.monotonic()
+        thread.stop(5.0)
+        assert time.monotonic() - start < 4
+        assert refused(lambda: call).code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 
 
 def test_health_answers_while_everything_is_busy(server: ServerThread, face: Any, engine: ScriptedEngine) -> None:
@@ -199,6 +226,25 @@ def test_the_first_signal_drains_and_the_log_is_json() -> None:
     assert line["ms"] > 0
     assert PROMPT not in json.dumps(log)
     assert log[-1]["message"] == "stopped"
+
+
+def test_sigterm_under_load_loses_no_accepted_call() -> None:
+    """A process full of work is told to end: every call that it had accepted ends with its result, and the process with 0."""
+    server = Process("40")
+    with stub(server.address) as face:
+        assert eventually(lambda: health(server.address) == SERVING, 20)
+        pictures = [face.Generate(pb.GenerateRequest(prompt=PROMPT, seed=seed)) for seed in range(12)]
+        answers = [face.Ask(pb.AskRequest(image=photo(), question="what?")) for _ in range(12)]
+        assert [next(answer).piece for answer in answers] == [WORDS[0]] * 12  # accepted, and at work
+        time.sleep(0.2)
+        os.kill(server.process.pid, signal.SIGTERM)
+        assert [list(picture)[-1].result.decoding.seed for picture in pictures] == list(range(12))
+        assert [list(answer)[-1].answer.text for answer in answers] == ["".join(WORDS)] * 12
+    code, log = server.end()
+    assert code == 0
+    assert log[-1]["message"] == "stopped"
+    assert log[-1]["finished"] is True
+    assert sum(line.get("code") == "OK" for line in log if line["message"] == "call") == 24
 
 
 def test_a_second_signal_ends_at_once() -> None:

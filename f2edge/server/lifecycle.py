@@ -52,6 +52,7 @@ class FaceServer:
         self.readiness = Readiness(settings.heartbeat_limit_s, settings.hang_exit_s, self.metrics)
         self.address = settings.target
         self.metrics_port: int | None = None
+        self.health_address: str | None = None
         tokens = None if settings.token_file is None else Tokens(settings.token_file)
         self._credentials = Certificates(settings).credentials if settings.tls else None
         self._pool = PicturePool(settings.decode_threads, settings.waiting_bytes)
@@ -59,6 +60,7 @@ class FaceServer:
         self._service = FaceService(settings, self._pool, self.metrics)
         self._gates = [] if tokens is None else [TokenGate(tokens, self.metrics.denied.inc)]
         self._server: grpc.aio.Server | None = None
+        self._probed: grpc.aio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
         self._stop_metrics: Callable[[], None] = lambda: None
 
@@ -75,7 +77,12 @@ class FaceServer:
         if self.settings.reflection:
             names = (SERVICE.full_name, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
-        self.address = self._bind(self._server)
+        self.address = _bind(self._server, self.settings.target, self._credentials)
+        if self.settings.health_target is not None:
+            self._probed = grpc.aio.server(options=_options(self.settings))
+            health_pb2_grpc.add_HealthServicer_to_server(self.readiness.servicer, self._probed)
+            self.health_address = _bind(self._probed, self.settings.health_target, None)
+            await self._probed.start()
         if self.settings.metrics_port is not None:
             self._stop_metrics, self.metrics_port = self.metrics.serve(self.settings.metrics_host, self.settings.metrics_port)
         await self._server.start()
@@ -105,16 +112,10 @@ class FaceServer:
             await asyncio.get_running_loop().run_in_executor(None, self._service.served.engine.close)
         self._pool.close()
         self._stop_metrics()
+        if self._probed is not None:
+            await self._probed.stop(None)  # the last to go: a probe hears NOT_SERVING until the end
         logger.info("stopped", extra={"finished": finished, "seconds": round(time.monotonic() - started, 3)})
         return finished
-
-    def _bind(self, server: grpc.aio.Server) -> str:
-        target = self.settings.target
-        try:
-            port = server.add_secure_port(target, self._credentials) if self._credentials else server.add_insecure_port(target)
-        except RuntimeError as error:
-            raise InputError(f"{target}: cannot be bound; it is in use, or not an address of this machine") from error
-        return target if target.startswith("unix:") else f"{target.rpartition(':')[0]}:{port}"
 
 
 @asynccontextmanager
@@ -185,6 +186,15 @@ def in_thread(work: Callable[[], Served]) -> asyncio.Future[Served]:
 
     Thread(target=run, name="f2edge-loading", daemon=True).start()
     return future
+
+
+def _bind(server: grpc.aio.Server, target: str, credentials: grpc.ServerCredentials | None) -> str:
+    """The address that was bound, with the port where a free one was asked for."""
+    try:
+        port = server.add_secure_port(target, credentials) if credentials else server.add_insecure_port(target)
+    except RuntimeError as error:
+        raise InputError(f"{target}: cannot be bound; it is in use, or not an address of this machine") from error
+    return target if target.startswith("unix:") else f"{target.rpartition(':')[0]}:{port}"
 
 
 def _options(settings: ServerSettings) -> list[tuple[str, int]]:

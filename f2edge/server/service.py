@@ -5,6 +5,8 @@ A call that ends, however it ends, leaves nothing in the engine: its request is 
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,12 +27,15 @@ from f2edge.server.frames import FrameStream, Streams
 from f2edge.server.metrics import Metrics
 from f2edge.server.pictures import PicturePool, picture_message, preview_picture
 from f2edge.server.port import Served
-from f2edge.server.refusals import starting
+from f2edge.server.refusals import draining, starting
 from f2edge.server.settings import ServerSettings
 from f2edge.v1 import face_pb2 as pb
-from f2edge.wire import answer_message, cells_message, model_message, options_message, report_message, timings_message
+from f2edge.wire import ModelFacts, answer_message, cells_message, model_message, options_message, report_message, timings_message
 
 Response = TypeVar("Response", bound=Message)
+
+#: Calls that may wait for an engine that starts, and how often they look.
+_MOST_EARLY, _LOOK_S = 64, 0.05
 
 
 class FaceService:
@@ -42,13 +47,16 @@ class FaceService:
         self._pool = pool
         self._metrics = metrics
         self._streams = Streams(settings.streams)
+        self._early = 0
+        self._closed = False
 
     def close(self) -> None:
-        """Let streams end; other calls end by themselves."""
+        """Let streams end; other calls end by themselves, those that wait for the engine at once."""
+        self._closed = True
         self._streams.close()
 
     async def generate(self, message: pb.GenerateRequest, call: Call) -> None:
-        served = self._ready()
+        served = await self._ready()
         validation.check_output(message.output)
         lane = validation.priority(message.priority, image=True)
         request = validation.generate_request(message)  # no picture in it, so it costs no thread
@@ -65,7 +73,7 @@ class FaceService:
         await call.send(pb.GenerateResponse(result=result))
 
     async def edit(self, message: pb.EditRequest, call: Call) -> None:
-        served = self._ready()
+        served = await self._ready()
         validation.check_output(message.output)
         lane = validation.priority(message.priority, image=True)
         call.fields = {InputError: "region"}
@@ -105,7 +113,7 @@ class FaceService:
         await self._answer(message, call, build, lambda piece: pb.AskResponse(piece=piece), lambda a: pb.AskResponse(answer=a))
 
     async def analyze(self, message: pb.AnalyzeRequest, call: Call) -> pb.AnalyzeResponse:
-        served = self._ready()
+        served = await self._ready()
         lane = validation.priority(message.priority, image=False)
         call.fields = {InputError: "attributes"}
         build = partial(validation.analyze_request, message, served.facts.schema, self._settings.images)
@@ -113,7 +121,7 @@ class FaceService:
         return pb.AnalyzeResponse(report=report_message(report), timings=timings_message(done.timings))
 
     async def analyze_stream(self, messages: AsyncIterator[pb.AnalyzeStreamRequest], call: Call) -> None:
-        served = self._ready()
+        served = await self._ready()
 
         async def analyze(message: pb.AnalyzeStreamRequest, names: tuple[str, ...]) -> tuple[Done, tuple[FaceReport, ...]]:
             build = partial(validation.frame_request, message, names, served, self._settings.images)
@@ -123,7 +131,7 @@ class FaceService:
             await stream.run(messages, call)
 
     async def get_model(self, _message: pb.GetModelRequest, _call: Call) -> pb.GetModelResponse:
-        served, images = self._ready(), self._settings.images
+        served, images = await self._ready(), self._settings.images
         limits = pb.RequestLimits(
             image_bytes=images.largest_bytes,
             smallest_side=images.smallest_side,
@@ -142,7 +150,7 @@ class FaceService:
         piece: Callable[[str], Response],
         whole: Callable[[pb.Answer], Response],
     ) -> None:
-        served = self._ready()
+        served = await self._ready()
         lane = validation.priority(message.priority, image=False)
         with self._events() as events:
             await self._pool.open(message.ByteSize(), partial(self._submit, served, events, call, build, lane))
@@ -173,13 +181,13 @@ class FaceService:
         wrap: Callable[[pb.Preview], Response],
     ) -> Done:
         """Send previews until the image is done."""
-        label = provenance.label(prompt=request.prompt, seed=request.seed, bundle=self._ready().facts.name)
+        label = provenance.label(prompt=request.prompt, seed=request.seed, bundle=self._facts.name)
         known: Ids | None = None
         while not isinstance(event := await events.next(), Done):
             assert isinstance(event, Progress)
             preview = pb.Preview(step=event.step, steps=event.steps)
             if wanted.tokens:
-                fixed = np.flatnonzero(event.codes < self._ready().facts.codes) if known is None else np.flatnonzero(event.codes != known)
+                fixed = np.flatnonzero(event.codes < self._facts.codes) if known is None else np.flatnonzero(event.codes != known)
                 known = event.codes
                 preview.positions.extend(fixed.tolist())
                 preview.codes.extend(event.codes[fixed].tolist())
@@ -194,10 +202,25 @@ class FaceService:
         request = build()
         events.submit(lambda tell: served.engine.submit(request, priority=lane, deadline=call.deadline, on_event=tell))
 
-    def _ready(self) -> Served:
-        if self.served is None or self.served.engine.state is EngineState.STARTING:
-            raise starting()
+    async def _ready(self) -> Served:
+        """The engine; while it starts, calls wait for it a little, for a client that is refused at once has soon tried often enough."""
+        until = time.monotonic() + self._settings.start_wait_s
+        self._early += 1
+        try:
+            while self.served is None or self.served.engine.state is EngineState.STARTING:
+                if self._closed:
+                    raise draining()
+                if self._early > _MOST_EARLY or time.monotonic() >= until:
+                    raise starting()
+                await asyncio.sleep(_LOOK_S)
+        finally:
+            self._early -= 1
         return self.served
+
+    @property
+    def _facts(self) -> ModelFacts:
+        assert self.served is not None
+        return self.served.facts
 
     @contextmanager
     def _events(self) -> Iterator[Events]:

@@ -17,6 +17,7 @@ _PIXEL_BUDGET_BYTES = 128 << 20
 #: A telephone's photograph passes; 16 million pixels with an alpha channel would take more than 200 MB.
 PICTURES = ImageLimits(largest_pixels=4096 * 3072)
 _LOWEST = {
+    "start_wait_s": 0,
     "lame_duck_s": 0,
     "grace_s": 0,
     "hang_exit_s": 0,
@@ -40,12 +41,15 @@ class ServerSettings:
         client_ca: PEM file; clients must show a certificate that it signed.
         token_file: names and hashes of bearer tokens (:mod:`f2edge.server.tokens`); read again when it changes.
         metrics_host, metrics_port: of the Prometheus endpoint; a port of None is none, 0 a free one.
+        health_port: health checks alone, in plaintext and without a token, at the same host (loopback for a socket): probes that speak no
+            TLS, such as those of Kubernetes, go there.  A port of None is none, 0 a free one.
         reflection: serve the contract to tools such as grpcurl.
         images: what a picture may be.
         decode_threads: pictures opened or written at once.
         waiting_bytes: of requests that wait for such a thread; more are refused.
         streams: open ``AnalyzeStream`` calls; more are refused.
         deadline_s: longer deadlines, and none, are cut to it.
+        start_wait_s: while the model loads, calls wait for it so long before they are refused.
         lame_duck_s: after SIGTERM: not ready, but still taking work, so that balancers can turn away.
         grace_s: then, for what was accepted, until it is cut off.
         heartbeat_limit_s: engine silence until the server is not ready; ten of its longest turns where those take longer.
@@ -61,19 +65,21 @@ class ServerSettings:
     token_file: Path | None = None
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
+    health_port: int | None = None
     reflection: bool = True
     images: ImageLimits = PICTURES
     decode_threads: int = 2
     waiting_bytes: int = 64 << 20
     streams: int = 16
     deadline_s: float = 300.0
+    start_wait_s: float = 10.0
     lame_duck_s: float = 1.0
     grace_s: float = 30.0
     heartbeat_limit_s: float = 10.0
     hang_exit_s: float = 120.0
 
     def __post_init__(self) -> None:
-        for option, port in (("--port", self.port), ("--metrics-port", self.metrics_port)):
+        for option, port in (("--port", self.port), ("--metrics-port", self.metrics_port), ("--health-port", self.health_port)):
             if port is not None and not 0 <= port <= 65535:
                 raise InputError(f"{option} {port}: must lie in 0 … 65535")
         for name, lowest in _LOWEST.items():
@@ -109,11 +115,20 @@ class ServerSettings:
     @property
     def target(self) -> str:
         """The address as gRPC writes it."""
-        if self.host.startswith("unix:"):
-            return self.host
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return self.host if self.host.startswith("unix:") else _joined(self.host, self.port)
+
+    @property
+    def health_target(self) -> str | None:
+        """The address of health checks alone."""
+        if self.health_port is None:
+            return None
+        return _joined("127.0.0.1" if self.host.startswith("unix:") else self.host, self.health_port)
 
     @property
     def message_bytes(self) -> int:
         """Largest request."""
         return self.images.largest_bytes + _OTHER_FIELDS_BYTES
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
