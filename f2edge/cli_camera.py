@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from f2edge.bundle import Bundle
+    from f2edge.camera.describe import FaceModel
     from f2edge.camera.run import ModelInput
     from f2edge.camera.source_url import SourceUrl
     from f2edge.client import Client
@@ -103,17 +104,38 @@ def camera(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service that is stopped finishes its recording, too
     lines = _line_file(jsonl)
     say = None if show or record or still or jsonl or quiet else _say
+    model = _model(opened, backend, threads)
     try:
-        summary = run(request, open_pipeline(opened, backend, threads), _model_input(opened), lines, _hear(url, quiet), say=say)
+        summary = run(request, model, _model_input(opened), lines, _hear(url, quiet), say=say)
     finally:
+        if server is not None:
+            _close(opened)
         if lines is not None and lines is not sys.stdout:
             lines.close()
     if not quiet and jsonl != "-":
         _report(summary)
 
 
+def _model(opened: Bundle | Client, backend: str, threads: int | None) -> FaceModel:
+    """What answers: the model here, or a stream of faces to the server's."""
+    from f2edge.bundle import Bundle
+
+    if isinstance(opened, Bundle):
+        return open_pipeline(opened, backend, threads)
+    from f2edge.camera.remote import RemoteModel
+
+    return RemoteModel(opened)
+
+
+def _close(opened: Bundle | Client) -> None:
+    from f2edge.bundle import Bundle
+
+    if not isinstance(opened, Bundle):
+        opened.close()
+
+
 def _model_input(opened: Bundle | Client) -> ModelInput:
-    """A server does not say how its faces were cut; they are cut as portraits."""
+    """A server cuts faces itself; what is asked in words, and what tells change, is cut as a portrait."""
     from f2edge.bundle import Bundle
     from f2edge.camera.run import ModelInput
 

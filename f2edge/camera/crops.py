@@ -20,6 +20,8 @@ _LEFT, _TOP, _SIDE = FACE_IN_PORTRAIT
 #: Of a detector's box in a portrait, for a manifest that states no margins: left, top, right, bottom in parts of the box.
 PORTRAIT_MARGINS = (_LEFT / _SIDE, _TOP / _SIDE, (1 - _LEFT - _SIDE) / _SIDE, (1 - _TOP - _SIDE) / _SIDE)
 _AROUND = 1.0
+#: What goes to a server: so much of a box around it, and so many times the size at which the model sees a face.
+_BEYOND, _SPARE = 0.5, 1.25
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,18 @@ class Cutter:
             return align(near, points, np.array(self.alignment.landmarks), self.size)
         margins = self.alignment.margins if self.alignment is not None and any(self.alignment.margins) else PORTRAIT_MARGINS
         return crop_face(near, (box[0] - left, box[1] - top, box[2], box[3]), margins, self.size)
+
+    def surroundings(self, frame: Frame, box: Box) -> tuple[Image.Image, Box]:
+        """The face with what is around it, no larger than a crop of it needs, and its box there: for whoever cuts it elsewhere."""
+        left, top, right, bottom = grown(box, _BEYOND, frame.size_wh)
+        if right - left < 1 or bottom - top < 1:
+            left, top, right, bottom = 0, 0, *frame.size_wh
+        scale = min(1.0, self.size * _SIDE * _SPARE / max(box[2], box[3]))
+        near = Image.fromarray(cv2.cvtColor(frame.image[top:bottom, left:right], cv2.COLOR_BGR2RGB))
+        small = near.resize((max(1, round(near.width * scale)), max(1, round(near.height * scale))), Image.Resampling.BOX)
+        across, down = small.width / near.width, small.height / near.height
+        x, y = max(0.0, (box[0] - left) * across), max(0.0, (box[1] - top) * down)
+        return small, (x, y, min(box[2] * across, small.width - x), min(box[3] * down, small.height - y))
 
 
 def signature(crop: Image.Image) -> NDArray[np.float32]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
 from f2edge.camera.answers import AnswerBook, Signature
 from f2edge.camera.crops import Cutter, signature
+from f2edge.camera.frames import Box
 from f2edge.camera.reports import View
 from f2edge.camera.track import Track
 from f2edge.errors import InputError
@@ -30,6 +31,15 @@ class FaceModel(Protocol):
 
     def ask(self, image: Image.Image, question: str, *, max_tokens: int = 64) -> Answer:
         """An answer in words."""
+        ...
+
+
+@runtime_checkable
+class AroundModel(Protocol):
+    """A model that cuts faces itself, such as :class:`~f2edge.camera.remote.RemoteModel`: it is given them with their surroundings."""
+
+    def analyze_around(self, faces: Sequence[tuple[Image.Image, Box]], *, attributes: Sequence[str]) -> list[FaceReport]:
+        """A report for each face, in their order."""
         ...
 
 
@@ -116,7 +126,7 @@ class Describer:
 
     def _analyze(self, view: View, chosen: Sequence[_Candidate]) -> None:
         start = perf_counter()
-        reports = self._model.analyze([c.crop for c in chosen], attributes=self._work.attributes)
+        reports = self._reports(view, chosen)
         face_ms = 1e3 * (perf_counter() - start) / len(chosen)
         self._face_ms = face_ms if self._face_ms == 0 else (1 - _NEW_COST) * self._face_ms + _NEW_COST * face_ms
         latency_s = max(0.0, self._clock() - view.frame.captured_s)
@@ -124,6 +134,12 @@ class Describer:
             self._book.take(candidate.track.number, report, view.frame.captured_s, latency_s, candidate.signature)
         self.calls += 1
         self.faces += len(chosen)
+
+    def _reports(self, view: View, chosen: Sequence[_Candidate]) -> list[FaceReport]:
+        if isinstance(self._model, AroundModel):
+            faces = [self._cutter.surroundings(view.frame, c.track.box) for c in chosen]
+            return self._model.analyze_around(faces, attributes=self._work.attributes)
+        return self._model.analyze([c.crop for c in chosen], attributes=self._work.attributes)
 
     def _ask(self, view: View, candidates: Sequence[_Candidate]) -> bool:
         """One question in words, so that the attributes never wait for more than one."""

@@ -35,6 +35,7 @@ class ReaderSettings:
 
     Attributes:
         stall_s: without a frame for longer, the source is opened anew.
+        open_s: likewise before its first frame, for opening may take long on a busy machine.
         first_wait_s: before the first attempt to reconnect; doubled each time,
         longest_wait_s: up to this.
         give_up_s: a source that never gave a frame is given up after this; one that once did is waited for as long as it takes.
@@ -42,13 +43,14 @@ class ReaderSettings:
     """
 
     stall_s: float = 6.0
+    open_s: float = 20.0
     first_wait_s: float = 0.1
     longest_wait_s: float = 1.0
     give_up_s: float = 12.0
     most_fps: float | None = None
 
     def __post_init__(self) -> None:
-        good = min(self.stall_s, self.first_wait_s, self.give_up_s) > 0 and self.longest_wait_s >= self.first_wait_s
+        good = min(self.stall_s, self.open_s, self.first_wait_s, self.give_up_s) > 0 and self.longest_wait_s >= self.first_wait_s
         if not good or (self.most_fps is not None and self.most_fps <= 0):
             raise InputError(f"reader settings are out of range: {self}")
 
@@ -134,10 +136,11 @@ class Reader:
                 attempt.dismissed.set()
                 attempt.thread.join(0.3)
                 return None
-            if monotonic() - attempt.last_s > self._settings.stall_s:
+            longest_s = self._settings.stall_s if attempt.frames else self._settings.open_s
+            if monotonic() - attempt.last_s > longest_s:
                 attempt.dismissed.set()
                 self._left.append(attempt)
-                return f"no frame for {self._settings.stall_s:g} s"
+                return f"no frame for {longest_s:g} s"
         return attempt.reason
 
     def take(self, source: Source, attempt: _Attempt) -> bool:

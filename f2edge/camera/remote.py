@@ -1,0 +1,121 @@
+"""A server's model for the camera: faces go up one stream (``AnalyzeStream``), several in one picture, and reports come back.
+
+What is sent are the faces with some of their surroundings, side by side, never the frame: the rest of the scene stays on the device.  The
+server cuts each face out of them as its model was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
+
+from PIL import Image
+
+from f2edge.camera.frames import Box
+from f2edge.client import Client
+from f2edge.errors import BackendError, DeadlineExceededError, F2EdgeError
+from f2edge.exchange import Frame, FrameAnswer
+from f2edge.results import Answer, FaceReport
+
+#: A face with what is around it, and its box in that picture.
+Around = tuple[Image.Image, Box]
+
+
+class RemoteModel:
+    """A server's model.  The stream is opened when it is first needed, and again after a failure.
+
+    Args:
+        client: of the server; closing it ends the stream.
+        timeout_s: longest wait for a report; the server then counts as gone until it answers a later one.
+    """
+
+    def __init__(self, client: Client, timeout_s: float = 5.0) -> None:
+        self._client = client
+        self._timeout_s = timeout_s
+        self._stream: _Stream | None = None
+        self._lock = Lock()
+        self._number = 0
+
+    def analyze(self, images: Sequence[Image.Image], *, attributes: Sequence[str] | None = None) -> list[FaceReport]:
+        """Reports of faces that are cut already, by calls of their own."""
+        return self._client.analyze(images, attributes=attributes, timeout_s=self._timeout_s)
+
+    def analyze_around(self, faces: Sequence[Around], *, attributes: Sequence[str]) -> list[FaceReport]:
+        """Reports of at most 8 faces, in their order, from one message of the stream.
+
+        Raises:
+            F2EdgeError: what the server refused, or :class:`~f2edge.errors.DeadlineExceededError` where nothing came in time.
+        """
+        picture, boxes = mosaic(faces)
+        with self._lock:
+            if self._stream is None or self._stream.attributes != tuple(attributes):
+                self._drop()
+                self._stream = _Stream(self._client, tuple(attributes))
+            self._number += 1
+            try:
+                answer = self._stream.ask(Frame(picture, boxes, self._number), self._timeout_s)
+            except F2EdgeError:
+                self._drop()
+                raise
+        if answer.problem or len(answer.reports) != len(faces):
+            raise BackendError(f"the server says of a frame: {answer.problem or f'{len(answer.reports)} reports of {len(faces)} faces'}")
+        return list(answer.reports)
+
+    def ask(self, image: Image.Image, question: str, *, max_tokens: int = 64) -> Answer:
+        return self._client.ask(image, question, max_tokens=max_tokens, timeout_s=2 * self._timeout_s)
+
+    def _drop(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+class _Stream:
+    """One ``AnalyzeStream``, one frame in it at a time; a thread reads the answers."""
+
+    def __init__(self, client: Client, attributes: tuple[str, ...]) -> None:
+        self.attributes = attributes
+        self._client = client
+        self._frames: SimpleQueue[Frame | None] = SimpleQueue()
+        self._answers: SimpleQueue[FrameAnswer | F2EdgeError] = SimpleQueue()
+        Thread(target=self._read, name="camera-remote", daemon=True).start()
+
+    def ask(self, frame: Frame, timeout_s: float) -> FrameAnswer:
+        """The answer to a frame."""
+        self._frames.put(frame)
+        while True:
+            try:
+                answer = self._answers.get(timeout=timeout_s)
+            except Empty:
+                raise DeadlineExceededError(f"{self._client.connection.address} sent no report for {timeout_s:g} s") from None
+            if isinstance(answer, F2EdgeError):
+                raise answer
+            if answer.number == frame.number:
+                return answer
+
+    def close(self) -> None:
+        self._frames.put(None)
+
+    def _sent(self) -> Iterator[Frame]:
+        while (frame := self._frames.get()) is not None:
+            yield frame
+
+    def _read(self) -> None:
+        try:
+            for answer in self._client.analyze_frames(self._sent(), attributes=self.attributes):
+                self._answers.put(answer)
+            self._answers.put(BackendError(f"{self._client.connection.address} ended the stream of frames"))
+        except F2EdgeError as error:
+            self._answers.put(error)
+
+
+def mosaic(faces: Sequence[Around]) -> tuple[Image.Image, list[Box]]:
+    """Pictures side by side as one, and where the faces' boxes are in it."""
+    sheet = Image.new("RGB", (sum(picture.width for picture, _ in faces), max(picture.height for picture, _ in faces)))
+    boxes, left = [], 0
+    for picture, (x, y, width, height) in faces:
+        sheet.paste(picture, (left, 0))
+        boxes.append((left + x, y, width, height))
+        left += picture.width
+    return sheet, boxes
