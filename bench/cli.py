@@ -110,7 +110,7 @@ def quality(
 
     sections = chosen_sections(only)
     options = GenerateOptions(steps=steps, guidance=guidance)
-    pipeline = FacePipeline.load(bundle, backend=backend, threads=threads)
+    pipeline = FacePipeline.load(bundle, backend=backend, threads=threads, watermark=None)  # the model's own pixels are judged
     options.resolve(pipeline.bundle.generation)
     settings: dict[str, Any] = {"bundle": bundle, "backend": backend, "images": images, "seed": seed, "steps": steps, "guidance": guidance}
     measured = run_sections(Bench(pipeline, Judge.load(judge_file), images, options, seed, out), sections, settings)

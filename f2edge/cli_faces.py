@@ -24,8 +24,11 @@ from f2edge.cli_options import (
     StepsOption,
     TemperatureOption,
     ThreadsOption,
+    WatermarkKeyOption,
+    WatermarkOption,
     checked_size,
     chosen_seed,
+    chosen_watermark,
     decoding_options,
     open_description,
     open_pipeline,
@@ -63,6 +66,8 @@ def generate(
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     server: ServerOption = None,
+    watermark: WatermarkOption = True,
+    watermark_key: WatermarkKeyOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -77,8 +82,9 @@ def generate(
     files = _files(out, grid, count)
     folder = None if save_steps is None else _steps_folder(save_steps)
     seeds = [first + index for index in range(max(grid, count))]
+    mark = chosen_watermark(watermark, watermark_key, server)
     speak = output(json, quiet)
-    pipeline = open_pipeline(open_description(bundle, backend, threads, server), backend, threads)
+    pipeline = open_pipeline(open_description(bundle, backend, threads, server), backend, threads, mark)
     previews = Previews()
     start = perf_counter()
     with speak.progress("decoding") as advance:
@@ -107,6 +113,7 @@ def generate(
             "step_ms": [round(ms, 3) for ms in faces[0].step_ms],
             "total_ms": round(total_ms, 3),
             "synthetic": True,
+            "marks": ["xmp", *faces[0].marks],
         }
     )
     for file, own_seed in zip(files, seeds, strict=False):
@@ -131,6 +138,8 @@ def edit(
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     server: ServerOption = None,
+    watermark: WatermarkOption = True,
+    watermark_key: WatermarkKeyOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -145,11 +154,12 @@ def edit(
     options, own_seed, side = decoding_options(steps, guidance, order, temperature, temperature_law), chosen_seed(seed), checked_size(size)
     image_kind(out)
     check_writable(out)
+    mark = chosen_watermark(watermark, watermark_key, server)
     picture = load_image(image)
     opened = open_description(bundle, backend, threads, server)
     where = parse_region(region, opened.regions)
     speak = output(json, quiet)
-    pipeline = open_pipeline(opened, backend, threads)
+    pipeline = open_pipeline(opened, backend, threads, mark)
     start = perf_counter()
     with speak.progress("decoding") as advance:
         edited = pipeline.edit(
@@ -171,6 +181,7 @@ def edit(
             "original_tokens": edited.original_codes.tolist(),
             "total_ms": round(total_ms, 3),
             "synthetic": True,
+            "marks": ["xmp", *edited.marks],
         }
     )
     speak.note(f"{out}  seed {own_seed}, {cells} of {edited.region.size} cells drawn anew, {total_ms:.0f} ms")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from f2edge.client import Client
     from f2edge.pipeline import FacePipeline
     from f2edge.results import GenerateOptions
+    from f2edge.watermark import Watermark
 
 LARGEST_SIDE = 4096
 #: How long a server may take to answer at all, in seconds.
@@ -45,6 +46,22 @@ SizeOption = Annotated[int | None, typer.Option("--size", help=f"Side of each pi
 OrderOption = Annotated[str | None, typer.Option("--order", help=f"maskgit, halton or ancestral.{_OWN}")]
 TemperatureOption = Annotated[float | None, typer.Option("--temperature", help=f"Of the choice of positions.{_OWN}")]
 LawOption = Annotated[str | None, typer.Option("--temperature-law", help=f"linear, show-o or constant.{_OWN}")]
+WatermarkOption = Annotated[
+    bool,
+    typer.Option(
+        "--watermark/--no-watermark",
+        help="Mark the pixels invisibly as drawn by a model.  Leave it out only to measure or to train: laws ask for it on what is shown.",
+    ),
+]
+WatermarkKeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--watermark-key",
+        metavar="FILE",
+        help="A secret key of your own, so that nobody else can write the mark (F2EDGE_WATERMARK_KEY_FILE).  [default: a public key]",
+        show_default=False,
+    ),
+]
 ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="A JPEG, PNG or WebP of a face.", show_default=False)]
 PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="What the face looks like, in English.", show_default=False)]
 
@@ -63,6 +80,28 @@ def checked_size(size: int | None) -> int | None:
     if size is not None and not 16 <= size <= LARGEST_SIDE:
         raise InputError(f"--size {size}: must lie in 16 … {LARGEST_SIDE} pixels")
     return size
+
+
+def chosen_watermark(wanted: bool, key_file: Path | None, server: str | None = None) -> Watermark | None:
+    """The mark asked for; a server has its own."""
+    from f2edge.watermark import PUBLIC, Watermark, read_key
+
+    if server is not None:
+        if not wanted or key_file is not None:
+            raise InputError("--server marks its pictures itself; give --no-watermark and --watermark-key to `f2edge serve` instead")
+        return None
+    if not wanted:
+        if key_file is not None:
+            raise InputError("--no-watermark leaves nothing to do for --watermark-key; give one of the two")
+        return None
+    key_file = key_file or watermark_key_from_environment()
+    return PUBLIC if key_file is None else Watermark(read_key(key_file))
+
+
+def watermark_key_from_environment() -> Path | None:
+    """The file that F2EDGE_WATERMARK_KEY_FILE names."""
+    named = os.environ.get("F2EDGE_WATERMARK_KEY_FILE")
+    return Path(named) if named else None
 
 
 def decoding_options(
@@ -104,15 +143,15 @@ def open_description(name: str, backend: str, threads: int | None, server: str |
 
 
 @overload
-def open_pipeline(bundle: Bundle, backend: str, threads: int | None) -> FacePipeline: ...
+def open_pipeline(bundle: Bundle, backend: str, threads: int | None, watermark: Watermark | None = None) -> FacePipeline: ...
 @overload
-def open_pipeline(bundle: Client, backend: str, threads: int | None) -> Client: ...
-def open_pipeline(bundle: Bundle | Client, backend: str, threads: int | None) -> FacePipeline | Client:
-    """The model, ready to run; a server's is already."""
+def open_pipeline(bundle: Client, backend: str, threads: int | None, watermark: Watermark | None = None) -> Client: ...
+def open_pipeline(bundle: Bundle | Client, backend: str, threads: int | None, watermark: Watermark | None = None) -> FacePipeline | Client:
+    """The model, ready to run; a server's is already.  Commands that write pictures give the ``watermark``."""
     from f2edge.bundle import Bundle
     from f2edge.pipeline import FacePipeline
 
-    return FacePipeline.load(bundle, backend=backend, threads=threads) if isinstance(bundle, Bundle) else bundle
+    return FacePipeline.load(bundle, backend=backend, threads=threads, watermark=watermark) if isinstance(bundle, Bundle) else bundle
 
 
 def output(json: bool, quiet: bool) -> Output:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -11,11 +12,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from f2edge.cli_options import BackendOption, BundleOption, JsonOption, QuietOption, ThreadsOption, output
+from f2edge.cli_options import (
+    BackendOption,
+    BundleOption,
+    JsonOption,
+    QuietOption,
+    ThreadsOption,
+    WatermarkKeyOption,
+    WatermarkOption,
+    chosen_watermark,
+    output,
+)
 
 if TYPE_CHECKING:
     from f2edge.server.lifecycle import FaceServer
     from f2edge.server.settings import ServerSettings
+
+logger = logging.getLogger("f2edge.server")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 #: What a process that a second signal ended is said to end with.
@@ -51,6 +64,8 @@ def serve(
     deadline: Annotated[float, typer.Option("--deadline", help="Longest call, in seconds.")] = 300.0,
     lame_duck: Annotated[float, typer.Option("--lame-duck", help="Seconds between 'not ready' and 'no more work'.")] = 1.0,
     grace: Annotated[float, typer.Option("--grace", help="Seconds for accepted work after SIGTERM.")] = 30.0,
+    watermark: WatermarkOption = True,
+    watermark_key: WatermarkKeyOption = None,
     quiet: QuietOption = False,
 ) -> int:
     """Serve the model over gRPC; SIGTERM or Ctrl-C finishes what was accepted, a second one ends at once."""
@@ -75,9 +90,12 @@ def serve(
         lame_duck_s=lame_duck,
         grace_s=grace,
     )
+    mark = chosen_watermark(watermark, watermark_key)
     opened = Bundle.load(bundle)
     log_as_json(level="WARNING" if quiet else "INFO")
-    return asyncio.run(_serve(settings, lambda: open_served(opened, backend, threads)))
+    if mark is None:
+        logger.warning("pictures are not watermarked, as --no-watermark says")
+    return asyncio.run(_serve(settings, lambda: open_served(opened, backend, threads, mark)))
 
 
 def token(

@@ -192,10 +192,10 @@ class ImageReader:
         codes, image = ids_of(result.picture.tokens), _picture(result.picture.image)
         if isinstance(result, pb.EditResult):
             cells = cells_of(result.region, self._facts.grid)
-            return _done(result, EditedFace(image, codes, ids_of(result.original_tokens), cells))
+            return _done(result, EditedFace(image, codes, ids_of(result.original_tokens), cells, _pixel_marks(result.picture)))
         options = Schedule(**options_fields(result.decoding.options))
-        face = GeneratedFace(image, codes, self._prompt, result.decoding.seed, options, tuple(result.decoding.step_ms))
-        return _done(result, face)
+        step_ms, marks = tuple(result.decoding.step_ms), _pixel_marks(result.picture)
+        return _done(result, GeneratedFace(image, codes, self._prompt, result.decoding.seed, options, step_ms, marks))
 
 
 def read_words(message: pb.AskResponse | pb.DescribeResponse) -> Token | Done:
@@ -259,6 +259,11 @@ def _done(result: pb.GenerateResult | pb.EditResult, face: GeneratedFace | Edite
 
 def _picture(data: bytes) -> Image.Image:
     return load_image(data, limits=ImageLimits(largest_bytes=LARGEST_RESPONSE_BYTES))
+
+
+def _pixel_marks(picture: pb.Picture) -> tuple[str, ...]:
+    """Of a picture's marks, those that its pixels keep when its file is written anew."""
+    return tuple(mark for mark in picture.provenance.marks if mark == "watermark")
 
 
 def _jpeg(image: Image.Image) -> bytes:

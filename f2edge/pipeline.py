@@ -31,6 +31,7 @@ from f2edge.regions import Cells, Region, paste_outside, region_cells
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
 from f2edge.text import TextTokenizer, check_text
 from f2edge.understanding import Understanding
+from f2edge.watermark import PUBLIC, Watermark
 
 logger = logging.getLogger(__name__)
 
@@ -45,30 +46,42 @@ class FacePipeline:
     """One bundle on one backend.  Made by :meth:`load`; safe to call from several threads.
 
     Pictures given may have any size; of one that is not square the centred square is taken.  Pictures returned have the model's size.
+
+    What :meth:`generate` and :meth:`edit` return is marked as drawn by a model, in its pixels (:mod:`f2edge.watermark`); so is all that is
+    made of it, whoever saves or sends it.  Tokens never change by that, and :meth:`decode` gives the pixels unmarked.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, watermark: Watermark | None = None) -> None:
         self.bundle = bundle
         self.backend = backend
+        self.watermark = watermark
         self.tokenizer = TextTokenizer(bundle.tokenizer_path)
         self.prompts = PromptPrefixes(backend, bundle.layout)
         self.understanding = Understanding(backend, bundle, self.tokenizer)
 
     @classmethod
-    def load(cls, bundle: str | Path | Bundle = "nano", *, backend: str = "auto", threads: int | None = None) -> FacePipeline:
+    def load(
+        cls,
+        bundle: str | Path | Bundle = "nano",
+        *,
+        backend: str = "auto",
+        threads: int | None = None,
+        watermark: Watermark | None = PUBLIC,
+    ) -> FacePipeline:
         """Open a bundle by name or path.
 
         Args:
             bundle: "nano", another name, a folder, or an open bundle.
             backend: "auto" or a name in :data:`f2edge.backends.registry.BACKENDS`.
             threads: CPU threads; None takes every usable core.
+            watermark: written into every picture; None leaves pixels as drawn, to measure a model or to train on them.
 
         Raises:
             BundleError: the bundle is missing, damaged or of an unknown version.
             BackendError: an unknown backend, or one that cannot run here.
         """
         opened = Bundle.load(bundle)
-        return cls(opened, choose_backend(backend, opened, threads)[0])
+        return cls(opened, choose_backend(backend, opened, threads)[0], watermark)
 
     @property
     def describe_question(self) -> str:
@@ -113,14 +126,14 @@ class FacePipeline:
             def hear(event: StepEvent, times: list[float] = times) -> None:
                 times.append(event.elapsed_ms)
                 if on_step:
-                    on_step(replace(event, images=tuple(self.decode(event.proposal))) if preview_images else event)
+                    on_step(replace(event, images=tuple(self.draw(event.proposal))) if preview_images else event)
 
             masked = np.full((len(rows[group]), len(everything)), self.bundle.layout.mask_code, dtype=np.int64)
             codes = decode(
                 self.prompts.step(prefixes[group]), masked, plans[group], [s for _, s in rows[group]], on_step=hear, cancelled=cancelled
             )
-            for (prompt, seed), grid, image in zip(rows[group], codes, self.decode(codes), strict=True):
-                faces.append(GeneratedFace(image, grid, prompt, seed, schedule, tuple(times)))
+            for (prompt, seed), grid, image in zip(rows[group], codes, self.draw(codes), strict=True):
+                faces.append(GeneratedFace(image, grid, prompt, seed, schedule, tuple(times), self.marks))
         return faces
 
     def edit(
@@ -165,7 +178,7 @@ class FacePipeline:
         edited = self.decode(codes[None])[0]
         if keep_outside:
             edited = paste_outside(from_pixels(pixels), edited, cells)
-        return EditedFace(edited, codes, original, cells)
+        return EditedFace(self.mark(edited), codes, original, cells, self.marks)
 
     def describe(self, image: Image.Image, *, max_tokens: int = 128, on_token: Callable[[str], None] | None = None) -> Answer:
         """The face in words; ``on_token`` hears each piece of text as it becomes certain."""
@@ -210,6 +223,19 @@ class FacePipeline:
             raise InputError(f"codes must lie in 0 … {layout.codes - 1}; a masked position ({layout.mask_code}) has to be decoded first")
         pixels = (host(self.backend.run("image_decode", {"codes": row[None].astype(np.int64)})["pixels"])[0] for row in codes)
         return [from_pixels(p) for p in pixels]
+
+    def draw(self, codes: Ids) -> list[Image.Image]:
+        """Pictures of tokens as :meth:`generate` gives them: decoded and marked."""
+        return [self.mark(image) for image in self.decode(codes)]
+
+    def mark(self, image: Image.Image) -> Image.Image:
+        """The picture with the pipeline's watermark, if there is one."""
+        return image if self.watermark is None else self.watermark.embed(image)
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What :meth:`mark` leaves in pixels."""
+        return () if self.watermark is None else ("watermark",)
 
     def encode_pixels(self, pixels: NDArray[np.float32]) -> Ids:
         """Pixels (B, 3, Y, X) → codes (B, N), one picture at a time: a picture's tokens do not depend on its company."""

@@ -43,6 +43,7 @@ class GeneratedFace:
         seed: in ``[0, 2^64)``; with the prompt and the options it fixes the tokens.
         options: the schedule used, defaults filled in.
         step_ms: duration of each step of its batch.
+        marks: what its pixels carry: ("watermark",) or nothing.
     """
 
     image: Image.Image
@@ -51,6 +52,7 @@ class GeneratedFace:
     seed: int
     options: Schedule
     step_ms: tuple[float, ...]
+    marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,18 @@ class EditedFace:
     """An edited picture.
 
     Attributes:
-        image: RGB; outside the region it shows the original's pixels unless that was declined.
+        image: RGB; outside the region it shows the original's pixels, under the watermark, unless that was declined.
         codes: int64 (N,); equal to ``original_codes`` wherever ``region`` is false.
         original_codes: int64 (N,), tokens of the picture given.
         region: bool (G, G), the token cells that were decoded anew.
+        marks: what its pixels carry: ("watermark",) or nothing.
     """
 
     image: Image.Image
     codes: Ids
     original_codes: Ids
     region: NDArray[np.bool_]
+    marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

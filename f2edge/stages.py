@@ -153,7 +153,7 @@ class Stages:
     def _preview(self, job: ImageJob) -> None:
         assert job.row is not None
         assert job.proposal is not None
-        (image,) = self._pipeline.decode(job.proposal[None])
+        (image,) = self._pipeline.draw(job.proposal[None])
         job.stage = Stage.STEP
         job.ticket.tell(Progress(job.row.step, job.row.plan.steps, job.row.codes, job.proposal, image))
 
@@ -164,13 +164,14 @@ class Stages:
         (image,) = self._pipeline.decode(codes[None])
         if job.edit is None:
             schedule = replace(job.schedule, steps=job.row.plan.steps)
-            job.result = GeneratedFace(image, codes, job.prompt, job.seed, schedule, tuple(job.step_ms))
+            image = self._pipeline.mark(image)
+            job.result = GeneratedFace(image, codes, job.prompt, job.seed, schedule, tuple(job.step_ms), self._pipeline.marks)
             return
         assert job.edit.cells is not None
         assert job.edit.original is not None
         if job.edit.keep_outside:
             image = paste_outside(from_pixels(job.edit.pixels), image, job.edit.cells)
-        job.result = EditedFace(image, codes, job.edit.original, job.edit.cells)
+        job.result = EditedFace(self._pipeline.mark(image), codes, job.edit.original, job.edit.cells, self._pipeline.marks)
 
     # Words ---------------------------------------------------------------------------------------------------------------------------
 

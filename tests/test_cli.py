@@ -129,7 +129,8 @@ def test_quiet_prints_nothing(here: Path, bundle: str, capsys: pytest.CaptureFix
 
 
 def test_edit_keeps_every_token_outside_the_region(here: Path, bundle: str, face: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = document(capsys, "edit", str(face), "a man with blue hair", "-r", "0,0,1,0.5", "--seed", "5", "-o", "out.png", "-b", bundle)
+    request = ("edit", str(face), "a man with blue hair", "-r", "0,0,1,0.5", "--seed", "5", "-o", "out.png", "-b", bundle)
+    table = document(capsys, *request, "--no-watermark")
     region = np.array(table["region"], dtype=bool).ravel()  # a cell for each of the rows below
     before, after = (np.array(table[key]).reshape(region.size, -1) for key in ("original_tokens", "tokens"))
     assert region.sum() == region.size // 2

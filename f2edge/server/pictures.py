@@ -64,8 +64,10 @@ class PicturePool:
             return True
 
 
-def picture_message(image: Image.Image, output: pb.OutputOptions, tokens: list[int], label: provenance.Label) -> pb.Picture:
-    """A finished picture as the caller wants it, labelled."""
+def picture_message(
+    image: Image.Image, output: pb.OutputOptions, tokens: list[int], label: provenance.Label, marks: tuple[str, ...]
+) -> pb.Picture:
+    """A finished picture as the caller wants it, labelled; ``marks`` are what its pixels carry already."""
     picture = resize(image, output.side) if output.side else image
     kind = IMAGE_KINDS[output.format]
     return pb.Picture(
@@ -79,7 +81,7 @@ def picture_message(image: Image.Image, output: pb.OutputOptions, tokens: list[i
             digital_source_type=label.source_type,
             software=label.software,
             model=label.bundle or "",
-            marks=["xmp"],
+            marks=["xmp", *marks],
         ),
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from f2edge.requests import EngineState, EngineStats, Event, Priority, Request
+from f2edge.watermark import PUBLIC, Watermark
 from f2edge.wire import ModelFacts
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ class Served:
     margins: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
 
-def open_served(bundle: str | Bundle, backend: str, threads: int | None) -> Served:
-    """Load a bundle and start an engine on it; returns before the engine is warm.
+def open_served(bundle: str | Bundle, backend: str, threads: int | None, watermark: Watermark | None = PUBLIC) -> Served:
+    """Load a bundle and start an engine on it, whose pictures carry the ``watermark``; returns before the engine is warm.
 
     Raises:
         BundleError: the bundle is missing or damaged.
@@ -68,7 +69,7 @@ def open_served(bundle: str | Bundle, backend: str, threads: int | None) -> Serv
     from f2edge.batching import Engine
     from f2edge.pipeline import FacePipeline
 
-    pipeline = FacePipeline.load(bundle, backend=backend, threads=threads)
+    pipeline = FacePipeline.load(bundle, backend=backend, threads=threads, watermark=watermark)
     opened, model = pipeline.bundle, pipeline.bundle.configuration
     facts = ModelFacts(
         name=opened.name,

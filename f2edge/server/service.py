@@ -67,7 +67,7 @@ class FaceService:
         assert isinstance(face, GeneratedFace)
         self._metrics.engine_finished(call.method, done.timings)
         label = provenance.label(prompt=face.prompt, seed=face.seed, bundle=served.facts.name)
-        picture = await self._pool.write(lambda: picture_message(face.image, message.output, face.codes.tolist(), label))
+        picture = await self._pool.write(lambda: picture_message(face.image, message.output, face.codes.tolist(), label, face.marks))
         decoding = _decoding(done, face.seed, options_message(face.options), face.step_ms)
         result = pb.GenerateResult(picture=picture, decoding=decoding, timings=timings_message(done.timings))
         await call.send(pb.GenerateResponse(result=result))
@@ -91,7 +91,7 @@ class FaceService:
         assert isinstance(face, EditedFace)
         self._metrics.engine_finished(call.method, done.timings)
         label = provenance.label(prompt=request.prompt, seed=request.seed, bundle=served.facts.name, edited=True)
-        picture = await self._pool.write(lambda: picture_message(face.image, message.output, face.codes.tolist(), label))
+        picture = await self._pool.write(lambda: picture_message(face.image, message.output, face.codes.tolist(), label, face.marks))
         options = options_message(request.options.resolve(served.facts.generation))
         options.steps = done.steps_planned
         result = pb.EditResult(
