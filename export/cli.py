@@ -159,7 +159,10 @@ def train_tokenizer(
     *,
     data: Data,
     out: Run,
-    perceptual: Annotated[Path | None, typer.Option(help="Folder of trained encoders; adds their feature maps to the loss.")] = None,
+    perceptual: Annotated[
+        Path | None, typer.Option(help="Folder of trained encoders; adds their feature maps, and the attributes they name, to the loss.")
+    ] = None,
+    start_from: Annotated[Path | None, typer.Option(help="A finished tokenizer run whose weights a new run begins with.")] = None,
     decoder_of: Annotated[
         Path | None,
         typer.Option(help="A finished tokenizer run: only its decoder is trained further, so that its codes keep their meaning."),
@@ -170,7 +173,9 @@ def train_tokenizer(
     """Train the image tokenizer: pixels to a grid of codes and back."""
     from export.training.tokenizer import defaults, run
 
-    typer.echo(run(data, replace(defaults(out, smoke=smoke), **changes), perceptual=perceptual, decoder_of=decoder_of))
+    typer.echo(
+        run(data, replace(defaults(out, smoke=smoke), **changes), perceptual=perceptual, start_from=start_from, decoder_of=decoder_of)
+    )
 
 
 @train_app.command("encoders")
@@ -195,6 +200,9 @@ def train_unified(
     text: Text,
     out: Run,
     image_tokenizer: Annotated[Path | None, typer.Option(help="Run of the image tokenizer, for sample grids.")] = None,
+    start_from: Annotated[
+        Path | None, typer.Option(help="Run or weights file of a transformer; a new run begins with its weights.")
+    ] = None,
     validation_rows: Annotated[int, typer.Option(help="Faces kept for validation.")] = 512,
     smoke: Smoke = False,
     changes: dict[str, Any],
@@ -203,7 +211,7 @@ def train_unified(
     from export.training.unified import defaults, run
 
     options = replace(defaults(out, smoke=smoke), **changes)
-    typer.echo(run(tokens, text, options, image_tokenizer=image_tokenizer, validation_rows=validation_rows))
+    typer.echo(run(tokens, text, options, image_tokenizer=image_tokenizer, start_from=start_from, validation_rows=validation_rows))
 
 
 @app.command()

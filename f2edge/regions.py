@@ -26,8 +26,11 @@ Coverage: TypeAlias = NDArray[np.float32]
 #: Names joined by "+"; a box x, y, w, h in pixels or, all four at most 1, in parts of the sides; a mask, white inside; cells (G, G).
 Region: TypeAlias = "str | Sequence[float] | Image.Image | Cells"
 
-#: A cell belongs to a region that covers this share of it.
+#: A cell belongs to a box or mask that covers this share of it.
 THRESHOLD = 0.25
+#: A cell belongs to a named region that covers this share of it.  A mouth covers four to six cells of nano's grid, three of them by less
+#: than a quarter: leaving those out would keep the old lips' ends, which the decoded cells then follow.
+NAMED_THRESHOLD = 0.08
 #: The parser is never quite sure that a region is absent; below this share no cell has it.
 PRESENT = 0.05
 _MASK_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -91,9 +94,9 @@ def region_cells(
     return _covered(_box_coverage((x, y, width, height), image_wh, grid), f"region {x:g},{y:g},{width:g},{height:g} has no part")
 
 
-def select_cells(share: Coverage) -> Cells:
-    """Cells ``(G, G)`` of which a share of :data:`THRESHOLD` is covered or, where none is, those covered half as much as the best one."""
-    selected: Cells = share >= min(THRESHOLD, float(share.max()) / 2)
+def select_cells(share: Coverage, threshold: float = NAMED_THRESHOLD) -> Cells:
+    """Cells ``(G, G)`` of which a share of ``threshold`` is covered or, where none is, those covered half as much as the best one."""
+    selected: Cells = share >= min(threshold, float(share.max()) / 2)
     return selected
 
 
@@ -157,7 +160,7 @@ def _named_cells(region: str, names: Sequence[str], coverage: Coverage) -> Cells
 def _covered(share: Coverage, complaint: str) -> Cells:
     if share.max() <= 0:
         raise InputError(f"{complaint} in the centred square of the picture, which is all that the model sees; move it there")
-    return select_cells(share)
+    return select_cells(share, THRESHOLD)
 
 
 def _box_coverage(box_xywh: tuple[float, float, float, float], image_wh: tuple[int, int], grid: int) -> Coverage:

@@ -16,6 +16,7 @@ from export.model.encoders import (
     IdentityEncoder,
     RegionParser,
     SemanticEncoder,
+    attribute_reader,
     folded,
     perceptual_features,
 )
@@ -188,6 +189,15 @@ def test_training_learns_squares_and_the_written_encoders_say_the_same(tmp_path:
     task.semantic.eval()
     task.regions.eval()
     torch.testing.assert_close(loaded.semantic(pixels), task.semantic.encoder(pixels))
+    assert loaded.readout is not None
+    read = attribute_reader(loaded.semantic, loaded.readout)
+    torch.testing.assert_close(read(pixels), task.semantic(pixels), atol=1e-4, rtol=1e-4)
+    wanted = pixels.clone().requires_grad_()
+    torch.autograd.backward(read(wanted)[:, 0, 0].sum())
+    assert wanted.grad is not None
+    assert wanted.grad.abs().sum() > 0
+    (tmp_path / "readout.safetensors").unlink()
+    assert load_encoders(tmp_path).readout is None, "runs of before had none"
     torch.testing.assert_close(loaded.regions(pixels), task.regions(pixels))
 
 

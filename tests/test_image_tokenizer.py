@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,43 @@ def test_batches_depend_on_their_arguments_only_and_spare_the_held_out() -> None
     assert len(distinct) == 4
     with pytest.raises(InputError, match="render more"):
         TokenizerTask(Rows(16), 8, 10, configuration=SMALL, held_out=16)
+
+
+def test_attributes_are_read_from_the_reconstruction_by_each_reader_in_turn() -> None:
+    asked: list[int] = []
+
+    def reader(number: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        def read(pixels: torch.Tensor) -> torch.Tensor:
+            asked.append(number)
+            bright = pixels.mean((1, 2, 3))
+            return torch.stack((bright, -bright), -1)[:, None]  # (B, 1 slot, 2 values)
+
+        return read
+
+    def labels(rows: Any) -> NDArray[np.int8]:
+        return np.zeros((len(rows), 1), np.int8)
+
+    task = TokenizerTask(Discs(), 8, 10, configuration=SMALL, held_out=16, readers=(reader(0), reader(1)), labels=labels)
+    plain = TokenizerTask(Discs(), 8, 10, configuration=SMALL, held_out=16)
+    for step in range(2):
+        losses, figures = task.losses(task.batch(step, 0, 0, 1), step)
+        without, _ = plain.losses(plain.batch(step, 0, 0, 1), step)
+        added = task.recipe.attributes * torch.as_tensor(figures["attributes"])
+        torch.testing.assert_close(losses["model"], without["model"] + added)
+    assert asked == [0, 1]
+    assert "slots" not in plain.batch(0, 0, 0, 1)
+    with pytest.raises(InputError, match="labels"):
+        TokenizerTask(Discs(), 8, 10, configuration=SMALL, held_out=16, readers=(reader(0),))
+
+
+def test_a_new_run_begins_with_a_finished_ones_weights(tmp_path: Path) -> None:
+    shards, first, second = tmp_path / "shards", tmp_path / "first", tmp_path / "second"
+    assert command(["render", "--count", "40", "--out", str(shards)]) == 0
+    options = ["train", "tokenizer", "--data", str(shards), "--smoke", "--batch", "4"]
+    assert command([*options, "--steps", "2", "--out", str(first)]) == 0
+    assert command([*options, "--steps", "1", "--rate", "1e-9", "--out", str(second), "--start-from", str(first)]) == 0
+    one, two = load_tokenizer(first).state_dict(), load_tokenizer(second).state_dict()
+    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
 
 
 def test_command_trains_from_rendered_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

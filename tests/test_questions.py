@@ -82,12 +82,12 @@ def test_what_could_be_heard_both_ways_is_not_asked() -> None:
         assert not [question for question in asked if question.endswith((f" {words.strip()}", f"wear{words}"))]
 
 
-def test_yes_and_no_are_balanced_and_half_of_all_questions_are_the_schemas_own() -> None:
+def test_yes_and_no_are_balanced_and_the_schemas_own_questions_are_the_commonest() -> None:
     items = [item for _, item in drawn(1, 1500)]
     kinds = Counter(item.kind for item in items)
     answers = Counter(item.answer for item in items if item.kind == "yes_no")
     assert set(kinds) == {"slot", "yes_no", "which", "open"}
-    assert kinds["slot"] / len(items) == pytest.approx(0.5, abs=0.02)
+    assert kinds["slot"] / len(items) == pytest.approx(0.4, abs=0.02)
     assert answers["yes"] / answers.total() == pytest.approx(0.5, abs=0.05)
 
 
@@ -118,7 +118,7 @@ def test_describe_questions_are_answered_by_a_description() -> None:
         item = describe_question(slots, rng)
         asked[item.question] += 1
         claims = mentioned_in(item.answer)
-        assert 10 <= len(claims) <= 16
+        assert 10 <= len(claims) <= 20
         assert claims.items() <= slots.items()
     assert set(asked) == set(DESCRIBE_QUESTIONS)
     assert asked.most_common(1)[0][0] == DESCRIBE_QUESTION

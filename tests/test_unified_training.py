@@ -21,7 +21,7 @@ from export.data.tokens import TokenCache, cache_tokens
 from export.training.checkpoint import load_weights
 from export.training.loop import TrainOptions, train
 from export.training.preview import _next_codes, sample
-from export.training.unified import Mixture, UnifiedTask, draw_masks, run
+from export.training.unified import Mixture, UnifiedTask, draw_masks, draw_region_mask, run
 from f2edge.attributes import F2EDGE_SCHEMA
 from f2edge.configuration import NANO, FeatureShape, ImageTokenizerConfiguration, TokenExperts
 from f2edge.errors import InputError
@@ -44,8 +44,16 @@ class Faces:
         self.pixels = rng.integers(100, 156, size=(count, 32, 32, 3)).astype(np.uint8)
         self.pixels[:, :, :16] = np.where(self.values[:, 0] == 0, 250, 5)[:, None, None, None]
 
+    region_names = ("eyes", "mouth", "background")
+
     def __len__(self) -> int:
         return len(self.values)
+
+    def regions(self, rows: Any) -> NDArray[np.uint8]:
+        """Eyes in the second row, a mouth in two cells of the third (one hardly), background around."""
+        found = np.zeros((len(self.values[rows]), 3, 4, 4), np.uint8)
+        found[:, 0, 1], found[:, 1, 2, 1:3], found[:, 2, 0] = 255, (200, 30), 255
+        return found
 
     def images(self, rows: Any) -> NDArray[np.uint8]:
         return np.asarray(self.pixels[rows])
@@ -144,6 +152,50 @@ def test_mask_law(cache: TokenCache) -> None:
     assert masks.mean((0, 1)).std() < 0.05  # every position alike
 
 
+def test_region_masks_stay_in_one_or_two_shown_regions() -> None:
+    coverage = Faces(1).regions(np.arange(1))[0] / np.float32(255)
+    names = ("eyes", "mouth", "background")
+    cells = [share > 0.08 for share in coverage]  # the mouth's second cell too: 30 / 255
+    rng = np.random.default_rng(0)
+    seen = dict.fromkeys(names, 0)
+    shares = []
+    for _ in range(400):
+        mask = draw_region_mask(coverage, N, rng).reshape(4, 4, 2)
+        assert mask.any()
+        touched = [name for name, inside in zip(names, cells, strict=True) if mask[inside].any()]
+        assert 1 <= len(touched) <= 2
+        assert not mask[~np.logical_or.reduce(cells)].any()
+        if touched == ["eyes"]:
+            shares.append(mask[cells[0]].mean())
+        for name in touched:
+            seen[name] += 1
+    assert min(seen.values()) > 80
+    assert np.mean(shares) == pytest.approx(2 / np.pi, abs=0.08)
+    hidden = coverage.copy()
+    hidden[1] = 0.01  # below what counts as shown
+    masks = np.array([draw_region_mask(hidden, N, rng) for _ in range(100)]).reshape(-1, 4, 4, 2)
+    assert not masks[:, 2].any()
+
+
+def test_region_draws_and_features_weigh_more(cache: TokenCache, texts: TextMaker) -> None:
+    plain = task(cache, texts, region_share=0.0, feature_weight=2.0).batch(0, 0, 0, 1)
+    weight = plain["weight"].reshape(-1, 2, 4, 4, 2)
+    assert torch.equal(weight[:, :, 1], torch.full_like(weight[:, :, 1], 3.0)), "eyes"
+    assert torch.equal(weight[:, :, 3], torch.ones_like(weight[:, :, 3])), "nothing there"
+    assert torch.allclose(weight[:, :, 2, 1], torch.tensor(1 + 2 * 200 / 255))
+    regional = task(cache, texts, region_share=1.0, feature_weight=0.0, region_weight=5.0).batch(0, 0, 0, 1)
+    assert torch.equal(regional["weight"], torch.full_like(regional["weight"], 5.0))
+    assert not regional["masked"].reshape(-1, 2, 4, 4, 2)[:, :, 3].any()
+
+
+def test_thorough_prompts_name_many_slots_plain_ones_too(texts: TextMaker) -> None:
+    rng = np.random.default_rng(5)
+    slots = {name: slot.values[0] for name, slot in F2EDGE_SCHEMA.items()}
+    assert (
+        np.mean([len(texts.prompt(slots, rng, 1.0)) for _ in range(60)]) > np.mean([len(texts.prompt(slots, rng)) for _ in range(60)]) + 5
+    )
+
+
 def test_packing_keeps_answers_and_targets_together() -> None:
     rows = [[([1, 2, 3], [4, 5], 1.0), ([6] * 9, [7] * 9, 1.0), ([8, 9], [5], 0.5)], []]
     talk = pack(rows, 8, pad=99)
@@ -188,11 +240,17 @@ def test_the_command_writes_weights_that_load(cache: TokenCache, texts: TextMake
     assert load_weights(out / "unified.safetensors", model) == {"configuration": "nano"}
     with pytest.raises(InputError, match="text tokenizer"):
         run(tokens, tmp_path / "none.json", options, configuration=TINY)
+    still = replace(options, out=tmp_path / "more", steps=1, learning_rate=0.0, bf16=False)
+    more = run(tokens, text, still, start_from=out, configuration=TINY, mixture=Mixture(text_columns=40), validation_rows=16)
+    first, second = task(cache, texts).model, task(cache, texts).model
+    load_weights(out, first, ema=False)
+    load_weights(more / "unified.safetensors", second)
+    assert all(torch.allclose(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
 
 
 def test_draws_behind_one_prompt_train_like_separate_rows(cache: TokenCache, texts: TextMaker) -> None:
     """The gradient of two draws behind a shared prompt is the mean of the two rows' own gradients."""
-    unified = task(cache, texts, token_balance=0.0, sequence_balance=0.0)
+    unified = task(cache, texts, token_balance=0.0, sequence_balance=0.0, region_share=0.0, feature_weight=0.0)
     batch = unified.batch(0, 0, 0, 1)
     batch["masked"] = batch["masked"][:, :, torch.randperm(N)]
     batch["masked"][:, 1] = batch["masked"][:, 0].roll(3, -1)  # as many masked positions in both, so both count alike
@@ -201,7 +259,7 @@ def test_draws_behind_one_prompt_train_like_separate_rows(cache: TokenCache, tex
     shared = {n: p.grad.clone() for n, p in unified.model.named_parameters() if p.grad is not None}
     unified.model.zero_grad()
     for draw in range(2):
-        part, _ = unified._generation({**batch, "masked": batch["masked"][:, draw : draw + 1]})
+        part, _ = unified._generation({**batch, **{key: batch[key][:, draw : draw + 1] for key in ("masked", "weight")}})
         torch.autograd.backward(part / 2)
     for name, p in unified.model.named_parameters():
         if p.grad is not None:

@@ -34,6 +34,8 @@ _SENTENCE_CASE_SHARE = 0.1
 _WEIGHTS = {"gender_presentation": 6.0, "age": 2.5, "hair_color": 2.5, "hair_length": 1.8, "eye_color": 1.5, "eyewear": 1.8, "hat": 1.8,
             "emotion": 1.8, "action": 1.8, "beard": 1.5, "background": 1.3, "clothing_color": 1.3, "skin_tone": 1.3}  # fmt: skip
 _PLAIN = 0.3
+#: A mask hides half of the face: whoever sees one says so, and so a prompt that is silent about it means a face without.
+_HIDING = {("face_mask", "worn"): 60.0}
 #: Slots where no value is "nothing there": all of them are worth a word.
 _ALWAYS_REMARKABLE = frozenset((
     "gender_presentation", "age", "skin_tone", "face_shape", "build", "hair_color", "hair_length", "hair_texture", "eye_color", "eye_shape",
@@ -50,7 +52,7 @@ _DESCRIBE_ORDER = (
     "eyebrow_thickness", "eyebrow_shape", "nose_size", "nose_shape", "lips", "eye_shape", "eye_bags", "cheekbones",
 )  # fmt: skip
 _FEMININE = (*PHRASES["gender_presentation"]["feminine"], YOUNG_NOUNS["feminine"])
-_DESCRIBE_MOST, _DESCRIBE_LEAST = 16, 12
+_DESCRIBE_MOST, _DESCRIBE_LEAST = 20, 12
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,15 @@ def _draw_count(dice: Dice) -> int:
     return 4 + int(dice.roll() ** 1.3 * (MOST_ATTRIBUTES - 3))
 
 
-def _choose(slots: Slots, dice: Dice, count: int) -> dict[str, str]:
+def _choose(slots: Slots, dice: Dice, count: int, *, even: bool) -> dict[str, str]:
     """Draw ``count`` slots without replacement, each in proportion to its weight (Efraimidis & Spirakis 2006)."""
     keyed = []
     for slot, value in slots.items():
-        weight = _WEIGHTS.get(slot, 1.0) * (_PLAIN if is_plain(slot, value) else 1.0)
-        weight *= 0.2 if _goes_without_saying(slot, slots) else 1.0
+        weight = 1.0
+        if not even:
+            weight = _WEIGHTS.get(slot, 1.0) * (_PLAIN if is_plain(slot, value) else 1.0)
+            weight *= 0.2 if _goes_without_saying(slot, slots) else 1.0
+        weight = _HIDING.get((slot, value), weight)
         keyed.append((math.log(dice.roll() + 1e-12) / weight, slot))
     keyed.sort(reverse=True)
     return {slot: slots[slot] for _, slot in keyed[:count]}
@@ -177,13 +182,14 @@ def _tags(left: dict[str, str], dice: Dice) -> str:
     return ", ".join([*dice.shuffled([*subject, *parts.before]), *dice.shuffled(tags)])
 
 
-def caption(slots: Slots, rng: np.random.Generator, *, attributes: int | None = None) -> Caption:
+def caption(slots: Slots, rng: np.random.Generator, *, attributes: int | None = None, even: bool = False) -> Caption:
     """One caption of a face.
 
     Args:
         slots: visible slots, name → value of the f2edge schema.
         rng: draws what is said and how; the same state gives the same caption.
         attributes: how many slots to mention (fewer if fewer are visible); drawn from 1 to 18 when None.
+        even: every slot is as likely to be named as any other, plain values too; otherwise what people are likely to say.
 
     Raises:
         InputError: a slot or value outside the schema, or ``attributes`` below 1.
@@ -191,7 +197,7 @@ def caption(slots: Slots, rng: np.random.Generator, *, attributes: int | None = 
     if attributes is not None and attributes < 1:
         raise InputError(f"caption: attributes must be at least 1, got {attributes}")
     dice = Dice(rng)
-    chosen = _choose(_checked(slots), dice, attributes or _draw_count(dice))
+    chosen = _choose(_checked(slots), dice, attributes or _draw_count(dice), even=even)
     mentioned = _in_schema_order(chosen)
     if dice.chance(_TAGS_SHARE):
         return Caption(_tags(chosen, dice), mentioned)
@@ -215,7 +221,7 @@ def full_caption(slots: Slots, rng: np.random.Generator | None = None, *, attrib
 
 
 def describe_text(slots: Slots, rng: np.random.Generator | None = None) -> Caption:
-    """The answer to "describe the face": 10 to 16 visible slots in a fixed order, remarkable values first.
+    """The answer to "describe the face": 12 to 20 visible slots in a fixed order, remarkable values first.
 
     The choice of slots depends on the picture alone, so that a small model can learn it; ``rng`` only varies the wording of a few phrases
     (None: the commonest everywhere).

@@ -25,6 +25,7 @@ from f2edge.layout import TokenLayout
 #: Loss weight of one answer token; a description has as many tokens as thirty short answers.
 _WEIGHTS = {"describe": 0.25}
 _DRAWN = 20
+_THOROUGH = (10, 19)  # attributes of a thorough prompt, from and below
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,15 @@ class TextMaker:
         """Text ids without specials."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def prompt(self, slots: Mapping[str, str], rng: np.random.Generator) -> list[int]:
-        """``<|t2i|> <sot> caption <eot>``; what does not fit is cut off."""
-        return self.layout.prompt(self.encode(caption(slots, rng).text)[: self.layout.prompt_tokens])
+    def prompt(self, slots: Mapping[str, str], rng: np.random.Generator, thorough_share: float = 0.0) -> list[int]:
+        """``<|t2i|> <sot> caption <eot>``; what does not fit is cut off.
+
+        ``thorough_share`` of the prompts name 10 to 18 slots, every one as likely as any other: what people seldom say (the shape of a
+        nose) would otherwise be learned last.
+        """
+        thorough = rng.random() < thorough_share
+        text = caption(slots, rng, attributes=int(rng.integers(*_THOROUGH)) if thorough else None, even=thorough).text
+        return self.layout.prompt(self.encode(text)[: self.layout.prompt_tokens])
 
     def exchange(self, item: QuestionAnswer) -> tuple[list[int], list[int]]:
         """``<sot> question`` and ``answer <eot>``."""

@@ -23,7 +23,7 @@ from f2edge.errors import InputError
 DESCRIBE_QUESTION = "describe the face"
 DESCRIBE_QUESTIONS = (DESCRIBE_QUESTION, "describe this face", "describe the picture", "what does the face look like?")
 
-_SLOT_SHARE, _YES_NO_SHARE, _WHICH_SHARE = 0.5, 0.2, 0.12  # the rest is "open"
+_SLOT_SHARE, _YES_NO_SHARE, _WHICH_SHARE = 0.4, 0.3, 0.12  # the rest is "open"
 _WITHOUT_SHARE = 0.25  # "is the person without a hat?": balances the yes of slots whose commonest value is "none"
 
 #: Frames that a value's words complete, for "yes_no" and "which": adjective, phrase or participle.

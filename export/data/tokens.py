@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,12 +25,15 @@ from f2edge.attributes import F2EDGE_SCHEMA
 from f2edge.errors import InputError
 
 META = "meta.json"
-_FORMAT = 1
-_ARRAYS = ("codes", "semantic", "identity", "slots")
+_FORMAT = 2
+_ARRAYS = ("codes", "semantic", "identity", "slots", "regions")
 
 
 class Faces(Protocol):
     """The part of :class:`export.data.shards.FaceShards` that is used here."""
+
+    @property
+    def region_names(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 
@@ -40,6 +43,10 @@ class Faces(Protocol):
 
     def slots(self, rows: Any) -> NDArray[np.int8]:
         """``(n, K)`` value index, -1 where hidden."""
+        ...
+
+    def regions(self, rows: Any) -> NDArray[np.uint8]:
+        """``(n, R, G, G)`` coverage of the cells, times 255."""
         ...
 
 
@@ -92,6 +99,7 @@ def cache_tokens(
                 "semantic": semantic(pixels).float().cpu().numpy().astype(np.float16),
                 "identity": identity(pixels).float().cpu().numpy().astype(np.float16),
                 "slots": faces.slots(rows),
+                "regions": faces.regions(rows),
             }
         for name, part in found.items():
             if name not in arrays:
@@ -99,7 +107,7 @@ def cache_tokens(
                 arrays[name] = np.lib.format.open_memmap(draft / f"{name}.npy", mode="w+", dtype=part.dtype, shape=shape)
             arrays[name][rows] = part
         progress(int(rows[-1]) + 1)
-    meta = {"format": _FORMAT, "count": count, "schema": F2EDGE_SCHEMA.to_json()}
+    meta = {"format": _FORMAT, "count": count, "regions": list(faces.region_names), "schema": F2EDGE_SCHEMA.to_json()}
     (draft / META).write_text(json.dumps(meta), encoding="utf-8")
     arrays.clear()  # flush
     shutil.rmtree(out, ignore_errors=True)
@@ -114,24 +122,32 @@ class TokenCache:
         codes: int16 (n, N).
         semantic, identity: float16 (n, M, F).
         slots: int8 (n, K), columns in the schema's order, -1 where the picture does not show it.
+        regions: uint8 (n, R, G, G), share of each cell that a region covers, times 255.
+        region_names: of the R regions.
     """
 
     codes: NDArray[np.int16]
     semantic: NDArray[np.float16]
     identity: NDArray[np.float16]
     slots: NDArray[np.int8]
+    regions: NDArray[np.uint8]
+    region_names: tuple[str, ...]
 
     def __init__(self, directory: Path) -> None:
         """Raises :class:`InputError` where the folder is missing, incomplete, or written for another attribute schema."""
         try:
             meta = json.loads((directory / META).read_text(encoding="utf-8"))
-            self.codes, self.semantic, self.identity, self.slots = (np.load(directory / f"{name}.npy", mmap_mode="r") for name in _ARRAYS)
         except (OSError, ValueError) as error:
-            raise InputError(
-                f"{directory}: no token cache ({error}); make one: python -m export cache --data SHARDS --out {directory}"
-            ) from error
+            raise _no_cache(directory, error) from error
         if meta.get("format") != _FORMAT or meta.get("schema") != F2EDGE_SCHEMA.to_json():
             raise InputError(f"{directory}: was written by another version of f2edge; make it again: python -m export cache")
+        try:
+            self.codes, self.semantic, self.identity, self.slots, self.regions = (
+                np.load(directory / f"{name}.npy", mmap_mode="r") for name in _ARRAYS
+            )
+        except (OSError, ValueError) as error:
+            raise _no_cache(directory, error) from error
+        self.region_names = tuple(meta["regions"])
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -139,6 +155,10 @@ class TokenCache:
     def face(self, row: int) -> dict[str, str]:
         """The visible slots of one face, name → value."""
         return slots_of(self.slots[row])
+
+
+def _no_cache(directory: Path, error: Exception) -> InputError:
+    return InputError(f"{directory}: no token cache ({error}); make one: python -m export cache --data SHARDS --out {directory}")
 
 
 def slots_of(values: NDArray[np.int8]) -> dict[str, str]:

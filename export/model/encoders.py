@@ -160,7 +160,7 @@ class RegionParser(nn.Module):
 
 
 class AttributeReadout(nn.Module):
-    """The training head of the semantic encoder: for each slot a learned look at the grid, then one linear map (never exported).
+    """The training head of the semantic encoder, never exported: for each slot a learned look at the grid, then one linear map.
 
     It is kept this shallow so that what it reads lies in the features themselves, where the unified model finds it too.
     """
@@ -208,3 +208,14 @@ def perceptual_features(encoder: SemanticEncoder) -> Callable[[Tensor], list[Ten
         return list(trunk.maps(pixels))
 
     return features
+
+
+def attribute_reader(encoder: SemanticEncoder, readout: AttributeReadout) -> Callable[[Tensor], Tensor]:
+    """Pixels ``(B, 3, 128, 128)`` → slot logits ``(B, K, values)`` of trained, frozen copies; gradients reach the pixels only."""
+    network = nn.Sequential(folded(encoder), folded(readout)).requires_grad_(requires_grad=False)
+
+    def read(pixels: Tensor) -> Tensor:
+        logits: Tensor = network(pixels)
+        return logits
+
+    return read

@@ -5,7 +5,8 @@
 The semantic encoder learns to tell every visible slot (cross entropy through :class:`~export.model.encoders.AttributeReadout`), the
 identity encoder to keep a person's two pictures together and apart from all others of the batch (InfoNCE, arXiv 1807.03748, in both
 directions), the region parser the share of every patch that each region covers (binary cross entropy on shares).  The run ends with
-``semantic.safetensors``, ``identity.safetensors`` and ``regions.safetensors`` in its folder, read by :func:`load_encoders`.
+``semantic.safetensors``, ``identity.safetensors`` and ``regions.safetensors`` in its folder, and ``readout.safetensors`` for the image
+tokenizer's training, all read by :func:`load_encoders`.
 
 Axes: B batch (rows 2k and 2k + 1 are one person), K slots or regions, V values, M feature vectors of width F, G token grid.
 """
@@ -237,12 +238,13 @@ class EncodersTask:
 
 @dataclass(frozen=True)
 class Encoders:
-    """The three trained encoders, in eval mode."""
+    """The three trained encoders, in eval mode, and the semantic one's readout where the run kept it."""
 
     semantic: SemanticEncoder
     identity: IdentityEncoder
     regions: RegionParser
     region_names: tuple[str, ...]
+    readout: AttributeReadout | None = None
 
 
 def write_encoders(run: Path, task: EncodersTask) -> None:
@@ -251,6 +253,7 @@ def write_encoders(run: Path, task: EncodersTask) -> None:
         load_weights(run, module, name=name)
     metadata = {"region_names": json.dumps(list(task.data.region_names))}
     save_weights(run / "semantic.safetensors", task.semantic.encoder)
+    save_weights(run / "readout.safetensors", task.semantic.readout, {"schema": json.dumps(task.schema.to_json())})
     save_weights(run / "identity.safetensors", task.identity)
     save_weights(run / "regions.safetensors", task.regions, metadata)
 
@@ -268,7 +271,12 @@ def load_encoders(directory: Path, configuration: ModelConfiguration = NANO) -> 
     for name, module in (("semantic", semantic), ("identity", identity), ("regions", regions)):
         load_weights(directory / f"{name}.safetensors", module)
         module.eval()
-    return Encoders(semantic, identity, regions, region_names)
+    file = directory / "readout.safetensors"
+    if not file.is_file():
+        return Encoders(semantic, identity, regions, region_names)
+    readout = AttributeReadout(AttributeSchema.from_json(json.loads(weights_metadata(file)["schema"])), configuration.semantic)
+    load_weights(file, readout)
+    return Encoders(semantic, identity, regions, region_names, readout.eval())
 
 
 def run(data: Path, options: TrainOptions, *, validation_rows: int = 1000) -> Path:

@@ -70,7 +70,14 @@ class GenerationLoss:
 
 
 def generation_loss(
-    logits: Tensor, target: Tensor, ratio: Tensor, *, rows: int, image_tokens: int, smoothing: float = 0.0
+    logits: Tensor,
+    target: Tensor,
+    ratio: Tensor,
+    *,
+    rows: int,
+    image_tokens: int,
+    smoothing: float = 0.0,
+    weight: Tensor | None = None,
 ) -> GenerationLoss:
     """D3Diff of all masked positions of a batch.
 
@@ -81,12 +88,12 @@ def generation_loss(
         rows: rows in the batch, for the mean of the score term, which is a sum over a row's masked positions divided by N.
         image_tokens: N.
         smoothing: label smoothing of the masked cross entropy; the score term has none.
+        weight: of each position in the mean of the masked cross entropy, (K,); None: all equal.  The score term has none.
     """
     logits = logits.float()
     each = functional.cross_entropy(logits, target, reduction="none")  # (K,)
-    masked = each.mean()
-    if smoothing:
-        masked = functional.cross_entropy(logits, target, label_smoothing=smoothing)
+    smoothed = functional.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing) if smoothing else each
+    masked = smoothed.mean() if weight is None else (smoothed * weight).sum() / weight.sum()
     score = (score_time_weight(ratio) * each).sum() / (rows * image_tokens)
     return GenerationLoss(masked + SCORE_WEIGHT * score, masked, score, each.detach())
 

@@ -5,7 +5,8 @@
 The run's folder ends with ``tokenizer.safetensors``, which carries its configuration and is read by :func:`load_tokenizer`.
 
 Ours: the pictures are drawn, with sharp lines a pixel or two wide that carry attributes (spectacle frames, earrings, freckles), so edges
-are compared at three scales, and with ``--perceptual`` also the maps of a network trained to name those attributes.
+are compared at three scales, and with ``--perceptual`` also the maps of a network trained to name those attributes, and the attributes that
+it names in the reconstruction with the true ones: what a picture is asked for must survive the codes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,12 +29,17 @@ from torch import Tensor, nn
 from export.model.discriminator import PatchDiscriminator, critic_loss, generator_loss
 from export.model.image_tokenizer import ImageTokenizer, bit_statistics
 from export.model.magvit2 import Magvit2Tokenizer, build_tokenizer
-from export.training.checkpoint import load_weights, save_weights, weights_metadata
+from export.training.checkpoint import latest_checkpoint, load_weights, save_weights, weights_metadata
+from export.training.encoders import attribute_loss
 from export.training.loop import Batch, Figures, TrainOptions, resolve_device, train
 from f2edge.configuration import NANO, ImageTokenizerConfiguration
 from f2edge.errors import InputError
 
 Perceptual = Callable[[Tensor], list[Tensor]]
+#: Pixels (B, 3, H, W) → slot logits (B, K, V) of a frozen network.
+Reader = Callable[[Tensor], Tensor]
+#: Rows (n,) → their slots (n, K), value index, -1 where hidden.
+Labels = Callable[[Any], NDArray[np.int8]]
 _GRID_ROWS, _GRID_COLUMNS = 4, 8
 
 
@@ -56,6 +62,7 @@ class Recipe:
         edges: of differences between neighbouring pixels at three scales; grows from 0 over the first ``edges_ramp`` of the steps,
             because at first, when nothing is in place, the best edges are none.
         perceptual: of feature maps, each relative to its mean size.
+        attributes: of the cross entropy of the slots that a reader sees in the reconstruction, mean over visible slots.
         usage, confidence, commitment: of the code (``bit_statistics``).
         adversarial: of the critic's judgement; the critic trains from ``critic_from`` of the steps on, and is listened to ever more
             over the 5 % of the steps after that.
@@ -66,6 +73,7 @@ class Recipe:
     edges: float = 1.0
     edges_ramp: float = 0.1
     perceptual: float = 0.5
+    attributes: float = 0.4
     usage: float = 0.02
     confidence: float = 0.01
     commitment: float = 0.1
@@ -84,6 +92,8 @@ class TokenizerTask:
         data: pictures of the configuration's size; the last ``held_out`` rows are for validation only.
         steps: of the whole run; the recipe's phases are shares of it.
         perceptual: pixels → feature maps of a frozen network on the same device, or None.
+        readers: frozen networks that name slots, used in turn, so that no single one's blind spots are learned.
+        labels: gives the true slots; needed with ``readers``.
         decoder_of: a trained tokenizer whose decoder is trained further; its encoder is frozen, so that codes keep their meaning and
             models that were trained on them stay valid.
     """
@@ -99,6 +109,8 @@ class TokenizerTask:
         configuration: ImageTokenizerConfiguration = NANO.tokenizer,
         recipe: Recipe | None = None,
         perceptual: Perceptual | None = None,
+        readers: Sequence[Reader] = (),
+        labels: Labels | None = None,
         decoder_of: ImageTokenizer | None = None,
         held_out: int = 256,
         seed: int = 0,
@@ -107,6 +119,9 @@ class TokenizerTask:
             raise InputError(f"tokenizer: {len(data)} pictures are too few for a batch of {batch} and {held_out} held out; render more")
         self.data, self.rows, self.steps, self.held_out, self.seed = data, batch, steps, held_out, seed
         self.recipe, self.perceptual = recipe or (Recipe() if decoder_of is None else FINE_TUNING), perceptual
+        if readers and labels is None:
+            raise InputError("tokenizer: networks that name attributes need the pictures' true slots; give labels")
+        self.readers, self.labels = tuple(readers), labels
         torch.manual_seed(seed)
         self.tokenizer, self.critic = ImageTokenizer(configuration), PatchDiscriminator()
         if decoder_of is not None:
@@ -115,10 +130,13 @@ class TokenizerTask:
         self.modules: Mapping[str, nn.Module] = {"model": self.tokenizer, "critic": self.critic}
 
     def batch(self, step: int, micro: int, rank: int, world: int) -> Batch:
-        """Random pictures, (B, 3, H, W) in [-1, 1]."""
+        """Random pictures, (B, 3, H, W) in [-1, 1], and for readers their slots, (B, K)."""
         generator = np.random.default_rng([self.seed, step, micro, rank, world])
         rows = np.sort(generator.choice(len(self.data) - self.held_out, size=self.rows, replace=False))
-        return {"pixels": pixels_of(self.data.images(rows))}
+        batch = {"pixels": pixels_of(self.data.images(rows))}
+        if self.readers and self.labels is not None:
+            batch["slots"] = torch.from_numpy(self.labels(rows).astype(np.int64))
+        return batch
 
     def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Figures]:
         """The tokenizer's loss, and the critic's once it has begun."""
@@ -140,6 +158,10 @@ class TokenizerTask:
             difference = perceptual_loss(self.perceptual, result.pixels, pixels)
             figures["perceptual"] = difference.detach()
             loss = loss + recipe.perceptual * difference
+        if self.readers:
+            named = attribute_loss(self.readers[step % len(self.readers)](result.pixels), batch["slots"])
+            figures["attributes"] = named.detach()
+            loss = loss + recipe.attributes * named
         if progress < recipe.critic_from:
             return {"model": loss}, figures
         heard = min(1.0, (progress - recipe.critic_from) / 0.05)
@@ -245,21 +267,32 @@ def defaults(out: Path, *, smoke: bool = False) -> TrainOptions:
 
 
 def run(
-    data: Path, options: TrainOptions, *, perceptual: Path | None = None, decoder_of: Path | None = None, held_out: int | None = None
+    data: Path,
+    options: TrainOptions,
+    *,
+    perceptual: Path | None = None,
+    start_from: Path | None = None,
+    decoder_of: Path | None = None,
+    held_out: int | None = None,
 ) -> Path:
     """Train (or resume) on the shards in ``data`` and write ``tokenizer.safetensors``; returns the run's folder.
 
-    With ``perceptual``, a folder of trained encoders, the semantic one is the perceptual loss' network.  With ``decoder_of``, a finished
-    tokenizer, only its decoder is trained.  With ``held_out`` None, a fifth of the pictures is held out, 256 at most.
+    With ``perceptual``, a folder of trained encoders, the semantic one is the perceptual loss' network and, with its readout, names the
+    attributes of the reconstructions.  With ``start_from``, a finished tokenizer, a new run begins with its weights.  With
+    ``decoder_of``, a finished tokenizer, only its decoder is trained.  With ``held_out`` None, a fifth of the pictures is held out,
+    256 at most.
     """
     from export.data.shards import FaceShards
 
     shards, features = FaceShards(data), None
+    readers: tuple[Reader, ...] = ()
     if perceptual is not None:
-        from export.model.encoders import perceptual_features
+        from export.model.encoders import attribute_reader, perceptual_features
         from export.training.encoders import load_encoders
 
-        features = perceptual_features(load_encoders(perceptual).semantic.to(resolve_device(options.device)))
+        place, encoders = resolve_device(options.device), load_encoders(perceptual)
+        features = perceptual_features(encoders.semantic.to(place))
+        readers = () if encoders.readout is None else (attribute_reader(encoders.semantic, encoders.readout.to(place)),)
     old = None if decoder_of is None else load_tokenizer(decoder_of)
     if isinstance(old, Magvit2Tokenizer):
         raise InputError(f"{decoder_of}: the published MAGVIT-v2 tokenizer is used as it is; give a tokenizer that was trained here")
@@ -268,10 +301,17 @@ def run(
         options.batch,
         options.steps,
         perceptual=features,
+        readers=readers,
+        labels=shards.slots,
         decoder_of=old,
         held_out=min(256, len(shards) // 5) if held_out is None else held_out,
         seed=options.seed,
     )
+    if start_from is not None and latest_checkpoint(options.out) is None:
+        first = load_tokenizer(start_from)
+        if first.configuration != task.tokenizer.configuration:
+            raise InputError(f"{start_from}: a tokenizer of another configuration cannot be trained on; leave out --start-from")
+        task.tokenizer.load_state_dict(first.state_dict())
     finish(task, options)
     return options.out
 

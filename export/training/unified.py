@@ -4,7 +4,8 @@
     python -m export train unified --tokens tokens/train --text tokenizer.json --out runs/unified --image-tokenizer runs/tokenizer
 
 A micro batch has two parts.  T2I: each caption stands before ``draws`` differently masked copies of its image, which share the prompt's
-columns (exact, no prompt sees its image) and so cost less; prompts of similar length go together.  MMU: each image is followed by as many
+columns (exact, no prompt sees its image) and so cost less; prompts of similar length go together.  Some copies are masked within a named
+region only, as edits are.  MMU: each image is followed by as many
 questions as fit into ``text_columns``.  Both train with the losses of export/training/losses.py; each group of routers has its own balance
 losses.
 
@@ -25,16 +26,20 @@ from torch import Tensor, nn
 from export.data.dialogues import TextMaker
 from export.data.tokens import TokenCache
 from export.model.transformer import Routing, UnifiedTransformer
-from export.training.checkpoint import load_weights, save_weights
+from export.training.checkpoint import latest_checkpoint, load_weights, save_weights
 from export.training.loop import Batch, Figures, TrainOptions, resolve_device, train
 from export.training.losses import balance_loss, cosine_mask_ratio, expert_usage, generation_loss, text_loss
 from export.training.preview import ImageDecoder, measure
 from f2edge.configuration import NANO, ModelConfiguration
 from f2edge.errors import InputError
 from f2edge.layout import left_pad
+from f2edge.regions import PRESENT, select_cells
 
 #: Micro batches whose prompts are sorted by length together.
 _POOL = 4
+_TWO_REGIONS = 0.2
+#: Regions of most of what a face is asked for.
+FEATURES = ("eyes", "brows", "nose", "mouth")
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,10 @@ class Mixture:
         text_columns: S, text columns of a face's questions.
         describe_share: share of the faces that are also described.
         prompt_dropout: share of the prompts replaced by the empty one, for guidance.
+        thorough_share: share of the prompts that name many slots, all as likely (``TextMaker.prompt``).
+        region_share: share of the masked copies that are masked within one or two named regions only.
+        region_weight: weight of those copies' masked tokens, which are few.
+        feature_weight: further weight of tokens where the eyes, brows, nose and mouth are; most of what a face is asked for lies there.
         smoothing: label smoothing of the masked cross entropy.
         understanding: weight of the answers' cross entropy.
         token_balance, sequence_balance: λ of the balance losses of each group.
@@ -57,6 +66,10 @@ class Mixture:
     text_columns: int = 160
     describe_share: float = 0.25
     prompt_dropout: float = 0.1
+    thorough_share: float = 0.5
+    region_share: float = 0.2
+    region_weight: float = 5.0
+    feature_weight: float = 2.0
     smoothing: float = 0.0
     understanding: float = 1.0
     token_balance: float = 0.01
@@ -103,6 +116,7 @@ class UnifiedTask:
         _check_fit(cache, configuration)
         self.cache, self.texts, self.seed, self.image_decoder = cache, texts, seed, image_decoder
         self.validation = np.arange(self.trained_rows, len(cache))
+        self._features = [cache.region_names.index(name) for name in FEATURES if name in cache.region_names]
         torch.manual_seed(seed)
         self.model = UnifiedTransformer(configuration)
         self.model.use_fused_attention(fused=False)  # same numbers; a third faster on CPUs under autocast
@@ -123,7 +137,9 @@ class UnifiedTask:
         rows = rng.integers(self.trained_rows, size=_POOL * self.pictures)
         empty = self.texts.layout.unconditional
         dropout = self.mixture.prompt_dropout
-        prompts = [empty if rng.random() < dropout else self.texts.prompt(self.cache.face(row), rng) for row in rows]
+        prompts = [
+            empty if rng.random() < dropout else self.texts.prompt(self.cache.face(row), rng, self.mixture.thorough_share) for row in rows
+        ]
         order = np.argsort([len(p) for p in prompts], kind="stable").reshape(_POOL, self.pictures)
         return [self._pictures(rows[part], [prompts[i] for i in part], rng) for part in rng.permutation(order)]
 
@@ -131,12 +147,24 @@ class UnifiedTask:
         ids, lengths = left_pad(prompts, self.texts.layout.pad)
         codes = torch.from_numpy(self.cache.codes[rows].astype(np.int64))
         masked = draw_masks(len(rows), self.mixture.draws, codes.shape[1], rng)
+        coverage = self.cache.regions[rows].astype(np.float32) / 255  # (B, R, G, G)
+        weight = np.ones_like(masked, dtype=np.float32)  # (B, G, N)
+        weight += self.mixture.feature_weight * self._per_token(coverage[:, self._features].max(axis=1, initial=0))[:, None]
+        for row, draw in zip(*np.nonzero(rng.random(masked.shape[:2]) < self.mixture.region_share), strict=True):
+            masked[row, draw] = draw_region_mask(coverage[row], masked.shape[2], rng)
+            weight[row, draw] *= self.mixture.region_weight
         return {
             "prompt_ids": torch.from_numpy(ids),
             "prompt_lengths": torch.from_numpy(lengths),
             "codes": codes,
             "masked": torch.from_numpy(masked),
+            "weight": torch.from_numpy(weight),
         }
+
+    def _per_token(self, cells: np.ndarray) -> np.ndarray:
+        """Values of cells (B, G, G) → of tokens (B, N)."""
+        flat = cells.reshape(len(cells), -1)
+        return np.repeat(flat, self.cache.codes.shape[1] // flat.shape[1], axis=1)
 
     def _questions(self, rng: np.random.Generator) -> Batch:
         rows = rng.integers(self.trained_rows, size=self.faces)
@@ -178,7 +206,9 @@ class UnifiedTask:
         hidden, routing = self.model.generation_states(batch["prompt_ids"], batch["prompt_lengths"], seen, ratio)
         logits = self.model.image_scores(hidden[masked])  # (K, V)
         target, weighing = codes.expand(B, G, N)[masked], ratio[..., None].expand(B, G, N)[masked]
-        loss = generation_loss(logits, target, weighing, rows=B * G, image_tokens=N, smoothing=self.mixture.smoothing)
+        loss = generation_loss(
+            logits, target, weighing, rows=B * G, image_tokens=N, smoothing=self.mixture.smoothing, weight=batch["weight"][masked]
+        )
         column = torch.arange(routing.token_chosen.shape[2], device=masked.device)
         balance, figures = self._balance("t2i", routing, column >= P - batch["prompt_lengths"][:, None])
         return loss.total + balance, {"t2i": loss.masked, "t2i/score": loss.score, **figures}
@@ -228,6 +258,23 @@ def draw_masks(rows: int, draws: int, tokens: int, rng: np.random.Generator) -> 
     return (rank < most[:, None]).reshape(rows, draws, tokens)
 
 
+def draw_region_mask(coverage: np.ndarray, tokens: int, rng: np.random.Generator) -> np.ndarray:
+    """A mask (N,) within one region (seldom two) that the picture shows, by the shares (R, G, G) of cells that regions cover.
+
+    The share of the region that is masked follows the same law as that of a whole picture: an edit decodes it step by step too.
+    """
+    shown = np.flatnonzero(coverage.max(axis=(1, 2)) >= PRESENT)
+    chosen = rng.permutation(shown)[: 1 + int(rng.random() < _TWO_REGIONS)]
+    cells = (
+        np.logical_or.reduce([select_cells(coverage[region]) for region in chosen]) if len(chosen) else np.ones(coverage.shape[1:], bool)
+    )
+    inside = np.flatnonzero(np.repeat(cells.ravel(), tokens // cells.size))
+    share = float(cosine_mask_ratio(torch.tensor(rng.random())))
+    mask = np.zeros(tokens, dtype=bool)
+    mask[rng.choice(inside, size=max(1, round(share * len(inside))), replace=False)] = True
+    return mask
+
+
 def _check_fit(cache: TokenCache, configuration: ModelConfiguration) -> None:
     """The cache must come from the tokenizer and the encoders of this configuration."""
     semantic, identity = configuration.semantic, configuration.identity
@@ -269,6 +316,7 @@ def run(
     options: TrainOptions,
     *,
     image_tokenizer: Path | None = None,
+    start_from: Path | None = None,
     configuration: ModelConfiguration = NANO,
     mixture: Mixture | None = None,
     validation_rows: int = 512,
@@ -280,6 +328,7 @@ def run(
         text: the text tokenizer's ``tokenizer.json``.
         options: of the loop.
         image_tokenizer: folder of a trained image tokenizer, for sample grids.
+        start_from: run or weights file of a transformer of this configuration; a new run begins with its weights as trained last.
         configuration: of the model.
         mixture: of the batches.
         validation_rows: faces at the cache's end that are not trained on.
@@ -298,6 +347,8 @@ def run(
         TokenCache(tokens), texts, options.batch, configuration=configuration, mixture=mixture, image_decoder=decoder,
         validation_rows=validation_rows, seed=options.seed,
     )  # fmt: skip
+    if start_from is not None and latest_checkpoint(options.out) is None:
+        load_weights(start_from, task.model, ema=False)
     last = train(task, options)
     load_weights(last, task.model)
     save_weights(options.out / "unified.safetensors", task.model, {"configuration": configuration.name})
