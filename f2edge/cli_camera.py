@@ -13,11 +13,11 @@ from f2edge.cli_options import BackendOption, BundleOption, QuietOption, ServerO
 from f2edge.errors import InputError, OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from f2edge.bundle import Bundle
     from f2edge.camera.describe import FaceModel
-    from f2edge.camera.run import ModelInput
+    from f2edge.camera.run import ModelInput, Request
     from f2edge.camera.source_url import SourceUrl
     from f2edge.client import Client
 
@@ -39,6 +39,9 @@ def camera(
     ] = None,
     jsonl: Annotated[str | None, typer.Option("--jsonl", metavar="FILE|-", help="Write a JSON document for each frame and event.")] = None,
     figures: Annotated[Path | None, typer.Option("--figures", metavar="FILE", help="Keep rates and ages as Prometheus text there.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option("--metrics-port", help="Serve the same on this port, to this machine only.", min=0, max=65535)
+    ] = None,
     ask: Annotated[list[str] | None, typer.Option("--ask", metavar="QUESTION", help="Ask this about every face; may be repeated.")] = None,
     attributes: Annotated[str | None, typer.Option("--attributes", metavar="A,B,…", help="Only these.", show_default=False)] = None,
     include_sensitive: Annotated[bool, typer.Option("--include-sensitive", help=_SENSITIVE)] = False,
@@ -65,30 +68,23 @@ def camera(
     Without --show, --record, --still or --jsonl it says so in words.  Nothing is stored unless --record, --still or --jsonl asks for it.
     The embedded model understands rendered faces like the demo's, and no photographs.
     """
-    from f2edge.camera.privacy import check_question, chosen_attributes
-    from f2edge.camera.record import STILLS, check_path
-    from f2edge.camera.run import Request, run
+    from f2edge.camera.privacy import chosen_attributes
+    from f2edge.camera.run import Request
     from f2edge.camera.source_url import parse_source
-    from f2edge.text import check_text
 
     url = parse_source(source)
-    if record is not None:
-        check_path(record)
-    if still is not None:
-        check_path(still, "--still", STILLS)
-    for question in ask or ():
-        check_question(check_text(question, "question"), include_sensitive=include_sensitive)
+    _check_files(record, still)
+    _check_questions(ask or (), include_sensitive=include_sensitive)
     for name, value in (("--refresh", refresh), ("--budget", budget), ("--max-fps", max_fps), ("--duration", duration)):
         if value is not None and not 0 < value < 1e9:
             raise InputError(f"{name} {value:g}: must be above 0")
     width_height = _size(size)
     opened = open_description(bundle, backend, threads, server)
     names = None if attributes is None else [name.strip() for name in attributes.split(",")]
-    wanted = chosen_attributes(opened.schema, names, include_sensitive=include_sensitive)
     request = Request(
         url=url,
         detector=detector or ("given" if url.kind == "demo" else "haar"),
-        attributes=wanted,
+        attributes=chosen_attributes(opened.schema, names, include_sensitive=include_sensitive),
         questions=tuple(ask or ()),
         refresh_s=refresh,
         budget_ms=budget,
@@ -99,21 +95,45 @@ def camera(
         record=record,
         still=still,
         figures=figures,
+        metrics_port=metrics_port,
         blur_others=blur_others,
     )
+    _watch(request, opened, (backend, threads), jsonl, quiet=quiet)
+
+
+def _watch(request: Request, opened: Bundle | Client, runs_on: tuple[str, int | None], jsonl: str | None, *, quiet: bool) -> None:
+    """Run a request, close what was opened, say how it went."""
+    from f2edge.camera.run import run
+
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service that is stopped finishes its recording, too
+    say = None if request.show or request.record or request.still or jsonl or quiet else _say
+    model = _model(opened, *runs_on)
     lines = _line_file(jsonl)
-    say = None if show or record or still or jsonl or quiet else _say
-    model = _model(opened, backend, threads)
     try:
-        summary = run(request, model, _model_input(opened), lines, _hear(url, quiet), say=say)
+        summary = run(request, model, _model_input(opened), lines, _hear(request.url, quiet), say=say)
     finally:
-        if server is not None:
-            _close(opened)
+        _close(opened)
         if lines is not None and lines is not sys.stdout:
             lines.close()
     if not quiet and jsonl != "-":
         _report(summary)
+
+
+def _check_files(record: Path | None, still: Path | None) -> None:
+    from f2edge.camera.record import STILLS, check_path
+
+    if record is not None:
+        check_path(record)
+    if still is not None:
+        check_path(still, "--still", STILLS)
+
+
+def _check_questions(questions: Sequence[str], *, include_sensitive: bool) -> None:
+    from f2edge.camera.privacy import check_question
+    from f2edge.text import check_text
+
+    for question in questions:
+        check_question(check_text(question, "question"), include_sensitive=include_sensitive)
 
 
 def _model(opened: Bundle | Client, backend: str, threads: int | None) -> FaceModel:
@@ -128,6 +148,7 @@ def _model(opened: Bundle | Client, backend: str, threads: int | None) -> FaceMo
 
 
 def _close(opened: Bundle | Client) -> None:
+    """End a connection; a bundle needs no closing."""
     from f2edge.bundle import Bundle
 
     if not isinstance(opened, Bundle):

@@ -200,7 +200,9 @@ def test_a_run_of_the_demo_writes_lines_that_fit_their_schema_a_recording_and_fi
     good, image = video.read()
     assert good
     assert image.shape == (180, 320, 3)
-    assert f'f2edge_camera_frames{{camera="demo"}} {figures["frames"]}\n' in (tmp_path / "camera.prom").read_text(encoding="utf-8")
+    exposed = (tmp_path / "camera.prom").read_text(encoding="utf-8")
+    assert f'f2edge_camera_frames_total{{camera="demo"}} {float(figures["frames"] or 0)}\n' in exposed
+    assert "# TYPE f2edge_camera_answer_age_ms_p99 gauge" in exposed
 
 
 def test_the_schema_refuses_what_is_no_line() -> None:

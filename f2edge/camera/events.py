@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from importlib.resources import files
 from typing import Any, TextIO, TypeAlias
@@ -89,13 +89,6 @@ class LineWriter:
         except OSError as error:
             self.broken = True
             raise OutputError(f"{self._name}: {error.strerror or 'writing failed'}; lines up to here are whole") from error
-
-
-def exposition(figures: Mapping[str, float | int | None], camera: str) -> str:
-    """Figures as Prometheus text, for a node exporter's text-file collector; what is not known yet is left out."""
-    label = camera.replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ")
-    lines: Sequence[str] = [f'f2edge_camera_{name}{{camera="{label}"}} {value}' for name, value in figures.items() if value is not None]
-    return "\n".join(lines) + "\n"
 
 
 def _now() -> str:

@@ -10,9 +10,10 @@ from time import monotonic
 import cv2
 
 from f2edge.camera.describe import Describer
-from f2edge.camera.events import LineWriter, event_line, exposition, frame_line, summary_line
+from f2edge.camera.events import LineWriter, event_line, frame_line, summary_line
 from f2edge.camera.frames import Picture
 from f2edge.camera.loop import Figures
+from f2edge.camera.metrics import Metrics
 from f2edge.camera.overlay import Overlay
 from f2edge.camera.record import Recorder, save_still
 from f2edge.camera.reports import Seen
@@ -93,11 +94,12 @@ class Outputs:
         window: Window | None = None,
         still: Path | None = None,
         figures_file: Path | None = None,
+        metrics: Metrics | None = None,
         speaker: Speaker | None = None,
     ) -> None:
         self._camera, self._describer, self._overlay, self._hear = camera, describer, overlay, hear
         self._lines, self._recorder, self._window = lines, recorder, window
-        self._figures_file, self._speaker = figures_file, speaker
+        self._figures_file, self._metrics, self._speaker = figures_file, metrics, speaker
         self._still = still
         self._last: Picture | None = None
         self._lock = Lock()
@@ -131,6 +133,8 @@ class Outputs:
             self._recorder.close()
         if self._window is not None:
             self._window.close()
+        if self._metrics is not None:
+            self._metrics.close()
 
     @property
     def _all_failed(self) -> bool:
@@ -182,13 +186,16 @@ class Outputs:
             self._hear("output", str(error))
 
     def _expose(self, figures: Figures) -> None:
-        """Replace the file of figures as a whole, so that no reader sees half of it."""
-        if self._figures_file is None or monotonic() - self._figures_at < _FIGURES_EVERY_S:
+        """Renew the metrics once a second; their file is replaced as a whole, so that no reader sees half of it."""
+        if self._metrics is None or monotonic() - self._figures_at < _FIGURES_EVERY_S:
             return
         self._figures_at = monotonic()
+        self._metrics.update(figures.document(self._describer))
+        if self._figures_file is None:
+            return
         new = self._figures_file.with_name(self._figures_file.name + ".new")
         try:
-            new.write_text(exposition(figures.document(self._describer), self._camera), encoding="utf-8")
+            new.write_text(self._metrics.text(), encoding="utf-8")
             new.replace(self._figures_file)
         except OSError as error:
             self._figures_file = None

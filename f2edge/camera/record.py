@@ -91,7 +91,8 @@ def save_still(image: Picture, path: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    good, data = cv2.imencode(path.suffix.lower(), image, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    kind = path.suffix.lower()
+    good, data = cv2.imencode(kind, image, [] if kind == ".png" else [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     assert good
     try:
         path.write_bytes(data.tobytes())

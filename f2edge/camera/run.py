@@ -16,6 +16,7 @@ from f2edge.camera.detect import open_detector
 from f2edge.camera.events import LineWriter, Notify
 from f2edge.camera.frames import Frame
 from f2edge.camera.loop import Loop
+from f2edge.camera.metrics import Metrics
 from f2edge.camera.outputs import Outputs, Speaker, Window
 from f2edge.camera.overlay import Overlay
 from f2edge.camera.quality import Gate
@@ -48,6 +49,7 @@ class Request:
     record: Path | None = None
     still: Path | None = None
     figures: Path | None = None
+    metrics_port: int | None = None
     blur_others: bool = False
     people: int = 3
 
@@ -91,6 +93,9 @@ def run(
     describer = Describer(model, cutter, book, work, monotonic)
     fps = _FPS if request.max_fps is None else max(1, min(_FPS, round(request.max_fps)))
     overlay = Overlay(faces.schema.select(request.attributes), blur_others=request.blur_others)
+    metrics = None if request.figures is None and request.metrics_port is None else Metrics(url.shown)
+    if metrics is not None and request.metrics_port is not None:
+        hear("metrics", f"http://127.0.0.1:{metrics.serve(request.metrics_port)}/metrics")
     outputs = Outputs(
         url.shown,
         describer,
@@ -101,6 +106,7 @@ def run(
         recorder=None if request.record is None else Recorder(request.record, fps),
         window=Window(f"f2edge {url.shown}") if request.show else None,
         figures_file=request.figures,
+        metrics=metrics,
         speaker=None if say is None else Speaker(say, overlay),
     )
     loop = Loop(watcher, describer, book, outputs, request.duration_s)
