@@ -1,4 +1,4 @@
-"""The command line: ``f2edge generate | edit | describe | ask | analyze | camera | serve | top | token | info | verify | bundles``.
+"""The command line: ``f2edge generate | edit | describe | ask | analyze | camera | serve | top | token | info | verify | bundles`` …
 
     f2edge generate "a smiling woman with red hair" -o face.png --seed 7
 
@@ -19,7 +19,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from f2edge import __version__, cli_bundles, cli_camera, cli_faces, cli_serve, cli_top, cli_words
+from f2edge import __version__, cli_bundles, cli_camera, cli_faces, cli_images, cli_serve, cli_top, cli_words
 from f2edge.camera import READING
 from f2edge.console import fail
 from f2edge.errors import F2EdgeError, InputError
@@ -45,6 +45,7 @@ for command in (
     cli_serve.token,
     cli_bundles.info,
     cli_bundles.verify,
+    cli_images.verify_image,
     cli_bundles.bundles,
 ):
     app.command()(command)

@@ -71,7 +71,7 @@ def decode(data: bytes, *, name: str = "the image", limits: ImageLimits = DEFAUL
     """
     if len(data) > limits.largest_bytes:
         raise ImageError(f"{name} is larger than {limits.largest_bytes / 2**20:.3g} MiB; save it smaller")
-    kind = _kind(data)
+    kind = kind_of(data)
     if kind is None:
         if not data:
             raise ImageError(f"{name} is empty (0 bytes); give a JPEG, PNG or WebP")
@@ -83,7 +83,8 @@ def decode(data: bytes, *, name: str = "the image", limits: ImageLimits = DEFAUL
     return _decode(data, kind, name, limits)
 
 
-def _kind(data: bytes) -> str | None:
+def kind_of(data: bytes) -> str | None:
+    """Kind of a file by its first bytes: "PNG", "JPEG", "WEBP"; None for anything else."""
     if data.startswith(_PNG_MAGIC):
         return "PNG"
     if data.startswith(b"\xff\xd8\xff"):

@@ -3,6 +3,7 @@
 The label is an XMP packet with IPTC's ``DigitalSourceType``: ``trainedAlgorithmicMedia`` for a generated face,
 ``compositeWithTrainedAlgorithmicMedia`` for an edited picture (IPTC NewsCodes, https://cv.iptc.org/newscodes/digitalsourcetype/).  Any
 XMP reader shows it; PNG files repeat it as text chunks.  A label is a statement, not a proof: whoever re-encodes a picture can drop it.
+The mark in its pixels stays (:mod:`f2edge.watermark`); a signed statement is :mod:`f2edge.credentials`.
 
 >>> read_label("face.png").seed                                                             # doctest: +SKIP
 7
@@ -27,6 +28,8 @@ _XMP = "http://ns.adobe.com/xap/1.0/"
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _F2EDGE = "urn:f2edge:label:1"
 _LARGEST_PACKET_BYTES = 1 << 16
+#: What is read to look for marks: every size that f2edge writes, and more.
+LIMITS = ImageLimits(largest_bytes=64 << 20, smallest_side=1, largest_pixels=4096 * 4096, largest_ratio=4096)
 
 
 @dataclass(frozen=True)
@@ -89,16 +92,19 @@ def save_arguments(content: Label, kind: str) -> dict[str, Any]:
     return {"pnginfo": chunks}
 
 
-def read_label(file: str | os.PathLike[str] | bytes) -> Label | None:
+def read_label(file: str | os.PathLike[str] | bytes, *, name: str = "the image") -> Label | None:
     """The label of a picture, None where it carries no IPTC source type.
+
+    Args:
+        file: a path, or the bytes of a file.
+        name: what errors call bytes.
 
     Raises:
         ImageError: the file is missing, damaged or no picture.
     """
-    limits = ImageLimits(largest_bytes=64 << 20, smallest_side=1, largest_pixels=4096 * 4096, largest_ratio=4096)
-    data = bytes(file) if isinstance(file, bytes) else read_file(file, limits)
-    name = "the image" if isinstance(file, bytes) else str(Path(file))
-    packet = decode(data, name=name, limits=limits).info.get("xmp") or b""
+    data = bytes(file) if isinstance(file, bytes) else read_file(file, LIMITS)
+    name = name if isinstance(file, bytes) else str(Path(file))
+    packet = decode(data, name=name, limits=LIMITS).info.get("xmp") or b""
     if isinstance(packet, str):
         packet = packet.encode(errors="replace")
     # A packet of a stranger: no document type, hence no entities to expand.

@@ -11,15 +11,18 @@ import io
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from f2edge.errors import OutputError
 from f2edge.provenance import Label, save_arguments
 
+if TYPE_CHECKING:
+    from f2edge.credentials import Signer
+
 KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-_JPEG_QUALITY = 95
-_WEBP_QUALITY = 92
+_QUALITY = {"JPEG": 95, "WEBP": 92}
 
 
 def image_kind(path: str | os.PathLike[str]) -> str:
@@ -50,24 +53,30 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
         raise OutputError(f"{str(target)[:200]}: cannot be written ({reason}); choose another folder") from error
 
 
-def save_image(image: Image.Image, path: str | os.PathLike[str], metadata: Label | None = None) -> Path:
+def save_image(image: Image.Image, path: str | os.PathLike[str], metadata: Label | None = None, signer: Signer | None = None) -> Path:
     """Write a picture under its name in one step: a reader finds the old file or the whole new one.
 
     Args:
         image: RGB picture.
         path: ends in .png, .jpg, .jpeg or .webp.
         metadata: says that the picture was generated, and how; every generated picture carries one.
+        signer: signs that statement, as content credentials.
 
     Raises:
         OutputError: unknown suffix, or the file cannot be written.
     """
     kind, target = image_kind(path), Path(path)
-    buffer = io.BytesIO()
-    quality = {"JPEG": _JPEG_QUALITY, "WEBP": _WEBP_QUALITY}.get(kind)
-    arguments = {} if quality is None else {"quality": quality}
-    image.save(buffer, kind, **arguments, **({} if metadata is None else save_arguments(metadata, kind)))
-    write_atomically(target, buffer.getvalue())
+    write_atomically(target, encode(image, kind, metadata, signer=signer))
     return target
+
+
+def encode(image: Image.Image, kind: str, metadata: Label | None, *, quality: int = 0, signer: Signer | None = None) -> bytes:
+    """The bytes of a labelled "PNG", "JPEG" or "WEBP"; ``quality`` 1 … 100, 0 is this module's choice."""
+    buffer = io.BytesIO()
+    arguments = {"quality": quality or _QUALITY[kind]} if kind in _QUALITY else {}
+    image.save(buffer, kind, **arguments, **({} if metadata is None else save_arguments(metadata, kind)))
+    data = buffer.getvalue()
+    return data if signer is None or metadata is None else signer.sign(data, kind, metadata)
 
 
 def write_atomically(target: Path, data: bytes) -> None:

@@ -16,7 +16,7 @@ The threshold is such that all looks together (sheets of faces, mirrored or not)
 What it is not.  It survives ordinary re-encoding, scaling, mirroring and mild changes of brightness.  It does not survive cropping,
 turning, strong filters, or somebody who wants it gone; no known mark survives a model that redraws the picture.  The built-in key is
 public: its mark says "f2edge drew this", and anybody can write it into any picture.  The mark of a key of one's own cannot be written by
-those who do not have the key, though many pictures that carry it let an expert estimate it.
+those who do not have the key, though many pictures that carry it let an expert estimate it.  Marking with another key overwrites.
 
 Why not a package.  invisible-watermark (last release 2023) imports torch, refuses pictures below 256 pixels and loses 12 % of its bits
 without any attack; blind-watermark (2023) takes 31 ms at 128 pixels and 37 dB; trustmark and videoseal need torch and fetch weights.

@@ -25,7 +25,7 @@ OPTIONS = GenerateOptions(steps=5, guidance=1.5)
 @pytest.fixture(scope="module", params=BUNDLES)
 def pipeline(request: pytest.FixtureRequest) -> FacePipeline:
     bundle = request.getfixturevalue("tiny_bundle") if request.param == "tiny" else request.param
-    return FacePipeline.load(bundle, threads=1)
+    return FacePipeline.load(bundle, threads=1, watermark=None)
 
 
 @pytest.fixture(scope="module")
