@@ -5,6 +5,8 @@ python -m bench quality --bundle nano --out runs/quality
 python -m bench latency --bundle nano
 python -m bench camera
 python -m bench load --scenario closed --clients 8
+python -m bench provenance
+python -m bench fuzz --duration 600
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from typing import Annotated, Any
 import typer
 
 from bench.camera import camera
+from bench.fuzz import fuzz
 from bench.latency import latency
 from bench.load import load
+from bench.provenance import provenance
 from f2edge.errors import F2EdgeError, InputError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Measure the model.")
@@ -46,6 +50,8 @@ def _group() -> None:
 app.command()(latency)
 app.command()(camera)
 app.command()(load)
+app.command()(provenance)
+app.command()(fuzz)
 
 
 @app.command()

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from itertools import cycle
+from itertools import cycle, islice
 from typing import Any
 
 from bench.load_run import Progress, Run, closed_loop
@@ -23,12 +23,14 @@ from f2edge.errors import ServerError
 
 _TIMEOUT_S = 120.0
 _MOST = 100_000
+_CONNECTIONS = 8
 #: Pictures, at least: more than a server remembers, so that answers are about new faces.
 _DISTINCT = 64
 #: More pictures than a server queues.
 _FLOOD = 48
 _REFUSALS = 200
 _REFUSAL_PAUSE_S = 0.01
+_FILLING_S = 3.0
 #: A call begun so long before a signal has been accepted.
 _ACCEPTED_S = 0.3
 
@@ -72,8 +74,9 @@ async def _loops(connection: Connection, clients: Mapping[str, int], queries: Qu
     async with AsyncExitStack() as stack:
         loops = []
         for method, count in clients.items():
-            made = await stack.enter_async_context(callers(connection, count, _TIMEOUT_S))
-            loops.append(closed_loop(made, cycle(queries[method]), seconds, _MOST, lambda _done, _all: None))
+            made = await stack.enter_async_context(callers(connection, min(count, _CONNECTIONS), _TIMEOUT_S))
+            clients_of = list(islice(cycle(made), count))
+            loops.append(closed_loop(clients_of, cycle(queries[method]), seconds, _MOST, lambda _done, _all: None))
         return dict(zip(clients, await asyncio.gather(*loops), strict=True))
 
 
@@ -98,9 +101,10 @@ async def _full_queue(connection: Connection, queries: Queries, seconds: float) 
     """A flood of pictures and answers: health, and refusals of what comes on top."""
     with health_sampler(connection) as health:
         async with callers(connection, 1, _TIMEOUT_S) as (probe,):
-            flood = asyncio.create_task(_loops(connection, {"generate": _FLOOD, "ask": 16}, queries, seconds))
+            flood = asyncio.create_task(_loops(connection, {"generate": _FLOOD, "ask": 16}, queries, float("inf")))
             refused = await _refusals(probe, cycle(queries["generate"]), seconds)
-            await flood
+            flood.cancel()
+            await asyncio.gather(flood, return_exceptions=True)
     if not refused:
         raise ServerError(f"{_FLOOD} pictures at once did not fill the server's queue")
     checks = [ms for _, ms in health.seen]
@@ -117,6 +121,7 @@ async def _full_queue(connection: Connection, queries: Queries, seconds: float) 
 async def _refusals(probe: Caller, queries: Iterator[Query], seconds: float) -> list[float]:
     """Milliseconds of refusals, one after another, while others keep the queue full."""
     times: list[float] = []
+    await asyncio.sleep(_FILLING_S)
     until = time.perf_counter() + seconds
     while len(times) < _REFUSALS and time.perf_counter() < until:
         reply = await probe(next(queries))
