@@ -36,9 +36,9 @@ _TLS_SCHEME = "grpcs://"
 LARGEST_RESPONSE_BYTES = 16 << 20
 _KEEPALIVE_MS = 20_000
 #: Spreads calls over every address that a name has ("dns:///name:port"), repeats calls that were refused before they were answered, and
-#: waits for a server that is restarting.  gRPC's server ends calls that arrive in the instant of its stop with CANCELLED (30 of 257 calls over 15
-#: restarts, none with both codes here); f2edge's own uses that code for nobody but a caller who has cancelled, and such a call is never
-#: repeated.
+#: waits for a server that is restarting.  gRPC's server ends calls that arrive in the instant of its stop with CANCELLED (30 of 257 calls
+#: over 15 restarts, none with both codes here); f2edge's own uses that code for nobody but a caller who has cancelled, and such a call is
+#: never repeated.
 SERVICE_CONFIG = json.dumps(
     {
         "loadBalancingConfig": [{"round_robin": {}}],
