@@ -164,15 +164,17 @@ def census(graph: ir.Graph, name: str, model: UnifiedTransformer, tolerance: flo
     return rows
 
 
+def census_rows(graph: ir.Graph, name: str, model: UnifiedTransformer) -> dict[str, str]:
+    """:func:`census` of one graph as the manifest lists it: mixture → "alive/all, active"."""
+    return {row.name: f"{len(row.alive)}/{row.experts}, {row.active} active" for row in census(graph, name, model)}
+
+
 def census_of_folder(folder: Path, model: UnifiedTransformer | None) -> dict[str, dict[str, str]]:
     """:func:`census` of every graph in a bundle's folder: graph → mixture → "alive/all, active"; for the manifest."""
     if model is None:
         return {}
     return {
-        name: {
-            row.name: f"{len(row.alive)}/{row.experts}, {row.active} active"
-            for row in census(ir.load(folder / f"{name}.onnx").graph, name, model)
-        }
+        name: census_rows(ir.load(folder / f"{name}.onnx").graph, name, model)
         for name in _GRAPHS
         if model.configuration.token_experts.routed or model.configuration.sequence_experts
     }

@@ -11,6 +11,7 @@ Keys of the document; the first eight are required::
     graphs          name → {file, inputs: [{name, dtype, shape}], outputs: […], precision}; optional: recipe.
                     A shape lists sizes and names of dynamic axes.
     files           path inside the folder → {sha256, bytes}; ``f2edge.bundle.write_manifest`` fills it in
+    flavour         which runtimes the graphs are written for: "onnxruntime" (the default) or "tensorrt"
     regions         names of the parser's regions, in the order of its channels
     alignment       {landmarks: five [x, y], margins: [left, top, right, bottom]}
     smoke           {prompt, seed, codes}; optional: agreement
@@ -39,6 +40,7 @@ from f2edge.layout import TokenLayout
 
 FORMAT_VERSION = 1
 KNOWN_VERSIONS = (FORMAT_VERSION,)
+FLAVOURS = ("onnxruntime", "tensorrt")
 #: Far above any model, far below what would exhaust a machine before a graph is opened.
 _LARGEST = {"text_vocabulary": 1 << 22, "prompt_tokens": 1 << 16, "image_offset": 1 << 17, "width": 1 << 16, "layers": 1024, "heads": 1024}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -97,6 +99,7 @@ class Manifest:
     graphs: Mapping[str, GraphEntry]
     files: Mapping[str, FileEntry]
     document: Mapping[str, Any]
+    flavour: str = FLAVOURS[0]
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -130,6 +133,9 @@ def _parse(row: Mapping[str, Any]) -> Manifest:
     graphs = {name: _graph(name, entry) for name, entry in table(get(row, "graphs"), "graphs").items()}
     for key in ("description", "licence", "created", "describe_question"):
         text(row.get(key, ""), key, empty=True)
+    flavour = text(row.get("flavour", FLAVOURS[0]), "flavour")
+    if flavour not in FLAVOURS:
+        raise BundleError(f"manifest: flavour {show(flavour)} is unknown; this f2edge reads {', '.join(FLAVOURS)}; update f2edge")
     fit = Fit(model, layout, regions)
     for entry in graphs.values():
         if entry.file not in files:
@@ -147,6 +153,7 @@ def _parse(row: Mapping[str, Any]) -> Manifest:
         graphs=MappingProxyType(graphs),
         files=MappingProxyType(files),
         document=MappingProxyType(dict(row)),
+        flavour=flavour,
     )
 
 

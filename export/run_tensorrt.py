@@ -1,0 +1,153 @@
+r"""From checkpoints to a measured bundle of the "tensorrt" flavour: the work behind ``python -m export onnx --flavour tensorrt``.
+
+    python -m export onnx --flavour tensorrt --recipe int8,mmu_extend=int4 --unified runs/unified --tokenizer runs/tokenizer \
+        --encoders runs/encoders --text tokenizer.json --out bundles/nano-orin
+
+Neither a GPU nor TensorRT is needed.  What is written has passed the parser's rules (:mod:`export.parser_rules`), and its parity with
+PyTorch was measured on ONNX Runtime's CPU provider, where TensorRT's own operators have stand-ins (:mod:`export.stand_ins`).
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from export.bundle_writer import Card, GraphForm, Traced, layout_of, trace_all, write_bundle
+from export.calibration import Calibrator
+from export.census import census_rows
+from export.manner import manner_of
+from export.quantise import Calibration
+from export.run_onnx import landmark_template, load_models, real_inputs, schedule_of
+from export.stand_ins import runnable
+from export.tensorrt_graphs import FLAVOUR, TensorRTOptions, tensorrt_graph
+from export.tensorrt_recipes import layers_of
+from export.trace import Models
+from export.verify import Inputs, generate, measure, understand
+from f2edge.camera.crops import PORTRAIT_MARGINS
+from f2edge.configuration import ModelConfiguration
+from f2edge.layout import TokenLayout
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where the trained parts lie; see :func:`export.run_onnx.run_onnx`."""
+
+    unified: Path
+    tokenizer: Path
+    encoders: Path | None
+    text: Path
+    configuration: str = "nano"
+
+
+def tensorrt_form(configuration: ModelConfiguration, options: TensorRTOptions, calibration: Calibration | None = None) -> GraphForm:
+    """What :func:`export.bundle_writer.write_bundle` writes for each graph of this flavour."""
+
+    def form(name: str, traced: ir.Model) -> tuple[ir.Model, str, dict[str, Any]]:
+        model = tensorrt_graph(name, traced, configuration, options, calibration)
+        return model, options.recipes[name].name, options.to_json(name)
+
+    return form
+
+
+def calibrated(traced: Traced, options: TensorRTOptions, layout: TokenLayout, inputs: Inputs) -> Calibration | None:
+    """Largest activations of the layers that ``options`` quantises, from whole decodings and answers; None where no recipe asks."""
+    wanted = [recipe for recipe in options.recipes.values() if recipe.calibrated]
+    if not wanted:
+        return None
+    with Calibrator(traced, layers_of(wanted[0])) as calibrator:
+        generate(calibrator, layout, inputs)
+        understand(calibrator, tuple(traced), layout, inputs)
+    calibrator.check()
+    return calibrator.figures
+
+
+def write_runnable(folder: Path, traced: Traced, form: GraphForm) -> dict[str, str]:
+    """The same graphs for ONNX Runtime, TensorRT's own operators by their stand-ins; returns each graph's precision."""
+    precision = {}
+    for name, original in traced.items():
+        model, precision[name], _ = form(name, original)
+        ir.save(runnable(model), folder / f"{name}.onnx", external_data=f"{name}.bin")
+    return precision
+
+
+def measured(models: Models, traced: Traced, form: GraphForm, layout: TokenLayout, inputs: Inputs) -> dict[str, Any]:
+    """Parity and census for the manifest, of graphs whose sizes are open: pinning folds sizes and nothing else."""
+    with tempfile.TemporaryDirectory(prefix="f2edge-tensorrt-") as scratch:
+        precision = write_runnable(Path(scratch), traced, form)
+        figures = measure(Path(scratch), models, layout, inputs, precision=precision)
+    figures["parity"]["measured_on"] = "ONNX Runtime, CPU; operators of TensorRT by stand-ins; not run on a GPU"
+    if models.transformer is not None:
+        figures["experts"]["alive"] = {name: census_rows(model.graph, name, models.transformer) for name, model in traced.items()}
+    return figures
+
+
+def run_tensorrt(
+    checkpoints: Checkpoints,
+    out: Path,
+    options: TensorRTOptions,
+    *,
+    quality: Path | None = None,
+    description: str = "",
+    prompts: int = 50,
+    faces: int = 4,
+    largest_bytes: int | None = None,
+    progress: Callable[[str], None] = print,
+) -> Path:
+    """Export one model in this flavour.
+
+    Args:
+        checkpoints: its parts.
+        out: the bundle's folder, named as the bundle is called; an existing one is replaced.
+        options: see :class:`export.tensorrt_graphs.TensorRTOptions`.
+        quality: JSON of ``python -m bench quality``, copied into the manifest.
+        description: one sentence for people.
+        prompts: how many calibration and the parity figures rest on.
+        faces: likewise.
+        largest_bytes: refuse a larger bundle.
+        progress: told what happens.
+
+    Raises:
+        InputError: a part is missing or does not fit, or the bundle is too large.
+        UnreadableGraphError: a graph that the target TensorRT would not take.
+        LostExpertError: a graph routes otherwise than PyTorch.
+        OutputError: the folder cannot be written.
+    """
+    models = load_models(checkpoints.unified, checkpoints.tokenizer, checkpoints.encoders, checkpoints.configuration)
+    manner = manner_of(models.configuration)
+    card = Card(
+        description=description,
+        generation=manner.generation,
+        question_template=manner.question_template,
+        describe_question=manner.describe_question,
+        alignment={"landmarks": landmark_template(), "margins": list(PORTRAIT_MARGINS)},
+        quality=None if quality is None else json.loads(quality.read_text(encoding="utf-8")),
+    )
+    layout = layout_of(models.configuration, checkpoints.text, card.question_template)
+    size, schedule = models.configuration.tokenizer.image_size, schedule_of(card.generation)
+    inputs = real_inputs(checkpoints.text, schedule, prompts, faces, size=size, template=card.question_template)
+    traced = trace_all(models, progress)
+    progress("calibrating")
+    calibration = calibrated(traced, options, layout, inputs)
+
+    def figures(_folder: Path, _document: dict[str, Any]) -> Mapping[str, Any]:
+        open_form = tensorrt_form(models.configuration, replace(options, images=None), calibration)
+        return measured(models, traced, open_form, layout, inputs)
+
+    return write_bundle(
+        out,
+        models=models,
+        text_tokenizer_path=checkpoints.text,
+        card=card,
+        traced=traced,
+        form=tensorrt_form(models.configuration, options, calibration),
+        flavour=FLAVOUR,
+        largest_bytes=largest_bytes,
+        measure=figures,
+        progress=progress,
+    )
