@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -114,7 +115,8 @@ def _watch(request: Request, opened: Bundle | Client, runs_on: tuple[str, int | 
     finally:
         _close(opened)
         if lines is not None and lines is not sys.stdout:
-            lines.close()
+            with suppress(OSError):  # a full disk has been told of already
+                lines.close()
     if not quiet and jsonl != "-":
         _report(summary)
 

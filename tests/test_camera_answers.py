@@ -16,6 +16,8 @@ from f2edge.camera.privacy import blur, check_question, chosen_attributes
 from f2edge.errors import InputError, UnknownAttributeError
 from f2edge.results import FaceReport
 
+pytestmark = pytest.mark.runtime
+
 PLAIN = np.zeros((16, 16), np.float32)
 CHANGED = np.ones((16, 16), np.float32)
 

@@ -287,5 +287,6 @@ def test_without_outputs_it_speaks_and_with_broken_ones_it_ends() -> None:
     assert said
     assert all(line.endswith(": hair color red, eyewear eyeglasses") for line in said)
     endless = replace(request, duration_s=None)
-    run(endless, ScriptedModel(), FACES, Gone(), lambda kind, reason: heard.append((kind, reason)))
+    with pytest.raises(OutputError, match="none of its outputs"):
+        run(endless, ScriptedModel(), FACES, Gone(), lambda kind, reason: heard.append((kind, reason)))
     assert [kind for kind, _ in heard].count("output") == 1

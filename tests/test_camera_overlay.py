@@ -14,6 +14,8 @@ from f2edge.camera.frames import Box, Frame, Picture
 from f2edge.camera.overlay import Overlay, _places, _shared
 from f2edge.camera.reports import FaceNow, Seen
 
+pytestmark = pytest.mark.runtime
+
 STATUS = [("f2edge", True), ("demo", False)]
 
 

@@ -23,6 +23,8 @@ from f2edge.camera.sources import Source, SourceOptions, open_source
 from f2edge.errors import BackendError, InputError
 from tests.camera_fake import ScriptedSource, Step, picture
 
+pytestmark = pytest.mark.runtime
+
 QUICK = ReaderSettings(stall_s=0.3, first_wait_s=0.01, longest_wait_s=0.05, give_up_s=0.4)
 
 

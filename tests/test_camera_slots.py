@@ -5,10 +5,13 @@ from __future__ import annotations
 from threading import Thread
 from time import monotonic
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from f2edge.camera.slots import Slot
+
+pytestmark = pytest.mark.runtime
 
 
 @given(st.lists(st.one_of(st.integers(), st.just("take"), st.just("close")), max_size=40))

@@ -28,6 +28,8 @@ from f2edge.errors import BackendError, InputError, OutputError
 from f2edge.manifest import Alignment
 from tests.camera_fake import picture
 
+pytestmark = pytest.mark.runtime
+
 secrets = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=4, max_size=12)
 
 
@@ -110,8 +112,8 @@ def test_a_silent_pipe_is_lost_and_an_endless_picture_passed_over() -> None:
         pipe.next_jpeg()
     os.close(writing)
     pipe.close()
-    pipe._buffer += b"\xff\xd8\xff" + bytes(5 << 20)
-    with pytest.raises(FrameError, match="larger than 4 MiB"):
+    pipe._buffer += b"\xff\xd8\xff" + bytes(17 << 20)
+    with pytest.raises(FrameError, match="larger than 16 MiB"):
         pipe.next_jpeg()
 
 

@@ -15,6 +15,8 @@ from f2edge.camera.frames import Box, grown, inside, overlap
 from f2edge.camera.track import Track, Tracker, TrackerSettings
 from f2edge.errors import InputError
 
+pytestmark = pytest.mark.runtime
+
 finite = st.floats(-500, 1500, allow_nan=False)
 boxes = st.tuples(finite, finite, st.floats(1, 600), st.floats(1, 600))
 frames = st.lists(st.tuples(st.floats(0, 0.5), st.lists(boxes, max_size=5)), max_size=25)

@@ -9,7 +9,7 @@ from time import monotonic
 from f2edge.camera.source_errors import FrameError, SourceLostError
 
 _START, _END = b"\xff\xd8\xff", b"\xff\xd9"
-_LARGEST_BYTES = 4 << 20  # what f2edge.image_guard accepts
+_LARGEST_BYTES = 16 << 20  # a frame of 8K fits
 _CHUNK = 1 << 16
 _POLL_S = 0.05
 
@@ -36,7 +36,7 @@ class MjpegPipe:
 
         Raises:
             SourceLostError: nothing came for the timeout.
-            FrameError: a picture larger than 4 MiB, which is passed over.
+            FrameError: a picture larger than 16 MiB, which is passed over.
         """
         while True:
             picture = self._split()

@@ -110,12 +110,12 @@ class Outputs:
             self._write(frame_line(self._camera, seen))
         if self._speaker is not None:
             self._speaker.tell(seen)
-        going = not self._all_failed
+        going = not self.all_failed
         if self._recorder is not None or self._window is not None or self._still is not None:
             image = self._overlay.draw(seen, self._status(seen, figures))
             self._record(image, seen.frame.captured_s)
             self._last = image if self._still is not None else None
-            going = self._window.show(image) if self._window is not None else not self._all_failed
+            going = self._window.show(image) if self._window is not None else not self.all_failed
         self._expose(figures)
         return going
 
@@ -137,7 +137,7 @@ class Outputs:
             self._metrics.close()
 
     @property
-    def _all_failed(self) -> bool:
+    def all_failed(self) -> bool:
         """Lines or a recording were asked for, and whatever was can no longer be written: there is nothing left to run for."""
         written = [lines.broken for lines in (self._lines,) if lines] + [recorder.closed for recorder in (self._recorder,) if recorder]
         return bool(written) and all(written) and self._window is None

@@ -27,6 +27,7 @@ from f2edge.camera.source_url import SourceUrl
 from f2edge.camera.sources import SourceOptions, open_source
 from f2edge.camera.track import Tracker
 from f2edge.camera.watch import Watcher
+from f2edge.errors import OutputError
 from f2edge.manifest import Alignment
 
 _FPS = 24
@@ -83,6 +84,7 @@ def run(
         say: told in words what faces look like, when that changes.
 
     Raises:
+        OutputError: no output was left to write to.
         F2EdgeError: the source cannot be read, or this OpenCV lacks what was asked for.
     """
     url = request.url
@@ -125,4 +127,6 @@ def run(
         outputs.event("ended", "interrupted")
     finally:
         outputs.close(loop.figures)
+    if outputs.all_failed:
+        raise OutputError(f"{url.shown}: ended because none of its outputs could be written any more; free some space and start it again")
     return loop.figures.document(describer)

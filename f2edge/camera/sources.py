@@ -159,7 +159,7 @@ class PipeSource:
         if data is None:
             return None
         try:
-            return Capture(checked(np.asarray(load_image(data))[..., ::-1]))
+            return Capture(checked(np.asarray(load_image(data, limits=_PHOTOGRAPHS))[..., ::-1]))
         except ImageError as error:
             raise FrameError(str(error)) from error
 
