@@ -10,6 +10,9 @@ Settings that differ from ONNX Runtime's own, and why, measured on nano in int8:
 * A decoding step of many requests runs in pairs, and without the memory arena.  A face costs the same alone and in a batch (about 120 ms of
   one core), while memory grows with the batch: sixteen faces at once, then ``analyze``, leave 178 MB; in pairs with the arena 248 MB; the
   whole batch with the arena peaked at 514 MB.
+* Of a model with large weights, the two prefill graphs are closed after each run.  They run once for a prompt or a face, and an open
+  session keeps a copy of its weights in the order that the processor likes; the prefill graph's would stand beside the same weights of
+  the graph that does the work.  They are opened without that copy, so that opening them is quick.
 * Nothing is logged: errors are raised, and what is logged would land in a user's terminal.
 """
 
@@ -27,10 +30,13 @@ import onnxruntime
 from f2edge.backends.base import Array, Value, host, pack_arrays
 from f2edge.backends.row_groups import row_groups
 from f2edge.errors import BackendError
-from f2edge.graphs import T2I_STEP
+from f2edge.graphs import MMU_PREFILL, T2I_PREFILL, T2I_STEP
 
 #: Requests in one run of the step graph; more are split.
 ROWS_PER_STEP = 2
+#: Graphs that run once for a prompt or a face; of a model from so many bytes on, they do not stay open.
+PASSING = (T2I_PREFILL.name, MMU_PREFILL.name)
+LARGE_BYTES = 1 << 29
 
 
 def usable_cores() -> int:
@@ -73,19 +79,25 @@ class OnnxRuntimeBackend:
 
     def _session(self, graph: str) -> tuple[Any, list[str]]:
         with self._lock:
-            if graph not in self._sessions:
-                self._sessions[graph] = self._load(graph)
-            found: tuple[Any, list[str]] = self._sessions[graph]
-            return found
+            if graph in self._sessions:
+                found: tuple[Any, list[str]] = self._sessions[graph]
+                return found
+            path = self._path(graph)
+            passing = graph in PASSING and _folder_bytes(path) >= LARGE_BYTES
+            loaded = self._load(graph, path, passing=passing)
+            if not passing:
+                self._sessions[graph] = loaded
+            return loaded
 
-    def _load(self, graph: str) -> tuple[Any, list[str]]:
-        path = self._path(graph)
+    def _load(self, graph: str, path: Path, *, passing: bool) -> tuple[Any, list[str]]:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.enable_cpu_mem_arena = False
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if passing:
+            options.add_session_config_entry("session.disable_prepacking", "1")
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
@@ -94,6 +106,11 @@ class OnnxRuntimeBackend:
                 "check the bundle with `f2edge verify`"
             ) from error
         return session, [output.name for output in session.get_outputs()]
+
+
+def _folder_bytes(graph: Path) -> int:
+    """What stands beside a graph: its weights, shared with the other graphs."""
+    return sum(entry.stat().st_size for entry in graph.parent.iterdir() if entry.is_file())
 
 
 def _first_line(error: Exception) -> str:

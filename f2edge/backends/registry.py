@@ -34,8 +34,17 @@ def _onnxruntime(bundle: GraphFiles, threads: int | None) -> Backend:
     return OnnxRuntimeBackend(bundle.path, threads)
 
 
+def _tensorrt(bundle: GraphFiles, _threads: int | None) -> Backend:
+    from f2edge.backends.tensorrt import TensorRTBackend
+    from f2edge.bundle import Bundle
+
+    if not isinstance(bundle, Bundle):
+        raise BackendError("backend 'tensorrt' needs an opened bundle, in whose folder its plans are looked for")
+    return TensorRTBackend(bundle)
+
+
 #: Name → how to make it.  Modules are imported only when chosen.
-BACKENDS: Mapping[str, Callable[[GraphFiles, int | None], Backend]] = MappingProxyType({"onnxruntime": _onnxruntime})
+BACKENDS: Mapping[str, Callable[[GraphFiles, int | None], Backend]] = MappingProxyType({"onnxruntime": _onnxruntime, "tensorrt": _tensorrt})
 
 
 def choose_backend(name: str, bundle: GraphFiles, threads: int | None = None) -> tuple[Backend, str]:

@@ -6,17 +6,25 @@ R requests, B branches; names and axes are those of :data:`f2edge.graphs.T2I_STE
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
-from f2edge.backends.base import Array
+from f2edge.backends.base import Array, Value
 
 _BY_ROW = ("codes", "mask_ratio", "guidance", "token_temperature", "temperature", "noise_key", "priority", "masked_after")
 
 
-def row_groups(feeds: Mapping[str, Array], size: int) -> Iterator[dict[str, Array]]:
-    """The inputs of ``t2i_step`` for requests 0 … size - 1, then for the next, each group with its own branches only."""
+def _branches(cache: Value, branches: Array) -> Value:
+    return np.asarray(cache)[:, branches]
+
+
+def row_groups(feeds: Mapping[str, Any], size: int, take: Callable[[Value, Array], Value] = _branches) -> Iterator[dict[str, Any]]:
+    """The inputs of ``t2i_step`` for requests 0 … size - 1, then for the next, each group with its own branches only.
+
+    ``take`` gives some branches of a prefix's keys or values.
+    """
     other = feeds["unconditional_branch"]
     for first in range(0, len(other), size):
         rows = np.arange(first, min(first + size, len(other)))
@@ -28,7 +36,7 @@ def row_groups(feeds: Mapping[str, Array], size: int) -> Iterator[dict[str, Arra
             **{name: feeds[name][rows] for name in _BY_ROW},
             "branch_row": feeds["branch_row"][branches] - first,
             "unconditional_branch": renamed,
-            "prefix_key": feeds["prefix_key"][:, branches],
-            "prefix_value": feeds["prefix_value"][:, branches],
+            "prefix_key": take(feeds["prefix_key"], branches),
+            "prefix_value": take(feeds["prefix_value"], branches),
             "prefix_lengths": feeds["prefix_lengths"][branches],
         }

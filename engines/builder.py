@@ -1,0 +1,286 @@
+"""From a bundle of the "tensorrt" flavour to plans for the GPU of this machine.
+
+>>> report = build("bundles/f2-trt", BuildRequest(profile="orin-nano"))                                          # doctest: +SKIP
+
+Plans lie in the bundle's folder under ``plans/<profile>``, or in the user's data folder where that cannot be written.  A graph whose plan
+is there already, made from the same things (:mod:`engines.engine_cache`), is not built again.  Plans and, after each, ``plans.json`` are
+written atomically: a build that is killed leaves plans that can be used and is taken up where it stopped.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from engines import memory_guard
+from engines.atomic import write_atomically
+from engines.engine_cache import engine_key
+from engines.network import BuildOptions, build_plan
+from engines.plugin_nodes import plugins_of, register
+from engines.profile import RECIPE_SM, Profile, load_profile
+from engines.progress import BuildProgress
+from engines.shapes import GraphShapes, Sizes, graph_shapes
+from f2edge.backends.cuda import CudaDevice
+from f2edge.backends.plans import FORMAT_VERSION, PLANS, Machine, PlanFolder, manifest_sha256, plan_roots, port_json
+from f2edge.backends.tensorrt_library import LogLines, import_tensorrt, machine_of
+from f2edge.bundle import TOKENIZER, Bundle
+from f2edge.errors import BackendError, BundleError, InputError
+from f2edge.graph_fit import GraphEntry
+
+FLAVOUR = "tensorrt"
+
+
+class ToolchainError(InputError, ImportError):
+    """TensorRT, pycuda or a GPU is missing on this machine."""
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to build.
+
+    Attributes:
+        profile: name of a device profile, or a TOML file.
+        graphs: names; empty for all of the bundle.
+        image_rows, answer_rows: fewer rows than the profile says; None keeps its own.
+        answer_tokens: longest answer.
+        workspace_mib, level: instead of the profile's.
+        hardware, version_compatible, detailed: see :class:`engines.network.BuildOptions`.
+        timing_cache: file to start from and to add to; None for one in the user's cache folder, by GPU and TensorRT version.
+        rebuild: build what is up to date, too.
+        force: build although memory looks short.
+    """
+
+    profile: str
+    graphs: tuple[str, ...] = ()
+    image_rows: int | None = None
+    answer_rows: int | None = None
+    answer_tokens: int = 128
+    workspace_mib: int | None = None
+    level: int | None = None
+    hardware: str = "none"
+    version_compatible: bool = False
+    detailed: bool = False
+    timing_cache: Path | None = None
+    rebuild: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """Where the plans are, and of each graph what was done: seconds that its build took, None where its plan was up to date."""
+
+    folder: Path
+    seconds: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class _Toolchain:
+    """What a build works with on this machine."""
+
+    trt: Any
+    log: Any
+    lines: LogLines
+    machine: Machine
+    integrated: bool
+
+
+def build(source: str | os.PathLike[str], request: BuildRequest, *, quiet: bool = True) -> BuildReport:
+    """Build the plans of a bundle.
+
+    Raises:
+        ToolchainError: TensorRT, pycuda or a GPU is missing; nothing is written.
+        InputError: a bundle, profile or option that does not fit; too little memory; a graph that TensorRT cannot parse.
+        BackendError: TensorRT finds no plan for a graph.
+        OutputError: plans cannot be written.
+    """
+    profile = load_profile(request.profile)
+    bundle = Bundle.load(source)
+    tools = toolchain()
+    graphs = _graphs(bundle, request.graphs, profile)
+    sizes = Sizes.of(profile.build, request.image_rows, request.answer_rows, request.answer_tokens)
+    shapes = {name: graph_shapes(entry, bundle.layout, sizes) for name, entry in graphs.items()}
+    options = BuildOptions(
+        workspace_mib=request.workspace_mib or profile.build.workspace_mib,
+        optimization_level=profile.build.optimization_level if request.level is None else request.level,
+        max_aux_streams=profile.build.max_aux_streams,
+        hardware=request.hardware,
+        version_compatible=request.version_compatible,
+        detailed=request.detailed,
+    )
+    _check_device(profile, tools.machine, options)
+    folder = _folder(bundle, profile)
+    document = _document(folder, bundle, profile, tools.machine, options)
+    seconds: dict[str, float | None] = {}
+    for name, entry in graphs.items():
+        plugins = plugins_of(bundle.folder / entry.file)
+        key = engine_key(bundle, name, shapes=shapes[name], machine=tools.machine, settings=asdict(options), plugins=plugins)
+        if not request.rebuild and _up_to_date(folder, name, key):
+            seconds[name] = None
+            continue
+        register(tools.trt, tools.log, plugins)
+        start = perf_counter()
+        document["graphs"][name] = _build_graph(
+            bundle, entry, shapes=shapes[name], options=options, tools=tools, folder=folder, request=request, quiet=quiet
+        ) | {
+            "key": key,
+            "plugins": sorted(plugins),
+            "settings": asdict(options),
+        }
+        write_atomically(folder / PLANS, json.dumps(document, indent=1).encode())
+        seconds[name] = perf_counter() - start
+        gc.collect()  # the network and its weights go before the next graph's come
+    return BuildReport(folder, seconds)
+
+
+def toolchain() -> _Toolchain:
+    """TensorRT and the GPU of this machine; raises :class:`ToolchainError` saying what is missing and how to get it."""
+    try:
+        trt = import_tensorrt()
+        cuda = CudaDevice()
+    except BackendError as error:
+        raise ToolchainError(str(error)) from error
+    lines = LogLines()
+    return _Toolchain(trt, lines.make(trt), lines, machine_of(trt, cuda), cuda.integrated)
+
+
+def _graphs(bundle: Bundle, names: tuple[str, ...], profile: Profile) -> dict[str, GraphEntry]:
+    """The graphs to build; a bundle that TensorRT cannot read is refused before anything is tried."""
+    flavour = bundle.manifest.document.get("flavour", "onnxruntime")
+    if flavour != FLAVOUR:
+        raise InputError(
+            f"bundle {bundle.name!r} is of flavour {flavour!r}, whose graphs have operators that TensorRT does not; "
+            "make one for TensorRT with `python -m export onnx --flavour tensorrt`"
+        )
+    for name in names:
+        bundle.path(name)
+    graphs = {name: entry for name, entry in bundle.manifest.graphs.items() if not names or name in names}
+    for name, entry in graphs.items():
+        row = entry.recipe if isinstance(entry.recipe, Mapping) else {}
+        recipe = str(row.get("name", ""))
+        needed = RECIPE_SM.get(recipe, 0)
+        if needed > profile.sm:
+            raise InputError(
+                f"graph {name!r} has recipe {recipe!r}, which needs compute capability {needed / 10:.1f}; {profile.title} has "
+                f"{profile.sm / 10:.1f}: export it with recipe {profile.recipes[name]!r}"
+            )
+    return graphs
+
+
+def _check_device(profile: Profile, machine: Machine, options: BuildOptions) -> None:
+    """The profile must be of this GPU: plans are built where they run, or on another device of the same capability that is told so."""
+    capability = f"{profile.sm // 10}.{profile.sm % 10}"
+    same_size = profile.sm_count == machine.multiprocessors or options.hardware != "none"
+    if capability != machine.capability and options.hardware != "ampere-plus":
+        raise InputError(f"profile {profile.name!r} is for compute capability {capability}, {machine.gpu} has {machine.capability}")
+    if not same_size:
+        raise InputError(
+            f"profile {profile.name!r} is for {profile.sm_count} multiprocessors, {machine.gpu} has {machine.multiprocessors}; "
+            "build on the device itself, or with --hardware same-compute-capability (TensorRT 10.9 or newer), or choose its own profile"
+        )
+
+
+def _folder(bundle: Bundle, profile: Profile) -> Path:
+    """Where this bundle's plans go: beside it if its folder can be written."""
+    beside, user = plan_roots(bundle)
+    return (beside if os.access(beside if beside.exists() else bundle.folder, os.W_OK) else user) / profile.name
+
+
+def _document(folder: Path, bundle: Bundle, profile: Profile, machine: Machine, options: BuildOptions) -> dict[str, Any]:
+    """``plans.json`` to add graphs to: what lies there, if it is of the same bundle and machine, else a new one."""
+    fresh: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "bundle": {"name": bundle.name, "sha256": manifest_sha256(bundle)},
+        "profile": profile.name,
+        "machine": asdict(machine),
+        "portable": {"hardware": options.hardware, "version": options.version_compatible},
+        "graphs": {},
+    }
+    try:
+        document = dict(PlanFolder.load(folder).document)
+    except BundleError:  # none there, or of no use
+        return fresh
+    same = all(document.get(key) == fresh[key] for key in fresh if key != "graphs")
+    return {**fresh, "graphs": dict(document["graphs"])} if same else fresh
+
+
+def _up_to_date(folder: Path, graph: str, key: str) -> bool:
+    try:
+        plans = PlanFolder.load(folder)
+        return graph in plans.graphs and plans.graphs[graph].key == key and plans.path(graph).is_file()
+    except BundleError:
+        return False
+
+
+def _build_graph(
+    bundle: Bundle,
+    entry: GraphEntry,
+    *,
+    shapes: GraphShapes,
+    options: BuildOptions,
+    tools: _Toolchain,
+    folder: Path,
+    request: BuildRequest,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Build one graph and write its plan; its row of ``plans.json`` without key and plug-ins."""
+    memory = memory_guard.HostMemory.read()
+    if memory is not None and not request.force:
+        weights = sum(f.size for n, f in bundle.manifest.files.items() if n != TOKENIZER and (not n.endswith(".onnx") or n == entry.file))
+        memory_guard.check(memory, weights, options.workspace_mib << 20, integrated=tools.integrated)
+    cache = request.timing_cache or _timing_cache(tools.machine)
+    with BuildProgress(entry.name, quiet=quiet) as progress:
+        monitor = progress.monitor(tools.trt)
+        try:
+            built = build_plan(
+                tools.trt,
+                tools.log,
+                tools.lines,
+                bundle.folder / entry.file,
+                entry,
+                shapes=shapes,
+                options=options,
+                timing_cache=cache.read_bytes() if cache.is_file() else b"",
+                monitor=monitor,
+            )
+        except BackendError:
+            if progress.stopped:
+                raise KeyboardInterrupt from None
+            raise
+    data = memoryview(built.plan)
+    file = f"{entry.name}.plan"
+    write_atomically(folder / file, data)
+    write_atomically(cache, built.timing_cache)
+    return {
+        "file": file,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "bytes": data.nbytes,
+        "inputs": [port_json(port) for port in entry.inputs],
+        "outputs": [port_json(port) for port in entry.outputs],
+        "profiles": [{axis: list(bounds) for axis, bounds in profile.items()} for profile in shapes.profiles],
+        "buckets": {axis: list(sizes) for axis, sizes in shapes.buckets.items()},
+    }
+
+
+def _timing_cache(machine: Machine) -> Path:
+    """One for each GPU and TensorRT: timings of another are of no use."""
+    from platformdirs import user_cache_dir
+
+    name = f"{machine.gpu}-{machine.capability}-{machine.multiprocessors}-{machine.tensorrt}".replace(" ", "-").replace("/", "-")
+    return Path(user_cache_dir("f2edge", appauthor=False)) / "tensorrt" / f"{name}.timing"
+
+
+def print_report(report: BuildReport, *, as_json: bool) -> None:
+    """What was built, on stdout."""
+    if as_json:
+        print(json.dumps({"folder": str(report.folder), "seconds": dict(report.seconds)}))
+        return
+    for graph, seconds in report.seconds.items():
+        print(f"{graph:<14} {'up to date' if seconds is None else f'built in {seconds:.0f} s'}")
+    print(f"plans in {report.folder}")

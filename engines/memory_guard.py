@@ -1,0 +1,62 @@
+"""Whether a build may start: on a board whose CPU and GPU share 8 GB, one that runs out of memory takes the desktop with it.
+
+A build needs, beside its work space: TensorRT's kernel library (1.15 to 1.75 GB of host memory in reports on Orin Nano:
+NVIDIA/TensorRT#3657, #4493), the weights as read and as the plan holds them, and what candidate kernels are timed with.  Only a part of
+that can be swapped out, for the GPU's share of common memory cannot; so swap counts for the library and one copy of the weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from f2edge.errors import InputError
+
+LIBRARY_BYTES = 1750 << 20
+CURE = (
+    "stop the desktop (`sudo systemctl set-default multi-user.target`, reboot), add swap on NVMe, lower --workspace-mib, "
+    "export smaller weights (int4), build on a larger device of the same kind, or say --force (docs/jetson.md)"
+)
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Free memory and free swap, in bytes."""
+
+    available: int
+    swap: int
+
+    @classmethod
+    def read(cls, path: str | Path = "/proc/meminfo") -> HostMemory | None:
+        """From Linux's ``/proc/meminfo``; None where there is none."""
+        try:
+            lines = Path(path).read_text(encoding="ascii").splitlines()
+            row = {name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in lines) if rest.strip()}
+            return cls(row["MemAvailable"], row.get("SwapFree", 0))
+        except (OSError, ValueError, KeyError):
+            return None
+
+
+def check(memory: HostMemory, weight_bytes: int, workspace_bytes: int, *, integrated: bool) -> str:
+    """What the build of one graph is expected to take; raises :class:`InputError` where there is less.
+
+    Args:
+        memory: of this machine now.
+        weight_bytes: of the graph's weights.
+        workspace_bytes: that a tactic may ask for.
+        integrated: whether the GPU's memory is the host's.
+    """
+    host = LIBRARY_BYTES + 2 * weight_bytes
+    device = (weight_bytes + workspace_bytes) if integrated else 0
+    swappable = min(memory.swap, LIBRARY_BYTES + weight_bytes)
+    free = memory.available + swappable
+    if host + device > free:
+        raise InputError(
+            f"building this needs about {_gb(host + device)} and {_gb(memory.available)} of memory with {_gb(swappable)} of usable swap "
+            f"are free; {CURE}"
+        )
+    return f"about {_gb(host + device)} of {_gb(free)} free"
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,125 @@
+"""Optimisation profiles: the sizes that each graph's engine is built for, from what the runtime asks of it and what the device can hold.
+
+* ``t2i_step``: for every row count that the device profile names, one static profile for guided requests (two branches each), whose kernels
+  fit exactly and whose runs become one CUDA graph; and one for everything else: no guidance at some steps, row counts in between.
+* ``mmu_extend``: one profile for questions (S columns, no earlier text) and one for a token at a time.  Earlier text has at least
+  ``FIRST_TEXT`` columns, padding where there is none, so that no engine meets an empty tensor.
+* every other graph: one picture or prompt preferred, more allowed.
+
+Axes are those of :mod:`f2edge.graphs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from engines.profile import Build
+from f2edge.backends.plans import Range
+from f2edge.errors import InputError
+from f2edge.graph_fit import GraphEntry
+from f2edge.graphs import MMU_EXTEND, SIGNATURES, T2I_STEP
+from f2edge.layout import TokenLayout
+
+#: Columns of earlier text that an engine sees at least; bucket sizes double from here.
+FIRST_TEXT = 16
+#: Tokens of an answer's beginning that ``analyze`` adds to a question.
+BEGUN_ANSWER = 32
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What engines are built for.
+
+    Attributes:
+        images: row counts of decoding steps that get a profile of their own, ascending.
+        questions: most rows of ``mmu_extend``.
+        answer_tokens: longest answer.
+    """
+
+    images: tuple[int, ...]
+    questions: int
+    answer_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        whole = all(1 <= size <= 1024 for size in (*self.images, self.questions)) and 1 <= self.answer_tokens <= 1 << 14
+        if not whole or not self.images or list(self.images) != sorted(set(self.images)):
+            raise InputError(
+                f"build sizes: images must ascend within 1 … 1024, questions lie in 1 … 1024, answer tokens in 1 … 16384; got {self}"
+            )
+
+    @classmethod
+    def of(cls, build: Build, image_rows: int | None = None, answer_rows: int | None = None, answer_tokens: int = 128) -> Sizes:
+        """Those of a device profile, or fewer."""
+        images = tuple(sorted({min(rows, image_rows or rows) for rows in build.images}))
+        return cls(images, answer_rows or build.questions, answer_tokens)
+
+
+@dataclass(frozen=True)
+class GraphShapes:
+    """Profiles in order, each with the range of every named axis, and the sizes that text axes are padded up to."""
+
+    profiles: tuple[Mapping[str, Range], ...]
+    buckets: Mapping[str, tuple[int, ...]]
+
+
+def graph_shapes(entry: GraphEntry, layout: TokenLayout, sizes: Sizes) -> GraphShapes:
+    """Profiles of one graph; raises :class:`InputError` for an axis whose size nothing tells."""
+    letters = _letters(entry)
+    prompt = layout.prompt_tokens + len(layout.unconditional)
+    question = layout.prompt_tokens + BEGUN_ANSWER
+    text = question + sizes.answer_tokens
+    images, rows = sizes.images[-1], sizes.questions if entry.name == MMU_EXTEND.name else sizes.images[-1]
+    common = {"P": (prompt, prompt, prompt), "B": (1, 1, rows)}
+    if entry.name == T2I_STEP.name:
+        fitted = [{"R": (r, r, r), "B": (2 * r, 2 * r, 2 * r)} for r in sizes.images]
+        choices = [{**common, **own} for own in (*fitted, {"R": (1, images, images), "B": (1, 2 * images, 2 * images)})]
+    elif entry.name == MMU_EXTEND.name:
+        asked = {"S": (1, min(32, question), question), "T": (FIRST_TEXT, FIRST_TEXT, text), "B": (1, rows, rows)}
+        choices = [{**common, **asked}, {**common, "S": (1, 1, 1), "T": (FIRST_TEXT, min(64, text), text)}]
+    else:
+        choices = [common]
+    profiles = []
+    for choice in choices:
+        named = {axis: choice.get(letter) for axis, letter in letters.items()}
+        unknown = [axis for axis, bounds in named.items() if bounds is None]
+        if unknown:
+            raise InputError(f"graph {entry.name!r}: nothing tells the size of axis {', '.join(unknown)}; export it with that size fixed")
+        profiles.append({axis: bounds for axis, bounds in named.items() if bounds is not None})
+    buckets = {axis: _doubled({"S": question, "T": text}[letter]) for axis, letter in letters.items() if letter in "ST"}
+    # an axis that has a name of its own among the rows (the shared image of mmu_extend) prefers one
+    for axis, letter in letters.items():
+        if letter == "B" and axis != "B":
+            for profile in profiles:
+                profile[axis] = (1, 1, profile[axis][2])
+    return GraphShapes(tuple(profiles), buckets)
+
+
+def input_shapes(entry: GraphEntry, profile: Mapping[str, Range]) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Smallest, preferred and largest shape of every input with a named axis."""
+    return {
+        port.name: tuple(tuple(axis if isinstance(axis, int) else profile[axis][bound] for axis in port.shape) for bound in range(3))
+        for port in entry.inputs
+        if any(isinstance(axis, str) for axis in port.shape)
+    }
+
+
+def _letters(entry: GraphEntry) -> dict[str, str]:
+    """Named axes of the inputs and their letters in the graph's signature."""
+    signature = {tensor.name: tensor.axes for tensor in SIGNATURES[entry.name].inputs}
+    return {
+        axis: letter
+        for port in entry.inputs
+        for axis, letter in zip(port.shape, signature[port.name], strict=True)
+        if isinstance(axis, str)
+    }
+
+
+def _doubled(largest: int) -> tuple[int, ...]:
+    """16, 32, 64 … and ``largest``."""
+    sizes = []
+    size = FIRST_TEXT
+    while size < largest:
+        sizes.append(size)
+        size *= 2
+    return (*sizes, largest)
