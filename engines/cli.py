@@ -5,6 +5,7 @@ python -m engines profiles orin-nano --json
 python -m engines build BUNDLE --profile orin-nano
 python -m engines inspect BUNDLE
 python -m engines verify BUNDLE
+python -m engines kernels
 """
 
 from __future__ import annotations
@@ -115,6 +116,27 @@ def verify(
 
     for line in verify_plans(source):
         print(line)
+
+
+@app.command()
+def kernels(
+    *,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of kernels.  [default: engines/plugins/compiled]")
+    ] = None,
+    model: Annotated[str, typer.Option("--model", help="Configuration whose experts they are for.")] = "1.8b",
+    target: Annotated[
+        list[int] | None, typer.Option("--target", help="Compute capability, as 87; may be given again.  [default: all]")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option("--table", metavar="FILE", help="Write registers, shared memory and spills as Markdown.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")] = False,
+) -> None:
+    """Compile the kernels of the fused experts for GPUs, none of which need be here; the device then needs no compiler."""
+    from engines.plugins.kernel_report import make_kernels
+
+    make_kernels(out, model, target or (), table, as_json=as_json)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -32,7 +32,7 @@ def route(x: Array, weight: Array, bias: Array, active: int) -> tuple[Array, Arr
     scores = x.astype(np.float64) @ weight.astype(np.float64) + bias.astype(np.float64)
     powers = np.exp(scores - scores.max(axis=1, keepdims=True))
     probability = powers / powers.sum(axis=1, keepdims=True)
-    experts = np.argsort(-probability, axis=1, kind="stable")[:, :active]
+    experts = np.argsort(-scores, axis=1, kind="stable")[:, :active]
     chosen = np.take_along_axis(probability, experts, axis=1)
     return experts, chosen / chosen.sum(axis=1, keepdims=True)
 

@@ -1,0 +1,177 @@
+"""Compiles the fused experts' kernels ahead of time: Triton → PTX → cubin for every GPU generation, on a machine without a GPU.
+
+Triton's wheel carries LLVM and ptxas, so nothing else is needed; it exists for Linux (x86-64 and aarch64) only.  Two things are mended on
+the way:
+
+* Triton appends two pointers to scratch memory to every kernel.  Ours use none, and TensorRT passes nothing there, so they are cut from the
+  PTX, after a check that the code never reads them.
+* PTX is written in the oldest version that knows the target, since a driver compiles PTX up to its own version only: 8.0 (CUDA 12.0) up to
+  sm_90, 9.0 (CUDA 13.0) for sm_110.
+
+>>> compile_shape(MoEShape(256, 4, 128, 2), Path("compiled"), targets=(87,))  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from engines.atomic import write_atomically
+from engines.plugins.fused_moe import TILES, X_TYPES, Kernel, MoEShape, Plan
+from engines.plugins.kernel_folder import DOCUMENT, FORMAT, TARGETS, Compiled
+from f2edge.errors import BackendError, InputError
+
+#: What a launch may ask for without a special attribute of the kernel, on every generation.
+MOST_SHARED = 48 * 1024
+_ENTRY = re.compile(r"(\.visible \.entry \w+\()(.*?)(\n\))", re.DOTALL)
+_PARAMETER = re.compile(r"\w+_param_\d+")
+_ARCHITECTURE = re.compile(r"^\.target (sm_\d+a?)", re.MULTILINE)
+_REPORTS = {
+    "registers": re.compile(r"Used (\d+) registers"),
+    "spill_stores": re.compile(r"(\d+) bytes spill stores"),
+    "spill_loads": re.compile(r"(\d+) bytes spill loads"),
+    "stack": re.compile(r"(\d+) bytes stack frame"),
+}
+
+
+def import_triton() -> Any:
+    """The ``triton`` module; raises :class:`BackendError` where it is missing or set to interpret."""
+    try:
+        triton = import_module("triton")
+    except ImportError as error:
+        raise BackendError(
+            f"Triton cannot be imported ({error}); kernels are made on Linux with `pip install 'f2edge[plugins]'`, no GPU needed"
+        ) from error
+    if triton.knobs.runtime.interpret:
+        raise BackendError("TRITON_INTERPRET is set, so Triton interprets and cannot compile; unset it")
+    return triton
+
+
+def all_kernels(shape: MoEShape) -> tuple[Kernel, ...]:
+    """Every kernel of a shape once: both types of x, both tiles."""
+    kernels = {k.file: k for x_type in X_TYPES for tile in TILES.values() for k in Plan(shape, x_type, tile).kernels}
+    return tuple(kernels.values())
+
+
+def without_scratch(ptx: str, wanted: int) -> str:
+    """PTX with the first ``wanted`` parameters only; raises :class:`BackendError` if the code reads one of the others."""
+    entry = _ENTRY.search(ptx)
+    if entry is None:
+        raise BackendError("Triton wrote PTX without an entry; this version of Triton is not known to work, install 3.9")
+    lines = entry[2].split(",")
+    for line in lines[wanted:]:
+        name = _PARAMETER.search(line)
+        if name is None or len(re.findall(rf"\b{name[0]}\b", ptx)) != 1:
+            raise BackendError("a kernel reads Triton's scratch memory, which no launch provides; this is a bug of the kernel")
+    return ptx[: entry.start()] + entry[1] + ",".join(lines[:wanted]) + entry[3] + ptx[entry.end() :]
+
+
+def compile_kernel(kernel: Kernel, target: int) -> tuple[Compiled, bytes, bytes]:
+    """A kernel's description, its cubin and its PTX, for one compute capability such as 87.
+
+    Raises:
+        BackendError: Triton is missing, or the kernel needs more than 48 KiB of shared memory.
+    """
+    triton = import_triton()
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.compiler import get_ptxas
+    from triton.compiler import ASTSource
+
+    from engines.plugins import fused_moe_kernels
+
+    function = getattr(fused_moe_kernels, kernel.name)
+    names: list[str] = function.arg_names
+    kinds = [kind for _, kind in kernel.arguments]
+    source = ASTSource(
+        fn=function,
+        signature={name: kinds[i] if i < len(kinds) else "constexpr" for i, name in enumerate(names)},
+        constexprs={(names.index(name),): value for name, value in kernel.constants.items()},
+        attrs={(i,): [["tt.divisibility", 16]] for i, kind in enumerate(kinds) if kind.startswith("*")},
+    )
+    options = {
+        "num_warps": kernel.warps,
+        "num_stages": kernel.stages,
+        "ptx_version": 80 if target <= 90 else 90,
+        "enable_fp_fusion": True,
+    }
+    with triton.knobs.compilation.scope():
+        triton.knobs.compilation.disable_line_info = True  # no paths of this machine, and the same bytes from every machine
+        made = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+    shared = int(made.metadata.shared)
+    if shared > MOST_SHARED:
+        raise BackendError(
+            f"kernel {kernel.file} needs {shared} bytes of shared memory on sm_{target}, more than {MOST_SHARED}; shrink its tile"
+        )
+    ptx = without_scratch(made.asm["ptx"], len(kinds))
+    cubin, report = assemble(ptx, get_ptxas(target).path)
+    data = ptx.encode()
+    compiled = Compiled(
+        kernel=kernel.name,
+        file=kernel.file,
+        threads=32 * kernel.warps,
+        shared=shared,
+        constants=dict(kernel.constants),
+        arguments=kernel.arguments,
+        grid=kernel.document()["grid"],
+        **report,
+        cubin_sha256=hashlib.sha256(cubin).hexdigest(),
+        ptx_sha256=hashlib.sha256(data).hexdigest(),
+    )
+    return compiled, cubin, data
+
+
+def assemble(ptx: str, ptxas: str) -> tuple[bytes, dict[str, int]]:
+    """A cubin for the PTX's own target, and what ptxas says of it; raises :class:`BackendError` with its words if it refuses."""
+    architecture = _ARCHITECTURE.search(ptx)
+    if architecture is None:
+        raise BackendError("PTX without a target cannot be assembled")
+    with tempfile.TemporaryDirectory() as folder:
+        source, result = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+        source.write_text(ptx, encoding="utf-8")
+        command = [ptxas, "-v", f"--gpu-name={architecture[1]}", str(source), "-o", str(result)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # the assembler of Triton's wheel
+        if done.returncode:
+            raise BackendError(f"ptxas refuses a kernel for {architecture[1]}: {' '.join(done.stderr.split())}")
+        found = {name: pattern.search(done.stderr) for name, pattern in _REPORTS.items()}
+        return result.read_bytes(), {name: int(match[1]) if match else 0 for name, match in found.items()}
+
+
+def compile_shape(
+    shape: MoEShape, out: Path, targets: Sequence[int] = TARGETS, progress: Callable[[str], None] = lambda _: None
+) -> dict[int, list[Compiled]]:
+    """Compile every kernel of a shape for every target into ``out`` (:mod:`engines.plugins.kernel_folder`).
+
+    Raises:
+        InputError: a target that kernels are not made for.
+        OutputError: the folder cannot be written.
+        BackendError: Triton is missing or fails.
+    """
+    unknown = sorted(set(targets) - set(TARGETS))
+    if unknown or not targets:
+        raise InputError(f"targets {unknown}: kernels are made for {', '.join(map(str, TARGETS))} only")
+    triton = import_triton()
+    folder, rows = out / shape.label, {}
+    for target in sorted(set(targets)):
+        rows[target] = []
+        for kernel in all_kernels(shape):
+            progress(f"sm_{target} {kernel.file}")
+            compiled, cubin, ptx = compile_kernel(kernel, target)
+            write_atomically(folder / f"sm_{target}" / f"{kernel.file}.cubin", cubin)
+            write_atomically(folder / f"sm_{target}" / f"{kernel.file}.ptx", ptx)
+            rows[target].append(compiled)
+    document = {
+        "format": FORMAT,
+        "shape": {"width": shape.width, "experts": shape.experts, "expert_width": shape.expert_width, "active": shape.active},
+        "gated": shape.gated,
+        "triton": triton.__version__,
+        "targets": {str(target): {c.file: c.to_json() for c in compiled} for target, compiled in rows.items()},
+    }
+    write_atomically(folder / DOCUMENT, json.dumps(document, indent=1).encode())
+    return rows

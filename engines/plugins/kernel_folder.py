@@ -1,0 +1,150 @@
+"""Compiled kernels on disk: one folder for each layer shape, one below for each GPU generation, and ``kernels.json`` that describes them.
+
+    compiled/d2048-e8x512-k4-gelu/kernels.json
+    compiled/d2048-e8x512-k4-gelu/sm_87/up-fp32-large.cubin
+    compiled/d2048-e8x512-k4-gelu/sm_87/up-fp32-large.ptx
+
+``python -m engines kernels`` writes it (:mod:`engines.plugins.compile_kernels`); the device only reads it, without Triton.  The folder is
+``engines/plugins/compiled``, where the engine cache counts it as part of the plug-in, or ``F2EDGE_KERNELS``.  Binaries are not
+committed: they are made in a minute from the sources beside them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.plugins.fused_moe import MoEShape
+from f2edge.errors import InputError
+
+FORMAT = 1
+DOCUMENT = "kernels.json"
+ENVIRONMENT = "F2EDGE_KERNELS"
+#: Compute capabilities that kernels are made for: T4, A100, A10, Orin, L4 and L40S, H100 and H200, Thor.
+TARGETS = (75, 80, 86, 87, 89, 90, 110)
+
+
+def default_folder() -> Path:
+    """Where kernels are looked for unless a caller says otherwise."""
+    return Path(os.environ.get(ENVIRONMENT) or Path(__file__).parent / "compiled")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel for one GPU generation.
+
+    Attributes:
+        kernel, file: name of the function, and of the files without their endings.
+        threads, shared: of a block; shared memory in bytes, all of it dynamic, at most 48 KiB.
+        constants: the sizes that it was compiled for.
+        grid: how many programs (:class:`engines.plugins.fused_moe.Grid`), with the formula in words.
+        registers, spill_stores, spill_loads, stack: of a thread, as ptxas reports; the last three in bytes.
+        cubin_sha256, ptx_sha256: of the files.
+    """
+
+    kernel: str
+    file: str
+    threads: int
+    shared: int
+    constants: Mapping[str, int]
+    arguments: tuple[tuple[str, str], ...]
+    grid: Mapping[str, Any]
+    registers: int
+    spill_stores: int
+    spill_loads: int
+    stack: int
+    cubin_sha256: str
+    ptx_sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Compiled:
+        return cls(**{**row, "arguments": tuple((str(name), str(kind)) for name, kind in row["arguments"])})
+
+
+class KernelFolder:
+    """The kernels of one layer shape.
+
+    Raises:
+        InputError: nothing was compiled for the shape, or its description is damaged.
+    """
+
+    def __init__(self, shape: MoEShape, root: Path | None = None) -> None:
+        self.folder = (default_folder() if root is None else root) / shape.label
+        try:
+            document = json.loads((self.folder / DOCUMENT).read_bytes())
+            known = document["format"] == FORMAT
+            self._targets = {int(sm): {k: Compiled.from_json(v) for k, v in rows.items()} for sm, rows in document["targets"].items()}
+        except FileNotFoundError as error:
+            raise InputError(
+                f"no kernels of {shape.label} in {self.folder.parent}; make them on any Linux machine by `python -m engines kernels` and copy the "
+                f"folder here, or set {ENVIRONMENT}"
+            ) from error
+        except (KeyError, TypeError, ValueError, AttributeError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{self.folder / DOCUMENT} is damaged ({error}); make the kernels again by `python -m engines kernels`"
+            ) from error
+        if not known:
+            raise InputError(f"{self.folder / DOCUMENT} has format {document['format']}, not {FORMAT}; make the kernels again")
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        return tuple(sorted(self._targets))
+
+    def describe(self, target: int, file: str) -> Compiled:
+        """What is known of one kernel.
+
+        Raises:
+            InputError: it was not compiled for this GPU generation.
+        """
+        rows = self._targets.get(target, {})
+        if file not in rows:
+            made = ", ".join(f"sm_{t}" for t in self.targets) or "none"
+            raise InputError(f"{self.folder}: no kernel {file} for sm_{target}, only for {made}; add it by `python -m engines kernels`")
+        return rows[file]
+
+    def cubin(self, target: int, file: str) -> bytes:
+        """Machine code; raises :class:`InputError` if it is missing or not what was written."""
+        return self._read(target, f"{file}.cubin", self.describe(target, file).cubin_sha256)
+
+    def ptx(self, target: int, file: str) -> bytes:
+        """Portable code, which the driver or TensorRT compiles; raises like :meth:`cubin`."""
+        return self._read(target, f"{file}.ptx", self.describe(target, file).ptx_sha256)
+
+    def image(self, capability: int, file: str) -> tuple[Compiled, bytes]:
+        """What a device of this compute capability loads: machine code of its own or an earlier minor version, else portable code.
+
+        sm_90 and sm_110 are compiled for themselves alone; machine code of the others runs on later minors of the same major version,
+        and their PTX on every later GPU.
+
+        Raises:
+            InputError: nothing fits, or a file is damaged.
+        """
+        portable = [t for t in self.targets if t < 90]
+        native = [capability, *sorted((t for t in portable if t // 10 == capability // 10 and t <= capability), reverse=True)]
+        for target in native:
+            if target in self._targets:
+                return self.describe(target, file), self.cubin(target, file)
+        earlier = [t for t in portable if t < capability]
+        if not earlier:
+            self.describe(capability, file)  # raises, and says what there is
+        return self.describe(earlier[-1], file), self.ptx(earlier[-1], file)
+
+    def _read(self, target: int, name: str, sha256: str) -> bytes:
+        path = self.folder / f"sm_{target}" / name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}); make the kernels again by `python -m engines kernels`") from error
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise InputError(
+                f"{path} is not what was compiled (its checksum differs); make the kernels again by `python -m engines kernels`"
+            )
+        return data

@@ -1,0 +1,79 @@
+"""``python -m engines kernels``: compiles, and says what each kernel takes of a GPU."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from engines.atomic import write_atomically
+from engines.plugins.compile_kernels import compile_shape, import_triton
+from engines.plugins.fused_moe import MoEShape
+from engines.plugins.kernel_folder import TARGETS, Compiled, default_folder
+from f2edge.configuration import CONFIGURATIONS
+from f2edge.errors import InputError
+
+_HEAD = """# Registers, shared memory and spills of the fused experts' kernels
+
+Layer of "{model}": {label} (D {width}, E {experts}, I {expert_width}, K {active}).  Compiled by Triton {triton} without a GPU; nothing here
+was run.  Per cell: registers of a thread / shared memory of a block in bytes / bytes spilled (stores + loads).  Written by
+`python -m engines kernels --model {model} --table docs/kernels.md`.
+
+"""
+
+
+def shape_of(model: str) -> MoEShape:
+    """The routed experts of a configuration by name; raises :class:`InputError` for an unknown one or one without experts."""
+    if model not in CONFIGURATIONS:
+        raise InputError(f"unknown model {model!r}; choose one of: {', '.join(CONFIGURATIONS)}")
+    experts = CONFIGURATIONS[model].token_experts
+    if not experts.routed:
+        raise InputError(f"model {model!r} has no routed experts, so it needs no such kernels")
+    return MoEShape(CONFIGURATIONS[model].width, experts.routed, experts.routed_width, experts.active)
+
+
+def markdown(model: str, shape: MoEShape, triton: str, rows: Mapping[int, Sequence[Compiled]]) -> str:
+    """The table: a line for each kernel, a column for each target."""
+    head = _HEAD.format(
+        model=model,
+        label=shape.label,
+        width=shape.width,
+        experts=shape.experts,
+        expert_width=shape.expert_width,
+        active=shape.active,
+        triton=triton,
+    )
+    columns = "".join(f" sm_{target} |" for target in rows)
+    lines = [f"| kernel | grid | threads |{columns}", f"|---|---|---|{'---|' * len(rows)}"]
+    for same in zip(*rows.values(), strict=True):
+        cells = "".join(f" {c.registers} / {c.shared} / {c.spill_stores + c.spill_loads} |" for c in same)
+        first = same[0]
+        lines.append(f"| {first.file} | `{first.grid['formula']}` | {first.threads} |{cells}")
+    return head + "\n".join(lines) + "\n"
+
+
+def make_kernels(out: Path | None, model: str, targets: Sequence[int], table: Path | None, *, as_json: bool) -> None:
+    """Compile, write the table if asked to, and print what was made."""
+    shape = shape_of(model)
+    root = default_folder() if out is None else out
+    terminal = sys.stderr.isatty()
+
+    def progress(text: str) -> None:
+        if terminal:
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+    try:
+        rows = compile_shape(shape, root, targets or TARGETS, progress)
+    finally:
+        progress("")
+    if table is not None:
+        write_atomically(table, markdown(model, shape, import_triton().__version__, rows).encode())
+    made = [{"target": target, **compiled.to_json()} for target, row in rows.items() for compiled in row]
+    if as_json:
+        print(json.dumps({"folder": str(root / shape.label), "kernels": made}))
+        return
+    spilled = sorted({f"{row['file']} on sm_{row['target']}" for row in made if row["spill_stores"] or row["spill_loads"]})
+    print(f"{len(made)} kernels for {', '.join(f'sm_{t}' for t in rows)} in {root / shape.label}")
+    print(f"registers at most {max(int(r['registers']) for r in made)}, shared memory at most {max(int(r['shared']) for r in made)} bytes")
+    print(f"spilled: {', '.join(spilled) or 'nothing'}")
