@@ -61,7 +61,7 @@ _SCALE = 5.0
 _MARKED_ENOUGH = 12.0
 #: Faces along a side of a sheet, at most.
 _LARGEST_SHEET = 8
-_SMALLEST_CELL = 16
+_SMALLEST_CELL = 32
 _LARGEST_SIDE = _LARGEST_SHEET * _SIDE
 _KEY_BYTES = (16, 4096)
 
