@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import io
 import logging
 import warnings
@@ -31,6 +30,8 @@ from export.sampling_graph import guide, sampling_model
 from f2edge.configuration import FeatureShape, ModelConfiguration
 from f2edge.graphs import SIGNATURES, GraphSignature
 
+#: Values of an array that tell it from others before it is compared in full.
+_GLANCED = 256
 #: Sizes of the dynamic axes while tracing: distinct, and none 0 or 1, which the tracer would take for constants.
 _TRACED = {"B": 3, "R": 2, "P": 5, "S": 4, "T": 7}
 
@@ -277,25 +278,26 @@ def _check_dynamic(model: ir.Model, axes: Mapping[str, tuple[int | str, ...]]) -
             )
 
 
-def _digest(array: Array) -> tuple[tuple[int, ...], bytes]:
-    return array.shape, hashlib.sha256(np.ascontiguousarray(array).data).digest()
+def _glance(array: Array) -> tuple[tuple[int, ...], bytes]:
+    """Shape and some values, spread over the array: what differs here is another array.  Hashing whole models takes minutes."""
+    picked = np.linspace(0, array.size - 1, min(array.size, _GLANCED), dtype=np.int64)
+    return array.shape, np.asarray(array[np.unravel_index(picked, array.shape)]).tobytes()
 
 
 def restore_names(model: ir.Model, module: nn.Module) -> None:
     """Give constants that the tracer transposed or folded the name of their parameter again (``….T`` where transposed)."""
-    names: dict[tuple[tuple[int, ...], bytes], str] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        array: Array = parameter.detach().numpy()
+    known: dict[str, Array] = {name: p.detach().numpy() for name, p in module.named_parameters(remove_duplicate=False)}
+    alike: dict[tuple[tuple[int, ...], bytes], list[tuple[str, Array]]] = {}
+    for name, array in known.items():
+        alike.setdefault(_glance(array), []).insert(0, (name, array))  # of equal parameters the last gives its name
         if array.ndim == 2:
-            names.setdefault(_digest(array.T), f"{name}.T")
-        names[_digest(array)] = name
-    known = dict(module.named_parameters(remove_duplicate=False))
+            alike.setdefault(_glance(array.T), []).append((f"{name}.T", array.T))
     graph = model.graph
     for value in list(graph.initializers.values()):
         held = constant(value)
         if value.name in known or held is None or held.size < 2:
             continue
-        wanted = names.get(_digest(held))
+        wanted = next((name for name, array in alike.get(_glance(held), []) if np.array_equal(array, held)), None)
         if wanted is not None and wanted not in graph.initializers:
             value.name = wanted
 

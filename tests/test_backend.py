@@ -170,3 +170,20 @@ def test_recent_results_are_made_once_and_the_oldest_is_forgotten() -> None:
     for key in ("a", "b", "a", "c", "a", "b"):  # c pushes b out, because a was used since
         assert memory.get(key, maker(key)) == key.upper()
     assert made == ["a", "b", "c", "b"]
+
+
+def test_a_large_models_prefill_graphs_do_not_stay_open(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened again for each run, with the same outputs; the graphs that do the work stay open."""
+    for name in ("t2i_prefill", "mmu_extend"):
+        (folder / f"{name}.onnx").write_bytes((folder / "scale.onnx").read_bytes())
+    files, x = Files(folder), {"x": np.ones((2, 3), dtype=np.float32)}
+    backend = OnnxRuntimeBackend(files.path, threads=1)
+    monkeypatch.setattr("f2edge.backends.onnxruntime.LARGE_BYTES", 1)
+    totals = [host(backend.run(graph, x)["total"]) for graph in ("t2i_prefill", "mmu_extend") * 2]
+    assert totals == [12.0] * 4
+    assert sorted(files.asked) == ["mmu_extend", "t2i_prefill", "t2i_prefill"]
+    small = Files(folder)
+    monkeypatch.setattr("f2edge.backends.onnxruntime.LARGE_BYTES", 1 << 40)
+    backend = OnnxRuntimeBackend(small.path, threads=1)
+    assert [host(backend.run("t2i_prefill", x)["total"]) for _ in range(2)] == [12.0, 12.0]
+    assert small.asked == ["t2i_prefill"]
