@@ -20,6 +20,8 @@ from f2edge.cli_options import (
     QuietOption,
     SeedOption,
     ServerOption,
+    SignCertOption,
+    SignKeyOption,
     SizeOption,
     StepsOption,
     TemperatureOption,
@@ -28,6 +30,7 @@ from f2edge.cli_options import (
     WatermarkOption,
     checked_size,
     chosen_seed,
+    chosen_signer,
     chosen_watermark,
     decoding_options,
     open_description,
@@ -39,8 +42,9 @@ from f2edge.errors import InputError, OutputError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from f2edge.credentials import Signer
     from f2edge.decoding.parallel import StepEvent
-    from f2edge.results import GeneratedFace
+    from f2edge.results import EditedFace, GeneratedFace
 
 LARGEST_COUNT = 64
 OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Picture to write: .png, .jpg or .webp.")]
@@ -68,6 +72,8 @@ def generate(
     server: ServerOption = None,
     watermark: WatermarkOption = True,
     watermark_key: WatermarkKeyOption = None,
+    sign_cert: SignCertOption = None,
+    sign_key: SignKeyOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -82,7 +88,7 @@ def generate(
     files = _files(out, grid, count)
     folder = None if save_steps is None else _steps_folder(save_steps)
     seeds = [first + index for index in range(max(grid, count))]
-    mark = chosen_watermark(watermark, watermark_key, server)
+    mark, signer = chosen_watermark(watermark, watermark_key, server), chosen_signer(sign_cert, sign_key)
     speak = output(json, quiet)
     pipeline = open_pipeline(open_description(bundle, backend, threads, server), backend, threads, mark)
     previews = Previews()
@@ -99,7 +105,7 @@ def generate(
     pictures = [face.image if side is None else resize(face.image, side) for face in faces]
     sheets = [image_grid(pictures)] if len(files) == 1 else pictures
     for file, picture, own_seed in zip(files, sheets, seeds, strict=False):
-        save_image(picture, file, label(prompt=prompt, seed=own_seed, bundle=pipeline.bundle.name))
+        save_image(picture, file, label(prompt=prompt, seed=own_seed, bundle=pipeline.bundle.name), signer)
     if folder is not None:
         previews.save(folder, pipeline.bundle.name, prompt, first)
     speak.document(
@@ -113,7 +119,7 @@ def generate(
             "step_ms": [round(ms, 3) for ms in faces[0].step_ms],
             "total_ms": round(total_ms, 3),
             "synthetic": True,
-            "marks": ["xmp", *faces[0].marks],
+            "marks": _marks(faces[0], signer),
         }
     )
     for file, own_seed in zip(files, seeds, strict=False):
@@ -140,6 +146,8 @@ def edit(
     server: ServerOption = None,
     watermark: WatermarkOption = True,
     watermark_key: WatermarkKeyOption = None,
+    sign_cert: SignCertOption = None,
+    sign_key: SignKeyOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -154,7 +162,7 @@ def edit(
     options, own_seed, side = decoding_options(steps, guidance, order, temperature, temperature_law), chosen_seed(seed), checked_size(size)
     image_kind(out)
     check_writable(out)
-    mark = chosen_watermark(watermark, watermark_key, server)
+    mark, signer = chosen_watermark(watermark, watermark_key, server), chosen_signer(sign_cert, sign_key)
     picture = load_image(image)
     opened = open_description(bundle, backend, threads, server)
     where = parse_region(region, opened.regions)
@@ -167,7 +175,7 @@ def edit(
         )
     total_ms = 1e3 * (perf_counter() - start)
     result = edited.image if side is None else resize(edited.image, side)
-    save_image(result, out, label(prompt=prompt, seed=own_seed, bundle=opened.name, edited=True))
+    save_image(result, out, label(prompt=prompt, seed=own_seed, bundle=opened.name, edited=True), signer)
     cells = int(edited.region.sum())
     speak.document(
         {
@@ -181,7 +189,7 @@ def edit(
             "original_tokens": edited.original_codes.tolist(),
             "total_ms": round(total_ms, 3),
             "synthetic": True,
-            "marks": ["xmp", *edited.marks],
+            "marks": _marks(edited, signer),
         }
     )
     speak.note(f"{out}  seed {own_seed}, {cells} of {edited.region.size} cells drawn anew, {total_ms:.0f} ms")
@@ -232,6 +240,11 @@ def _steps_folder(folder: Path) -> Path:
     if folder.is_file():
         raise OutputError(f"{folder}: is a file; give the name of a folder")
     return folder
+
+
+def _marks(face: GeneratedFace | EditedFace, signer: Signer | None) -> list[str]:
+    """What the files carry, as a server would call it."""
+    return ["xmp", *face.marks, *([] if signer is None else ["c2pa"])]
 
 
 def _options_of(face: GeneratedFace) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from f2edge.errors import InputError
 if TYPE_CHECKING:
     from f2edge.bundle import Bundle
     from f2edge.client import Client
+    from f2edge.credentials import Signer
     from f2edge.pipeline import FacePipeline
     from f2edge.results import GenerateOptions
     from f2edge.watermark import Watermark
@@ -62,6 +63,15 @@ WatermarkKeyOption = Annotated[
         show_default=False,
     ),
 ]
+SignCertOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--sign-cert", metavar="FILE", help="Sign content credentials (C2PA) with this PEM chain, leaf first.", show_default=False
+    ),
+]
+SignKeyOption = Annotated[
+    Path | None, typer.Option("--sign-key", metavar="FILE", help="Its private key, as PEM without a password.", show_default=False)
+]
 ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="A JPEG, PNG or WebP of a face.", show_default=False)]
 PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="What the face looks like, in English.", show_default=False)]
 
@@ -96,6 +106,17 @@ def chosen_watermark(wanted: bool, key_file: Path | None, server: str | None = N
         return None
     key_file = key_file or watermark_key_from_environment()
     return PUBLIC if key_file is None else Watermark(read_key(key_file))
+
+
+def chosen_signer(chain: Path | None, key: Path | None) -> Signer | None:
+    """Who signs content credentials, if anybody does."""
+    if chain is None and key is None:
+        return None
+    if chain is None or key is None:
+        raise InputError("signing needs both --sign-cert and --sign-key; give the other one too")
+    from f2edge.credentials import Signer
+
+    return Signer.load(chain, key)
 
 
 def watermark_key_from_environment() -> Path | None:

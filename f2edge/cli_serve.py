@@ -17,9 +17,12 @@ from f2edge.cli_options import (
     BundleOption,
     JsonOption,
     QuietOption,
+    SignCertOption,
+    SignKeyOption,
     ThreadsOption,
     WatermarkKeyOption,
     WatermarkOption,
+    chosen_signer,
     chosen_watermark,
     output,
 )
@@ -66,6 +69,8 @@ def serve(
     grace: Annotated[float, typer.Option("--grace", help="Seconds for accepted work after SIGTERM.")] = 30.0,
     watermark: WatermarkOption = True,
     watermark_key: WatermarkKeyOption = None,
+    sign_cert: SignCertOption = None,
+    sign_key: SignKeyOption = None,
     quiet: QuietOption = False,
 ) -> int:
     """Serve the model over gRPC; SIGTERM or Ctrl-C finishes what was accepted, a second one ends at once."""
@@ -90,12 +95,12 @@ def serve(
         lame_duck_s=lame_duck,
         grace_s=grace,
     )
-    mark = chosen_watermark(watermark, watermark_key)
+    mark, signer = chosen_watermark(watermark, watermark_key), chosen_signer(sign_cert, sign_key)
     opened = Bundle.load(bundle)
     log_as_json(level="WARNING" if quiet else "INFO")
     if mark is None:
         logger.warning("pictures are not watermarked, as --no-watermark says")
-    return asyncio.run(_serve(settings, lambda: open_served(opened, backend, threads, mark)))
+    return asyncio.run(_serve(settings, lambda: open_served(opened, backend, threads, mark, signer)))
 
 
 def token(

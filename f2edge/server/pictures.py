@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 from PIL import Image
 
 from f2edge import provenance
 from f2edge.imaging import resize
+from f2edge.results import EditedFace, GeneratedFace
+from f2edge.saving import encode
 from f2edge.server.refusals import RefusedError
 from f2edge.v1 import face_pb2 as pb
 from f2edge.wire import IMAGE_KINDS
 
+if TYPE_CHECKING:
+    from f2edge.credentials import Signer
+
 Result = TypeVar("Result")
 
-_QUALITY = {"JPEG": 95, "WEBP": 92}
 _PREVIEW_QUALITY = 80
 _RETRY_MS = 200.0
 #: What a waiting request costs beside its bytes, generously: it bounds how many small ones wait.
@@ -65,35 +68,26 @@ class PicturePool:
 
 
 def picture_message(
-    image: Image.Image, output: pb.OutputOptions, tokens: list[int], label: provenance.Label, marks: tuple[str, ...]
+    face: GeneratedFace | EditedFace, output: pb.OutputOptions, label: provenance.Label, signer: Signer | None
 ) -> pb.Picture:
-    """A finished picture as the caller wants it, labelled; ``marks`` are what its pixels carry already."""
-    picture = resize(image, output.side) if output.side else image
-    kind = IMAGE_KINDS[output.format]
+    """A finished picture as the caller wants it, labelled and, with a signer, signed."""
+    picture = resize(face.image, output.side) if output.side else face.image
     return pb.Picture(
-        image=encode(picture, kind, output.quality, label),
+        image=encode(picture, IMAGE_KINDS[output.format], label, quality=output.quality, signer=signer),
         format=output.format or pb.IMAGE_FORMAT_PNG,
         width=picture.width,
         height=picture.height,
-        tokens=tokens,
+        tokens=face.codes.tolist(),
         provenance=pb.Provenance(
             synthetic=label.synthetic,
             digital_source_type=label.source_type,
             software=label.software,
             model=label.bundle or "",
-            marks=["xmp", *marks],
+            marks=["xmp", *face.marks, *([] if signer is None else ["c2pa"])],
         ),
     )
 
 
 def preview_picture(image: Image.Image, side: int, label: provenance.Label) -> bytes:
     """A guess as a small labelled JPEG."""
-    return encode(resize(image, side), "JPEG", _PREVIEW_QUALITY, label)
-
-
-def encode(image: Image.Image, kind: str, quality: int, label: provenance.Label) -> bytes:
-    """The bytes of a labelled "PNG", "JPEG" or "WEBP"; quality 0 is this module's choice."""
-    buffer = io.BytesIO()
-    arguments = {"quality": quality or _QUALITY[kind]} if kind in _QUALITY else {}
-    image.save(buffer, kind, **arguments, **provenance.save_arguments(label, kind))
-    return buffer.getvalue()
+    return encode(resize(image, side), "JPEG", label, quality=_PREVIEW_QUALITY)

@@ -12,6 +12,7 @@ from f2edge.wire import ModelFacts
 
 if TYPE_CHECKING:
     from f2edge.bundle import Bundle
+    from f2edge.credentials import Signer
 
 
 class TicketPort(Protocol):
@@ -51,14 +52,18 @@ class Served:
 
     Attributes:
         margins: left, top, right, bottom: how far a crop reaches beyond a face's box, in parts of the box's sides.
+        signer: of the content credentials of finished pictures; None for none.
     """
 
     engine: EnginePort
     facts: ModelFacts
     margins: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    signer: Signer | None = None
 
 
-def open_served(bundle: str | Bundle, backend: str, threads: int | None, watermark: Watermark | None = PUBLIC) -> Served:
+def open_served(
+    bundle: str | Bundle, backend: str, threads: int | None, watermark: Watermark | None = PUBLIC, signer: Signer | None = None
+) -> Served:
     """Load a bundle and start an engine on it, whose pictures carry the ``watermark``; returns before the engine is warm.
 
     Raises:
@@ -87,4 +92,4 @@ def open_served(bundle: str | Bundle, backend: str, threads: int | None, waterma
         schema=opened.schema,
     )
     alignment = opened.manifest.alignment
-    return Served(Engine(pipeline), facts, (0.0, 0.0, 0.0, 0.0) if alignment is None else alignment.margins)
+    return Served(Engine(pipeline), facts, (0.0, 0.0, 0.0, 0.0) if alignment is None else alignment.margins, signer)

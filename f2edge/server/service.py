@@ -67,7 +67,7 @@ class FaceService:
         assert isinstance(face, GeneratedFace)
         self._metrics.engine_finished(call.method, done.timings)
         label = provenance.label(prompt=face.prompt, seed=face.seed, bundle=served.facts.name)
-        picture = await self._pool.write(lambda: picture_message(face.image, message.output, face.codes.tolist(), label, face.marks))
+        picture = await self._pool.write(lambda: picture_message(face, message.output, label, served.signer))
         decoding = _decoding(done, face.seed, options_message(face.options), face.step_ms)
         result = pb.GenerateResult(picture=picture, decoding=decoding, timings=timings_message(done.timings))
         await call.send(pb.GenerateResponse(result=result))
@@ -91,7 +91,7 @@ class FaceService:
         assert isinstance(face, EditedFace)
         self._metrics.engine_finished(call.method, done.timings)
         label = provenance.label(prompt=request.prompt, seed=request.seed, bundle=served.facts.name, edited=True)
-        picture = await self._pool.write(lambda: picture_message(face.image, message.output, face.codes.tolist(), label, face.marks))
+        picture = await self._pool.write(lambda: picture_message(face, message.output, label, served.signer))
         options = options_message(request.options.resolve(served.facts.generation))
         options.steps = done.steps_planned
         result = pb.EditResult(
@@ -181,7 +181,8 @@ class FaceService:
         wrap: Callable[[pb.Preview], Response],
     ) -> Done:
         """Send previews until the image is done."""
-        label = provenance.label(prompt=request.prompt, seed=request.seed, bundle=self._facts.name)
+        edited = isinstance(request, EditRequest)
+        label = provenance.label(prompt=request.prompt, seed=request.seed, bundle=self._facts.name, edited=edited)
         known: Ids | None = None
         while not isinstance(event := await events.next(), Done):
             assert isinstance(event, Progress)
