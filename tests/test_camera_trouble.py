@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import os
+import shutil
 import threading
 import time
 from collections import Counter
@@ -20,7 +21,6 @@ import numpy as np
 import pytest
 
 from f2edge.attributes import F2EDGE_SCHEMA
-from f2edge.camera import record
 from f2edge.camera.frames import Frame
 from f2edge.camera.reader import Reader
 from f2edge.camera.run import ModelInput, Request, run
@@ -104,7 +104,7 @@ def test_corrupt_tiny_and_huge_frames_of_a_pipe_are_told_of_and_the_rest_is_desc
 
 def test_a_disk_that_fills_ends_the_recording_and_the_lines_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = iter([1 << 40])
-    monkeypatch.setattr(record.shutil, "disk_usage", lambda _: SimpleNamespace(free=next(left, 1 << 20)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=next(left, 1 << 20)))
     lines, heard = io.StringIO(), list[str]()
     request = Request(url=parse_source("demo"), detector="given", attributes=NAMES, size_wh=(160, 96), duration_s=5.0)
     with_file = Request(**{**request.__dict__, "record": tmp_path / "out.mp4"})
@@ -118,7 +118,7 @@ def test_a_disk_that_fills_ends_the_recording_and_the_lines_go_on(tmp_path: Path
 
 def test_with_nothing_left_to_write_to_the_camera_ends_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = iter([1 << 40])
-    monkeypatch.setattr(record.shutil, "disk_usage", lambda _: SimpleNamespace(free=next(left, 1 << 20)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=next(left, 1 << 20)))
     request = Request(url=parse_source("demo"), detector="given", attributes=NAMES, size_wh=(160, 96), record=tmp_path / "out.mp4")
     with pytest.raises(OutputError, match="free some space"):
         run(request, ScriptedModel(), FACES, None, lambda *_: None)
