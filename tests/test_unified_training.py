@@ -21,7 +21,7 @@ from export.data.tokens import TokenCache, cache_tokens
 from export.training.checkpoint import load_weights
 from export.training.loop import TrainOptions, train
 from export.training.preview import _next_codes, sample
-from export.training.unified import Mixture, UnifiedTask, draw_masks, draw_region_mask, run
+from export.training.unified import Mixture, UnifiedTask, draw_masks, draw_region_mask, row_shares, run
 from f2edge.attributes import F2EDGE_SCHEMA
 from f2edge.configuration import NANO, FeatureShape, ImageTokenizerConfiguration, TokenExperts
 from f2edge.errors import InputError
@@ -175,6 +175,17 @@ def test_region_masks_stay_in_one_or_two_shown_regions() -> None:
     hidden[1] = 0.01  # below what counts as shown
     masks = np.array([draw_region_mask(hidden, N, rng) for _ in range(100)]).reshape(-1, 4, 4, 2)
     assert not masks[:, 2].any()
+
+
+def test_sought_pictures_are_drawn_more_often() -> None:
+    slots = np.full((1000, len(F2EDGE_SCHEMA)), -1, np.int8)
+    action = list(F2EDGE_SCHEMA).index("action")
+    slots[::10, action] = F2EDGE_SCHEMA["action"].index("smile")
+    shares = row_shares(slots)
+    rows = np.searchsorted(shares, np.random.default_rng(0).random(20_000), side="right")
+    assert 0 <= rows.min() <= rows.max() <= 999
+    assert (rows % 10 == 0).mean() == pytest.approx(8 * 100 / (8 * 100 + 900), abs=0.02)
+    assert np.searchsorted(shares, 1 - 1e-12, side="right") == 999
 
 
 def test_region_draws_and_features_weigh_more(cache: TokenCache, texts: TextMaker) -> None:
