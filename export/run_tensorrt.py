@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from export.calibration import Calibrator
 from export.census import census_rows
 from export.manner import manner_of
 from export.quantise import Calibration
-from export.run_onnx import landmark_template, load_models, real_inputs, schedule_of
+from export.run_onnx import landmark_template, real_inputs, schedule_of
 from export.stand_ins import runnable
 from export.tensorrt_graphs import FLAVOUR, TensorRTOptions, tensorrt_graph
 from export.tensorrt_recipes import layers_of
@@ -32,17 +32,6 @@ from export.verify import Inputs, generate, measure, understand
 from f2edge.camera.crops import PORTRAIT_MARGINS
 from f2edge.configuration import ModelConfiguration
 from f2edge.layout import TokenLayout
-
-
-@dataclass(frozen=True)
-class Checkpoints:
-    """Where the trained parts lie; see :func:`export.run_onnx.run_onnx`."""
-
-    unified: Path
-    tokenizer: Path
-    encoders: Path | None
-    text: Path
-    configuration: str = "nano"
 
 
 def tensorrt_form(configuration: ModelConfiguration, options: TensorRTOptions, calibration: Calibration | None = None) -> GraphForm:
@@ -87,29 +76,33 @@ def measured(models: Models, traced: Traced, form: GraphForm, layout: TokenLayou
     return figures
 
 
-def run_tensorrt(
-    checkpoints: Checkpoints,
+def export_tensorrt(
+    models: Models,
     out: Path,
     options: TensorRTOptions,
     *,
+    text: Path,
     quality: Path | None = None,
     description: str = "",
     prompts: int = 50,
     faces: int = 4,
     largest_bytes: int | None = None,
+    traced: Traced | None = None,
     progress: Callable[[str], None] = print,
 ) -> Path:
     """Export one model in this flavour.
 
     Args:
-        checkpoints: its parts.
+        models: the trained parts.
         out: the bundle's folder, named as the bundle is called; an existing one is replaced.
         options: see :class:`export.tensorrt_graphs.TensorRTOptions`.
+        text: ``tokenizer.json`` of the text tokenizer.
         quality: JSON of ``python -m bench quality``, copied into the manifest.
         description: one sentence for people.
         prompts: how many calibration and the parity figures rest on.
         faces: likewise.
         largest_bytes: refuse a larger bundle.
+        traced: the graphs of ``models`` where they are at hand.
         progress: told what happens.
 
     Raises:
@@ -118,7 +111,6 @@ def run_tensorrt(
         LostExpertError: a graph routes otherwise than PyTorch.
         OutputError: the folder cannot be written.
     """
-    models = load_models(checkpoints.unified, checkpoints.tokenizer, checkpoints.encoders, checkpoints.configuration)
     manner = manner_of(models.configuration)
     card = Card(
         description=description,
@@ -128,23 +120,23 @@ def run_tensorrt(
         alignment={"landmarks": landmark_template(), "margins": list(PORTRAIT_MARGINS)},
         quality=None if quality is None else json.loads(quality.read_text(encoding="utf-8")),
     )
-    layout = layout_of(models.configuration, checkpoints.text, card.question_template)
+    layout = layout_of(models.configuration, text, card.question_template)
     size, schedule = models.configuration.tokenizer.image_size, schedule_of(card.generation)
-    inputs = real_inputs(checkpoints.text, schedule, prompts, faces, size=size, template=card.question_template)
-    traced = trace_all(models, progress)
+    inputs = real_inputs(text, schedule, prompts, faces, size=size, template=card.question_template)
+    graphs = traced or trace_all(models, progress)
     progress("calibrating")
-    calibration = calibrated(traced, options, layout, inputs)
+    calibration = calibrated(graphs, options, layout, inputs)
 
     def figures(_folder: Path, _document: dict[str, Any]) -> Mapping[str, Any]:
         open_form = tensorrt_form(models.configuration, replace(options, images=None), calibration)
-        return measured(models, traced, open_form, layout, inputs)
+        return measured(models, graphs, open_form, layout, inputs)
 
     return write_bundle(
         out,
         models=models,
-        text_tokenizer_path=checkpoints.text,
+        text_tokenizer_path=text,
         card=card,
-        traced=traced,
+        traced=graphs,
         form=tensorrt_form(models.configuration, options, calibration),
         flavour=FLAVOUR,
         largest_bytes=largest_bytes,

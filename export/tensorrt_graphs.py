@@ -123,6 +123,14 @@ def _complete_norms(graph: ir.Graph) -> None:
             node.replace_input_with(2, add_constant(graph, f"zeros{scale.size}", np.zeros_like(scale)))
 
 
+def _name_logits(graph: ir.Graph) -> None:
+    """The parity figures read a value "logits" in fp32: that is the Cast behind the head's half-precision result."""
+    values = {value.name: value for node in graph for value in node.outputs}
+    half, single = values.get("logits"), values.get("logits/single/Cast_1")
+    if half is not None and single is not None:
+        half.name, single.name = "logits.half", "logits"
+
+
 def tensorrt_graph(
     name: str, traced: ir.Model, configuration: ModelConfiguration, options: TensorRTOptions, calibration: Calibration | None = None
 ) -> ir.Model:
@@ -148,6 +156,7 @@ def tensorrt_graph(
     quantise_tensorrt(model, options.recipes[name], calibration)
     infer(model)
     to_half(model, fused_attention=options.fused_attention)
+    _name_logits(model.graph)
     infer(model)
     refuse_unreadable(model, options.version, static=name == "t2i_step" and options.images is not None)
     return model
