@@ -49,6 +49,31 @@ def test_only_likely_and_remarkable_values_are_written() -> None:
     assert len(overlay.rows(RED, 1)) == 1
 
 
+def test_a_little_of_everything_comes_before_more_of_the_same() -> None:
+    shown = {name: Shown(value, 0.9) for name, value in (("hair_color", "red"), ("hair_length", "long"), ("hat", "cap"), ("beard", "full"))}
+    assert [row.label for row in Overlay(F2EDGE_SCHEMA).rows(shown, 4)] == ["hair color", "hat", "beard", "hair length"]
+
+
+def test_faces_in_view_have_colors_of_their_own_and_keep_them() -> None:
+    overlay = Overlay(F2EDGE_SCHEMA)
+    first = [face(1, shown=RED), face(7, (400, 60, 160, 160), shown=RED)]
+    overlay.draw(Seen(frame(), tuple(first), 10.0, 0), STATUS)
+    before = dict(overlay._colors)
+    assert len(set(before.values())) == 2
+    overlay.draw(Seen(frame(), (*first[::-1], face(2, (700, 60, 160, 160), shown=RED)), 10.0, 0), STATUS)
+    assert {number: overlay._colors[number] for number in before} == before
+    assert len(set(overlay._colors.values())) == 3
+
+
+def test_a_long_label_gives_way_to_its_value() -> None:
+    def card(label: str) -> Card:
+        return Card("#1", "", (Row(label, "masculine", 50),), (), (255, 200, 0), 1.0)
+
+    plain, long = draw_card(card("")), draw_card(card("gender presentation of somebody"))
+    assert (plain[31:46, 110:] == long[31:46, 110:]).all()
+    assert (plain != long).any()
+
+
 def test_the_frame_given_stays_as_it_is_and_the_card_stands_below_the_face() -> None:
     before, after = draw([face(shown=RED)])
     assert (before == frame().image).all()

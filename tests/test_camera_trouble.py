@@ -124,6 +124,16 @@ def test_with_nothing_left_to_write_to_the_camera_ends_with_an_error(tmp_path: P
         run(request, ScriptedModel(), FACES, None, lambda *_: None)
 
 
+def test_a_recording_alone_ends_well(tmp_path: Path) -> None:
+    request = Request(url=parse_source("demo"), detector="given", attributes=NAMES, size_wh=(160, 96), duration_s=0.5)
+    kept = Request(**{**request.__dict__, "record": tmp_path / "out.mkv", "still": tmp_path / "last.png"})
+    heard: list[str] = []
+    run(kept, ScriptedModel(), FACES, None, lambda kind, _: heard.append(kind))
+    assert heard == ["connected", "ended"]
+    assert np.asarray(cv2.imread(str(tmp_path / "last.png"))).shape == (96, 160, 3)
+    assert cv2.VideoCapture(str(tmp_path / "out.mkv")).read()[0]
+
+
 def test_a_still_that_cannot_be_written_is_told_of(tmp_path: Path) -> None:
     heard: list[tuple[str, str]] = []
     request = Request(url=parse_source("demo"), detector="given", attributes=NAMES, size_wh=(160, 96), duration_s=0.5)

@@ -73,8 +73,10 @@ def draw_card(card: Card) -> Panel:
     draw.text((width - pad, round(9 * s)), _spaced(card.aside), font=_font(11.5 * s), fill=_FAINT, anchor="ra")
     y = round(31 * s)
     for row in card.rows:
-        draw.text((pad, y + round(2 * s)), _spaced(row.label), font=label, fill=_LABEL)
-        draw.text((width - pad, y), _spaced(row.value), font=value, fill=_VALUE, anchor="ra")
+        text = _spaced(row.value)
+        room = width - 2.6 * pad - value.getlength(text)
+        draw.text((pad, y + round(2 * s)), _fitted(_spaced(row.label), label, room), font=label, fill=_LABEL)
+        draw.text((width - pad, y), text, font=value, fill=_VALUE, anchor="ra")
         top = y + round(17 * s)
         thick = max(2, round(2.5 * s))
         draw.rectangle((pad, top, width - pad - 1, top + thick - 1), fill=(*_TROUGH, 235))
@@ -126,6 +128,13 @@ def _ready(image: Image.Image) -> Panel:
     values = np.asarray(image).astype(np.uint16)
     color = (values[..., 2::-1] * values[..., 3:] + 127) // 255
     return np.dstack([color, values[..., 3:]]).astype(np.uint8)
+
+
+def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
+    """The text, cut off where it is wider than that."""
+    if font.getlength(text) <= width:
+        return text
+    return next((cut for end in range(len(text), 0, -1) if font.getlength(cut := text[:end].rstrip() + "...") <= width), "")
 
 
 def _wrapped(text: str, columns: int) -> Sequence[str]:

@@ -103,6 +103,7 @@ class Outputs:
         self._still = still
         self._last: Picture | None = None
         self._lock = Lock()
+        self.failed = False
         self._figures_at = -_FIGURES_EVERY_S
 
     def show(self, seen: Seen, figures: Figures) -> bool:
@@ -110,12 +111,12 @@ class Outputs:
             self._write(frame_line(self._camera, seen))
         if self._speaker is not None:
             self._speaker.tell(seen)
-        going = not self.all_failed
+        going = not self._all_failed
         if self._recorder is not None or self._window is not None or self._still is not None:
             image = self._overlay.draw(seen, self._status(seen, figures))
             self._record(image, seen.frame.captured_s)
             self._last = image if self._still is not None else None
-            going = self._window.show(image) if self._window is not None else not self.all_failed
+            going = self._window.show(image) if self._window is not None else not self._all_failed
         self._expose(figures)
         return going
 
@@ -124,7 +125,8 @@ class Outputs:
         self._write(event_line(self._camera, kind, reason))
 
     def close(self, figures: Figures) -> None:
-        """Write the summary and finish every file."""
+        """Write the summary and finish every file; ``failed`` then says whether nothing was left to write to."""
+        self.failed = self._all_failed
         self._keep()
         self._write(summary_line(self._camera, figures.document(self._describer)))
         self._figures_at = -_FIGURES_EVERY_S
@@ -137,7 +139,7 @@ class Outputs:
             self._metrics.close()
 
     @property
-    def all_failed(self) -> bool:
+    def _all_failed(self) -> bool:
         """Lines or a recording were asked for, and whatever was can no longer be written: there is nothing left to run for."""
         written = [lines.broken for lines in (self._lines,) if lines] + [recorder.closed for recorder in (self._recorder,) if recorder]
         return bool(written) and all(written) and self._window is None

@@ -41,6 +41,7 @@ class Overlay:
         self._slots = sorted(slots, key=lambda slot: order.get(slot.group, len(order)))
         self._blur_others = blur_others
         self._sides: dict[int, int] = {}
+        self._colors: dict[int, int] = {}
 
     def rows(self, shown: Mapping[str, Shown], most: int = _ROWS) -> tuple[Row, ...]:
         """The first few attributes that are worth a word (not the unremarkable value, and rather likely), one of each group first."""
@@ -57,8 +58,9 @@ class Overlay:
         if self._blur_others:
             blur(image, [face.box for face in seen.faces if not face.described])
         shown = [face for face in seen.faces if face.gate != "new" and face.unseen_ms <= _LONGEST_UNSEEN_MS]
+        self._dye(shown)
         for face in shown:
-            _corners(image, face, scale)
+            _corners(image, face, scale, self._color(face))
         taken = [face.box for face in shown]
         for face in shown:
             if face.described:
@@ -76,10 +78,21 @@ class Overlay:
         lay(image, strip, round(12 * scale), height - strip.shape[0] - round(12 * scale))
         return image
 
+    def _dye(self, faces: Sequence[FaceNow]) -> None:
+        """Give every face a color that no other one in view has, as long as there are enough of them, and let it keep it."""
+        self._colors = {face.number: self._colors[face.number] for face in faces if face.number in self._colors}
+        for face in faces:
+            if face.number not in self._colors:
+                wanted = [(face.number - 1 + step) % len(_COLORS) for step in range(len(_COLORS))]
+                self._colors[face.number] = next((i for i in wanted if i not in self._colors.values()), wanted[0])
+
+    def _color(self, face: FaceNow) -> Color:
+        return _COLORS[self._colors[face.number]]
+
     def _card(self, image: Picture, face: FaceNow, scale: float, taken: list[Box], *, few: bool) -> None:
         age = "" if face.answer_age_ms is None else f"{max(1, round(face.answer_age_ms / 100)) / 10:.1f} s old"
         words = tuple((question, text) for question, text, _ in face.words)
-        card = Card(f"#{face.number}", age, self.rows(face.shown, _ROWS if few else _ROWS_OF_MANY), words, _color(face), scale)
+        card = Card(f"#{face.number}", age, self.rows(face.shown, _ROWS if few else _ROWS_OF_MANY), words, self._color(face), scale)
         panel = draw_card(card)
         places = _places(face.box, (panel.shape[1], panel.shape[0]), (image.shape[1], image.shape[0] - round(_STRIP * scale)))
         before = self._sides.get(face.number, 0)
@@ -99,15 +112,11 @@ def _remarkable(slot: Slot, shown: Shown) -> bool:
     return shown.probability >= _LEAST and (slot.name in _ALWAYS or shown.value != slot.values[0])
 
 
-def _color(face: FaceNow) -> Color:
-    return _COLORS[(face.number - 1) % len(_COLORS)]
-
-
-def _corners(image: Picture, face: FaceNow, scale: float) -> None:
+def _corners(image: Picture, face: FaceNow, scale: float, dye: Color) -> None:
     """The four corners of a box, with a dark edge so that they show on any background."""
     left, top, right, bottom = grown(face.box, 0.0, (image.shape[1], image.shape[0]))
     arm = max(6, round(0.18 * min(right - left, bottom - top)))
-    color = _color(face) if face.described else _QUIET
+    color = dye if face.described else _QUIET
     for ink, thick in (((24, 20, 16), round(4 * scale) + 1), (color[::-1], max(2, round(2.2 * scale)))):
         for x, dx in ((left, arm), (right, -arm)):
             for y, dy in ((top, arm), (bottom, -arm)):

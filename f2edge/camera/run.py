@@ -127,6 +127,6 @@ def run(
         outputs.event("ended", "interrupted")
     finally:
         outputs.close(loop.figures)
-    if outputs.all_failed:
+    if outputs.failed:
         raise OutputError(f"{url.shown}: ended because none of its outputs could be written any more; free some space and start it again")
     return loop.figures.document(describer)
