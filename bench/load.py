@@ -26,12 +26,14 @@ from bench.load_plan import Plan, Scenario, Session
 from bench.load_promises import promises, show_promises
 from bench.load_report import figures_of, health_figures, order_statistic, plot, show
 from bench.load_run import Progress, Run
-from bench.load_server import health_sampler, target
+from bench.load_server import ServerProcess, health_sampler, target
 from bench.load_soak import CLIENTS, figures_of_soak, memory_sampler, replies_alone, soak
 from bench.load_work import DEFAULT_MIX, callers
 from f2edge.connection import Connection
 from f2edge.console import Output
 from f2edge.errors import InputError, ServerError
+
+_LISTED = 5
 
 
 def run_scenario(plan: Plan, connection: Connection, speak: Output, out: Path | None) -> dict[str, Any]:
@@ -68,7 +70,7 @@ def mlperf_style(plan: Plan, run: Run, figures: Mapping[str, Any]) -> str:
     return f"{figures['per_second']:.2f} samples a second{few}" if plan.scenario == "offline" else ""
 
 
-def run_soak(plan: Plan, connection: Connection, pid: int | None, speak: Output, out: Path | None) -> dict[str, Any]:
+def run_soak(plan: Plan, connection: Connection, process: ServerProcess | None, speak: Output, out: Path | None) -> dict[str, Any]:
     """The soak; see :mod:`bench.load_soak`."""
     session = Session(plan, connection)
 
@@ -78,7 +80,7 @@ def run_soak(plan: Plan, connection: Connection, pid: int | None, speak: Output,
             failed = [s for s in run_alone.samples if not s.ok]
             if failed:
                 raise ServerError(f"{failed[0].method} fails when it is alone already: {failed[0].reply.code}; choose another --mix")
-            with memory_sampler(pid) as memory, health_sampler(connection) as health:
+            with memory_sampler(process.pid if process else None) as memory, health_sampler(connection) as health:
                 run, findings = await soak(made, session.mixed(), alone, seconds=plan.seconds, seed=plan.seed, progress=progress)
             return run, run_alone, findings, memory, health
 
@@ -159,9 +161,12 @@ def load(
             figures = asyncio.run(promises(arguments, plan.seconds, plan.distinct, plan.steps, progress))
         show_promises(figures, speak)
     else:
-        with target(server, arguments) as (connection, pid):
+        with target(server, arguments) as (connection, process):
             soaks = plan.scenario == "soak"
-            figures = run_soak(plan, connection, pid, speak, out) if soaks else run_scenario(plan, connection, speak, out)
+            figures = run_soak(plan, connection, process, speak, out) if soaks else run_scenario(plan, connection, speak, out)
+            figures["server_errors"] = process.problems() if process else None
+        for problem in (figures["server_errors"] or ())[:_LISTED]:
+            speak.line(f"the server's log: {problem}")
     document = {"plan": asdict(plan), "server": server or "own", **figures}
     _write(document, out)
     print(json.dumps(document, allow_nan=False))

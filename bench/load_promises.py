@@ -141,18 +141,20 @@ async def _restart(arguments: Sequence[str], queries: Queries, seconds: float) -
         signalled = time.perf_counter()
         first.terminate()
         code = await asyncio.to_thread(first.wait)
+        problems = first.problems()
         port = int(connection.target.rpartition(":")[2])
         second = await asyncio.to_thread(ServerProcess, arguments, port)
         try:
             await asyncio.to_thread(wait_serving, connection, _TIMEOUT_S)
             runs = await load
+            problems += second.problems()
         finally:
             await asyncio.to_thread(second.stop)
     samples = [sample for run in runs.values() for sample in run.samples]
     accepted = [s for s in samples if s.reply.sent < signalled - _ACCEPTED_S and s.reply.done > signalled]
     after = sum(s.reply.done > signalled for s in samples)
     lost, errors = sum(not s.ok for s in accepted), Counter(s.reply.code for s in samples if not s.ok)
-    seen = f"; {dict(errors)}" if errors else ""
+    seen = "".join(f"; {what}" for what in (dict(errors), problems) if what)
     return {
         "accepted calls lost by SIGTERM": _line(lost, "≤ 0", f"{len(accepted)} calls open at the signal; the server ended with {code}"),
         "errors that retrying clients saw over a restart": _line(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -78,6 +79,17 @@ class ServerProcess:
         self._process.stdout.close()
         self._log.close()
 
+    def problems(self) -> list[str]:
+        """The errors in its log so far: message and the last line of the traceback."""
+        found = []
+        self._log.flush()
+        self._log.seek(0)
+        for line in self._log.read().splitlines():
+            record = json.loads(line) if line.startswith("{") else {}
+            if record.get("level") == "error":
+                found.append(" | ".join([record["message"], *record.get("traceback", "").splitlines()[-1:]]))
+        return found
+
     def _last_words(self) -> str:
         self._log.seek(0)
         return " | ".join(self._log.read().splitlines()[-_LAST_LOG_LINES:]) or "it said nothing"
@@ -104,8 +116,8 @@ def check(channel: grpc.Channel, timeout_s: float = 5.0) -> str:
 
 
 @contextmanager
-def target(server: str | None, arguments: Sequence[str]) -> Iterator[tuple[Connection, int | None]]:
-    """Where to send the load, and the process id where the server is ours.
+def target(server: str | None, arguments: Sequence[str]) -> Iterator[tuple[Connection, ServerProcess | None]]:
+    """Where to send the load, and the process where the server is ours.
 
     Raises:
         InputError: ``server`` together with what only a server of our own can follow.
@@ -117,7 +129,7 @@ def target(server: str | None, arguments: Sequence[str]) -> Iterator[tuple[Conne
         yield Connection.from_environment(server), None
         return
     with ServerProcess(arguments) as process:
-        yield Connection(process.address), process.pid
+        yield Connection(process.address), process
 
 
 class Sampler:

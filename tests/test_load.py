@@ -379,6 +379,7 @@ def test_a_server_of_its_own_soaks_and_ends(monkeypatch: pytest.MonkeyPatch, cap
     found = document["soak"]
     assert (found["errors"], found["different_replies"], found["first_errors"]) == (0, 0, [])
     assert document["requests"] > 4
+    assert document["server_errors"] == []
     assert found["memory_mb"]
     assert found["memory_mb"][0] > 30
 
