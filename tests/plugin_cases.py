@@ -33,7 +33,7 @@ def random_rows(tokens: int, width: int, seed: int = 1) -> Array:
 
 
 def row_errors(output: Array, exact: Array) -> Array:
-    """|output − exact| / |exact| of each row, Euclidean: (T,)."""
+    """The length of output - exact over that of exact, row by row: (T,)."""
     wide = output.astype(np.float64)
     result: Array = np.linalg.norm(wide - exact, axis=1) / np.linalg.norm(exact, axis=1)
     return result

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engines.plugins.compile_kernels import all_kernels
-from engines.plugins.fused_moe import MoEShape
+from engines.plugins.fused_moe import MoEShape, for_target
 from engines.plugins.kernel_folder import DOCUMENT, FORMAT, Compiled
 
 
@@ -19,13 +19,14 @@ def write_folder(root: Path, shape: MoEShape, targets: Sequence[int]) -> None:
         folder = root / shape.label / f"sm_{target}"
         folder.mkdir(parents=True, exist_ok=True)
         rows[str(target)] = {}
-        for kernel in all_kernels(shape):
+        for kernel in (for_target(kernel, target) for kernel in all_kernels(shape)):
             data = {kind: f"{kind} {target} {kernel.file}".encode() for kind in ("cubin", "ptx")}
             for kind, content in data.items():
                 (folder / f"{kernel.file}.{kind}").write_bytes(content)
             rows[str(target)][kernel.file] = Compiled(
                 kernel=kernel.name,
                 file=kernel.file,
+                target=target,
                 threads=32 * kernel.warps,
                 shared=1024,
                 constants=dict(kernel.constants),

@@ -77,7 +77,7 @@ def launch(plan: Plan, tensors: Mapping[str, Any], tokens: int, *, reverse: bool
 
 @contextmanager
 def _reversed_programs(builder: Any) -> Iterator[None]:
-    """Let program (x, y) run where (X − 1 − x, Y − 1 − y) would have run."""
+    """Let program (x, y) run where (X - 1 - x, Y - 1 - y) would have run."""
     original = builder.set_grid_idx
 
     def mirrored(x: int, y: int, z: int) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.atomic import write_atomically
-from engines.plugins.fused_moe import TILES, X_TYPES, Kernel, MoEShape, Plan
+from engines.plugins.fused_moe import TILES, X_TYPES, Kernel, MoEShape, Plan, for_target
 from engines.plugins.kernel_folder import DOCUMENT, FORMAT, TARGETS, Compiled
 from f2edge.errors import BackendError, InputError
 
@@ -86,6 +86,7 @@ def compile_kernel(kernel: Kernel, target: int) -> tuple[Compiled, bytes, bytes]
 
     from engines.plugins import fused_moe_kernels
 
+    kernel = for_target(kernel, target)
     function = getattr(fused_moe_kernels, kernel.name)
     names: list[str] = function.arg_names
     kinds = [kind for _, kind in kernel.arguments]
@@ -115,6 +116,7 @@ def compile_kernel(kernel: Kernel, target: int) -> tuple[Compiled, bytes, bytes]
     compiled = Compiled(
         kernel=kernel.name,
         file=kernel.file,
+        target=target,
         threads=32 * kernel.warps,
         shared=shared,
         constants=dict(kernel.constants),
@@ -157,7 +159,8 @@ def compile_shape(
     if unknown or not targets:
         raise InputError(f"targets {unknown}: kernels are made for {', '.join(map(str, TARGETS))} only")
     triton = import_triton()
-    folder, rows = out / shape.label, {}
+    folder = out / shape.label
+    rows: dict[int, list[Compiled]] = {}
     for target in sorted(set(targets)):
         rows[target] = []
         for kernel in all_kernels(shape):

@@ -10,7 +10,7 @@ Pure arithmetic, shared by everything that compiles or launches the kernels.  Ax
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +23,7 @@ ALIGNMENT = 256
 
 
 def cdiv(a: int, b: int) -> int:
-    """a / b, rounded up."""
+    """The quotient a / b, rounded up."""
     return -(-a // b)
 
 
@@ -64,7 +64,7 @@ class MoEShape:
 class Tile:
     """How the work is cut.
 
-    The grouped products take blocks of ``rows`` × ``columns``, ``inner`` values of the sum at a time (powers of two, at least 16);
+    The grouped products take blocks of ``rows`` by ``columns``, ``inner`` values of the sum at a time (powers of two, at least 16);
     routing and combining take ``tokens`` tokens at a time.
     """
 
@@ -131,6 +131,17 @@ class Kernel:
             "grid": {**asdict(self.grid), "formula": str(self.grid)},
             "warps": self.warps,
         }
+
+
+def for_target(kernel: Kernel, target: int) -> Kernel:
+    """The kernel as it is compiled for a compute capability.
+
+    Triton has no tensor cores before sm_80: products there are fused multiply-adds in registers, which more warps and shorter steps of the
+    sum keep from spilling.  Grid and memory stay the same.
+    """
+    if target >= 80 or "BK" not in kernel.constants:
+        return kernel
+    return replace(kernel, warps=8, constants={**kernel.constants, "BK": 32})
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def route(
     x, router_weight, router_bias, T, experts, gates,
     D: tl.constexpr, E: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    """x (T, D), weight (D, E), bias (E,) → experts (T, K) int32 by falling gate, gates (T, K) fp32 of sum 1.  Grid (cdiv(T, BT),)."""
+    """From x (T, D), weight (D, E), bias (E,): experts (T, K) int32 by falling gate, gates (T, K) fp32 of sum 1.  Grid (cdiv(T, BT),)."""
     t = tl.program_id(0) * BT + tl.arange(0, BT)
     e = tl.arange(0, BE)
     products = tl.zeros([BT, BD, BE], dtype=tl.float32)
@@ -61,7 +61,7 @@ def sort(
     experts, T, order, blocks,
     E: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BA: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    """experts (A,) → order (A,): assignments by expert, then by index; blocks (cdiv(A, BM) + E, 4): expert or -1, first row, rows, 0.
+    """From experts (A,): order (A,), assignments by expert, then by index; blocks (cdiv(A, BM) + E, 4): expert or -1, first row, rows, 0.
 
     Grid (E,): program e counts everything, then places what belongs to expert e.
     """
@@ -115,7 +115,7 @@ def up(
     x, order, blocks, weight, bias, hidden,
     D: tl.constexpr, I: tl.constexpr, K: tl.constexpr, GATED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """x (T, D), weight (E, D, J), bias (E, J) → hidden (A, I) fp16 in sorted order; J = 2·I if GATED else I.  Grid (blocks, cdiv(I, BN))."""
+    """From x (T, D), weight (E, D, J), bias (E, J): hidden (A, I) fp16 in sorted order; J is 2·I if GATED.  Grid (blocks, cdiv(I, BN))."""
     J: tl.constexpr = 2 * I if GATED else I
     entry = blocks + tl.program_id(0) * 4
     expert = tl.load(entry).to(tl.int64)
@@ -151,7 +151,7 @@ def down(
     hidden, order, blocks, weight, bias, parts,
     D: tl.constexpr, I: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """hidden (A, I), weight (E, I, D), bias (E, D) → parts (A, D) fp16 in the order of the assignments.  Grid (blocks, cdiv(D, BN))."""
+    """From hidden (A, I), weight (E, I, D), bias (E, D): parts (A, D) fp16 in the order of the assignments.  Grid (blocks, cdiv(D, BN))."""
     entry = blocks + tl.program_id(0) * 4
     expert = tl.load(entry).to(tl.int64)
     if expert >= 0:
@@ -174,7 +174,7 @@ def down(
 
 @triton.jit
 def combine(parts, gates, T, y, D: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr):
-    """parts (T, K, D), gates (T, K) → y (T, D) fp16.  Grid (cdiv(T, BT), cdiv(D, BD))."""
+    """From parts (T, K, D), gates (T, K): y (T, D) fp16.  Grid (cdiv(T, BT), cdiv(D, BD))."""
     t = tl.program_id(0) * BT + tl.arange(0, BT)
     d = tl.program_id(1) * BD + tl.arange(0, BD)
     inside = (t[:, None] < T) & (d[None, :] < D)

@@ -1,7 +1,7 @@
 """Launches compiled kernels of the fused experts on a stream that somebody else owns, as TensorRT's plug-ins must.
 
 Through ``cuda.bindings.driver``: pycuda can load the same cubins, but launches on streams of its own making only (its ``Function`` takes a
-``pycuda.driver.Stream``, which cannot be made from a handle; read in pycuda 2026.1), while TensorRT hands a plug-in the handle of its stream.
+``pycuda.driver.Stream``, which cannot be made from a handle; read in pycuda 2026.1), while TensorRT hands a plug-in a handle.
 Both libraries work in the device's primary context, so they mix freely.  A launch neither allocates nor waits, and so can be captured in a
 CUDA graph.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from engines.plugins.fused_moe import TILES, MoEShape, Plan, choose_tile
+from engines.plugins.fused_moe import TILES, MoEShape, Plan, choose_tile, for_target
 from engines.plugins.kernel_folder import Compiled, KernelFolder
 from f2edge.errors import BackendError
 
@@ -82,7 +82,8 @@ class Launcher:
         for plan in self._plans.values():
             for kernel in plan.kernels:
                 compiled, image = folder.image(capability, kernel.file)
-                if dict(compiled.constants) != dict(kernel.constants) or tuple(compiled.arguments) != kernel.arguments:
+                wanted = for_target(kernel, compiled.target)
+                if dict(compiled.constants) != dict(wanted.constants) or compiled.arguments != wanted.arguments:
                     raise BackendError(
                         f"{folder.folder}: kernel {kernel.file} was compiled from other sources; run `python -m engines kernels` again"
                     )

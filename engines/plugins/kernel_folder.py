@@ -39,7 +39,7 @@ class Compiled:
     """One kernel for one GPU generation.
 
     Attributes:
-        kernel, file: name of the function, and of the files without their endings.
+        kernel, file, target: name of the function, of the files without their endings, and compute capability.
         threads, shared: of a block; shared memory in bytes, all of it dynamic, at most 48 KiB.
         constants: the sizes that it was compiled for.
         grid: how many programs (:class:`engines.plugins.fused_moe.Grid`), with the formula in words.
@@ -49,6 +49,7 @@ class Compiled:
 
     kernel: str
     file: str
+    target: int
     threads: int
     shared: int
     constants: Mapping[str, int]
@@ -84,8 +85,8 @@ class KernelFolder:
             self._targets = {int(sm): {k: Compiled.from_json(v) for k, v in rows.items()} for sm, rows in document["targets"].items()}
         except FileNotFoundError as error:
             raise InputError(
-                f"no kernels of {shape.label} in {self.folder.parent}; make them on any Linux machine by `python -m engines kernels` and copy the "
-                f"folder here, or set {ENVIRONMENT}"
+                f"no kernels of {shape.label} in {self.folder.parent}; make them on any Linux machine by `python -m engines kernels` "
+                f"and copy the folder here, or set {ENVIRONMENT}"
             ) from error
         except (KeyError, TypeError, ValueError, AttributeError, UnicodeDecodeError) as error:
             raise InputError(

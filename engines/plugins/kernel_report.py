@@ -48,7 +48,7 @@ def markdown(model: str, shape: MoEShape, triton: str, rows: Mapping[int, Sequen
     lines = [f"| kernel | grid | threads |{columns}", f"|---|---|---|{'---|' * len(rows)}"]
     for same in zip(*rows.values(), strict=True):
         cells = "".join(f" {c.registers} / {c.shared} / {c.spill_stores + c.spill_loads} |" for c in same)
-        first = same[0]
+        first = same[-1]
         lines.append(f"| {first.file} | `{first.grid['formula']}` | {first.threads} |{cells}")
     return head + "\n".join(lines) + "\n"
 
@@ -69,7 +69,7 @@ def make_kernels(out: Path | None, model: str, targets: Sequence[int], table: Pa
         progress("")
     if table is not None:
         write_atomically(table, markdown(model, shape, import_triton().__version__, rows).encode())
-    made = [{"target": target, **compiled.to_json()} for target, row in rows.items() for compiled in row]
+    made = [compiled.to_json() for row in rows.values() for compiled in row]
     if as_json:
         print(json.dumps({"folder": str(root / shape.label), "kernels": made}))
         return

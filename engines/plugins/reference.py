@@ -22,7 +22,7 @@ def gelu(x: Array) -> Array:
 
 
 def silu(x: Array) -> Array:
-    """x · logistic(x)."""
+    """SiLU: x times its logistic function."""
     result: Array = x * 0.5 * (1 + np.tanh(x / 2))
     return result
 
