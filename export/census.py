@@ -19,10 +19,11 @@ import numpy as np
 import onnx_ir as ir
 from torch import nn
 
-from export.lower import Array, constant
+from export.lower import Array
 from export.model.experts import Router, TokenExpertLayer
 from export.model.sequence_experts import SequenceExpertLayer
 from export.model.transformer import UnifiedTransformer
+from export.stored_weights import Stored, stored_expert, stored_weight
 from f2edge.errors import F2EdgeError
 
 #: Task group of each graph that has experts, whether the sequence level acts in it, and whether its last block feeds anything.
@@ -32,6 +33,10 @@ _GRAPHS: Mapping[str, tuple[str, bool, bool]] = {
     "mmu_prefill": ("mmu", True, False),
     "mmu_extend": ("mmu", False, True),
 }
+
+
+#: Least cosine between an expert's four-bit weights and PyTorch's.
+LEAST_COSINE = 0.8
 
 
 class LostExpertError(F2EdgeError, RuntimeError):
@@ -90,51 +95,41 @@ def find_routers(graph: ir.Graph) -> dict[str, ir.Value]:
     return found
 
 
-#: A linear layer's weight ``(K, N)`` as it stands in a graph, and what smoothing multiplied its rows by, ``(K, 1)`` or 1.
-_Stored = tuple[Array, Array | float]
+def _same(stored: Stored | None, linear: nn.Module, hidden: slice, axis: int, tolerance: float) -> bool:
+    """Whether the part ``hidden`` of a linear layer's outputs (axis 1) or inputs (axis 0) stands in the graph as PyTorch has it.
 
-
-def _stored(graph: ir.Graph, name: str) -> _Stored | None:
-    """The weight of a linear layer in fp32, however the recipe stored it."""
-    for prefix in ("model.", "stem."):
-        for form in ("", ".float16"):
-            plain = constant(graph.initializers.get(f"{prefix}{name}.T{form}"))
-            if plain is not None:
-                return plain.astype(np.float32), 1.0
-        codes, scale, smooth = (constant(graph.initializers.get(f"{prefix}{name}.T.{part}")) for part in ("int8", "scale", "smooth"))
-        if codes is not None and scale is not None:
-            return codes.astype(np.float32) * scale, 1.0 if smooth is None else 1 / smooth[:, None]
-    return None
-
-
-def _same(stored: _Stored | None, linear: nn.Module, rows: slice, axis: int, tolerance: float) -> bool:
-    """Whether the part ``rows`` of a linear layer's outputs (axis 1) or inputs (axis 0) stands in the graph as PyTorch has it."""
+    Four bits, by GPTQ above all, move single values far, so there the direction of all values together decides.
+    """
     if stored is None:
         return False
-    weight = linear.weight.detach().numpy().T * stored[1]  # type: ignore[operator]
-    index = (rows, slice(None)) if axis == 0 else (slice(None), rows)
-    wanted, found = weight[index], stored[0][index]
-    return found.shape == wanted.shape and bool(np.abs(found - wanted).max() <= tolerance * np.abs(weight).max())
+    whole = linear.weight.detach().numpy().T  # type: ignore[operator]
+    wanted = whole[hidden] if axis == 0 else whole[:, hidden]
+    if stored.values.shape != wanted.shape:
+        return False
+    if stored.coarse:
+        norms = float(np.linalg.norm(wanted)) * float(np.linalg.norm(stored.values))
+        return norms > 0 and float((wanted * stored.values).sum()) / norms >= LEAST_COSINE
+    smoothed = wanted * stored.smooth
+    largest = np.abs(whole * (stored.smooth if np.shape(stored.smooth)[:1] == whole.shape[:1] else 1.0)).max()
+    return bool(np.abs(stored.values - smoothed).max() <= tolerance * max(float(largest), float(np.abs(smoothed).max())))
 
 
 def _alive(layer: TokenExpertLayer | SequenceExpertLayer, name: str, graph: ir.Graph, tolerance: float) -> tuple[int, ...]:
     if isinstance(layer, TokenExpertLayer):
-        up, down = _stored(graph, f"{name}.up.weight"), _stored(graph, f"{name}.down.weight")
         return tuple(
             e
             for e in range(layer.shape.routed)
-            if _same(up, layer.up, layer.slice_of(e), 1, tolerance) and _same(down, layer.down, layer.slice_of(e), 0, tolerance)
+            if _same(stored_expert(graph, f"{name}.up.weight", e, layer.slice_of(e), 1), layer.up, layer.slice_of(e), 1, tolerance)
+            and _same(stored_expert(graph, f"{name}.down.weight", e, layer.slice_of(e), 0), layer.down, layer.slice_of(e), 0, tolerance)
         )
-    everything = slice(None)
-    return tuple(
-        e
-        for e, kind in enumerate(layer.kinds)
-        if kind not in layer.maps  # copy and zero have no weights of their own; the router alone carries them
-        or (
-            _same(_stored(graph, f"{name}.maps.{kind}.weight"), layer.maps[kind], everything, 1, tolerance)
-            and _same(_stored(graph, f"{name}.gates.{kind}.weight"), layer.gates[kind], everything, 1, tolerance)
-        )
-    )
+
+    def whole(part: str, kind: str) -> bool:
+        linear = getattr(layer, part)[kind]
+        stored = stored_weight(graph, f"{name}.{part}.{kind}.weight", linear.weight.shape[1])
+        return _same(stored, linear, slice(None), 1, tolerance)
+
+    # copy and zero have no weights of their own; the router alone carries them
+    return tuple(e for e, kind in enumerate(layer.kinds) if kind not in layer.maps or (whole("maps", kind) and whole("gates", kind)))
 
 
 def census(graph: ir.Graph, name: str, model: UnifiedTransformer, tolerance: float = 0.02) -> list[LayerCensus]:
@@ -144,7 +139,7 @@ def census(graph: ir.Graph, name: str, model: UnifiedTransformer, tolerance: flo
         graph: as it is written to the bundle.
         name: of :mod:`f2edge.graphs`.
         model: what was traced.
-        tolerance: of each weight, in parts of its layer's largest: quantisation moves it by half a code (1/128 with 7 bits).
+        tolerance: of each weight, in parts of its layer's largest: int8 moves it by half a code (1/128 with 7 bits).
 
     Raises:
         LostExpertError: naming the graph, the layer and the experts that are missing.

@@ -1,7 +1,7 @@
-"""Quantisation: fp32 graphs to int8, one rule for every linear layer, table and convolution.
+"""Quantisation: fp32 graphs to int8 or int4 by a recipe (:mod:`export.recipes`), one rule for every linear layer, table and convolution.
 
-**Linear layers** run W8A8 with one activation scale per row (a row is a token), so that a request's numbers never depend on its batch mates
-and a token with large activations spoils no other::
+**Linear layers** in int8 run W8A8 with one activation scale per row (a row is a token), so that a request's numbers never depend on its
+batch mates and a token with large activations spoils no other::
 
     m = max(ReduceMax(|x|), tiny)                      # (…, 1)
     q = QuantizeLinear(x / m, 1/127, 128)              # uint8
@@ -13,6 +13,8 @@ ONNX Runtime fuses the middle line from no standard pattern that keeps rows apar
 which overflow beyond 32767.  With weights in [-64, 64] they cannot: 2 · 255 · 64 = 32640.  So "int8" keeps weights in 7 bits and gives the
 same numbers on every machine; "int8-vnni" uses all of 8 bits for machines known to have VNNI, AVX10 or ARM dot products.
 
+**Four bits** are for weights alone (:mod:`export.weight_only`), by ``MatMulNBits``: reading one token is bound by memory.
+
 **Routers stay fp32** and see unquantised activations: a flipped expert costs more than a coarse one.  **Tables** (embeddings) are int8 per
 row.  **Convolutions** are stored as int8 per output channel, or as fp16, and computed in fp32: constants that the runtime unfolds when it
 loads.
@@ -22,63 +24,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from export.expert_forms import ExpertLayer, origin, shape_experts
 from export.lower import CONTRIB, Array, Inserter, LoweringError, add_constant, constant, replace
+from export.recipes import RECIPES, Recipe, recipe_named
+from export.weight_only import ACCURACY_LEVEL, BITS, Blocks, to_blocks
 from f2edge.errors import InputError
+
+__all__ = ["RECIPES", "Calibration", "Recipe", "layer_name", "linear_layers", "products_of", "quantise", "recipe_named"]
 
 #: fp32 constants from this size on are stored as fp16 in quantised graphs.
 _LARGE_BYTES = 1 << 14
 #: Rows smaller than this are taken as zero.
 TINY = 1e-9
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How the constants of a graph are stored and computed.
-
-    Attributes:
-        name: as it stands in the manifest.
-        precision: "float32" or "int8": of the linear layers.
-        weight_limit: largest weight code; 127 is all of int8, 64 is safe without VNNI.
-        tables: whether embedding tables are int8 per row.
-        convolutions: how convolution weights are stored: "float32", "float16" or "int8".
-        smooth: SmoothQuant's alpha (arXiv 2211.10438) for linear layers with calibration figures, or None.
-        keep: constants whose name matches stay fp32.
-        smallest: linear layers and tables with fewer rows or columns than this stay fp32: nothing to win.
-    """
-
-    name: str
-    precision: str = "int8"
-    weight_limit: int = 64
-    tables: bool = True
-    convolutions: str = "int8"
-    smooth: float | None = None
-    keep: str = r"router"
-    smallest: int = 32
-
-
-RECIPES: Mapping[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe("fp32", precision="float32", tables=False, convolutions="float32"),
-        Recipe("int8"),
-        Recipe("int8-vnni", weight_limit=127),
-        Recipe("int8-smooth", smooth=0.5),
-        Recipe("int8-fp16conv", convolutions="float16"),
-    )
-}
-
-
-def recipe_named(name: str) -> Recipe:
-    """The recipe called ``name``; an unknown name raises :class:`InputError` with the known ones."""
-    if name not in RECIPES:
-        raise InputError(f"unknown quantisation recipe {name!r}; choose one of: {', '.join(RECIPES)}")
-    return RECIPES[name]
 
 
 def quantise_columns(weight: Array, limit: int) -> tuple[Array, Array]:
@@ -93,13 +55,20 @@ def quantise_rows(table: Array) -> tuple[Array, Array]:
     return np.ascontiguousarray(codes.T), scale[:, None]
 
 
-#: Largest absolute activation of each input channel of a linear layer, by :func:`layer_name` of its weight: float32 ``(K,)``.
+#: What flows into linear layers, by :func:`layer_name`: the largest absolute activation of each input channel, float32 (K,); and, under
+#: :func:`products_of` that name, Σ x xᵀ, float32 (K, K), where a recipe asks for it.  See :class:`export.calibration.Calibrator`.
 Calibration = Mapping[str, Array]
+
+
+def products_of(layer: str) -> str:
+    """Where a layer's Σ x xᵀ stands in a :data:`Calibration`."""
+    return f"{layer} (products)"
 
 
 def layer_name(graph: ir.Graph, weight: ir.Value) -> str:
     """Name of a layer in a :data:`Calibration`.  Graphs of one transformer share weights, so its layers have one name in all of them."""
-    own, shared = str(weight.name), re.sub(r"^(model|stem)\.", "", str(weight.name))
+    own = origin(weight)[0]
+    shared = re.sub(r"^(model|stem)\.", "", own)
     return shared if shared != own else f"{graph.name}/{own}"
 
 
@@ -142,16 +111,35 @@ class _Rows:
         A layer that is smoothed divides by its own numbers, kept as ``<weight>.smooth`` (inverted), and shares its rows with no other.
         """
         key = (id(x), "" if divisor is None else weight)
+        picked = _picked_rows(x) if divisor is None else None
+        if key not in self._made and picked is not None:
+            parts, insert = self.of(picked[0], node), Inserter(self._graph, node, f"{x.name}/picked")
+            self._made[key] = (insert("Gather", parts[0], picked[1], axis=0), insert("Gather", parts[1], picked[1], axis=0))
         if key not in self._made:
             graph, insert = self._graph, Inserter(self._graph, node, f"{x.name}/rows{len(self._made)}")
             if divisor is not None:
                 x = insert("Mul", x, add_constant(graph, f"{weight}.smooth", 1 / divisor))
-            last = add_constant(graph, "rows/last_axis", np.array([-1], dtype=np.int64))
-            largest = insert("ReduceMax", insert("Abs", x), last, keepdims=1)
+            flat = _in_form(x)  # (n, K), and n may be 0: ONNX Runtime's ReduceMax then gives (0, K) for axis -1, but (0, 1) for axis 1
+            name, axis = ("rows/second_axis", 1) if flat else ("rows/last_axis", -1)
+            largest = insert("ReduceMax", insert("Abs", x), add_constant(graph, name, np.array([axis], dtype=np.int64)), keepdims=1)
             largest = insert("Max", largest, add_constant(graph, "rows/tiny", np.array(TINY, dtype=np.float32)))
             codes = insert("QuantizeLinear", insert("Div", x, largest), *_row_scale(graph))
             self._made[key] = (codes, largest)
         return self._made[key]
+
+
+def _in_form(x: ir.Value) -> bool:
+    """Whether ``x`` was made by :mod:`export.expert_forms`, which works on rows (T, K)."""
+    node = x.producer()
+    return node is not None and "/form/" in str(node.name)
+
+
+def _picked_rows(x: ir.Value) -> tuple[ir.Value, ir.Value] | None:
+    """Rows and their places, where ``x`` is some rows of another value: those are quantised once for all that pick from them."""
+    node = x.producer()
+    if node is None or node.op_type != "Gather" or not _in_form(x) or node.inputs[0] is None or node.inputs[1] is None:
+        return None
+    return node.inputs[0], node.inputs[1]
 
 
 def _row_scale(graph: ir.Graph) -> tuple[ir.Value, ir.Value]:
@@ -165,14 +153,17 @@ def _row_scale(graph: ir.Graph) -> tuple[ir.Value, ir.Value]:
 def _linear_layers(graph: ir.Graph, recipe: Recipe, calibration: Calibration) -> None:
     rows = _Rows(graph)
     for node, x, source, values in linear_layers(graph, recipe):
+        if recipe.precision == "int4" and not (recipe.higher and re.search(recipe.higher, layer_name(graph, source))):
+            _four_bits(graph, node, source, _blocks(graph, recipe, calibration, source, values), recipe)
+            continue
         divisor, weight, name = None, values, layer_name(graph, source)
         if recipe.smooth is not None and name in calibration:
-            divisor = smoothing(weight, calibration[name], recipe.smooth)
+            divisor = smoothing(weight, calibration[name][origin(source)[1]], recipe.smooth)
             weight = weight * divisor[:, None]
         codes, scale = quantise_columns(weight, recipe.weight_limit)
         quantised, largest = rows.of(x, node, divisor, str(source.name))
         row_scale, zero_point = _row_scale(graph)
-        insert = Inserter(graph, node, node.name or name)
+        insert = Inserter(graph, node, node.name or str(node.outputs[0].name))
         product = insert(
             "MatMulIntegerToFloat",
             quantised,
@@ -185,6 +176,33 @@ def _linear_layers(graph: ir.Graph, recipe: Recipe, calibration: Calibration) ->
         replace(node, insert("Mul", product, largest))
 
 
+def _blocks(graph: ir.Graph, recipe: Recipe, calibration: Calibration, source: ir.Value, values: Array) -> Blocks:
+    """A constant's weight in four bits."""
+    products, rows = calibration.get(products_of(layer_name(graph, source))), origin(source)[1]
+    if recipe.method != "rtn" and products is None:
+        raise InputError(
+            f"recipe {recipe.name!r}: no calibration figures for {layer_name(graph, source)} of graph {graph.name!r}; "
+            "calibrate with prompts, questions and pictures, or choose a recipe that rounds to nearest ('int4-rtn')"
+        )
+    return to_blocks(values, recipe.block, recipe.method, None if products is None else products[rows, rows])
+
+
+def _four_bits(graph: ir.Graph, node: ir.Node, source: ir.Value, blocks: Blocks, recipe: Recipe) -> None:
+    K, N = ExpertLayer.array(source).shape
+    product = Inserter(graph, node, node.name or str(node.outputs[0].name))(
+        "MatMulNBits",
+        node.inputs[0],
+        *(add_constant(graph, f"{source.name}.int4.{part}", getattr(blocks, part)) for part in ("codes", "scales", "zeros")),
+        domain=CONTRIB,
+        K=K,
+        N=N,
+        bits=BITS,
+        block_size=recipe.block,
+        accuracy_level=ACCURACY_LEVEL,
+    )
+    replace(node, product)
+
+
 def _tables(graph: ir.Graph, recipe: Recipe) -> None:
     for node in list(graph):
         axis = node.attributes.get("axis")
@@ -194,7 +212,7 @@ def _tables(graph: ir.Graph, recipe: Recipe) -> None:
         if table is None or source is None or table.ndim != 2 or table.dtype != np.float32 or min(table.shape) < recipe.smallest:
             continue
         codes, scale = quantise_rows(table)
-        insert = Inserter(graph, node, node.name or "table")
+        insert = Inserter(graph, node, node.name or str(node.outputs[0].name))
         picked = insert("Gather", add_constant(graph, f"{source.name}.int8", codes), node.inputs[1], axis=0)
         scales = insert("Gather", add_constant(graph, f"{source.name}.scale", scale), node.inputs[1], axis=0)
         replace(node, insert("Mul", insert("Cast", picked, to=ir.DataType.FLOAT), scales))
@@ -214,7 +232,7 @@ def _convolutions(graph: ir.Graph, recipe: Recipe) -> None:
         weight, source = constant(node.inputs[1]), node.inputs[1]
         if weight is None or source is None or weight.dtype != np.float32:
             continue
-        insert = Inserter(graph, node, node.name or node.op_type)
+        insert = Inserter(graph, node, node.name or str(node.outputs[0].name))
         if recipe.convolutions == "float16":
             unfolded = insert("Cast", add_constant(graph, f"{source.name}.float16", weight.astype(np.float16)), to=ir.DataType.FLOAT)
         else:
@@ -247,21 +265,29 @@ def quantise(model: ir.Model, recipe: Recipe, calibration: Calibration | None = 
 
     Args:
         model: from :func:`export.lower.lower`.
-        recipe: one of :data:`RECIPES`.
-        calibration: needed by recipes with ``smooth``.
+        recipe: one of :data:`export.recipes.RECIPES`; the one that it names for this graph, if any, is applied.
+        calibration: needed by recipes that are ``calibrated``.
 
     Raises:
-        InputError: a smoothing recipe without calibration figures.
-        LoweringError: a constant appears under one name with two values.
+        InputError: a recipe without the calibration figures that it needs.
+        LoweringError: a constant appears under one name with two values, or a mixture of experts has an unknown shape.
     """
-    if recipe.smooth is not None and not calibration:
-        raise InputError(f"recipe {recipe.name!r} smooths activations and needs calibration figures; give some or choose 'int8'")
     graph = model.graph
+    recipe, figures = recipe.of(str(graph.name)), calibration or {}
+    if recipe.smooth is not None and not figures:
+        raise InputError(f"recipe {recipe.name!r} smooths activations and needs calibration figures; give some or choose 'int8'")
+
+    def pack(name: str, rows: slice, values: Array) -> Blocks:
+        value = ir.val(name)
+        value.meta["origin"] = (name, rows)
+        return _blocks(graph, recipe, figures, value, values)
+
+    shape_experts(model, recipe, pack)
     steps: list[Callable[[], None]] = []
     if recipe.tables:
         steps.append(lambda: _tables(graph, recipe))
-    if recipe.precision == "int8":
-        steps.append(lambda: _linear_layers(graph, recipe, calibration or {}))
+    if recipe.precision != "float32":
+        steps.append(lambda: _linear_layers(graph, recipe, figures))
     if recipe.convolutions != "float32":
         steps.append(lambda: _convolutions(graph, recipe))
     if recipe.tables:
@@ -271,6 +297,6 @@ def quantise(model: ir.Model, recipe: Recipe, calibration: Calibration | None = 
     graph.opset_imports[CONTRIB] = 1
     passes.RemoveUnusedNodesPass()(model)
     passes.RemoveUnusedOpsetsPass()(model)
-    if recipe.precision == "int8" and any(node.op_type == "Gemm" for node in graph):
+    if recipe.precision != "float32" and any(node.op_type == "Gemm" for node in graph):
         raise LoweringError(f"graph {graph.name!r}: a Gemm survived lowering and would stay fp32; run export.lower.lower first")
     return model

@@ -42,7 +42,7 @@ from f2edge.prefix_cache import PromptPrefixes
 
 #: Share of routing decisions in which a graph of each precision must agree with PyTorch.  In fp32 only ties may differ; int8 moves the
 #: activations that later routers see; a frozen or dropped expert is far below either.
-LEAST_ROUTING_AGREEMENT: Mapping[str, float] = {"fp32": 0.9999, "int8": 0.95}
+LEAST_ROUTING_AGREEMENT: Mapping[str, float] = {"fp32": 0.9999, "fp16": 0.98, "int8": 0.95, "fp8": 0.85, "int4": 0.8}
 
 _SAMPLING = ("codes", "token_temperature", "temperature", "noise_key", "priority", "masked_after")
 
@@ -257,7 +257,13 @@ def check_routing(graph: str, routing: RoutingAgreement, precision: str) -> None
 
 
 def measure(
-    folder: Path, models: Models, layout: TokenLayout, inputs: Inputs, *, precision: str = "fp32", recorded_steps: int = 60
+    folder: Path,
+    models: Models,
+    layout: TokenLayout,
+    inputs: Inputs,
+    *,
+    precision: str | Mapping[str, str] = "fp32",
+    recorded_steps: int = 60,
 ) -> dict[str, Any]:
     """Parity and census figures of the graphs in ``folder``, as the manifest's ``parity`` and ``experts``.
 
@@ -266,7 +272,7 @@ def measure(
         models: what they were traced from.
         layout: token layout.
         inputs: real ones.
-        precision: of the graphs, "fp32" or "int8".
+        precision: of the graphs, "fp32", "int8" or "int4"; of each by name where they differ.
         recorded_steps: decoding steps and pictures that are compared value by value; whole decodings are compared for all prompts.
 
     Raises:
@@ -300,7 +306,7 @@ def measure(
         figures = comparison.figures()
         parity["graphs"][graph] = figures
         if routing is not None:
-            check_routing(graph, routing, precision)
+            check_routing(graph, routing, precision if isinstance(precision, str) else precision[graph])
             figures["routing"] = {"agreement": routing.share, "decisions": routing.decisions}
             decisions, same = decisions + routing.decisions, same + routing.same
             usage[graph] = {name: list(shares) for name, shares in routing.usage.items()}

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).parent.parent
 _SOURCES = (
-    *(f"export/{name}.py" for name in ("bundle_writer", "lower", "quantise", "sampling_graph", "trace")),
+    *(
+        f"export/{name}.py"
+        for name in ("bundle_writer", "expert_forms", "lower", "quantise", "recipes", "sampling_graph", "trace", "weight_only")
+    ),
     "export/model/*.py",
     *(f"f2edge/{name}.py" for name in ("attributes", "configuration", "graphs", "layout", "manifest")),
 )

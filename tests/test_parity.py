@@ -218,7 +218,8 @@ def test_calibration_sees_every_linear_layer_and_smoothing_keeps_tokens_close(
             for feeds, answers in recorded.calls[name]:
                 outputs = calibrator.run(name, feeds)
                 assert all(np.allclose(host(outputs[key]), value, atol=1e-3) for key, value in answers.items())
-    calibration = calibrator.largest
+    calibrator.check()
+    calibration = calibrator.figures
     assert {0.5, 1.0} <= calibrator.mask_ratios
     assert calibrator.branches[0] == calibrator.branches[1] == 9  # three prompts, three steps, both branches
     for model in graphs.values():
