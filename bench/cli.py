@@ -3,6 +3,7 @@
 python -m bench judge --data shards/faces --out runs/judge
 python -m bench quality --bundle nano --out runs/quality
 python -m bench latency --bundle nano
+python -m bench roofline --device orin-nano
 python -m bench camera
 python -m bench load --scenario closed --clients 8
 python -m bench provenance
@@ -23,6 +24,7 @@ from bench.fuzz import fuzz
 from bench.latency import latency
 from bench.load import load
 from bench.provenance import provenance
+from bench.roofline import roofline
 from f2edge.errors import F2EdgeError, InputError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Measure the model.")
@@ -48,6 +50,7 @@ def _group() -> None:
 
 
 app.command()(latency)
+app.command()(roofline)
 app.command()(camera)
 app.command()(load)
 app.command()(provenance)
