@@ -80,7 +80,7 @@ def compile_stubs(folder: Path, major: int, compiler: str = "cc") -> list[Path]:
 
 
 def read_bindings(libraries: list[Path], package: Path | None = None) -> dict[str, Any]:
-    """The interface of the bindings installed here, or of those unpacked in ``package``.  In a process of its own: they cannot be unloaded."""
+    """The interface of the bindings installed here, or unpacked in ``package``; in a process of its own, for they cannot be unloaded."""
     words = [sys.executable, "-m", "tests.tensorrt_api", "read", str(package or ""), *map(str, libraries)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -190,7 +190,7 @@ def _parse(parser: Any, module: Any, model: str) -> bool:
 
     try:
         loaded = onnx.load(model, load_external_data=False)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  protobuf's and onnx's own
         parser._state["errors"] = [_made(module, "ParserError", desc=str(error), node_operator="", node_name="")]
         return False
     unknown = [n for n in loaded.graph.node if n.domain not in ("", "ai.onnx") and n.op_type not in {c[1] for c in module.creators}]
@@ -249,7 +249,7 @@ def _build(builder: Any, module: Any, network: Any, config: Any) -> Any:
         monitor.phase_finish("Building engine")
     dynamic = [t.name for t in state["inputs"] if -1 in t.shape]
     profiles = config._state.get("profiles", [])
-    if dynamic and not all(profiles and name in profile for profile in profiles for name in dynamic) or (dynamic and not profiles):
+    if dynamic and not (profiles and all(name in profile for profile in profiles for name in dynamic)):
         builder._state["logger"].log(module.ILogger.Severity.ERROR, f"Network has dynamic inputs without a profile: {dynamic}")
         return None
     if "cache" in config._state:
@@ -413,7 +413,7 @@ BEHAVIOURS: dict[str, Callable[..., Any]] = {
     "ICudaEngine.get_tensor_location": lambda s, m, name: m.TensorLocation.DEVICE,
     "ICudaEngine.create_execution_context": _context,
     "ICudaEngine.create_engine_inspector": lambda s, m: _made(m, "EngineInspector", engine=s),
-    "EngineInspector.get_engine_information": lambda s, m, format: json.dumps({"Layers": [s._state["engine"]._state["document"]["onnx"]]}),
+    "EngineInspector.get_engine_information": lambda s, m, **_: json.dumps({"Layers": [s._state["engine"]._state["document"]["onnx"]]}),
     "IExecutionContext.set_optimization_profile_async": _set_profile,
     "IExecutionContext.set_input_shape": _set_input_shape,
     "IExecutionContext.infer_shapes": lambda s, m: [n for n in _inputs(s) if n not in s._state["shapes"]],
