@@ -113,15 +113,11 @@ def read_credentials(data: bytes, kind: str, anchors: bytes = b"") -> Credential
         anchors: PEM certificates whose signatures are trusted.
 
     Raises:
-        InputError: the extra is not installed, or the anchors are none.
+        InputError: the extra is not installed.
     """
     c2pa = _library()
     try:
-        context = _context(anchors)
-    except c2pa.C2paError as error:
-        raise InputError(f"trust anchors: cannot be used ({error}); give PEM certificates") from error
-    try:
-        reader = c2pa.Reader.try_create(MIME_TYPES[kind], io.BytesIO(data), context=context)
+        reader = c2pa.Reader.try_create(MIME_TYPES[kind], io.BytesIO(data), context=_context(anchors))
         if reader is None:
             return None
         with reader:
@@ -132,8 +128,16 @@ def read_credentials(data: bytes, kind: str, anchors: bytes = b"") -> Credential
 
 
 def read_anchors(path: str | os.PathLike[str]) -> bytes:
-    """PEM certificates whose signatures are trusted; :class:`InputError` where the file cannot be read."""
-    return _read_pem(path, "trust anchors")
+    """PEM certificates whose signatures are trusted; :class:`InputError` where the file holds none, or the extra is not installed."""
+    _library()
+    from cryptography.x509 import load_pem_x509_certificates
+
+    data = _read_pem(path, "trust anchors")
+    try:
+        load_pem_x509_certificates(data)  # the library takes a damaged one for none
+    except ValueError as error:
+        raise InputError(f"trust anchors {os.fspath(path)}: hold no certificate that can be read; give PEM certificates") from error
+    return data
 
 
 def _credentials_of(store: Mapping[str, Any]) -> Credentials:

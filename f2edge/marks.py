@@ -64,7 +64,6 @@ def find_marks(file: str | os.PathLike[str] | bytes, keys: Mapping[str, Watermar
 
     Raises:
         ImageError: the file is missing, damaged or no picture.
-        InputError: the anchors cannot be used.
     """
     data = bytes(file) if isinstance(file, bytes) else read_file(file, LIMITS)
     name = "the image" if isinstance(file, bytes) else os.fspath(file)
