@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from f2edge.bundle import TOKENIZER, write_manifest
 from f2edge.configuration import FeatureShape, ImageTokenizerConfiguration, ModelConfiguration, TokenExperts
 from f2edge.errors import InputError, OutputError
 from f2edge.layout import TokenLayout
+from f2edge.manifest import FLAVOURS
 
 WEIGHTS = "weights.bin"
 #: Constants from this size on go to the file of weights; smaller ones stay in their graph, where a runtime's optimiser sees them.
@@ -81,20 +82,21 @@ class WeightsFile:
         if array is None or array.nbytes < _EXTERNAL_BYTES:
             return
         assert value.name is not None
+        tensor = value.const_value
+        assert tensor is not None
         data = np.ascontiguousarray(array)
         if data.dtype.byteorder == ">":
             data = data.astype(data.dtype.newbyteorder("<"))
-        view = data.reshape(-1).view(np.uint8).data
+        packed = tensor.dtype.bitwidth < 8  # two values a byte
+        view = memoryview(tensor.tobytes()) if packed else data.reshape(-1).view(np.uint8).data
         digest = hashlib.sha256(view).digest()
         if digest not in self._known:
-            boundary = _PAGE_BYTES if data.nbytes >= _PAGED_BYTES else 64
+            boundary = _PAGE_BYTES if view.nbytes >= _PAGED_BYTES else 64
             self._file.write(b"\0" * (-self._file.tell() % boundary))
             self._known[digest] = self._file.tell()
             self._file.write(view)
-        tensor = value.const_value
-        assert tensor is not None
         value.const_value = ir.ExternalTensor(
-            self._path.name, self._known[digest], data.nbytes, tensor.dtype, shape=ir.Shape(data.shape), name=value.name,
+            self._path.name, self._known[digest], view.nbytes, tensor.dtype, shape=ir.Shape(data.shape), name=value.name,
             base_dir=self._path.parent,
         )  # fmt: skip
 
@@ -135,12 +137,26 @@ def trace_all(models: Models, progress: Progress = _silent) -> Traced:
     return traced
 
 
-def write_graphs(folder: Path, traced: Traced, recipe: Recipe, calibration: Calibration | None = None) -> dict[str, Any]:
-    """Quantise and write graphs into ``folder``; returns the manifest's ``graphs``.  ``traced`` stays as it is."""
+#: From a graph's name and its lowered fp32 form, which stays as it is: the form that is written, its precision, its recipe as JSON.
+GraphForm = Callable[[str, ir.Model], tuple[ir.Model, str, dict[str, Any]]]
+
+
+def recipe_form(recipe: Recipe, calibration: Calibration | None = None) -> GraphForm:
+    """The form of the "onnxruntime" flavour: quantised by ``recipe``."""
+
+    def form(name: str, traced: ir.Model) -> tuple[ir.Model, str, dict[str, Any]]:
+        own = recipe.of(name)
+        return quantise(traced.clone(), recipe, calibration), own.label, own.to_json()
+
+    return form
+
+
+def write_graphs(folder: Path, traced: Traced, form: GraphForm) -> dict[str, Any]:
+    """Bring graphs into their form and write them into ``folder``; returns the manifest's ``graphs``."""
     rows: dict[str, Any] = {}
     with WeightsFile(folder / WEIGHTS) as weights:
         for name, original in traced.items():
-            model = quantise(original.clone(), recipe, calibration)
+            model, precision, recipe = form(name, original)
             for value in list(model.graph.initializers.values()):
                 weights.place(value)
             _shorten(model)
@@ -149,8 +165,8 @@ def write_graphs(folder: Path, traced: Traced, recipe: Recipe, calibration: Cali
                 "file": f"{name}.onnx",
                 "inputs": _ports(list(model.graph.inputs)),
                 "outputs": _ports(list(model.graph.outputs)),
-                "precision": "fp32" if recipe.precision == "float32" else recipe.precision,
-                "recipe": asdict(recipe),
+                "precision": precision,
+                "recipe": recipe,
             }
     return rows
 
@@ -219,6 +235,8 @@ def write_bundle(
     card: Card | None = None,
     traced: Traced | None = None,
     calibration: Calibration | None = None,
+    form: GraphForm | None = None,
+    flavour: str = FLAVOURS[0],
     largest_bytes: int | None = None,
     measure: Callable[[Path, dict[str, Any]], Mapping[str, Any]] | None = None,
     progress: Progress = _silent,
@@ -234,6 +252,8 @@ def write_bundle(
         card: what else the manifest says.
         traced: the graphs of ``models`` where :func:`trace_all` was already called, for instance for another recipe.
         calibration: for recipes that smooth.
+        form: what is written for each graph, where that is not ``recipe``'s.
+        flavour: of :data:`f2edge.manifest.FLAVOURS`.
         largest_bytes: refuse a bundle above this size.
         measure: called with the folder and its manifest before the bundle gets its place; what it returns (parity, experts, smoke) joins
             the manifest, and what it raises fails the export.
@@ -247,9 +267,10 @@ def write_bundle(
     chosen, layout = recipe_named(recipe), layout_of(models.configuration, text_tokenizer_path)
     with replaced_folder(out) as folder:
         shutil.copyfile(text_tokenizer_path, folder / TOKENIZER)
-        graphs = write_graphs(folder, traced or trace_all(models, progress), chosen, calibration)
+        graphs = write_graphs(folder, traced or trace_all(models, progress), form or recipe_form(chosen, calibration))
         document: dict[str, Any] = {
             "name": out.name,
+            "flavour": flavour,
             "model": models.configuration.to_json(),
             "layout": layout.to_json(),
             "attributes": schema.to_json(),

@@ -222,13 +222,38 @@ def onnx(
     encoders: Annotated[Path | None, typer.Option(help="Run folder of the encoders, for configurations that have them.")] = None,
     text: Text,
     out: Annotated[Path, typer.Option(help="Folder of the bundle, named as the bundle is called; an existing one is replaced.")],
-    recipe: Annotated[str, typer.Option(help="Precision: fp32, int8 …")] = "int8",
+    recipe: Annotated[str, typer.Option(help="Precision: fp32, int8 …; of the tensorrt flavour: fp16, int8,mmu_extend=int4 …")] = "int8",
     configuration: Annotated[str, typer.Option(help="nano, show-o or 1.8b.")] = "nano",
     quality: Annotated[Path | None, typer.Option(help="JSON of `python -m bench quality`, copied into the manifest.")] = None,
     description: Annotated[str, typer.Option(help="One sentence for people.")] = "",
     largest_mb: Annotated[float | None, typer.Option(help="Refuse a bundle above so many MiB.")] = None,
+    flavour: Annotated[str, typer.Option(help="Runtime that reads the graphs: onnxruntime or tensorrt.")] = "onnxruntime",
+    tensorrt: Annotated[str, typer.Option(help="tensorrt flavour: oldest version that must read the graphs.")] = "10.3",
+    moe: Annotated[str, typer.Option(help="tensorrt flavour: experts as plain operators, or as one node for the plugin.")] = "plain",
+    images: Annotated[int | None, typer.Option(help="tensorrt flavour: pin the decoding step to so many guided images.")] = None,
+    fused_attention: Annotated[bool, typer.Option(help="tensorrt flavour: half-precision softmax in attention, so that it fuses.")] = False,
 ) -> None:
     """Export a trained model as a bundle: trace, lower, quantise, and measure parity with PyTorch."""
+    largest_bytes = None if largest_mb is None else int(largest_mb * 2**20)
+
+    def progress(message: str) -> None:
+        print(message, file=sys.stderr)
+
+    if flavour == "tensorrt":
+        from export.run_onnx import load_models
+        from export.run_tensorrt import export_tensorrt
+        from export.tensorrt_graphs import TensorRTOptions
+        from export.tensorrt_recipes import recipes_of
+
+        options = TensorRTOptions(tensorrt, moe, recipes_of(recipe), images, fused_attention)
+        models = load_models(unified, tokenizer, encoders, configuration)
+        facts = {"quality": quality, "description": description, "largest_bytes": largest_bytes}
+        typer.echo(export_tensorrt(models, out, options, text=text, progress=progress, **facts))
+        return
+    if flavour != "onnxruntime" or moe != "plain" or images is not None or fused_attention:
+        raise InputError(
+            f"flavour {flavour!r}: --moe, --images and --fused-attention belong to --flavour tensorrt; the other is onnxruntime"
+        )
     from export.run_onnx import run_onnx
 
     typer.echo(
@@ -242,8 +267,8 @@ def onnx(
             configuration=configuration,
             quality=quality,
             description=description,
-            largest_bytes=None if largest_mb is None else int(largest_mb * 2**20),
-            progress=lambda message: print(message, file=sys.stderr),
+            largest_bytes=largest_bytes,
+            progress=progress,
         )
     )
 

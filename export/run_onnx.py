@@ -94,7 +94,7 @@ def landmark_template() -> list[list[float]]:
     return [[round(float(x), 2), round(float(y), 2)] for x, y in points]
 
 
-def _schedule(generation: Mapping[str, Any]) -> Schedule:
+def schedule_of(generation: Mapping[str, Any]) -> Schedule:
     """The manifest's defaults as a schedule."""
     values = dict(generation)
     if "guidance_interval" in values:
@@ -158,7 +158,7 @@ def run_onnx(
         alignment={"landmarks": landmark_template(), "margins": list(PORTRAIT_MARGINS)},
         quality=None if quality is None else json.loads(quality.read_text(encoding="utf-8")),
     )
-    schedule, layout = _schedule(card.generation), layout_of(models.configuration, text)
+    schedule, layout = schedule_of(card.generation), layout_of(models.configuration, text)
     inputs = real_inputs(text, schedule, prompts, faces, models.configuration.tokenizer.image_size)
     chosen, traced, calibration = recipe_named(recipe), trace_all(models, progress), None
     if chosen.smooth is not None:
