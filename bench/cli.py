@@ -4,6 +4,7 @@ python -m bench judge --data shards/faces --out runs/judge
 python -m bench quality --bundle nano --out runs/quality
 python -m bench latency --bundle nano
 python -m bench roofline --device orin-nano
+python -m bench memory --config show-o --random-weights
 python -m bench camera
 python -m bench load --scenario closed --clients 8
 python -m bench provenance
@@ -23,6 +24,7 @@ from bench.camera import camera
 from bench.fuzz import fuzz
 from bench.latency import latency
 from bench.load import load
+from bench.memory import memory
 from bench.provenance import provenance
 from bench.roofline import roofline
 from f2edge.errors import F2EdgeError, InputError
@@ -51,6 +53,7 @@ def _group() -> None:
 
 app.command()(latency)
 app.command()(roofline)
+app.command()(memory)
 app.command()(camera)
 app.command()(load)
 app.command()(provenance)

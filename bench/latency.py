@@ -1,6 +1,7 @@
 """How long a call takes on this machine, beside what the machine could do at best.
 
     python -m bench latency [--bundle nano] [--steps 12] [--json]
+    python -m bench latency --config show-o --random-weights        # engines beside PyTorch at paper size (bench.paper_size)
 
 The ceilings come first: the fp32 and int8 rate of large matrix products in ONNX Runtime, in the same process, with the same threads.  Then
 medians after a warm-up.  "Share" is the transformer's arithmetic (``f2edge.costs``) over the time of the whole call, as part of the ceiling
@@ -261,9 +262,29 @@ def latency(
     backend: Annotated[str, typer.Option(help="Backend of the runtime.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads; every usable core by default.")] = None,
     repeats: Annotated[int, typer.Option(help="Measured calls per figure.")] = 9,
+    config: Annotated[str | None, typer.Option(help="nano, show-o or 1.8b: engines beside PyTorch at that size.")] = None,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="With --config: seeded random weights.")] = False,
+    layers: Annotated[int | None, typer.Option(help="With --config: a shortened model.")] = None,
+    recipes: Annotated[str, typer.Option(help="With --config: comma-separated recipes of the engines.")] = "fp32,int8,mixed",
+    baselines: Annotated[str, typer.Option(help="With --config: lineage, cached, compiled.")] = "lineage,cached,compiled",
+    work: Annotated[Path, typer.Option(help="With --config: folder of the bundles, which are kept.")] = Path("runs/bench"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")] = False,
 ) -> None:
     """Measure how long calls take, beside the machine's ceiling."""
+    if config is not None or random_weights:
+        from bench.paper_size import compare, print_comparison, size_of
+
+        compared = compare(
+            size_of(config, layers, random_weights=random_weights),
+            work,
+            recipes=[name for name in recipes.split(",") if name],
+            baselines=[name for name in baselines.split(",") if name],
+            threads=threads,
+            repeats=repeats,
+            progress=lambda message: print(message, file=sys.stderr, flush=True),
+        )
+        print(json.dumps(compared)) if as_json else print_comparison(compared)
+        return
     results = run(bundle, steps=steps, guidance=guidance, backend=backend, threads=threads, repeats=repeats)
     if as_json:
         print(json.dumps(results))

@@ -5,7 +5,7 @@ all layers, in both branches of guidance, and every column meets the head of the
 question and answer again.  :class:`CachedTorch` is the stronger baseline: the exact caches and the sliced heads that the engines have, and,
 where asked for, ``torch.compile``.  All of them end in the same tokens in fp32.
 
-A *way* is whatever gives the two functions that the decoding loops take; :class:`Graphs` makes one of any backend.
+Both are ways in the sense of :mod:`bench.ways`.
 
 >>> way = Lineage(models, layout)                                                                     # doctest: +SKIP
 >>> decode(way.step([prompt]), masked, [plan(schedule, everything, seed)], [seed])                    # doctest: +SKIP
@@ -17,7 +17,6 @@ Axes: B branches or questions, P prompt columns, J image columns, N image tokens
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,34 +24,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from bench.ways import Features
 from export.model.attention import additive, rotary_table
 from export.model.experts import TokenExpertLayer
 from export.model.transformer import Block, Segments
 from export.sampling_graph import sample
 from export.trace import Models, wrapper
 from export.verify import TorchBackend
-from f2edge.backends.base import Backend, Value, host
 from f2edge.decoding.autoregressive import ExtendFunction
 from f2edge.decoding.parallel import UNCONDITIONAL, Feeds, StepFunction
 from f2edge.layout import Ids, TokenLayout, left_pad
-from f2edge.prefix_cache import PromptPrefixes
 
 #: Inputs of the step graph that only the choice of tokens reads.
 _CHOICE = ("token_temperature", "temperature", "noise_key", "priority", "masked_after")
-#: Encoder features of one image by name, float32 (1, M, F); empty for a model without encoders.
-Features = Mapping[str, NDArray[np.float32]]
-
-
-class Way(Protocol):
-    """A way of decoding."""
-
-    def step(self, prompts: Sequence[Sequence[int]]) -> StepFunction:
-        """For :func:`f2edge.decoding.parallel.decode`; ``prompts`` in text tokens."""
-        ...
-
-    def reading(self, codes: Ids, features: Features) -> tuple[ExtendFunction[Any], Any]:
-        """For :func:`f2edge.decoding.autoregressive.answer`: the function and its first state; ``codes`` (1, N) of the image."""
-        ...
 
 
 class Lineage:
@@ -75,7 +59,7 @@ class Lineage:
             self.bias = torch.cat((model.text_head.bias, blank[:, 0], model.image_head.bias, blank[:1, 0]))
 
     def step(self, prompts: Sequence[Sequence[int]]) -> StepFunction:
-        """See :class:`Way`."""
+        """See :class:`bench.ways.Way`."""
 
         def run(feeds: Feeds, prefixes: tuple[int, ...]) -> tuple[Ids, Ids]:
             given = {name: torch.from_numpy(np.asarray(array)) for name, array in feeds.items()}
@@ -106,7 +90,7 @@ class Lineage:
         return self.scores(hidden, P + 1)
 
     def reading(self, codes: Ids, features: Features) -> tuple[ExtendFunction[Tensor], Tensor]:
-        """See :class:`Way`; the state is all text so far."""
+        """See :class:`bench.ways.Way`; the state is all text so far."""
         given = [torch.from_numpy(features[name]) if name in features else torch.zeros(0) for name in ("semantic", "identity")]
         image = torch.from_numpy(codes)
 
@@ -175,7 +159,7 @@ def _expert(layer: TokenExpertLayer, x: Tensor, rows: slice) -> Tensor:
 
 
 class CachedTorch(TorchBackend):
-    """The engines' own algorithm in PyTorch with the fused attention kernel: a backend for :class:`Graphs`.
+    """The engines' own algorithm in PyTorch with the fused attention kernel: a backend for :class:`bench.ways.Graphs`.
 
     Args:
         models: in fp32; their attention is switched to the fused form.
@@ -194,28 +178,3 @@ class CachedTorch(TorchBackend):
                     module = wrapper(name, models)
                     module.compile()
                     self._modules[name] = module
-
-
-class Graphs:
-    """The way of any backend that runs the graphs of ``f2edge.graphs``."""
-
-    def __init__(self, backend: Backend, layout: TokenLayout) -> None:
-        self.backend, self.layout = backend, layout
-        self._prefixes = PromptPrefixes(backend, layout)
-
-    def step(self, prompts: Sequence[Sequence[int]]) -> StepFunction:
-        """See :class:`Way`; the prompts are prefilled now."""
-        return self._prefixes.step([self._prefixes.prompt(prompt) for prompt in prompts])
-
-    def reading(self, codes: Ids, features: Features) -> tuple[ExtendFunction[tuple[Value, Value]], tuple[Value, Value]]:
-        """See :class:`Way`; the image is prefilled now."""
-        image = self.backend.run("mmu_prefill", {"codes": codes, **features})
-        L, _, H, _, W = image["image_key"].shape
-
-        def extend(text: Ids, lengths: Ids, cache: tuple[Value, Value]) -> tuple[NDArray[np.float32], tuple[Value, Value]]:
-            columns = {"text_key": cache[0], "text_value": cache[1]}
-            outputs = self.backend.run("mmu_extend", {"text_ids": text, "text_lengths": lengths, **image, **columns})
-            return host(outputs["logits"]), (outputs["next_text_key"], outputs["next_text_value"])
-
-        empty = np.zeros((L, 1, H, 0, W), dtype=np.float32)
-        return extend, (empty, empty)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench.reference import CachedTorch, Graphs, Lineage, Way, looped_experts
+from bench.reference import CachedTorch, Lineage, looped_experts
+from bench.ways import Graphs, Way
 from export.bundle_writer import TINY, random_models
 from export.trace import Models
 from export.verify import TorchBackend

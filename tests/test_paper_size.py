@@ -1,0 +1,88 @@
+"""The bench at any size: every figure is there, shares and ratios mean what they say, and memory is that of a process without PyTorch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import contender, paper_size
+from bench.ceilings import read_rate
+from bench.contender import Job, memory
+from bench.paper_size import TASKS, Size, compare, memory_of_bundle, print_comparison, size_of, task_bytes, token_bytes
+from bench.random_bundles import uncalibrated
+from export.bundle_writer import TINY
+from export.recipes import RECIPES, recipe_named
+from f2edge import costs
+from f2edge.bundle import Bundle
+from f2edge.errors import InputError
+
+
+def test_a_comparison_has_every_figure(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(paper_size, "written", lambda *_: {"fp32": tiny_bundle})
+    monkeypatch.setattr(paper_size, "ceilings", lambda _: {"fp32_gops": 100.0, "int8_gops": 400.0, "read_gb_per_s": 10.0})
+    results = compare(
+        Size("nano", layers=1), Path(), recipes=["fp32"], baselines=["lineage"], threads=1, repeats=2, progress=lambda _: None
+    )
+    print_comparison(results)
+    assert json.loads(capsys.readouterr().out.strip().splitlines()[-1]) == json.loads(json.dumps(results))
+    engine, lineage = results["contenders"]["fp32"], results["contenders"]["torch lineage"]
+    for row in (engine, lineage):
+        for name in ("step_ms", "prefill_ms", "token_ms"):
+            assert 0 < row[name]["low"] <= row[name]["median"] <= row[name]["high"]
+        assert 0 < row["memory"]["t2i"]["own"] <= row["memory"]["t2i"]["resident"] <= row["memory"]["t2i"]["peak"]
+        assert "failed" not in row
+    assert engine["step_share"] == pytest.approx(costs.step_flops(TINY, [19, 3], 1) / engine["step_ms"]["median"] / 1e8)
+    assert engine["token_share"] == pytest.approx(engine["token_bytes"] / engine["token_ms"]["median"] / 1e7)
+    assert engine["ratio"]["token_ms"] == pytest.approx(lineage["token_ms"]["median"] / engine["token_ms"]["median"])
+    assert lineage["ratio"] == {"step_ms": 1.0, "prefill_ms": 1.0, "token_ms": 1.0}
+    assert "image_decode_ms" in engine
+    assert engine["memory"]["t2i"]["peak"] < lineage["memory"]["t2i"]["peak"]  # PyTorch alone is larger than the tiny engine
+
+
+def test_memory_of_a_bundle_is_measured_task_by_task(tiny_bundle: Path) -> None:
+    row = memory_of_bundle(str(tiny_bundle), threads=1)["contenders"]["tiny"]
+    assert set(row["memory"]) == set(TASKS)
+    assert "failed" not in row
+
+
+def test_a_contender_that_fails_says_so_and_the_others_go_on(tmp_path: Path) -> None:
+    row = paper_size.contend(Job("engine", "t2i", bundle=str(tmp_path / "nowhere")), ("t2i",), lambda _: None)
+    assert "nowhere" in row["failed"]["t2i"]
+    assert row["memory"] == {}
+
+
+def test_a_tasks_bytes_are_its_own(tiny_bundles: dict[str, Path]) -> None:
+    whole, small = (Bundle.load(tiny_bundles[recipe]) for recipe in ("fp32", "int8"))
+    tasks = [task_bytes(whole, task) for task in TASKS]
+    assert max(tasks) < whole.total_bytes < sum(tasks) + 10**6
+    assert task_bytes(small, "t2i") < task_bytes(whole, "t2i") / 2
+    linears = 4 * (costs.text_flops(TINY, [1]) // 2)  # one token multiplies with every active weight once
+    assert 0.7 * linears < token_bytes(whole) < 1.5 * linears
+
+
+def test_the_compiled_and_the_cached_way_are_known_and_others_are_not() -> None:
+    assert recipe_named("mixed").calibrated
+    for recipe in RECIPES.values():
+        assert not uncalibrated(recipe).calibrated
+    for wrong in ({"kind": "fast", "task": "t2i"}, {"kind": "engine", "task": "sing"}, {"kind": "engine", "task": "t2i", "repeats": 0}):
+        with pytest.raises(InputError):
+            Job(**wrong)
+    with pytest.raises(InputError, match="go together"):
+        size_of("nano", None, random_weights=False)
+    with pytest.raises(InputError, match="unknown configuration"):
+        size_of("giant", None, random_weights=True)
+    with pytest.raises(InputError, match="unknown baseline"):
+        compare(Size("nano"), Path(), baselines=["jax"])
+
+
+def test_the_ways_of_pytorch_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contender, "CONFIGURATIONS", {"nano": TINY})
+    for kind, task, name in (("lineage", "t2i", "step_ms"), ("cached", "mmu", "token_ms")):
+        assert len(contender.run(Job(kind, task, layers=1, threads=1, repeats=2))[name]) == 2
+
+
+def test_ceilings_are_above_zero() -> None:
+    assert read_rate(1, repeats=1) > 0.1
+    assert memory()["peak"] >= memory()["resident"] > 10**7
