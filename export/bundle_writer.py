@@ -28,6 +28,7 @@ from tokenizers import Tokenizer
 from typing_extensions import Self
 
 from export.lower import constant
+from export.manner import GENERATION, Manner
 from export.quantise import Calibration, Recipe, quantise, recipe_named
 from export.trace import Models, trace
 from f2edge.attributes import F2EDGE_SCHEMA, AttributeSchema
@@ -44,16 +45,6 @@ _PAGE_BYTES = 4096
 _PAGED_BYTES = 1 << 18
 #: Inner values that keep their names, because the parity figures read them.
 _PROBED = ("logits",)
-
-#: What ``generate`` does where the caller says nothing, until a search on the trained model says better.
-GENERATION: Mapping[str, Any] = {
-    "steps": 12,
-    "guidance": 2.0,
-    "temperature_law": "linear",
-    "temperature": 1.0,
-    "order": "maskgit",
-    "token_temperature": 1.0,
-}
 
 Progress = Callable[[str], None]
 
@@ -197,7 +188,9 @@ def replaced_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def layout_of(configuration: ModelConfiguration, text_tokenizer_path: Path) -> TokenLayout:
+def layout_of(
+    configuration: ModelConfiguration, text_tokenizer_path: Path, question_template: str = Manner.question_template
+) -> TokenLayout:
     """The token layout of a model with this text tokenizer, whose start and end of text are found by their usual names."""
     try:
         tokenizer = Tokenizer.from_file(str(text_tokenizer_path))
@@ -209,7 +202,7 @@ def layout_of(configuration: ModelConfiguration, text_tokenizer_path: Path) -> T
     if end is None:
         raise InputError(f"text tokenizer {text_tokenizer_path}: has no token <|endoftext|>; train it with `python -m export train`")
     start = tokenizer.token_to_id("<|startoftext|>")
-    return TokenLayout.of(configuration, end if start is None else start, end)
+    return TokenLayout.of(configuration, end if start is None else start, end, question_template)
 
 
 @dataclass(frozen=True)
@@ -220,7 +213,8 @@ class Card:
     licence: str = "Apache-2.0"
     generation: Mapping[str, Any] = field(default_factory=lambda: dict(GENERATION))
     alignment: Mapping[str, Any] | None = None
-    describe_question: str = "describe the face"
+    question_template: str = Manner.question_template
+    describe_question: str = Manner.describe_question
     quality: Mapping[str, Any] | None = None
     smoke_prompt: str = "a young woman with long blonde hair"
 
@@ -251,7 +245,7 @@ def write_bundle(
         schema: attributes that ``analyze`` asks for.
         card: what else the manifest says.
         traced: the graphs of ``models`` where :func:`trace_all` was already called, for instance for another recipe.
-        calibration: for recipes that smooth.
+        calibration: for recipes that need it.
         form: what is written for each graph, where that is not ``recipe``'s.
         flavour: of :data:`f2edge.manifest.FLAVOURS`.
         largest_bytes: refuse a bundle above this size.
@@ -264,7 +258,7 @@ def write_bundle(
         InputError: the parts do not fit together, or the bundle is larger than ``largest_bytes``.
     """
     card = card or Card()
-    chosen, layout = recipe_named(recipe), layout_of(models.configuration, text_tokenizer_path)
+    chosen, layout = recipe_named(recipe), layout_of(models.configuration, text_tokenizer_path, card.question_template)
     with replaced_folder(out) as folder:
         shutil.copyfile(text_tokenizer_path, folder / TOKENIZER)
         graphs = write_graphs(folder, traced or trace_all(models, progress), form or recipe_form(chosen, calibration))

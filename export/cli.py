@@ -1,4 +1,4 @@
-"""The workstation's command line: ``python -m export render | text-tokenizer | train | cache | onnx | import-showo``.
+"""The workstation's command line: ``python -m export render | text-tokenizer | train | cache | onnx | import-showo | random-…``.
 
     python -m export render --split train --count 60000 --out shards/train --workers 2
     python -m export text-tokenizer --out tokenizer.json
@@ -9,6 +9,7 @@
     python -m export onnx --unified runs/unified --tokenizer runs/tokenizer --encoders runs/encoders --text tokenizer.json --out bundle
     python -m export import-showo --showo show-o --magvit magvitv2 --out runs/show-o
     python -m export onnx --configuration show-o --unified runs/show-o --tokenizer runs/show-o --text phi/tokenizer.json --out bundle
+    python -m export random-bundle --configuration 1.8b --out bundle                 # no checkpoint at hand
 
 A run is resumed by giving the same command again.  Exit codes: 0, 2 for input that the caller can mend, 1 for the rest.  Every command
 imports what it needs when it runs, so that none depends on the others' libraries.
@@ -45,6 +46,9 @@ Smoke = Annotated[bool, typer.Option("--smoke", help="A run of at most two minut
 Tokenizer = Annotated[Path, typer.Option(help="Run folder or weights file of the image tokenizer.")]
 Encoders = Annotated[Path, typer.Option(help="Run folder of the encoders.")]
 Text = Annotated[Path, typer.Option(help="tokenizer.json made by `text-tokenizer`.")]
+Prompts = Annotated[int, typer.Option(min=1, help="Prompts that the parity figures rest on; each is decoded twice and more.")]
+Faces = Annotated[int, typer.Option(min=1, help="Faces that they rest on.")]
+Layers = Annotated[int | None, typer.Option(help="A shortened model of so many layers, for rehearsals.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda …")]
 
 #: Fields of TrainOptions that every `train` command offers: field → (flag, type, help). Not given, the command's own default holds.
@@ -227,6 +231,8 @@ def onnx(
     quality: Annotated[Path | None, typer.Option(help="JSON of `python -m bench quality`, copied into the manifest.")] = None,
     description: Annotated[str, typer.Option(help="One sentence for people.")] = "",
     largest_mb: Annotated[float | None, typer.Option(help="Refuse a bundle above so many MiB.")] = None,
+    prompts: Prompts = 50,
+    faces: Faces = 4,
     flavour: Annotated[str, typer.Option(help="Runtime that reads the graphs: onnxruntime or tensorrt.")] = "onnxruntime",
     tensorrt: Annotated[str, typer.Option(help="tensorrt flavour: oldest version that must read the graphs.")] = "10.3",
     moe: Annotated[str, typer.Option(help="tensorrt flavour: experts as plain operators, or as one node for the plugin.")] = "plain",
@@ -247,8 +253,20 @@ def onnx(
 
         options = TensorRTOptions(tensorrt, moe, recipes_of(recipe), images, fused_attention)
         models = load_models(unified, tokenizer, encoders, configuration)
-        facts = {"quality": quality, "description": description, "largest_bytes": largest_bytes}
-        typer.echo(export_tensorrt(models, out, options, text=text, progress=progress, **facts))
+        typer.echo(
+            export_tensorrt(
+                models,
+                out,
+                options,
+                text=text,
+                quality=quality,
+                description=description,
+                largest_bytes=largest_bytes,
+                prompts=prompts,
+                faces=faces,
+                progress=progress,
+            )
+        )
         return
     if flavour != "onnxruntime" or moe != "plain" or images is not None or fused_attention:
         raise InputError(
@@ -268,6 +286,8 @@ def onnx(
             quality=quality,
             description=description,
             largest_bytes=largest_bytes,
+            prompts=prompts,
+            faces=faces,
             progress=progress,
         )
     )
@@ -281,11 +301,58 @@ def import_showo(
     out: Annotated[Path, typer.Option(help="Folder of our own checkpoints: unified.safetensors and tokenizer.safetensors.")],
     size: Annotated[int | None, typer.Option(help="Pixels along one side, where config.json does not tell: 256 or 512.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show what was recognised; write nothing.")] = False,
+    layers: Layers = None,
 ) -> None:
     """Turn published Show-o and MAGVIT-v2 weights into checkpoints of this project, tensor by tensor."""
     from export.import_showo import import_show_o
+    from export.random_weights import shortened
 
-    import_show_o(showo, magvit, out, size=size, dry_run=dry_run, progress=typer.echo)
+    import_show_o(showo, magvit, out, size=size, dry_run=dry_run, base=shortened("show-o", layers), progress=typer.echo)
+
+
+@app.command("random-showo")
+def random_showo(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder in which show-o/ and magvitv2/ are made.")],
+    layers: Layers = None,
+    seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
+) -> None:
+    """Write random weights in the published layouts of Show-o and MAGVIT-v2, to rehearse an import at full size."""
+    from export.random_weights import shortened, write_published
+
+    for folder in write_published(out, shortened("show-o", layers), seed):
+        typer.echo(folder)
+
+
+@app.command("random-bundle")
+def random_bundle(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the bundle, named as the bundle is called; an existing one is replaced.")],
+    configuration: Annotated[str, typer.Option(help="nano, show-o or 1.8b.")] = "1.8b",
+    recipe: Annotated[str, typer.Option(help="Precision: fp32, int8 …")] = "int8",
+    text: Annotated[Path | None, typer.Option(help="tokenizer.json; the embedded model's by default.")] = None,
+    layers: Layers = None,
+    seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
+    prompts: Prompts = 2,
+    faces: Faces = 1,
+) -> None:
+    """Export a model of random weights, to rehearse an export at full size; what it draws and says means nothing."""
+    from export.random_weights import random_models_of, shortened
+    from export.run_onnx import export_models
+    from f2edge.bundle import TOKENIZER, embedded_folder
+
+    typer.echo(
+        export_models(
+            random_models_of(shortened(configuration, layers), seed),
+            text=text or embedded_folder() / "nano" / TOKENIZER,
+            out=out,
+            recipe=recipe,
+            description=f"Random weights of seed {seed}; for rehearsals.",
+            prompts=prompts,
+            faces=faces,
+            progress=lambda message: print(message, file=sys.stderr),
+        )
+    )
 
 
 def run(arguments: Sequence[str]) -> int:

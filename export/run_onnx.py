@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer
 
-from export.bundle_writer import GENERATION, Card, layout_of, trace_all, write_bundle
+from export.bundle_writer import Card, layout_of, trace_all, write_bundle
 from export.calibration import Calibrator
 from export.census import census_of_folder
+from export.manner import manner_of
 from export.quantise import recipe_named
 from export.trace import Models
-from export.training.checkpoint import load_weights
+from export.training.checkpoint import load_weights, weights_file, weights_metadata
 from export.verify import Inputs, generate, measure, understand
 from f2edge.attributes import F2EDGE_SCHEMA
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
@@ -52,9 +54,15 @@ def load_models(unified: Path, tokenizer: Path, encoders: Path | None, configura
         raise InputError(f"unknown configuration {configuration!r}; choose one of: {', '.join(CONFIGURATIONS)}")
     image_tokenizer = load_tokenizer(tokenizer)
     chosen = replace(CONFIGURATIONS[configuration], tokenizer=image_tokenizer.configuration)
-    transformer = UnifiedTransformer(chosen)
     finished = unified / "unified.safetensors"
-    load_weights(finished if finished.is_file() else unified, transformer)
+    source = finished if finished.is_file() else unified
+    stored = weights_metadata(weights_file(source)).get("configuration")
+    if stored is not None and json.loads(stored).get("name") == configuration:
+        chosen = replace(chosen, layers=json.loads(stored)["layers"])  # of a shortened model, for rehearsals
+    with torch.device("meta"):
+        transformer = UnifiedTransformer(chosen)
+    transformer.to_empty(device="cpu")  # not filled with random numbers first: that takes a minute and a second copy at paper size
+    load_weights(source, transformer)
     if chosen.semantic is None and chosen.identity is None:
         return Models(chosen, transformer, image_tokenizer)
     if encoders is None:
@@ -63,8 +71,10 @@ def load_models(unified: Path, tokenizer: Path, encoders: Path | None, configura
     return Models(chosen, transformer, image_tokenizer, trained.semantic, trained.identity, trained.regions, trained.region_names)
 
 
-def real_inputs(text_tokenizer: Path, schedule: Schedule, prompts: int = 50, faces: int = 4, size: int = 128) -> Inputs:
-    """Captions and pictures of held-out faces, and the schema's questions."""
+def real_inputs(
+    text_tokenizer: Path, schedule: Schedule, prompts: int = 50, faces: int = 4, *, size: int = 128, template: str = "{question}\n"
+) -> Inputs:
+    """Captions and pictures of held-out faces, and the schema's questions, written by ``template``."""
     from export.data.captions import caption
     from export.data.renderer import sample_face
 
@@ -78,7 +88,7 @@ def real_inputs(text_tokenizer: Path, schedule: Schedule, prompts: int = 50, fac
 
     return Inputs(
         prompts=[encode(caption(face.slots, rng).text) for face in shown[:prompts]],
-        questions=[encode(f"{slot.question}\n") for slot in F2EDGE_SCHEMA.values()],
+        questions=[encode(template.format(question=slot.question)) for slot in F2EDGE_SCHEMA.values()],
         pixels=np.stack([face.image.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1 for face in shown[:faces]]),
         seeds=list(range(prompts)),
         schedule=schedule,
@@ -111,6 +121,62 @@ def smoke_vector(folder: Path, layout: TokenLayout, prompt: str, schedule: Sched
     return {"prompt": prompt, "seed": SMOKE_SEED, "codes": codes.tolist()}
 
 
+def export_models(
+    models: Models,
+    *,
+    text: Path,
+    out: Path,
+    recipe: str = "int8",
+    generation: Mapping[str, Any] | None = None,
+    quality: Path | None = None,
+    description: str = "",
+    prompts: int = 50,
+    faces: int = 4,
+    largest_bytes: int | None = None,
+    progress: Callable[[str], None] = print,
+) -> Path:
+    """Trace, quantise, write and measure; the arguments are those of :func:`run_onnx`."""
+    manner = manner_of(models.configuration)
+    card = Card(
+        description=description,
+        generation={**manner.generation, **(generation or {})},
+        question_template=manner.question_template,
+        describe_question=manner.describe_question,
+        alignment={"landmarks": landmark_template(), "margins": list(PORTRAIT_MARGINS)},
+        quality=None if quality is None else json.loads(quality.read_text(encoding="utf-8")),
+    )
+    schedule, layout = schedule_of(card.generation), layout_of(models.configuration, text, card.question_template)
+    inputs = real_inputs(text, schedule, prompts, faces, size=models.configuration.tokenizer.image_size, template=card.question_template)
+    chosen, traced, calibration = recipe_named(recipe), trace_all(models, progress), None
+    if chosen.calibrated:
+        progress("calibrating")
+        with Calibrator(traced, chosen) as calibrator:
+            generate(calibrator, layout, inputs)
+            understand(calibrator, models.graphs, layout, inputs)
+        calibrator.check()
+        calibration = calibrator.figures
+
+    def figures(folder: Path, _document: dict[str, Any]) -> Mapping[str, Any]:
+        alive = census_of_folder(folder, models.transformer)
+        measured = measure(folder, models, layout, inputs, precision={name: chosen.of(name).label for name in models.graphs})
+        measured["experts"]["alive"] = alive
+        measured["smoke"] = smoke_vector(folder, layout, card.smoke_prompt, schedule)
+        return measured
+
+    return write_bundle(
+        out,
+        models=models,
+        text_tokenizer_path=text,
+        recipe=recipe,
+        card=card,
+        traced=traced,
+        calibration=calibration,
+        largest_bytes=largest_bytes,
+        measure=figures,
+        progress=progress,
+    )
+
+
 def run_onnx(
     *,
     unified: Path,
@@ -138,7 +204,7 @@ def run_onnx(
         out: the bundle's folder, named as the bundle is called; an existing one is replaced.
         recipe: a name of :data:`export.quantise.RECIPES`.
         configuration: a name of :data:`f2edge.configuration.CONFIGURATIONS`; the image tokenizer's own configuration wins over its part.
-        generation: defaults of ``generate``; what is missing comes from :data:`export.bundle_writer.GENERATION`.
+        generation: defaults of ``generate``; what is missing comes from :func:`export.manner.manner_of` the configuration.
         quality: JSON of ``python -m bench quality``, copied into the manifest.
         description: one sentence for people.
         prompts: how many the parity figures rest on.
@@ -151,39 +217,16 @@ def run_onnx(
         LostExpertError: a graph lacks an expert or routes otherwise than PyTorch.
         OutputError: the folder cannot be written.
     """
-    models = load_models(unified, tokenizer, encoders, configuration)
-    card = Card(
-        description=description,
-        generation={**GENERATION, **(generation or {})},
-        alignment={"landmarks": landmark_template(), "margins": list(PORTRAIT_MARGINS)},
-        quality=None if quality is None else json.loads(quality.read_text(encoding="utf-8")),
-    )
-    schedule, layout = schedule_of(card.generation), layout_of(models.configuration, text)
-    inputs = real_inputs(text, schedule, prompts, faces, models.configuration.tokenizer.image_size)
-    chosen, traced, calibration = recipe_named(recipe), trace_all(models, progress), None
-    if chosen.smooth is not None:
-        progress("calibrating")
-        with Calibrator(traced, chosen) as calibrator:
-            generate(calibrator, layout, inputs)
-            understand(calibrator, models.graphs, layout, inputs)
-        calibration = calibrator.largest
-
-    def figures(folder: Path, _document: dict[str, Any]) -> Mapping[str, Any]:
-        alive = census_of_folder(folder, models.transformer)
-        measured = measure(folder, models, layout, inputs, precision="fp32" if chosen.precision == "float32" else chosen.precision)
-        measured["experts"]["alive"] = alive
-        measured["smoke"] = smoke_vector(folder, layout, card.smoke_prompt, schedule)
-        return measured
-
-    return write_bundle(
-        out,
-        models=models,
-        text_tokenizer_path=text,
+    return export_models(
+        load_models(unified, tokenizer, encoders, configuration),
+        text=text,
+        out=out,
         recipe=recipe,
-        card=card,
-        traced=traced,
-        calibration=calibration,
+        generation=generation,
+        quality=quality,
+        description=description,
+        prompts=prompts,
+        faces=faces,
         largest_bytes=largest_bytes,
-        measure=figures,
         progress=progress,
     )
