@@ -6,6 +6,7 @@ python -m engines build BUNDLE --profile orin-nano
 python -m engines inspect BUNDLE
 python -m engines verify BUNDLE
 python -m engines kernels
+python -m engines aot-nodes GRAPH.onnx --tokens 258
 """
 
 from __future__ import annotations
@@ -137,6 +138,19 @@ def kernels(
     from engines.plugins.kernel_report import make_kernels
 
     make_kernels(out, model, target or (), table, as_json=as_json)
+
+
+@app.command("aot-nodes")
+def aot_nodes(
+    graph: Annotated[Path, typer.Argument(metavar="ONNX", help="A graph with F2FusedMoE nodes.")],
+    *,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Rows that the kernels' tile is chosen for.")],
+) -> None:
+    """Rewrite the fused experts for TensorRT 10.9 and later, so that plans load without Python."""
+    from engines.plugins.aot_graph import rewrite_file
+
+    target, count = rewrite_file(graph, tokens)
+    print(f"{target}: {count} layers")
 
 
 def run(arguments: Sequence[str]) -> int:

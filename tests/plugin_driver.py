@@ -20,6 +20,16 @@ _NUMPY = {"*fp16": np.float16, "*fp32": np.float32, "*i32": np.int32}
 _FIRST, _GAP = 1 << 32, 1 << 20
 
 
+class CUresult(enum.Enum):
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_INVALID_IMAGE = 200
+
+
+class CUdevice_attribute(enum.Enum):  # noqa: N801  # CUDA's name
+    CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75
+    CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76
+
+
 class DriverDouble:
     """The device.
 
@@ -73,9 +83,7 @@ class DriverDouble:
     def install(self) -> None:
         """Put the module where ``import`` finds it."""
         driver: Any = ModuleType("cuda.bindings.driver")
-        driver.CUresult = enum.Enum("CUresult", {"CUDA_SUCCESS": 0, "CUDA_ERROR_INVALID_IMAGE": 200})
-        names = ("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR", "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR")
-        driver.CUdevice_attribute = enum.Enum("CUdevice_attribute", dict(zip(names, (75, 76), strict=True)))
+        driver.CUresult, driver.CUdevice_attribute = CUresult, CUdevice_attribute
         driver.CUstream = type("CUstream", (int,), {})
         functions = (self.cuCtxGetDevice, self.cuDeviceGetAttribute, self.cuModuleLoadData, self.cuModuleGetFunction, self.cuLaunchKernel)
         for function in functions:

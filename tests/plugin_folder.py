@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from engines.plugins.compile_kernels import all_kernels
@@ -39,4 +40,4 @@ def write_folder(root: Path, shape: MoEShape, targets: Sequence[int]) -> None:
                 cubin_sha256=hashlib.sha256(data["cubin"]).hexdigest(),
                 ptx_sha256=hashlib.sha256(data["ptx"]).hexdigest(),
             ).to_json()
-    (root / shape.label / DOCUMENT).write_text(json.dumps({"format": FORMAT, "targets": rows}))
+    (root / shape.label / DOCUMENT).write_text(json.dumps({"format": FORMAT, "shape": asdict(shape), "targets": rows}))

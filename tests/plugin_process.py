@@ -56,7 +56,7 @@ def kinds_of(trt: Any, x: Array) -> list[Any]:
 
 
 def run_node(
-    shape: MoEShape, root: Path, xs: list[Array], weights: Mapping[str, Array], capability: int = 87, fails: str = ""
+    shape: MoEShape, root: Path, xs: list[Array], weights: Mapping[str, Array], *, capability: int = 87, fails: str = ""
 ) -> tuple[list[Array], list[tuple[Any, ...]], int]:
     """From a node to its outputs, as TensorRT would call: build, write the plan, read it, and run once for each x (…, D).
 

@@ -19,6 +19,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -171,8 +172,7 @@ def compile_shape(
             rows[target].append(compiled)
     document = {
         "format": FORMAT,
-        "shape": {"width": shape.width, "experts": shape.experts, "expert_width": shape.expert_width, "active": shape.active},
-        "gated": shape.gated,
+        "shape": asdict(shape),
         "triton": triton.__version__,
         "targets": {str(target): {c.file: c.to_json() for c in compiled} for target, compiled in rows.items()},
     }

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,20 @@ class KernelFolder:
         if not known:
             raise InputError(f"{self.folder / DOCUMENT} has format {document['format']}, not {FORMAT}; make the kernels again")
 
+    @classmethod
+    def every(cls, root: Path | None = None) -> Iterator[KernelFolder]:
+        """Of each shape that was compiled into ``root``, by name; raises :class:`InputError` if there is none."""
+        root = default_folder() if root is None else root
+        paths = sorted(root.glob(f"*/{DOCUMENT}"))
+        if not paths:
+            raise InputError(f"no kernels in {root}; make them by `python -m engines kernels`, or set {ENVIRONMENT}")
+        for path in paths:
+            try:
+                shape = MoEShape(**json.loads(path.read_bytes())["shape"])
+            except (KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
+                raise InputError(f"{path} is damaged ({error}); make the kernels again by `python -m engines kernels`") from error
+            yield cls(shape, root)
+
     @property
     def targets(self) -> tuple[int, ...]:
         return tuple(sorted(self._targets))
@@ -128,15 +142,17 @@ class KernelFolder:
         Raises:
             InputError: nothing fits, or a file is damaged.
         """
-        portable = [t for t in self.targets if t < 90]
-        native = [capability, *sorted((t for t in portable if t // 10 == capability // 10 and t <= capability), reverse=True)]
-        for target in native:
-            if target in self._targets:
-                return self.describe(target, file), self.cubin(target, file)
-        earlier = [t for t in portable if t < capability]
-        if not earlier:
+        same = [t for t in self.targets if t == capability or (t < 90 and t // 10 == capability // 10 and t < capability)]
+        if same:
+            return self.describe(same[-1], file), self.cubin(same[-1], file)
+        return self.portable_image(capability, file)
+
+    def portable_image(self, capability: int, file: str) -> tuple[Compiled, bytes]:
+        """The PTX that suits a device of this compute capability best; raises like :meth:`image`."""
+        fitting = [t for t in self.targets if t == capability or (t < 90 and t < capability)]
+        if not fitting:
             self.describe(capability, file)  # raises, and says what there is
-        return self.describe(earlier[-1], file), self.ptx(earlier[-1], file)
+        return self.describe(fitting[-1], file), self.ptx(fitting[-1], file)
 
     def _read(self, target: int, name: str, sha256: str) -> bytes:
         path = self.folder / f"sm_{target}" / name

@@ -1,0 +1,117 @@
+"""Rewrites a graph for the ahead-of-time plug-ins: every ``F2FusedMoE`` becomes the chain of :mod:`engines.plugins.tensorrt_aot`.
+
+Needs the ``onnx`` package, so it runs where graphs are made.  Weights are not touched: external data stays in its files.
+
+    python -m engines aot-nodes bundle/t2i_step.onnx --tokens 258
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engines.atomic import write_atomically
+from engines.plugins.fused_moe import INPUTS, MoEShape, choose_tile
+from engines.plugins.tensorrt_aot import NAMESPACE, OPERATORS
+from f2edge.errors import BackendError, InputError
+
+NODE = "F2FusedMoE"
+
+
+def _attributes(node: Any) -> dict[str, int]:
+    found = {a.name: int(a.i) for a in node.attribute if a.name in ("active", "gated")}
+    if "active" not in found:
+        raise InputError(f"node {node.name!r}: {NODE} needs the attribute active")
+    return {"gated": 0, **found}
+
+
+def chain(onnx: Any, node: Any, shape: MoEShape, tokens: int) -> list[Any]:
+    """The nodes that stand for one ``F2FusedMoE`` of this shape, tuned for so many tokens.
+
+    The chain works on rows, so its result is brought into x's own axes at the end.
+    """
+    x, y = node.input[0], node.output[0]
+    values = {"active": shape.active, "gated": int(shape.gated), "count": shape.experts, "rows": choose_tile(shape, tokens).rows}
+    names: dict[str, str] = dict(zip(INPUTS, node.input, strict=True))
+
+    def inner(value: str) -> str:
+        return names.get(value, f"{node.name or y}/{value}")
+
+    results = {
+        "F2MoeRoute": ("experts", "gates"),
+        "F2MoeSort": ("order", "blocks"),
+        "F2MoeUp": ("hidden",),
+        "F2MoeDown": ("parts",),
+        "F2MoeCombine": ("rows",),
+    }
+    nodes = [
+        onnx.helper.make_node(
+            operator.name,
+            [inner(name) for name in operator.inputs],
+            [inner(name) for name in results[operator.name]],
+            name=f"{node.name or y}/{operator.kernel}",
+            domain=NAMESPACE,
+            plugin_namespace=NAMESPACE,
+            plugin_version="1",
+            aot=1,
+            **{name: values[name] for name in operator.attributes},
+        )
+        for operator in OPERATORS
+    ]
+    axes = inner("axes")
+    nodes.append(onnx.helper.make_node("Shape", [x], [axes], name=axes))
+    nodes.append(onnx.helper.make_node("Reshape", [inner("rows"), axes], [y], name=f"{node.name or y}/reshape"))
+    return nodes
+
+
+def rewrite(onnx: Any, model: Any, tokens: int) -> int:
+    """Replace every ``F2FusedMoE`` of a model in place; how many there were.
+
+    Raises:
+        InputError: a node whose weights are not constants of the graph.
+    """
+    sizes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    nodes, count = [], 0
+    for node in model.graph.node:
+        if node.op_type != NODE:
+            nodes.append(node)
+            continue
+        if len(node.input) != len(INPUTS) or any(name not in sizes for name in node.input[1:]):
+            raise InputError(f"node {node.name!r}: the weights of {NODE} must be constants of the graph")
+        attributes = _attributes(node)
+        D, E = sizes[node.input[1]]
+        I = sizes[node.input[5]][1]
+        shape = MoEShape(D, E, I, attributes["active"], bool(attributes["gated"]))
+        nodes.extend(chain(onnx, node, shape, tokens))
+        count += 1
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return count
+
+
+def rewrite_file(path: Path, tokens: int) -> tuple[Path, int]:
+    """Write ``NAME.aot.onnx`` beside a graph, over the same weights; its path, and how many nodes were replaced.
+
+    Raises:
+        InputError: no graph, or nothing to replace.
+        BackendError: the onnx package is missing.
+        OutputError: the file cannot be written.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise BackendError(f"graphs are rewritten by the onnx package, which cannot be imported ({error}); pip install onnx") from error
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise InputError(f"{path} cannot be read as ONNX ({error})") from error
+    except Exception as error:
+        if type(error).__name__ != "DecodeError":  # protobuf's; which of its packages has it depends on the version
+            raise
+        raise InputError(f"{path} is not an ONNX file ({error})") from error
+    count = rewrite(onnx, model, tokens)
+    if not count:
+        raise InputError(f'{path} has no node {NODE}; export with `python -m export onnx --flavour tensorrt` in the form "plugin"')
+    target = path.with_suffix(".aot.onnx")
+    write_atomically(target, model.SerializeToString())
+    return target, count
