@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.lower import add_constant
+from export.lower import Array, add_constant
 from export.parser_operators import BUILT_IN, LATER, OPERATORS, VERSIONS, opset_of
 from export.parser_rules import UnreadableGraphError, check_version, known_versions, problems, refuse_unreadable
 from f2edge.errors import InputError
@@ -48,10 +49,10 @@ def append(
     *,
     domain: str = "",
     shape: tuple[int, ...] = (),
-    **attributes: object,
+    **attributes: Any,
 ) -> ir.Value:
     """Add a node whose result has this type."""
-    node = ir.node(op, inputs, attributes, domain=domain, name=f"{op}_{len(graph)}")  # type: ignore[arg-type]
+    node = ir.node(op, inputs, attributes, domain=domain, name=f"{op}_{len(graph)}")
     graph.append(node)
     node.outputs[0].name = f"v{len(graph)}"
     if dtype is not None:
@@ -65,16 +66,14 @@ def used(graph: ir.Graph, made: ir.Value) -> None:
     append(graph, "Identity", [made], made.dtype)
 
 
-def weights(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:  # type: ignore[type-arg]
+def weights(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     return add_constant(graph, f"broken/{name}", array)
 
 
 Breaker = Callable[[ir.Model], None]
 
 
-def breaking(
-    op: str, dtype: ir.DataType, *constants: np.ndarray, given: ir.DataType = F, domain: str = "", **attributes: object
-) -> Breaker:  # type: ignore[type-arg]
+def breaking(op: str, dtype: ir.DataType, *constants: Array, given: ir.DataType = F, domain: str = "", **attributes: Any) -> Breaker:
     """A breaker that adds one node reading a value of type ``given`` and constants."""
 
     def break_it(model: ir.Model) -> None:
@@ -86,7 +85,7 @@ def breaking(
     return break_it
 
 
-def quantiser(op: str, codes: np.ndarray | None, *arrays: np.ndarray, domain: str = "", **attributes: object) -> Breaker:  # type: ignore[type-arg]
+def quantiser(op: str, codes: Array | None, *arrays: Array, domain: str = "", **attributes: Any) -> Breaker:
     """A breaker with a Q/DQ node on constant codes, or on the input where there are none."""
 
     def break_it(model: ir.Model) -> None:
@@ -240,7 +239,7 @@ def test_a_graph_with_forbidden_things_is_never_passed(chosen: set[str], layers:
         BROKEN[what][0](model)
         for name in [name for name in model.graph.initializers if name.startswith("broken/")]:
             model.graph.initializers[name].name = f"{number}/{name}"
-    oldest = min((BROKEN[what][1] for what in chosen), key=lambda text: VERSIONS.index(tuple(map(int, text.split(".")))))  # type: ignore[arg-type]
+    oldest = min((BROKEN[what][1] for what in chosen), key=lambda text: VERSIONS.index(tuple(map(int, text.split(".")))))
     text = "\n".join(map(str, problems(model, oldest)))
     assert text
     for what in chosen:
