@@ -137,20 +137,22 @@ def print_results(results: dict[str, Any]) -> None:
     console.print(table)
     for model in dict.fromkeys(row["model"] for row in results["rows"]):
         rows = [row for row in results["rows"] if row["model"] == model]
-        title = f"{model}, experts {rows[0]['moe']}, {rows[0]['steps']} steps; (x): at the whole of the ceilings"
-        table = Table(
-            "device", "GB", "fits", "step ms", "bound by", "face ms", "token ms", "bound by", "first ms", title=title, box=SIMPLE_HEAD
-        )
+        table = Table(title=f"{model}, experts {rows[0]['moe']}, {rows[0]['steps']} steps", box=SIMPLE_HEAD, padding=0)
+        table.add_column("device", no_wrap=True)
+        for column in ("GB", "fits", "step ms", "ideal", "by", "face ms", "token ms", "ideal", "by", "first ms"):
+            table.add_column(column, justify="left" if column in ("fits", "by") else "right")
         for row in rows:
             step, token = row["step"], row["token"]
             table.add_row(
                 row["device"],
                 f"{row['resident_gb']:.1f}",
                 "yes" if row["fits"] else "no",
-                f"{step['ms']:.2f} ({row['step_ideal_ms']:.2f})",
+                f"{step['ms']:.2f}",
+                f"{row['step_ideal_ms']:.2f}",
                 step["bound"],
                 f"{row['face_ms']:.0f}",
-                f"{token['ms']:.2f} ({row['token_ideal_ms']:.2f})",
+                f"{token['ms']:.2f}",
+                f"{row['token_ideal_ms']:.2f}",
                 token["bound"],
                 f"{row['first_ms']:.1f}",
             )
