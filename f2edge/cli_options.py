@@ -27,7 +27,10 @@ TIMEOUT_S = 600.0
 _OWN = "  [default: the model's own]"
 
 BundleOption = Annotated[str, typer.Option("--bundle", "-b", metavar="NAME|DIR", help="The model: a name or a folder.")]
-BackendOption = Annotated[str, typer.Option("--backend", metavar="NAME", help="auto or onnxruntime.")]
+BackendOption = Annotated[
+    str,
+    typer.Option("--backend", metavar="NAME", help="auto, onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt or tensorrt (needs plans)."),
+]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads.  [default: every usable core]")]
 ServerOption = Annotated[
     str | None,

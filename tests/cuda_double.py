@@ -67,7 +67,8 @@ class CudaDouble:
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         for start, block in self.blocks.items():
             if start <= address and address + size <= start + len(block):
-                return block[address - start : address - start + size].view(dtype).reshape(shape)
+                found: np.ndarray[Any, Any] = block[address - start : address - start + size].view(dtype).reshape(shape)
+                return found
         raise CudaError(f"an illegal memory access was encountered: {size} bytes at {address:#x}")
 
     # stream
@@ -128,7 +129,7 @@ def pycuda_driver(cuda: CudaDouble) -> Any:
     driver: Any = ModuleType("pycuda.driver")
     driver.Error = CudaError
     driver.init = lambda flags=0: None
-    driver.device_attribute = enum.Enum("device_attribute", ["MULTIPROCESSOR_COUNT", "INTEGRATED", "CAN_MAP_HOST_MEMORY"])
+    driver.device_attribute = Attribute
     driver.host_alloc_flags = type("host_alloc_flags", (), {"PORTABLE": 1, "DEVICEMAP": 2, "WRITECOMBINED": 4})
     driver.get_driver_version = lambda: cuda.version
     _add_device(driver, cuda)
@@ -211,6 +212,12 @@ def _add_memory(driver: Any, cuda: CudaDouble) -> None:
 def _add_copies(driver: Any, cuda: CudaDouble) -> None:
     class Memcpy2D:
         __slots__ = ("dst_pitch", "height", "source", "src_pitch", "target", "width_in_bytes")
+        source: int
+        target: int
+        src_pitch: int
+        dst_pitch: int
+        width_in_bytes: int
+        height: int
 
         def set_src_device(self, devptr: int) -> None:
             self.source = devptr
@@ -250,13 +257,33 @@ def _add_copies(driver: Any, cuda: CudaDouble) -> None:
     driver.memcpy_htod_async, driver.memcpy_dtoh_async = memcpy_htod_async, memcpy_dtoh_async
 
 
+class Attribute(enum.Enum):
+    """``pycuda.driver.device_attribute``, as far as it is used; numbers do not matter."""
+
+    MULTIPROCESSOR_COUNT = 1
+    INTEGRATED = 2
+    CAN_MAP_HOST_MEMORY = 3
+
+
+class Result(enum.Enum):
+    """``CUresult``, as far as it is used."""
+
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
+
+
+class CaptureMode(enum.Enum):
+    """``CUstreamCaptureMode``."""
+
+    CU_STREAM_CAPTURE_MODE_GLOBAL = 0
+    CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1
+    CU_STREAM_CAPTURE_MODE_RELAXED = 2
+
+
 def bindings_driver(cuda: CudaDouble) -> Any:
     """``cuda.bindings.driver``, as far as it is used: every function returns its status first."""
     driver: Any = ModuleType("cuda.bindings.driver")
-    driver.CUresult = enum.Enum("CUresult", {"CUDA_SUCCESS": 0, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED": 901})
-    driver.CUstreamCaptureMode = enum.Enum(
-        "CUstreamCaptureMode", {f"CU_STREAM_CAPTURE_MODE_{m}": i for i, m in enumerate(("GLOBAL", "THREAD_LOCAL", "RELAXED"))}
-    )
+    driver.CUresult, driver.CUstreamCaptureMode = Result, CaptureMode
     fine, broken = (driver.CUresult.CUDA_SUCCESS,), driver.CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
 
     class CUstream(int):

@@ -61,7 +61,7 @@ def _enumeration(name: str, members: Mapping[str, int]) -> Any:
         def __int__(self) -> int:
             return int(self.value)
 
-    return Numbered(name, dict(members))
+    return Numbered(name, dict(members))  # type: ignore[call-arg]  # Enum's functional form
 
 
 def _class(name: str, row: Mapping[str, Any], module: Any) -> type:
@@ -308,7 +308,7 @@ def _set_profile(context: Any, module: Any, profile_index: int, stream_handle: i
     if not 0 <= profile_index < len(context._state["engine"]._state["document"]["profiles"]):
         return False
     context._state.update(profile=profile_index, shapes={}, addresses={})
-    return stream_handle == module.cuda.stream
+    return bool(stream_handle == module.cuda.stream)
 
 
 def _set_input_shape(context: Any, module: Any, name: str, shape: Any) -> bool:

@@ -28,6 +28,14 @@ from tests.tensorrt_double import VERSIONS
 from tests.tensorrt_machine import PROFILE, machine, tensorrt_bundle
 
 MACHINE = Machine("Orin", "8.7", 8, "10.3.0", "12.6", "36.4")
+OTHER_MACHINES = (
+    replace(MACHINE, gpu="Orin NX"),
+    replace(MACHINE, capability="8.9"),
+    replace(MACHINE, multiprocessors=16),
+    replace(MACHINE, tensorrt="10.3.1"),
+    replace(MACHINE, cuda="12.8"),
+    replace(MACHINE, l4t="36.5"),
+)
 
 
 @pytest.fixture
@@ -162,10 +170,8 @@ def test_the_key_changes_with_everything_that_matters(tiny_bundle: Path) -> None
         key(options={**options, "workspace_mib": 1024}),
         key(plugins={"f2edge::F2FusedMoE:1": "abc"}),
         key(plugins={"f2edge::F2FusedMoE:1": "abd"}),
-        *(key(machine=replace(MACHINE, **{field: value})) for field, value in (
-            ("gpu", "Orin NX"), ("capability", "8.9"), ("multiprocessors", 16), ("tensorrt", "10.3.1"), ("cuda", "12.8"), ("l4t", "36.5"),
-        )),
-    ]  # fmt: skip
+        *(key(machine=other) for other in OTHER_MACHINES),
+    ]
     assert len(set(keys)) == len(keys)
     assert key() == keys[0]
 

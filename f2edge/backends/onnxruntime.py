@@ -52,7 +52,8 @@ class OnnxRuntimeBackend:
         threads: of each session; None takes every usable core.
     """
 
-    name = "onnxruntime"
+    name: str = "onnxruntime"
+    providers: Sequence[tuple[str, Mapping[str, str]]] = (("CPUExecutionProvider", {}),)
 
     def __init__(self, path: Callable[[str], Path], threads: int | None = None) -> None:
         self.threads = threads or usable_cores()
@@ -72,9 +73,9 @@ class OnnxRuntimeBackend:
         try:
             return dict(zip(names, session.run(names, arrays), strict=True))
         except Exception as error:  # ONNX Runtime raises its own classes and builtins alike
-            raise BackendError(f"graph {graph!r} failed in ONNX Runtime: {_first_line(error)}") from error
+            raise BackendError(f"graph {graph!r} failed in ONNX Runtime: {first_line(error)}") from error
 
-    def pack(self, caches: Sequence[Value]) -> Array:
+    def pack(self, caches: Sequence[Value]) -> Value:
         return pack_arrays([host(c) for c in caches])
 
     def _session(self, graph: str) -> tuple[Any, list[str]]:
@@ -99,10 +100,10 @@ class OnnxRuntimeBackend:
         if passing:
             options.add_session_config_entry("session.disable_prepacking", "1")
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(str(path), options, providers=list(self.providers))
         except Exception as error:
             raise BackendError(
-                f"graph {graph!r} cannot be loaded by ONNX Runtime {onnxruntime.__version__} from {path}: {_first_line(error)}; "
+                f"graph {graph!r} cannot be loaded by ONNX Runtime {onnxruntime.__version__} from {path}: {first_line(error)}; "
                 "check the bundle with `f2edge verify`"
             ) from error
         return session, [output.name for output in session.get_outputs()]
@@ -113,5 +114,6 @@ def _folder_bytes(graph: Path) -> int:
     return sum(entry.stat().st_size for entry in graph.parent.iterdir() if entry.is_file())
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its class."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

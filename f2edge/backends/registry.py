@@ -34,6 +34,17 @@ def _onnxruntime(bundle: GraphFiles, threads: int | None) -> Backend:
     return OnnxRuntimeBackend(bundle.path, threads)
 
 
+def _onnxruntime_gpu(name: str) -> Callable[[GraphFiles, int | None], Backend]:
+    def make(bundle: GraphFiles, threads: int | None) -> Backend:
+        try:
+            from f2edge.backends.onnxruntime_gpu import PROVIDERS, OnnxRuntimeGpuBackend
+        except ImportError as error:
+            raise BackendError(f"backend {name!r} cannot be imported ({error}); install it with `pip install onnxruntime-gpu`") from error
+        return OnnxRuntimeGpuBackend(bundle.path, PROVIDERS[name], threads)
+
+    return make
+
+
 def _tensorrt(bundle: GraphFiles, _threads: int | None) -> Backend:
     from f2edge.backends.tensorrt import TensorRTBackend
     from f2edge.bundle import Bundle
@@ -44,7 +55,14 @@ def _tensorrt(bundle: GraphFiles, _threads: int | None) -> Backend:
 
 
 #: Name → how to make it.  Modules are imported only when chosen.
-BACKENDS: Mapping[str, Callable[[GraphFiles, int | None], Backend]] = MappingProxyType({"onnxruntime": _onnxruntime, "tensorrt": _tensorrt})
+BACKENDS: Mapping[str, Callable[[GraphFiles, int | None], Backend]] = MappingProxyType(
+    {
+        "onnxruntime": _onnxruntime,
+        "onnxruntime-cuda": _onnxruntime_gpu("onnxruntime-cuda"),
+        "onnxruntime-tensorrt": _onnxruntime_gpu("onnxruntime-tensorrt"),
+        "tensorrt": _tensorrt,
+    }
+)
 
 
 def choose_backend(name: str, bundle: GraphFiles, threads: int | None = None) -> tuple[Backend, str]:
