@@ -22,6 +22,7 @@ import typer
 
 from bench.camera import camera
 from bench.fuzz import fuzz
+from bench.kernels import kernels
 from bench.latency import latency
 from bench.load import load
 from bench.memory import memory
@@ -52,6 +53,7 @@ def _group() -> None:
 
 
 app.command()(latency)
+app.command()(kernels)
 app.command()(roofline)
 app.command()(memory)
 app.command()(camera)
