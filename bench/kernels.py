@@ -3,9 +3,9 @@
     python -m bench kernels [--model 1.8b] [--json]
 
 Runs what the TensorRT plug-in runs: cubins compiled ahead of time, launched by the plug-in's own code on a stream, here PyTorch's.
-Beside it, in PyTorch: "dense", all experts as two cuBLAS products and a mask, which is the plain form of the TensorRT graphs; and "loop", one expert
-after the other on its own tokens.  Ceilings come first: a large fp16 product and a large copy in the same process.  Times are medians of
-CUDA graph replays, without launch costs of Python, except for "loop", which asks the host how many tokens each expert has.
+Beside it, in PyTorch: "dense", all experts as two cuBLAS products and a mask, which is the plain form of the TensorRT graphs; and "loop",
+one expert after the other on its own tokens.  Ceilings come first: a large fp16 product and a large copy in the same process.  Times are
+medians of CUDA graph replays, without launch costs of Python, except for "loop", which asks the host how many tokens each expert has.
 
 Arithmetic counts what routing asks for (T·K rows), so "dense" shows the rate that it is worth, not the rate of its products.  Bytes are the
 weights of the experts that were chosen, x and y, each once.
