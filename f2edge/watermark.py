@@ -105,9 +105,8 @@ class Watermark:
         """
         picture = image.convert("RGB")
         h, w = picture.height, picture.width
-        band, signs = _band(h, w), _signs(self.key)
-        coefficients = _coefficients(_brightness(picture))[band]
-        signs = signs[band]
+        band = _band(h, w)
+        coefficients, signs = _coefficients(_brightness(picture))[band], _carried(_signs(self.key), band)
         if not len(signs) or _score([coefficients], [signs]) >= _MARKED_ENOUGH:
             return picture
         margin = min(_MARGIN, max(_LEAST_MARGIN, _MARGIN * math.sqrt(_SIDE / math.sqrt(h * w))))
@@ -116,11 +115,11 @@ class Watermark:
         moves = np.maximum(margin - signs * coefficients, 0.0).round(6)
         cheapest = np.argsort(moves, kind="stable")
         affordable = cheapest[np.cumsum(moves[cheapest] ** 2) <= budget]
-        spectrum = np.zeros((_HIGHEST, _HIGHEST))
         chosen = np.zeros(len(moves))
         chosen[affordable] = (moves * signs)[affordable]
-        spectrum[band] = chosen * (math.sqrt(h * w) / _SIDE)
-        change = np.rint(_waves(h).T @ spectrum @ _waves(w)).astype(np.int16)  # (h, w)
+        spectrum = np.zeros(band.shape)
+        spectrum[band] = chosen
+        change = np.rint(_values(spectrum, h, w)).astype(np.int16)
         values = np.asarray(picture).astype(np.int16) + change[..., None]
         return Image.fromarray(values.clip(0, 255).astype(np.uint8))
 
@@ -135,7 +134,8 @@ class Watermark:
             cells = list(_cells(values, grid))
             bands = [_band(*cell.shape) for cell in cells]
             found = [_coefficients(cell)[band] for cell, band in zip(cells, bands, strict=True)]
-            looks += [(_score(found, [s[band] for band in bands]), grid, s is mirrored) for s in (signs, mirrored)]
+            for wanted, in_mirror in ((signs, False), (mirrored, True)):
+                looks.append((_score(found, [_carried(wanted, band) for band in bands]), grid, in_mirror))
         score, grid, in_mirror = max(looks, key=lambda look: look[0])
         return Detection(score, math.sqrt(2 * math.log(len(looks) / FALSE_POSITIVES)), grid, in_mirror)
 
@@ -171,21 +171,25 @@ def _signs(key: bytes) -> Values:
 
 
 @lru_cache(maxsize=64)
-def _waves(length: int) -> Values:
-    """The first U functions of the orthonormal cosine transform of so many samples, (U, length)."""
-    places = (np.arange(length) + 0.5) * np.pi / length
-    waves: Values = np.cos(np.arange(_HIGHEST)[:, None] * places) * math.sqrt(2 / length)
-    waves[0] = math.sqrt(1 / length)
-    return waves
+def _phase(length: int) -> NDArray[np.complex128]:
+    """What turns a Fourier transform of so many samples, padded to twice as many, into the orthonormal cosine transform; (U,) or less."""
+    waves = np.arange(min(_HIGHEST, length))
+    phase: NDArray[np.complex128] = math.sqrt(2 / length) * np.exp(-0.5j * np.pi * waves / length)
+    phase[0] = math.sqrt(1 / length)
+    return phase
 
 
 @lru_cache(maxsize=64)
 def _band(h: int, w: int) -> NDArray[np.bool_]:
     """Which coefficients (U, U) carry the mark; a picture of fewer than U pixels has fewer of them."""
-    down, across = np.arange(_HIGHEST)[:, None], np.arange(_HIGHEST)[None]
-    waves = np.hypot(down, across)
-    band: NDArray[np.bool_] = (waves >= _LOWEST) & (waves < _HIGHEST) & (down < h) & (across < w)
+    waves = np.hypot(np.arange(min(_HIGHEST, h))[:, None], np.arange(min(_HIGHEST, w))[None])
+    band: NDArray[np.bool_] = (waves >= _LOWEST) & (waves < _HIGHEST)
     return band
+
+
+def _carried(signs: Values, band: NDArray[np.bool_]) -> Values:
+    """The signs of the coefficients that carry the mark, in their order."""
+    return signs[: band.shape[0], : band.shape[1]][band]
 
 
 def _brightness(image: Image.Image) -> Values:
@@ -193,18 +197,33 @@ def _brightness(image: Image.Image) -> Values:
 
 
 def _coefficients(values: Values) -> Values:
-    """Of the cosine transform, (U, U), in the units of a picture of 128 by 128."""
+    """Of the cosine transform of values (h, w): (U, U) or fewer, in the units of a picture of 128 by 128.
+
+    By Fourier transforms, because a matrix product would wake the threads of NumPy's BLAS, which then spin beside the model's.
+    """
     h, w = values.shape
-    coefficients: Values = _waves(h) @ values @ _waves(w).T * (_SIDE / math.sqrt(h * w))
+    down, across = _phase(h), _phase(w)
+    rows = (np.fft.rfft(values, 2 * w)[:, : len(across)] * across).real  # (h, U)
+    both = (np.fft.rfft(rows, 2 * h, axis=0)[: len(down)] * down[:, None]).real
+    coefficients: Values = both * (_SIDE / math.sqrt(h * w))
     return coefficients
+
+
+def _values(coefficients: Values, h: int, w: int) -> Values:
+    """The inverse of :func:`_coefficients`: a picture (h, w) that has these coefficients and no others."""
+    down, across = (length * _phase(length).conj() for length in (h, w))
+    down[0], across[0] = 2 * down[0], 2 * across[0]
+    columns = np.fft.irfft(coefficients * down[:, None], 2 * h, axis=0)[:h]  # (h, U)
+    values: Values = np.fft.irfft(columns * across, 2 * w)[:, :w] * (math.sqrt(h * w) / _SIDE)
+    return values
 
 
 def _score(coefficients: list[Values], signs: list[Values]) -> float:
     """Agreement of coefficients with signs, in standard deviations of chance; 0 for an empty picture."""
     found, wanted = np.concatenate(coefficients), np.concatenate(signs)
     weights = found * np.exp(-np.abs(found) / _SCALE)
-    length = float(np.linalg.norm(weights))
-    return float(weights @ wanted) / length if length > 1e-3 else 0.0
+    length = math.sqrt(float((weights**2).sum()))
+    return float((weights * wanted).sum()) / length if length > 1e-3 else 0.0
 
 
 def _grids(h: int, w: int) -> list[tuple[int, int]]:
