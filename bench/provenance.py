@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -186,13 +187,14 @@ def provenance(
 ) -> None:
     """Measure the watermark and the labels of generated faces."""
     pipeline = FacePipeline.load(bundle, backend=backend, threads=threads, watermark=None)
+    _say(f"generating {faces} faces")
     pictures = generated(pipeline, faces, GenerateOptions(steps=steps), seed)
-    measured: Figures = {
-        "settings": {"bundle": bundle, "faces": faces, "renders": renders, "steps": steps, "seed": seed},
-        "durations": durations(pictures, PUBLIC),
-        "robustness": robustness(pictures, PUBLIC),
-        "false_positives": false_positives(renders, PUBLIC, seed),
-    }
+    settings = {"bundle": bundle, "faces": faces, "renders": renders, "steps": steps, "seed": seed}
+    measured: Figures = {"settings": settings, "durations": durations(pictures, PUBLIC)}
+    _say(f"marking them, {len(TREATMENTS)} treatments")
+    measured["robustness"] = robustness(pictures, PUBLIC)
+    _say(f"looking at {renders} renders")
+    measured["false_positives"] = false_positives(renders, PUBLIC, seed)
     measured["promises"] = promises(measured)
     document = json.dumps(measured, indent=1)
     if out is not None:
@@ -202,6 +204,10 @@ def provenance(
         print(json.dumps(measured))
     else:
         _print(measured)
+
+
+def _say(what: str) -> None:
+    print(f"provenance: {what} …", file=sys.stderr, flush=True)
 
 
 def _print(measured: Mapping[str, Any]) -> None:
