@@ -116,7 +116,7 @@ class OnnxRuntimeGpuBackend(OnnxRuntimeBackend):
         cached = dict.fromkeys(provider.cached, str(_cache_folder())) if provider.cached else {}
         first, *others = provider.chain
         chain: dict[str, Mapping[str, str]] = {first[0]: {**first[1], **cached}, **dict(others)}
-        self.providers = list({**chain, **{"CPUExecutionProvider": chain.get("CPUExecutionProvider", {})}}.items())
+        self.providers = list({**chain, "CPUExecutionProvider": chain.get("CPUExecutionProvider", {})}.items())
 
     def run(self, graph: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
         session, names = self._session(graph)
