@@ -179,7 +179,9 @@ def token_work(model: ModelConfiguration, recipe: str, moe: str, earlier: int = 
 
 
 def resident_bytes(model: ModelConfiguration, profile: Profile, moe: str) -> float:
-    """Engines of both tasks loaded at once (each with weights of its own), tables, caches of one request of each, and work space."""
+    """Engines of both tasks loaded at once, each with weights of its own, tables, the caches of one batch of each task, and what one
+    decoding step keeps alive: scores of the sampler and activations.
+    """
     total = 0.0
     for graph in ("t2i_prefill", "t2i_step", "mmu_prefill", "mmu_extend"):
         total += _layers_bytes(model, graph[:3], profile.recipes[graph], moe, "all")
@@ -189,7 +191,8 @@ def resident_bytes(model: ModelConfiguration, profile: Profile, moe: str) -> flo
     images = max(profile.build.images)
     total += _cache_bytes(model, 2 * images, model.prompt_tokens + 3)
     total += _cache_bytes(model, 1, model.image_columns + 3) + _cache_bytes(model, profile.build.questions, PROMPT + ANSWER)
-    return total + 16.0 * images * model.image_tokens * model.codes + profile.build.workspace_mib * 2**20
+    live = 4.0 * 2 * images * (model.image_columns + 2) * (8 * model.width + 2 * hidden_columns(model, moe))
+    return total + 16.0 * images * model.image_tokens * model.codes + min(live, profile.build.workspace_mib * 2**20)
 
 
 # Times ------------------------------------------------------------------------------------------------------------------
@@ -205,9 +208,9 @@ def time_of(work: Work, profile: Profile, *, ideal: bool = False) -> Time:
     """The longest of the three times; ``ideal`` counts the whole of both ceilings and no launches."""
     bandwidth, arithmetic = (1.0, 1.0) if ideal else SHARES
     times = {
-        "arithmetic": 1e3 * work.flops / (rate_of(profile, work.recipe)[1] * 1e12 * arithmetic),
+        "compute": 1e3 * work.flops / (rate_of(profile, work.recipe)[1] * 1e12 * arithmetic),
         "memory": 1e3 * (work.weights + work.moved) / (profile.memory.bandwidth_gb_s * 1e9 * bandwidth),
-        "launches": 0.0 if ideal else work.kernels * LAUNCH_US / 1e3,
+        "launch": 0.0 if ideal else work.kernels * LAUNCH_US / 1e3,
     }
     bound = max(times, key=lambda kind: times[kind])
     return Time(times[bound], bound)

@@ -33,10 +33,10 @@ def test_a_call_is_bound_by_its_longest_part() -> None:
     device = load_profile("orin-nano")
     bandwidth, arithmetic = SHARES
     slow = 1e3 * 16.7e12 / (16.7e12 * arithmetic)
-    assert time_of(Work(16.7e12, 1.0, 1.0, 1, "fp16"), device).bound == "arithmetic"
+    assert time_of(Work(16.7e12, 1.0, 1.0, 1, "fp16"), device).bound == "compute"
     assert time_of(Work(16.7e12, 1.0, 1.0, 1, "fp16"), device).ms == pytest.approx(slow)
     assert time_of(Work(1.0, 102e9, 0.0, 1, "fp16"), device).ms == pytest.approx(1e3 / bandwidth)
-    assert time_of(Work(1.0, 1.0, 1.0, 1000, "fp16"), device).bound == "launches"
+    assert time_of(Work(1.0, 1.0, 1.0, 1000, "fp16"), device).bound == "launch"
     assert time_of(Work(1.0, 102e9, 0.0, 1, "fp16"), device, ideal=True).ms == pytest.approx(1e3)
 
 
