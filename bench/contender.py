@@ -29,7 +29,8 @@ from f2edge.errors import InputError
 from f2edge.layout import TokenLayout, left_pad
 
 TORCH = ("lineage", "cached", "compiled")
-KINDS = ("engine", *TORCH)
+PEER = "llama.cpp"
+KINDS = ("engine", *TORCH, PEER)
 TASKS = ("t2i", "mmu")
 PROMPT_TOKENS, QUESTION_TOKENS = 16, 20
 #: Ends of text of the random models, whose tokenizer is the embedded model's.
@@ -41,12 +42,13 @@ class Job:
     """What to measure.
 
     Attributes:
-        kind: "engine" (a bundle in ONNX Runtime), "lineage", "cached" or "compiled" (:mod:`bench.reference`).
+        kind: "engine" (a bundle in ONNX Runtime), "lineage", "cached" or "compiled" (:mod:`bench.reference`), or "llama.cpp"
+            (:mod:`bench.llama_peer`, task "mmu" only).
         task: "t2i" or "mmu".
         configuration: of the model; an engine takes its bundle's.
         layers: of a shortened model, or None.
         seed: of the random weights.
-        bundle: folder of the engine's bundle.
+        bundle: folder of the engine's bundle, or llama.cpp's file.
         threads: CPU threads; 0 takes every usable core.
         repeats: measured steps, prefills and answer tokens.
     """
@@ -164,6 +166,11 @@ def run(job: Job) -> dict[str, Any]:
     Returns:
         milliseconds by what was measured, ``"memory"`` after all of it, and ``"loaded"`` before the first call.
     """
+    if job.kind == PEER:
+        from bench.llama_peer import read as peer_read
+
+        loaded, columns = memory(), job.model.image_columns + 3 + QUESTION_TOKENS
+        return {**peer_read(Path(job.bundle), columns, job.threads or usable_cores(), job.repeats), "loaded": loaded, "memory": memory()}
     backend: Backend | None = None
     if job.kind == "engine":
         bundle = Bundle.load(job.bundle, verify=False)

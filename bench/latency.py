@@ -266,7 +266,7 @@ def latency(
     random_weights: Annotated[bool, typer.Option("--random-weights", help="With --config: seeded random weights.")] = False,
     layers: Annotated[int | None, typer.Option(help="With --config: a shortened model.")] = None,
     recipes: Annotated[str, typer.Option(help="With --config: comma-separated recipes of the engines.")] = "fp32,int8,mixed",
-    baselines: Annotated[str, typer.Option(help="With --config: lineage, cached, compiled.")] = "lineage,cached,compiled",
+    baselines: Annotated[str, typer.Option(help="With --config: PyTorch's ways, and a peer.")] = "lineage,cached,compiled,llama.cpp",
     work: Annotated[Path, typer.Option(help="With --config: folder of the bundles, which are kept.")] = Path("runs/bench"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")] = False,
 ) -> None:

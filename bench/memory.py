@@ -26,7 +26,7 @@ def memory(
     random_weights: Annotated[bool, typer.Option("--random-weights", help="With --config.")] = False,
     layers: Annotated[int | None, typer.Option(help="With --config: a shortened model.")] = None,
     recipes: Annotated[str, typer.Option(help="With --config: comma-separated recipes of the engines.")] = "int8,mixed,int4",
-    baselines: Annotated[str, typer.Option(help="With --config: also PyTorch's lineage, cached, compiled.")] = "",
+    baselines: Annotated[str, typer.Option(help="With --config: also lineage, cached, compiled, llama.cpp.")] = "",
     work: Annotated[Path, typer.Option(help="With --config: folder of the bundles, which are kept.")] = Path("runs/bench"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")] = False,
 ) -> None:

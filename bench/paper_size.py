@@ -19,8 +19,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bench import llama_peer
 from bench.ceilings import read_rate
-from bench.contender import PROMPT_TOKENS, TORCH, Job
+from bench.contender import PEER, PROMPT_TOKENS, TORCH, Job
 from bench.latency import gemm_peak
 from f2edge import costs
 from f2edge.backends.onnxruntime import usable_cores
@@ -163,7 +164,7 @@ def compare(
     work: Path,
     *,
     recipes: Sequence[str] = RECIPES,
-    baselines: Sequence[str] = TORCH,
+    baselines: Sequence[str] = (*TORCH, PEER),
     threads: int | None = None,
     repeats: int = 5,
     progress: Progress = print,
@@ -174,7 +175,7 @@ def compare(
         size: of the model.
         work: folder of the bundles.
         recipes: engines, by names of :data:`export.recipes.RECIPES`.
-        baselines: of :data:`bench.contender.TORCH`.
+        baselines: of :data:`bench.contender.TORCH`, and "llama.cpp", which is left out with a word where it is not installed.
         threads: None takes every usable core.
         repeats: measured calls per figure; the lineage takes two of them.
         progress: told what is measured.
@@ -182,28 +183,48 @@ def compare(
     Raises:
         InputError: an unknown configuration, recipe or baseline.
     """
-    unknown = [name for name in baselines if name not in TORCH]
+    unknown = [name for name in baselines if name not in {*TORCH, PEER}]
     if unknown:
-        raise InputError(f"unknown baseline {unknown[0]!r}; choose from {', '.join(TORCH)}")
+        raise InputError(f"unknown baseline {unknown[0]!r}; choose from {', '.join((*TORCH, PEER))}")
     used = threads or usable_cores()
     progress("ceilings")
     limits = ceilings(used)
     progress(", ".join(f"{name} {value:.1f}" for name, value in limits.items()))
     rows: dict[str, Results] = {}
+    job = Job("engine", "t2i", size.configuration, size.layers, size.seed, "", used, repeats)
     for recipe, folder in written(size, recipes, work, progress).items():
         bundle = Bundle.load(folder, verify=False)
-        job = Job("engine", "t2i", size.configuration, size.layers, size.seed, str(folder), used, repeats)
-        rows[recipe] = {**contend(job, tuple(TASKS), progress), "bytes": {task: task_bytes(bundle, task) for task in TASKS}}
+        row = {
+            **contend(replace(job, bundle=str(folder)), tuple(TASKS), progress),
+            "bytes": {task: task_bytes(bundle, task) for task in TASKS},
+        }
         precision = bundle.manifest.graphs["t2i_step"].precision
-        shares(rows[recipe], bundle.configuration, limits, "fp32" if precision == "fp32" else "int8", token_bytes(bundle))
-    for kind in baselines:
-        job = Job(kind, "t2i", size.configuration, size.layers, size.seed, "", used, min(repeats, 2) if kind == "lineage" else repeats)
-        rows[f"torch {kind}"] = contend(job, tuple(TASKS), progress)
-        shares(rows[f"torch {kind}"], size.model, limits, "fp32", None)
+        shares(row, bundle.configuration, limits, "fp32" if precision == "fp32" else "int8", token_bytes(bundle))
+        rows[recipe] = row
+    for kind in (kind for kind in baselines if kind != PEER):
+        row = contend(replace(job, kind=kind, repeats=min(repeats, 2) if kind == "lineage" else repeats), tuple(TASKS), progress)
+        shares(row, size.model, limits, "fp32", None)
+        rows[f"torch {kind}"] = row
+    if PEER in baselines:
+        reason = llama_peer.lacking(size.model)
+        progress(reason or PEER)
+        if not reason:
+            rows["llama.cpp Q4_0"] = _peer(size, work, replace(job, kind=PEER), limits, progress)
     base = rows.get("torch lineage", {})
     for row in rows.values():
         row["ratio"] = {name: base[name]["median"] / row[name]["median"] for name in _TIMES if name in base and name in row}
     return {"size": {**vars(size), "layers": size.model.layers}, "threads": used, "ceilings": limits, "contenders": rows}
+
+
+def _peer(size: Size, work: Path, job: Job, limits: Mapping[str, float], progress: Progress) -> Results:
+    """llama.cpp's answers."""
+    file = size.folder(work) / "q4_0.gguf"
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        llama_peer.write_gguf(file.with_suffix(".partial"), size.model, size.seed).rename(file)
+    row = contend(replace(job, bundle=str(file)), ("mmu",), progress)
+    shares(row, size.model, limits, "fp32", llama_peer.token_bytes(file, size.model))
+    return {**row, "bytes": {"mmu": file.stat().st_size}}
 
 
 def memory_of_bundle(bundle: str, threads: int | None = None) -> Results:

@@ -20,14 +20,15 @@ from export.random_weights import random_models_of, shortened
 from export.recipes import RECIPES, Recipe, recipe_named
 from f2edge.bundle import TOKENIZER, embedded_folder
 
-#: What stands in for a recipe that needs calibration figures.
-_PLAIN = {"int4": "int4-rtn", "int8-smooth": "int8"}
-
 
 def uncalibrated(recipe: Recipe) -> Recipe:
     """The same kernels without calibration."""
-    graphs = {graph: _PLAIN.get(name, name) for graph, name in recipe.graphs.items()}
-    return replace(recipe, method="rtn", smooth=None, graphs=graphs)
+
+    def plain(name: str) -> str:
+        own = recipe_named(name)
+        return next(other.name for other in (own, *RECIPES.values()) if not other.calibrated and other.precision == own.precision)
+
+    return replace(recipe, method="rtn", smooth=None, graphs={graph: plain(name) for graph, name in recipe.graphs.items()})
 
 
 def write(configuration: str, layers: int | None, seed: int, recipes: Sequence[str], folder: Path) -> None:

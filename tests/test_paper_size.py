@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from bench import contender, paper_size
+from bench import contender, llama_peer, paper_size
 from bench.ceilings import read_rate
 from bench.contender import Job, memory
 from bench.paper_size import TASKS, Size, compare, memory_of_bundle, print_comparison, size_of, task_bytes, token_bytes
 from bench.random_bundles import uncalibrated
 from export.bundle_writer import TINY
-from export.recipes import RECIPES, recipe_named
+from export.recipes import RECIPES
 from f2edge import costs
 from f2edge.bundle import Bundle
+from f2edge.configuration import PAPER, SHOW_O, TokenExperts
 from f2edge.errors import InputError
 
 
@@ -62,10 +66,50 @@ def test_a_tasks_bytes_are_its_own(tiny_bundles: dict[str, Path]) -> None:
     assert 0.7 * linears < token_bytes(whole) < 1.5 * linears
 
 
+def test_llama_cpp_reads_answers_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its library stands in for here: it is compiled on installation; the file that it would read is real."""
+    gguf = pytest.importorskip("gguf", reason="the optional peer's file format")
+    model = replace(SHOW_O, layers=2, width=64, heads=4, rotary=8, text_vocabulary=100, token_experts=TokenExperts(128))
+    path = llama_peer.write_gguf(tmp_path / "q4_0.gguf", model)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(str(path)).tensors}
+    up = gguf.quants.dequantize(tensors["blk.1.ffn_up.weight"].data, tensors["blk.1.ffn_up.weight"].tensor_type)
+    assert up.shape == (128, 64)
+    assert up.std() == pytest.approx(64**-0.5, rel=0.05)
+    matrices = sum(int(t.n_bytes) for name, t in tensors.items() if name.endswith("weight") and "token_embd" not in name)
+    assert matrices < llama_peer.token_bytes(path, model) < matrices + 10**4
+    heard: list[int] = []
+
+    class Llama:
+        def __init__(self, name: str, **settings: object) -> None:
+            assert name == str(path)
+            assert settings["n_ubatch"] == 30
+
+        def reset(self) -> None:
+            heard.append(0)
+
+        def eval(self, tokens: list[int]) -> None:
+            heard.append(len(tokens))
+
+    monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(Llama=Llama))
+    times = llama_peer.read(path, columns=30, threads=1, repeats=2)
+    assert [len(values) for values in times.values()] == [2, 2]
+    assert heard == [0, 30, 0, 30, 0, 30, 1, 1, 1]
+
+
+def test_llama_cpp_is_left_out_with_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "routed experts" in llama_peer.lacking(PAPER)
+    monkeypatch.setattr(llama_peer, "find_spec", lambda _: None)
+    assert "pip install llama-cpp-python gguf" in llama_peer.lacking(SHOW_O)
+    with pytest.raises(InputError, match="only dense models"):
+        llama_peer.write_gguf(Path("never"), PAPER)
+
+
 def test_the_compiled_and_the_cached_way_are_known_and_others_are_not() -> None:
-    assert recipe_named("mixed").calibrated
+    assert any(recipe.calibrated for recipe in RECIPES.values())
     for recipe in RECIPES.values():
-        assert not uncalibrated(recipe).calibrated
+        plain = uncalibrated(recipe)
+        assert not plain.calibrated
+        assert plain.of("mmu_extend").precision == recipe.of("mmu_extend").precision
     for wrong in ({"kind": "fast", "task": "t2i"}, {"kind": "engine", "task": "sing"}, {"kind": "engine", "task": "t2i", "repeats": 0}):
         with pytest.raises(InputError):
             Job(**wrong)
