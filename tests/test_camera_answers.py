@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from f2edge.attributes import F2EDGE_SCHEMA, Slot
-from f2edge.camera.answers import AnswerBook, Freshness, _mixed, _shown
+from f2edge.camera.answers import AnswerBook, Freshness, Signature, _mixed, _shown
 from f2edge.camera.frames import Box
 from f2edge.camera.privacy import blur, check_question, chosen_attributes
 from f2edge.errors import InputError, UnknownAttributeError
@@ -50,6 +50,17 @@ def test_reports_about_faces_that_left_or_about_older_frames_are_dropped() -> No
     assert book.facts(1).words == {}
     book.follow([1])
     assert book.facts(1).captured_s is None
+
+
+@given(st.floats(0, 2), st.sampled_from([PLAIN, CHANGED]))
+def test_what_is_fresh_is_never_urgent(age: float, now: Signature) -> None:
+    book = AnswerBook(Freshness(refresh_s=1.0, drift=0.5, patience_s=0.3))
+    book.follow([1])
+    assert not book.is_fresh(1, 5.0)
+    book.take(1, report(0.9), 5.0, 0.0, PLAIN)
+    assert not (book.is_fresh(1, 5.0 + age) and book.urgency(1, 5.0 + age, now))
+    assert book.is_fresh(1, 5.1)
+    assert not book.is_fresh(2, 5.1)
 
 
 @given(st.lists(st.floats(0.46, 0.54), min_size=1, max_size=30))

@@ -141,6 +141,12 @@ class AnswerBook:
         changed = age >= self.freshness.patience_s and drift(signature, before) > self.freshness.drift
         return max(age, 1e-9) if changed or age >= self.freshness.refresh_s else 0.0
 
+    def is_fresh(self, track: int, now_s: float) -> bool:
+        """Whether the answers are so new that no change of the face would have it asked about again: it need not be looked at."""
+        with self._lock:
+            known = self._known.get(track)
+            return known is not None and known.captured_s is not None and now_s - known.captured_s < self.freshness.patience_s
+
     def oldest_words(self, tracks: Iterable[int], questions: Iterable[str], now_s: float) -> tuple[int, str] | None:
         """The track and question whose answer is missing or has been old for longest; None where all are fresh."""
         questions, alive = tuple(questions), set(tracks)

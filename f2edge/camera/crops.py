@@ -19,7 +19,7 @@ FACE_IN_PORTRAIT = (0.19, 0.21, 0.62)
 _LEFT, _TOP, _SIDE = FACE_IN_PORTRAIT
 #: Of a detector's box in a portrait, for a manifest that states no margins: left, top, right, bottom in parts of the box.
 PORTRAIT_MARGINS = (_LEFT / _SIDE, _TOP / _SIDE, (1 - _LEFT - _SIDE) / _SIDE, (1 - _TOP - _SIDE) / _SIDE)
-_AROUND = 1.0
+_AROUND = 0.7  # of a box, enough for any crop of it, tilted ones too
 #: What goes to a server: so much of a box around it, and so many times the size at which the model sees a face.
 _BEYOND, _SPARE = 0.5, 1.25
 

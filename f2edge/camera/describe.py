@@ -112,12 +112,14 @@ class Describer:
         return bool(chosen) or asked
 
     def _candidates(self, view: View, good: Sequence[Track]) -> list[_Candidate]:
-        """Good faces, the most urgent first; among equals the larger."""
-        found = []
+        """Good faces that may need asking, the most urgent first; among equals the larger."""
+        found, now_s = [], view.frame.captured_s
         for track in good:
+            if not self._work.questions and self._book.is_fresh(track.number, now_s):
+                continue
             crop = self._cutter.cut(view.frame, track.box, track.detection)
             mark = signature(crop)
-            found.append(_Candidate(track, crop, mark, self._book.urgency(track.number, view.frame.captured_s, mark)))
+            found.append(_Candidate(track, crop, mark, self._book.urgency(track.number, now_s, mark)))
         return sorted(found, key=lambda c: (-c.urgency, -c.track.box[2] * c.track.box[3]))
 
     def _room(self) -> int:
