@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engines.profile import RECIPE_SM
 from export.bundle_writer import TINY, layout_of
+from export.cli import run
 from export.fused_moe_form import OP as FUSED
 from export.lower import Array, constant
 from export.parser_rules import known_versions, problems
@@ -257,6 +259,31 @@ def test_recipes_may_differ_by_graph() -> None:
     assert chosen["t2i_step"] == "int8"
     assert chosen["mmu_extend"] == "int4"
     assert chosen["image_decode"] == "fp16"
+
+
+def test_profiles_and_recipes_know_the_same_names() -> None:
+    assert set(RECIPE_SM) == set(RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--flavour", "tensor-rt"], "the other is onnxruntime"),
+        (["--moe", "plugin"], "belong to --flavour tensorrt"),
+        (["--flavour", "tensorrt", "--recipe", "fp32"], "choose one of: fp16"),
+        (["--flavour", "tensorrt", "--tensorrt", "8.6"], "10.3"),
+        (["--flavour", "tensorrt", "--moe", "dense"], "plain, plugin"),
+    ],
+)
+def test_wrong_options_are_one_line_and_write_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], word: str
+) -> None:
+    parts = [value for name in ("unified", "tokenizer", "encoders", "text", "out") for value in (f"--{name}", str(tmp_path / name))]
+    assert run(["onnx", *parts, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert word in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("name", "value"), [("version", "9.9"), ("moe", "dense"), ("images", 0)])
