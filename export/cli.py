@@ -10,6 +10,7 @@
     python -m export import-showo --showo show-o --magvit magvitv2 --out runs/show-o
     python -m export onnx --configuration show-o --unified runs/show-o --tokenizer runs/show-o --text phi/tokenizer.json --out bundle
     python -m export random-bundle --configuration 1.8b --out bundle                 # no checkpoint at hand
+    python -m export sensitivity --bundle runs/fp32/nano --recipe int4           # which layers lose most
 
 A run is resumed by giving the same command again.  Exit codes: 0, 2 for input that the caller can mend, 1 for the rest.  Every command
 imports what it needs when it runs, so that none depends on the others' libraries.
@@ -353,6 +354,21 @@ def random_bundle(
             progress=lambda message: print(message, file=sys.stderr),
         )
     )
+
+
+@app.command("sensitivity")
+def sensitivity(
+    *,
+    bundle: Annotated[Path, typer.Option(help="Folder of a bundle exported with --recipe fp32.")],
+    recipe: Annotated[str, typer.Option(help="Recipe whose layers are tried.")] = "int4",
+    prompts: Prompts = 2,
+    times: Annotated[float, typer.Option(help="Layers so many times above their graph's median stay higher.")] = 3.0,
+    out: Annotated[Path | None, typer.Option(help="File for the report as JSON; printed where none is given.")] = None,
+) -> None:
+    """Say which layers lose most by a recipe: each alone, on real inputs, beside fp32."""
+    from export.sensitivity import run_sensitivity
+
+    run_sensitivity(bundle, recipe, prompts=prompts, times=times, out=out)
 
 
 def run(arguments: Sequence[str]) -> int:

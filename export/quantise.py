@@ -182,7 +182,7 @@ def _blocks(graph: ir.Graph, recipe: Recipe, calibration: Calibration, source: i
     if recipe.method != "rtn" and products is None:
         raise InputError(
             f"recipe {recipe.name!r}: no calibration figures for {layer_name(graph, source)} of graph {graph.name!r}; "
-            "calibrate with prompts, questions and pictures, or choose a recipe that rounds to nearest ('int4-rtn')"
+            "calibrate with prompts, questions and pictures, or choose a recipe that rounds to nearest ('int4')"
         )
     return to_blocks(values, recipe.block, recipe.method, None if products is None else products[rows, rows])
 

@@ -27,7 +27,8 @@ class Recipe:
         keep: constants whose name matches stay fp32.
         smallest: linear layers and tables with fewer rows or columns than this stay fp32: nothing to win.
         block: int4: inputs that share a scale and a zero point, 32 or 128.
-        method: int4: "rtn" rounds to nearest; "gptq" lets later inputs make up for earlier errors and needs calibration figures.
+        method: int4: "rtn" rounds to nearest; "gptq" lets later inputs make up for earlier errors and needs calibration figures, of the
+            square of a layer's inputs: 150 MB for one of 6144.
         higher: int4: layers whose name matches are int8 instead.
         experts: form of the token-level experts (:mod:`export.expert_forms`); None takes the one that the table there recommends.
         graphs: graph → recipe that it follows instead.
@@ -42,7 +43,7 @@ class Recipe:
     keep: str = r"router"
     smallest: int = 32
     block: int = 32
-    method: str = "gptq"
+    method: str = "rtn"
     higher: str | None = None
     experts: str | None = None
     graphs: Mapping[str, str] = field(default_factory=dict)
@@ -83,8 +84,8 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("int8-fp16conv", convolutions="float16"),
         Recipe("int8-gathered", experts="gathered"),
         Recipe("int4", precision="int4", graphs=_AROUND),
-        Recipe("int4-rtn", precision="int4", method="rtn", graphs=_AROUND),
         Recipe("int4-128", precision="int4", block=128, graphs=_AROUND),
+        Recipe("int4-gptq", precision="int4", method="gptq", graphs=_AROUND),
         Recipe("mixed", graphs={"mmu_extend": "int4"}),
     )
 }

@@ -1,6 +1,6 @@
 """A bundle in fp32 once more by another recipe, without PyTorch and without tracing: its graphs are the lowered ones.
 
->>> requantise(Path("runs/fp32/nano"), Path("runs/int4/nano"), "int4-rtn")  # doctest: +SKIP
+>>> requantise(Path("runs/fp32/nano"), Path("runs/int4/nano"), "int4")  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def calibration_of(graphs: dict[str, ir.Model], bundle: Bundle, inputs: Inputs, 
     if not (len(inputs.prompts) and len(inputs.questions) and len(inputs.pixels)):
         raise InputError(
             f"recipe {recipe.name!r} needs calibration data: prompts, questions and pictures (got {len(inputs.prompts)}, "
-            f"{len(inputs.questions)} and {len(inputs.pixels)}); give at least one of each, or choose 'int8' or 'int4-rtn'"
+            f"{len(inputs.questions)} and {len(inputs.pixels)}); give at least one of each, or choose 'int8' or 'int4'"
         )
     with Calibrator(graphs, recipe) as calibrator:
         generate(calibrator, bundle.layout, inputs)

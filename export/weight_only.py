@@ -9,6 +9,9 @@ Axes: K inputs, N outputs, G = ceil(K / block) blocks.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,8 +62,21 @@ def _pack(codes: Array) -> Array:
     return packed
 
 
+@contextmanager
+def _root_logger_kept() -> Iterator[None]:
+    """ONNX Runtime's quantisers set up logging for the whole process when they are imported."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
 def _round_to_nearest(weight: Array, block: int) -> Blocks:
-    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
+    with _root_logger_kept():
+        from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
 
     quantizer = DefaultWeightOnlyQuantizer(DefaultWeightOnlyQuantConfig(block_size=block, is_symmetric=False, bits=BITS))
     codes, scales, zeros = quantizer.qbits_block_quant(np.ascontiguousarray(weight))

@@ -37,9 +37,9 @@ TOLERANCES: Mapping[str, tuple[Recipe, float]] = {
     "int8 dense": (replace(RECIPES["int8"], experts="dense"), 0.02),
     "int8 gathered": (replace(RECIPES["int8"], experts="gathered"), 0.02),
     "int8-vnni gathered": (replace(RECIPES["int8-vnni"], experts="gathered"), 0.015),
-    "int4 dense": (replace(RECIPES["int4-rtn"], experts="dense"), 0.12),
-    "int4 fused": (replace(RECIPES["int4-rtn"], experts="fused"), 0.12),
-    "int4-128 gathered": (replace(RECIPES["int4-128"], method="rtn", experts="gathered"), 0.14),
+    "int4 dense": (replace(RECIPES["int4"], experts="dense"), 0.12),
+    "int4 fused": (replace(RECIPES["int4"], experts="fused"), 0.12),
+    "int4-128 gathered": (replace(RECIPES["int4-128"], experts="gathered"), 0.14),
 }
 
 
@@ -138,8 +138,8 @@ def test_the_table_gathers_wide_int8_and_fuses_int4(traced: ir.Model) -> None:
     (found,) = expert_layers(traced.graph)
     assert (found.experts, found.active, found.shared, found.routed, found.width) == (4, 2, 64, 32, 64)
     assert best_form(found, "t2i_step", RECIPES["int8"]) == "dense"
-    assert best_form(found, "mmu_extend", RECIPES["int4-rtn"]) == "fused"
-    assert best_form(found, "mmu_extend", replace(RECIPES["int4-rtn"], block=128)) == "dense"  # QMoE wants whole blocks
+    assert best_form(found, "mmu_extend", RECIPES["int4"]) == "fused"
+    assert best_form(found, "mmu_extend", replace(RECIPES["int4"], block=128)) == "dense"  # QMoE wants whole blocks
     assert best_form(found, "t2i_step", FP32) == "dense"
     with pytest.raises(InputError, match="unknown form of experts 'sparse'; choose one of: dense, gathered, fused"):
         best_form(found, "t2i_step", replace(FP32, experts="sparse"))
@@ -157,7 +157,7 @@ def test_experts_of_another_shape_are_refused(traced: ir.Model) -> None:
         list(expert_layers(model.graph))
 
 
-@pytest.mark.parametrize("recipe", ["int8", "int8-gathered", "int4-rtn", "int4-128"])
+@pytest.mark.parametrize("recipe", ["int8", "int8-gathered", "int4", "int4-128"])
 @pytest.mark.parametrize("graph", ["t2i_step", "mmu_extend"])
 def test_every_expert_is_alive_in_every_recipe_and_a_lost_one_fails_the_census(
     recipe: str, graph: str, tiny_bundle: Path, tiny_models: Models
@@ -166,7 +166,7 @@ def test_every_expert_is_alive_in_every_recipe_and_a_lost_one_fails_the_census(
     assert transformer is not None
     model = ir.load(tiny_bundle / f"{graph}.onnx")
     model.graph.name = graph
-    written = quantise(model, replace(RECIPES[recipe], method="rtn")).graph
+    written = quantise(model, RECIPES[recipe]).graph
     rows = census(written, graph, transformer)
     assert all(row.alive == (0, 1, 2, 3) for row in rows)
     group = graph.split("_", maxsplit=1)[0]
