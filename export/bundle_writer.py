@@ -34,7 +34,7 @@ from export.trace import Models, trace
 from f2edge.attributes import F2EDGE_SCHEMA, AttributeSchema
 from f2edge.bundle import TOKENIZER, write_manifest
 from f2edge.configuration import FeatureShape, ImageTokenizerConfiguration, ModelConfiguration, TokenExperts
-from f2edge.errors import InputError, OutputError
+from f2edge.errors import F2EdgeError, InputError, OutputError
 from f2edge.layout import TokenLayout
 from f2edge.manifest import FLAVOURS
 
@@ -167,7 +167,7 @@ def replaced_folder(out: Path) -> Iterator[Path]:
     """A fresh folder that takes the place of ``out`` when the block ends well, and vanishes when it does not.
 
     Raises:
-        OutputError: the place cannot be written, or ``out`` is something other than a folder.
+        OutputError: the place cannot be written, the disk is full, or ``out`` is something other than a folder.
     """
     if out.exists() and not out.is_dir():
         raise OutputError(f"cannot write the bundle {out}: a file of that name exists; choose another folder")
@@ -184,6 +184,11 @@ def replaced_folder(out: Path) -> Iterator[Path]:
             out.rename(old)
         building.rename(out)
         shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        if isinstance(error, F2EdgeError):
+            raise
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot write the bundle {out}: {reason}; free some space or choose another folder") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -212,6 +217,7 @@ class Card:
     description: str = ""
     licence: str = "Apache-2.0"
     generation: Mapping[str, Any] = field(default_factory=lambda: dict(GENERATION))
+    editing: Mapping[str, Any] = field(default_factory=dict)
     alignment: Mapping[str, Any] | None = None
     question_template: str = Manner.question_template
     describe_question: str = Manner.describe_question
@@ -270,6 +276,7 @@ def write_bundle(
             "attributes": schema.to_json(),
             "regions": list(models.regions),
             "generation": dict(card.generation),
+            "editing": dict(card.editing),
             "graphs": graphs,
             "describe_question": card.describe_question,
             "description": card.description,

@@ -19,6 +19,8 @@ from f2edge.configuration import ModelConfiguration
 GENERATION: Mapping[str, Any] = MappingProxyType(
     {"steps": 12, "guidance": 2.0, "temperature_law": "linear", "temperature": 1.0, "order": "maskgit", "token_temperature": 1.0}
 )
+#: An edit is told apart from its surroundings by its prompt alone, and follows it more surely under twice the guidance.
+_EDITING: Mapping[str, Any] = MappingProxyType({"guidance": 4.0})
 #: Show-o's own sampler (models/modeling_showo.py, ``t2i_generate``): a temperature that compounds, the cosine in single precision.
 _SHOW_O_LAWS: Mapping[str, Any] = MappingProxyType({**GENERATION, "temperature_law": "show-o", "mask_law": "show-o"})
 #: Smallest side of the pictures from which the published commands take more steps and more guidance.
@@ -31,11 +33,13 @@ class Manner:
 
     Attributes:
         generation: fields of :class:`f2edge.decoding.schedule.Schedule`.
+        editing: those that differ for ``edit``.
         question_template: how a question is written before its answer, as in :class:`f2edge.layout.TokenLayout`.
         describe_question: what ``describe`` asks.
     """
 
     generation: Mapping[str, Any] = field(default_factory=lambda: GENERATION)
+    editing: Mapping[str, Any] = field(default_factory=dict)
     question_template: str = "{question}\n"
     describe_question: str = "describe the face"
 
@@ -50,4 +54,4 @@ def _show_o(size: int) -> Manner:
 
 def manner_of(configuration: ModelConfiguration) -> Manner:
     """The manner of "show-o", and of "1.8b", which starts from it; any other model has this project's own."""
-    return _show_o(configuration.tokenizer.image_size) if configuration.name in ("show-o", "1.8b") else Manner()
+    return _show_o(configuration.tokenizer.image_size) if configuration.name in ("show-o", "1.8b") else Manner(editing=_EDITING)

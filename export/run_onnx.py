@@ -140,6 +140,7 @@ def export_models(
     card = Card(
         description=description,
         generation={**manner.generation, **(generation or {})},
+        editing=manner.editing,
         question_template=manner.question_template,
         describe_question=manner.describe_question,
         alignment={"landmarks": landmark_template(), "margins": list(PORTRAIT_MARGINS)},

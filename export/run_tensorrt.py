@@ -115,6 +115,7 @@ def export_tensorrt(
     card = Card(
         description=description,
         generation=manner.generation,
+        editing=manner.editing,
         question_template=manner.question_template,
         describe_question=manner.describe_question,
         alignment={"landmarks": landmark_template(), "margins": list(PORTRAIT_MARGINS)},

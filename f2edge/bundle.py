@@ -92,6 +92,11 @@ class Bundle:
         return self.manifest.generation
 
     @property
+    def editing(self) -> Schedule:
+        """What ``edit`` uses where the caller says nothing."""
+        return self.manifest.editing
+
+    @property
     def tokenizer_path(self) -> Path:
         return self.folder / TOKENIZER
 

@@ -75,7 +75,7 @@ class Intake:
 
     def _image(self, request: ImageRequest, common: dict[str, Any]) -> ImageJob:
         pipeline = self.pipeline
-        schedule = request.options.resolve(pipeline.bundle.generation)
+        schedule = request.options.resolve(pipeline.bundle.editing if isinstance(request, EditRequest) else pipeline.bundle.generation)
         prompt = tuple(pipeline.tokenizer.encode(check_text(request.prompt, "prompt")))
         noise_key(request.seed, 0, np.zeros(1, dtype=np.int64))  # refuses a seed outside its range
         edit = None

@@ -1,6 +1,6 @@
 """What a bundle's ``manifest.json`` says, read from bytes that nobody vouches for.
 
-Keys of the document; the first eight are required::
+Keys of the document; those up to ``files`` are required, but for ``editing``::
 
     format_version  1
     name            identifier of the model
@@ -8,6 +8,7 @@ Keys of the document; the first eight are required::
     layout          TokenLayout.to_json()
     attributes      AttributeSchema.to_json()
     generation      fields of f2edge.decoding.schedule.Schedule: steps, guidance, order, temperature, temperature_law …
+    editing         optional: those of them that differ for ``edit``
     graphs          name → {file, inputs: [{name, dtype, shape}], outputs: […], precision}; optional: recipe.
                     A shape lists sizes and names of dynamic axes.
     files           path inside the folder → {sha256, bytes}; ``f2edge.bundle.write_manifest`` fills it in
@@ -85,7 +86,8 @@ class SmokeVector:
 class Manifest:
     """A manifest whose parts fit together.
 
-    ``generation`` is what ``generate`` uses where the caller says nothing, ``document`` the JSON as it was written.
+    ``generation`` is what ``generate`` uses where the caller says nothing, ``editing`` what ``edit`` uses, ``document`` the JSON as it was
+    written.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Manifest:
     regions: tuple[str, ...]
     alignment: Alignment | None
     generation: Schedule
+    editing: Schedule
     smoke: SmokeVector | None
     graphs: Mapping[str, GraphEntry]
     files: Mapping[str, FileEntry]
@@ -148,7 +151,8 @@ def _parse(row: Mapping[str, Any]) -> Manifest:
         schema=_schema(get(row, "attributes")),
         regions=regions,
         alignment=None if row.get("alignment") is None else _alignment(row["alignment"]),
-        generation=_generation(get(row, "generation")),
+        generation=_schedule(get(row, "generation"), "generation"),
+        editing=_schedule({**get(row, "generation"), **table(row.get("editing", {}), "editing")}, "editing"),
         smoke=None if row.get("smoke") is None else _smoke(row["smoke"], layout),
         graphs=MappingProxyType(graphs),
         files=MappingProxyType(files),
@@ -197,8 +201,8 @@ def _schema(rows: Any) -> AttributeSchema:
     return AttributeSchema.from_json(rows)
 
 
-def _generation(row: Any) -> Schedule:
-    typed(row, Schedule, "generation")
+def _schedule(row: Any, where: str) -> Schedule:
+    typed(row, Schedule, where)
     return Schedule(**{**row, **{key: tuple(value) for key, value in row.items() if isinstance(value, list)}})
 
 

@@ -156,7 +156,7 @@ class FacePipeline:
             region: a name of ``bundle.regions``, a box ``(x, y, w, h)`` in pixels of ``image``, a mask image (bright is inside),
                 or bool (G, G).
             seed: in ``[0, 2^64)``.
-            options: as for :meth:`generate`.
+            options: what is None follows the bundle's defaults for edits.
             keep_outside: paste the original's pixels back outside the region, with an edge of half a token cell; otherwise the whole
                 picture comes from the tokenizer's decoder.
             on_step: told after each step.
@@ -166,7 +166,7 @@ class FacePipeline:
             UnknownRegionError: no such region.
             InputError: a region that covers no token, or what :meth:`generate` raises.
         """
-        schedule = (options or GenerateOptions()).resolve(self.bundle.generation)
+        schedule = (options or GenerateOptions()).resolve(self.bundle.editing)
         prefix = self.prompts.prompt(self.tokenizer.encode(check_text(prompt, "prompt")))
         pixels = self.pixels(image)
         cells = self.cells(region, image.size, pixels)

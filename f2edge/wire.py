@@ -48,6 +48,7 @@ class ModelFacts:
         tokens: N, of one image; their codes are below ``codes``.
         prompt_tokens: longest prompt and question.
         generation: defaults of ``generate``.
+        editing: defaults of ``edit``.
         regions: names that ``edit`` takes.
         schema: the attributes that ``analyze`` reports.
     """
@@ -63,6 +64,7 @@ class ModelFacts:
     codes: int
     prompt_tokens: int
     generation: Schedule
+    editing: Schedule
     regions: tuple[str, ...]
     schema: AttributeSchema
 
@@ -144,6 +146,7 @@ def model_message(facts: ModelFacts, limits: pb.RequestLimits) -> pb.GetModelRes
         codes=facts.codes,
         prompt_tokens=facts.prompt_tokens,
         defaults=options_message(facts.generation),
+        edit_defaults=options_message(facts.editing),
         regions=facts.regions,
         slots=[pb.Slot(**row) for row in facts.schema.to_json()],
         limits=limits,
@@ -167,6 +170,7 @@ def model_of(message: pb.GetModelResponse) -> ModelFacts:
         codes=message.codes,
         prompt_tokens=message.prompt_tokens,
         generation=Schedule(**options_fields(message.defaults)),
+        editing=Schedule(**options_fields(message.edit_defaults if message.HasField("edit_defaults") else message.defaults)),
         regions=tuple(message.regions),
         schema=AttributeSchema.from_json(rows),
     )

@@ -60,6 +60,7 @@ FACTS = ModelFacts(
     codes=CODES,
     prompt_tokens=96,
     generation=Schedule(steps=8),
+    editing=Schedule(steps=8, guidance=3.0),
     regions=("hair", "eyes"),
     schema=F2EDGE_SCHEMA,
 )
@@ -211,6 +212,7 @@ def paper_served(pipeline: FacePipeline) -> Served:
         codes=model.codes,
         prompt_tokens=model.prompt_tokens,
         generation=bundle.generation,
+        editing=bundle.editing,
         regions=bundle.regions,
         schema=bundle.schema,
     )

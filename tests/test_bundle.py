@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,11 +211,25 @@ def test_the_layout_must_be_the_models(folder: Path) -> None:
 
 def test_write_manifest_refuses_what_loading_would_refuse(folder: Path) -> None:
     before = (folder / MANIFEST).read_bytes()
-    for change in ({"generation": {"steps": 0}}, {"quality": float("nan")}, {"quality": {1, 2}}, {"name": ""}):
+    for change in (
+        {"generation": {"steps": 0}},
+        {"editing": {"guidance": -1}},
+        {"editing": [4]},
+        {"quality": float("nan")},
+        {"quality": {1, 2}},
+        {"name": ""},
+    ):
         with pytest.raises(BundleError):
             write_manifest(folder, document() | change)
     assert (folder / MANIFEST).read_bytes() == before
     assert sorted(path.name for path in folder.iterdir()) == ["graphs", MANIFEST, "tokenizer.json", "weights.bin"]
+
+
+def test_edits_have_defaults_of_their_own(folder: Path) -> None:
+    assert Bundle.load(folder).editing == Bundle.load(folder).generation
+    write_manifest(folder, document() | {"editing": {"guidance": 4.5}})
+    bundle = Bundle.load(folder)
+    assert bundle.editing == replace(bundle.generation, guidance=4.5)
 
 
 def test_names_resolve_to_embedded_then_user_then_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,7 @@ def test_a_client_and_a_pipeline_are_the_same_kind_of_model(client: Client, pipe
     assert len({(model.bundle.name, model.bundle.regions, tuple(model.bundle.schema)) for model in models}) == 1
     assert client.backend.name.startswith("paper at 127.0.0.1:")
     assert client.bundle.generation == pipeline.bundle.generation
+    assert client.bundle.editing == pipeline.bundle.editing
 
 
 def test_faces_steps_and_pictures_are_the_pipelines(client: Client, pipeline: FacePipeline) -> None:

@@ -88,6 +88,7 @@ def open_served(
         codes=model.codes,
         prompt_tokens=model.prompt_tokens,
         generation=opened.generation,
+        editing=opened.editing,
         regions=opened.regions,
         schema=opened.schema,
     )

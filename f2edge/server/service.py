@@ -92,7 +92,7 @@ class FaceService:
         self._metrics.engine_finished(call.method, done.timings)
         label = provenance.label(prompt=request.prompt, seed=request.seed, bundle=served.facts.name, edited=True)
         picture = await self._pool.write(lambda: picture_message(face, message.output, label, served.signer))
-        options = options_message(request.options.resolve(served.facts.generation))
+        options = options_message(request.options.resolve(served.facts.editing))
         options.steps = done.steps_planned
         result = pb.EditResult(
             picture=picture,
