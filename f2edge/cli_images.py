@@ -19,7 +19,7 @@ _LONGEST_TEXT = 60
 
 
 def verify_image(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="JPEG, PNG or WebP files.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="JPEG, PNG or WebP files.", show_default=False)],
     *,
     watermark_key: WatermarkKeyOption = None,
     trust: Annotated[
