@@ -23,7 +23,7 @@ from engines import memory_guard
 from engines.atomic import write_atomically
 from engines.engine_cache import engine_key
 from engines.network import BuildOptions, build_plan
-from engines.plugin_nodes import plugins_of, register
+from engines.plugin_nodes import plugins_of, register, to_load
 from engines.profile import RECIPE_SM, Profile, load_profile
 from engines.progress import BuildProgress
 from engines.shapes import GraphShapes, Sizes, graph_shapes
@@ -130,7 +130,7 @@ def build(source: str | os.PathLike[str], request: BuildRequest, *, quiet: bool 
             bundle, entry, shapes=shapes[name], options=options, tools=tools, folder=folder, request=request, quiet=quiet
         ) | {
             "key": key,
-            "plugins": sorted(plugins),
+            "plugins": to_load(plugins),
             "settings": asdict(options),
         }
         write_atomically(folder / PLANS, json.dumps(document, indent=1).encode())

@@ -19,6 +19,7 @@ from engines.cli import run
 from engines.engine_cache import engine_key
 from engines.memory_guard import HostMemory
 from engines.network import BuildOptions, configure
+from engines.plugin_nodes import OPERATORS, to_load
 from engines.profile import load_profile
 from engines.shapes import Sizes, graph_shapes, input_shapes
 from f2edge.backends.plans import Machine, PlanFolder, find_plans, l4t_release
@@ -369,12 +370,23 @@ def test_the_fused_node_asks_for_its_plug_in(bundle: Path, tmp_path: Path, monke
     onnx.save(model, path)
     refresh(bundle)
     here = machine(monkeypatch, tmp_path)
-    monkeypatch.setattr("engines.plugin_nodes.OPERATORS", {"F2FusedMoE": ("f2edge::F2FusedMoE:1", "json")})
+    fused = OPERATORS["F2FusedMoE"]
+    monkeypatch.setattr("engines.plugin_nodes.OPERATORS", {"F2FusedMoE": fused._replace(module="json")})
     with pytest.raises(BackendError, match="'json' registers no plug-ins"):
         here.build(bundle, graphs=("regions",))
     here.trt.creators.add(("f2edge", "F2FusedMoE", "1"))
     plans = PlanFolder.load(here.build(bundle, graphs=("regions",)))
     assert plans.graphs["regions"].plugins == ("f2edge::F2FusedMoE:1",)
+
+
+def test_plug_ins_compiled_ahead_of_time_are_in_the_plan() -> None:
+    assert to_load(plugin.name for plugin in OPERATORS.values()) == ["f2edge::F2FusedMoE:1"]
+
+
+def test_every_plug_in_module_registers() -> None:
+    from importlib import import_module
+
+    assert all(callable(import_module(plugin.module).register) for plugin in OPERATORS.values())
 
 
 def test_progress_speaks_on_a_terminal_only(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -347,6 +347,20 @@ def test_threads_take_turns(here: Machine, bundle: Path, expected: FacePipeline)
         assert np.allclose(results[i], host(expected.backend.run("mmu_extend", feed)["logits"]), atol=2e-4)
 
 
+# The choice ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_auto_takes_plans_that_fit_and_says_so(here: Machine, bundle: Path, tiny_bundle: Path, caplog: Any) -> None:
+    backend, reason = choose_backend("auto", Bundle.load(bundle))
+    assert (backend.name, reason.partition(",")[0]) == ("tensorrt", "auto: tensorrt")
+    assert choose_backend("auto", Bundle.load(tiny_bundle))[0].name == "onnxruntime", "no plans"
+    here.cuda.multiprocessors = 16
+    backend, reason = choose_backend("auto", Bundle.load(bundle))
+    assert backend.name == "onnxruntime"
+    assert "8 multiprocessors" in reason
+    assert reason in caplog.text, "never silently"
+
+
 # What is missing or wrong ----------------------------------------------------------------------------------------------------------------
 
 

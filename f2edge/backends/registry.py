@@ -71,12 +71,23 @@ def choose_backend(name: str, bundle: GraphFiles, threads: int | None = None) ->
     Raises:
         BackendError: an unknown name, or a backend that this machine cannot run.
     """
-    if name == "auto":
-        chosen, reason = "onnxruntime", "auto: onnxruntime, the CPU backend, runs everywhere"
-    else:
-        chosen, reason = name, f"{name}: asked for by name"
-    if chosen not in BACKENDS:
+    if name != "auto" and name not in BACKENDS:
         raise BackendError(f"unknown backend {name!r}; choose one of: auto, {', '.join(BACKENDS)}")
-    backend = BACKENDS[chosen](bundle, threads)
+    backend, reason = _automatic(bundle, threads) if name == "auto" else (BACKENDS[name](bundle, threads), f"{name}: asked for by name")
     logger.info("backend %s", reason)
     return backend, reason
+
+
+def _automatic(bundle: GraphFiles, threads: int | None) -> tuple[Backend, str]:
+    """TensorRT where somebody has built plans of this bundle for this machine, otherwise the CPU."""
+    from f2edge.backends.plans import find_plans
+    from f2edge.bundle import Bundle
+
+    reason = "auto: onnxruntime, the CPU backend, runs everywhere"
+    if isinstance(bundle, Bundle) and any(find_plans(bundle)):
+        try:
+            return _tensorrt(bundle, threads), "auto: tensorrt, for which the bundle has plans that fit this machine"
+        except BackendError as error:
+            reason = f"auto: onnxruntime, because the bundle's TensorRT plans do not run here: {error}"
+            logger.warning("%s", reason)
+    return _onnxruntime(bundle, threads), reason
