@@ -90,16 +90,8 @@ class Admission:
             QueueFullError: too many requests of its class, or too much work.
             DeadlineUnreachableError: it cannot be done in time.
         """
-        mates = [mate for mate in jobs if mate.family == job.family]
-        work_ms = sum(map(self.work_ms, mates))
-        images = job.family == "images"
-        count, most_ms = (
-            (self._limits.max_images, self._limits.max_image_work_ms)
-            if images
-            else (self._limits.max_answers, self._limits.max_answer_work_ms)
-        )
-        if len(mates) >= count:
-            raise QueueFullError(f"{len(mates)} {job.family} are queued, that is all; try again later", _retry_ms(work_ms / len(mates)))
+        mates, work_ms = self.check_room(job.family, jobs)
+        most_ms = self._limits.max_image_work_ms if job.family == "images" else self._limits.max_answer_work_ms
         excess_ms = work_ms + self.work_ms(job) - most_ms
         if mates and excess_ms > 0:
             raise QueueFullError(f"{job.family}: {work_ms / 1e3:.1f} s of work are queued; try again later", _retry_ms(excess_ms))
@@ -107,6 +99,15 @@ class Admission:
         left_ms = 1e3 * (job.deadline - now) - self._limits.margin_ms
         if needed_ms > left_ms or job.deadline <= now:
             raise DeadlineUnreachableError(f"this takes about {needed_ms:.0f} ms, the deadline leaves {max(left_ms, 0.0):.0f} ms")
+
+    def check_room(self, family: str, jobs: Iterable[Job]) -> tuple[list[Job], float]:
+        """The requests of a family and their work in milliseconds; raises :class:`QueueFullError` where another is one too many."""
+        mates = [mate for mate in jobs if mate.family == family]
+        work_ms = sum(map(self.work_ms, mates))
+        count = self._limits.max_images if family == "images" else self._limits.max_answers
+        if len(mates) >= count:
+            raise QueueFullError(f"{len(mates)} {family} are queued, that is all; try again later", _retry_ms(work_ms / len(mates)))
+        return mates, work_ms
 
     def _image_ms(self, job: ImageJob, steps: int, jobs: Iterable[Job]) -> float:
         """Until a picture of so many steps is drawn, behind those before it and beside the words that go first."""

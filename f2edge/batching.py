@@ -96,6 +96,10 @@ class Engine:
             self._changed.notify_all()
         return ticket
 
+    def check_room(self, family: str) -> None:
+        """Before a picture is opened for nothing: raises :class:`QueueFullError` where no more "images" or "answers" are taken now."""
+        self._loop.check_room(family)
+
     @property
     def state(self) -> EngineState:
         """Of now.  Readiness is READY and a fresh heartbeat."""

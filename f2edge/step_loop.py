@@ -91,6 +91,15 @@ class StepLoop:
                 self._live_until = arrived + self._live_memory_s
         return ticket
 
+    def check_room(self, family: str) -> None:
+        """See :meth:`f2edge.batching.Engine.check_room`."""
+        with self.lock:
+            try:
+                self.admission.check_room(family, self._jobs.values())
+            except QueueFullError:
+                self.counters.rejected["queue_full"] += 1
+                raise
+
     def submit_own(self, request: Request) -> Ticket:
         """A request of the engine itself (warm-up, trials), taken in any case."""
         ticket = Ticket(next(self._numbers))

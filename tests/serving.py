@@ -78,13 +78,14 @@ class ScriptedTicket:
 class ScriptedEngine:
     """Every request gets a thread and takes ``steps`` steps of ``step_s`` seconds.
 
-    ``refusal`` is raised at submission, ``failure`` ends a request at its second step; ``steps_done`` counts all steps; while ``gate``
-    is closed no step begins; ``submitted`` keeps what came.
+    ``full`` is raised before a picture is opened, ``refusal`` at submission, ``failure`` ends a request at its second step; ``steps_done``
+    counts all steps; while ``gate`` is closed no step begins; ``submitted`` keeps what came.
     """
 
     def __init__(self, steps: int = 8, step_s: float = 0.005) -> None:
         self.steps = steps
         self.step_s = step_s
+        self.full: Exception | None = None
         self.refusal: Exception | None = None
         self.failure: Exception | None = None
         self.gate = threading.Event()
@@ -165,6 +166,10 @@ class ScriptedEngine:
             report = FaceReport({slot.name: {value: 1 / len(slot.values) for value in slot.values} for slot in slots})
             return (report,) * len(request.images)
         return Answer("".join(WORDS), (1, 2, 3, 4), 1.0, 100.0)
+
+    def check_room(self, family: str) -> None:
+        if self.full is not None and family == "answers":
+            raise self.full
 
     def stats(self) -> EngineStats:
         lanes = {"live": 0, "normal": len(self.open_tickets), "background": 0}

@@ -199,12 +199,16 @@ def test_full_queues_refuse_with_a_time_to_come_back_and_do_not_stand_in_each_ot
     answers = [bench.ask(question(i)) for i in range(2)]
     with pytest.raises(QueueFullError, match="2 answers"):
         bench.ask(question(3))
+    for family in ("images", "answers"):  # which a server asks before it opens a picture
+        with pytest.raises(QueueFullError, match=family):
+            bench.loop.check_room(family)
     images[0].ticket.cancel()
     bench.run(1)
+    bench.loop.check_room("images")
     bench.ask(generate(5))
     bench.run()
     assert all(h.done for h in (*images[1:], *answers))
-    assert bench.loop.stats().rejected == {"queue_full": 2}
+    assert bench.loop.stats().rejected == {"queue_full": 4}
 
 
 def test_estimated_work_is_bounded_too(bundle: Bundle) -> None:

@@ -291,6 +291,20 @@ def test_a_full_queue_says_at_once_when_to_come_back(face: Any, engine: Scripted
     assert fastest < 0.05
 
 
+def test_a_full_queue_refuses_before_it_opens_a_picture(face: Any, engine: ScriptedEngine) -> None:
+    """A picture that is none would be a bad field; nobody looks."""
+    engine.full = QueueFullError("64 answers are queued", 500)
+    for call in (
+        lambda: face.Ask(pb.AskRequest(image=b"no picture", question="what?")),
+        lambda: face.Describe(pb.DescribeRequest(image=b"no picture")),
+        lambda: face.Analyze.future(pb.AnalyzeRequest(image=b"no picture")).result(),
+    ):
+        assert refused(call).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    (answer,) = face.AnalyzeStream(iter([pb.AnalyzeStreamRequest(image=b"no picture")]))
+    assert answer.problem.reason == "QUEUE_FULL"
+    assert list(face.Generate(pb.GenerateRequest(**GOOD)))
+
+
 def test_a_deadline_that_cannot_be_met_is_refused(face: Any, engine: ScriptedEngine) -> None:
     engine.refusal = DeadlineUnreachableError("needs 900 ms, the deadline leaves 100")
     error = refused(lambda: face.Generate(pb.GenerateRequest(**GOOD), timeout=20))

@@ -83,6 +83,7 @@ class FaceService:
             kept.append(validation.edit_request(message, served, self._settings.images))
             return kept[0]
 
+        served.engine.check_room("images")
         with self._events() as events:
             await self._pool.open(message.ByteSize(), partial(self._submit, served, events, call, build, lane))
             request = kept[0]
@@ -152,6 +153,7 @@ class FaceService:
     ) -> None:
         served = await self._ready()
         lane = validation.priority(message.priority, image=False)
+        served.engine.check_room("answers")
         with self._events() as events:
             await self._pool.open(message.ByteSize(), partial(self._submit, served, events, call, build, lane))
             while not isinstance(event := await events.next(), Done):
@@ -164,6 +166,7 @@ class FaceService:
     async def _reports(
         self, served: Served, size: int, call: Call, build: Callable[[], AnalyzeRequest], lane: Priority | None
     ) -> tuple[Done, tuple[FaceReport, ...]]:
+        served.engine.check_room("answers")
         with self._events() as events:
             await self._pool.open(size, partial(self._submit, served, events, call, build, lane))
             while not isinstance(event := await events.next(), Done):
