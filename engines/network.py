@@ -98,11 +98,11 @@ def build_plan(
                 raise InputError(f"graph {entry.name!r}: TensorRT refuses the profile {dict(ranges)}: {lines.last}")
     if monitor is not None:
         config.progress_monitor = monitor
-    _set_timing_cache(config, timing_cache)
+    cache = _set_timing_cache(config, timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BackendError(f"graph {entry.name!r}: TensorRT {trt.__version__} builds no plan of {onnx.name}: {lines.last}")
-    return BuiltPlan(plan, bytes(memoryview(config.get_timing_cache().serialize())))
+    return BuiltPlan(plan, bytes(memoryview(cache.serialize())))
 
 
 def network_flags(trt: Any) -> int:
@@ -128,10 +128,13 @@ def configure(trt: Any, config: Any, options: BuildOptions) -> None:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
 
 
-def _set_timing_cache(config: Any, data: bytes) -> None:
-    if config.set_timing_cache(config.create_timing_cache(data), ignore_mismatch=False):
-        return
-    config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+def _set_timing_cache(config: Any, data: bytes) -> Any:
+    """The cache that the config uses: the one given, or an empty one where that does not fit.  Keep it: the config only points to it."""
+    cache = config.create_timing_cache(data)
+    if not config.set_timing_cache(cache, ignore_mismatch=False):
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, ignore_mismatch=False)
+    return cache
 
 
 def _parser_errors(parser: Any) -> str:

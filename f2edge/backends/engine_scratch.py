@@ -8,6 +8,9 @@ from typing import Any
 from f2edge.backends.cuda import CudaDevice
 
 
+_LEAST_BYTES = 512
+
+
 class Scratch:
     """Grows when an engine needs more; then it moves, every context is told, and graphs captured with the old address are forgotten."""
 
@@ -18,25 +21,23 @@ class Scratch:
         self._address, self.size = 0, 0
 
     def reserve(self, size: int) -> None:
-        """Make room for an engine's activations, in bytes."""
-        if size <= self.size:
+        """Make room for an engine's activations, in bytes; one that needs none gets a little, for a context must have memory."""
+        if max(size, _LEAST_BYTES) <= self.size:
             return
         self._cuda.synchronize()
         for forget in self._movers:
             forget()
         if self._address:
             self._cuda.release(self._address)
-            self._address = self.size = 0
-        self._address = self._cuda.allocate(size)
-        self.size = size
+        self.size = max(size, _LEAST_BYTES)
+        self._address = self._cuda.allocate(self.size)
         for context in self._contexts:
             context.set_device_memory(self._address, self.size)
 
     def attach(self, context: Any) -> None:
         """Give the memory to a context, now and whenever it moves."""
         self._contexts.append(context)
-        if self.size:
-            context.set_device_memory(self._address, self.size)
+        context.set_device_memory(self._address, self.size)
 
     def on_move(self, forget: Callable[[], None]) -> None:
         """Call this before the memory moves."""
