@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,16 @@ def check(interpreted: Interpreter, shape: MoEShape, x: Array, weights: dict[str
     return written
 
 
-@pytest.mark.parametrize(("number", "case"), list(enumerate(product((1, 7, 64, 258, 516), (4, 8), (1, 2, 4)))), ids=str)
+def cases() -> list[Any]:
+    """Every (T, E, K), numbered; of the large ones, which the interpreter takes seconds for, one each is run every time."""
+    found = []
+    for number, case in enumerate(product((1, 7, 64, 258, 516), (4, 8), (1, 2, 4))):
+        marks = [pytest.mark.long] if case[0] > 64 and case not in {(258, 4, 2), (516, 8, 4)} else []
+        found.append(pytest.param(number, case, id="-".join(map(str, case)), marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(("number", "case"), cases())
 def test_kernels_equal_the_reference(interpreted: Interpreter, number: int, case: tuple[int, int, int]) -> None:
     tokens, experts, active = case
     width, expert_width, gated = ODD[number % 4] if tokens <= 64 else ((50, 36, False), (33, 17, True))[number % 2]
