@@ -48,7 +48,9 @@ def _show_o(size: int) -> Manner:
     """The published commands: 18 steps with guidance 1.75 at 256 pixels, 50 steps with guidance 5 at 512; greedy answers."""
     steps, guidance = (50, 5.0) if size >= _LARGE else (18, 1.75)
     return Manner(
-        {**_SHOW_O_LAWS, "steps": steps, "guidance": guidance}, "USER: \n{question} ASSISTANT:", "Please describe this image in detail."
+        generation={**_SHOW_O_LAWS, "steps": steps, "guidance": guidance},
+        question_template="USER: \n{question} ASSISTANT:",
+        describe_question="Please describe this image in detail.",
     )
 
 
