@@ -63,6 +63,13 @@ def test_leading_axes_are_tokens_and_x_may_be_fp16(process: Interpreter, tmp_pat
     assert [row[1] for row in launches] == [kernel.file for kernel in Plan(shape, "fp16", SMALL).kernels]
 
 
+def test_no_tokens_launch_nothing(process: Interpreter, tmp_path: Path) -> None:
+    write_folder(tmp_path, SHAPE, (87,))
+    (_, y), launches, _ = process(plugin_process.run_node, SHAPE, tmp_path, [random_rows(2, 48), random_rows(0, 48)], random_weights(SHAPE))
+    assert y.shape == (0, 48)
+    assert len(launches) == 5
+
+
 def test_types_and_formats(process: Interpreter) -> None:
     linear, other = process(plugin_process.formats)
     assert linear == [["FLOAT", "HALF"], ["FLOAT"], ["FLOAT"], ["HALF"], ["HALF"], ["HALF"], ["HALF"], ["HALF"]]

@@ -90,7 +90,12 @@ class Launcher:
                 self._functions[kernel.file] = driver.load(image, kernel.name), compiled
 
     def enqueue(self, tokens: int, tensors: Mapping[str, int], workspace: int, stream: int) -> None:
-        """Queue the five kernels; ``tensors`` are addresses of the node's inputs by name and of ``y``."""
+        """Queue the five kernels; ``tensors`` are addresses of the node's inputs by name and of ``y``.
+
+        Without tokens there is nothing to do, and no grid of nothing can be launched.
+        """
+        if not tokens:
+            return
         plan = self._plans[choose_tile(self.shape, tokens).name]
         offsets, _ = plan.workspace(tokens)
         addresses = {**tensors, **{name: workspace + offset for name, offset in offsets.items()}}

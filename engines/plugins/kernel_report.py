@@ -17,7 +17,8 @@ from f2edge.errors import InputError
 _HEAD = """# Registers, shared memory and spills of the fused experts' kernels
 
 Layer of "{model}": {label} (D {width}, E {experts}, I {expert_width}, K {active}).  Compiled by Triton {triton} without a GPU; nothing here
-was run.  Per cell: registers of a thread / shared memory of a block in bytes / bytes spilled (stores + loads).  Written by
+was run.  On sm_75 the products (up, down) have 256 threads.  Per cell: registers of a thread / shared memory of a block in bytes /
+bytes spilled (stores + loads).  Written by
 `python -m engines kernels --model {model} --table docs/kernels.md`.
 
 """
