@@ -321,6 +321,17 @@ def test_the_exporter_reads_what_was_imported(tmp_path: Path, monkeypatch: pytes
     assert set(models.graphs) == {"t2i_prefill", "t2i_step", "mmu_prefill", "mmu_extend", "image_encode", "image_decode"}
     with pytest.raises(InputError, match="--encoders FOLDER"):
         load_models(tmp_path / "out", tmp_path / "out", None, "encoded")
+    (tmp_path / "out" / "unified.safetensors").write_bytes(b"half a file")
+    with pytest.raises(InputError, match="missing or damaged"):
+        load_models(tmp_path / "out", tmp_path / "out", None, "show-o")
+
+
+def test_a_shortened_checkpoint_is_exported_with_its_own_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = replace(SMALL, layers=1)
+    showo, magvit = folders(tmp_path, show_o_state(short), magvit_state())
+    import_show_o(showo, magvit, tmp_path / "out", base=short, progress=lambda _: None)
+    monkeypatch.setattr("export.run_onnx.CONFIGURATIONS", {"show-o": SMALL})
+    assert load_models(tmp_path / "out", tmp_path / "out", None, "show-o").configuration == short
 
 
 def test_the_size_comes_from_the_configuration_or_is_asked_for(tmp_path: Path) -> None:

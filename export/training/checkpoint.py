@@ -112,9 +112,12 @@ def weights_file(path: Path, *, ema: bool = True, name: str = "model") -> Path:
 
 
 def weights_metadata(path: Path) -> dict[str, str]:
-    """The metadata that :func:`save_weights` put into a file."""
-    with safe_open(str(path), framework="pt") as file:
-        return dict(file.metadata() or {})
+    """The metadata that :func:`save_weights` put into a file; a damaged one raises :class:`InputError`."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read as safetensors ({error}); the file is missing or damaged") from error
 
 
 def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
