@@ -36,7 +36,7 @@ def table(version: str) -> dict[str, Any]:
 
 
 def tensorrt_double(version: str, cuda: Any = None, activations: int = 4096) -> ModuleType:
-    """The module; ``cuda`` is a :class:`tests.cuda_double.CudaDouble` where engines are to run, ``activations`` what one asks for."""
+    """The module; ``cuda`` is a :class:`tests.cuda_double.CudaDouble` where engines are to run, ``activations`` what each asks for."""
     rows = table(version)
     module: Any = ModuleType("tensorrt")
     module.__version__ = version
@@ -282,7 +282,7 @@ def _deserialize(runtime: Any, module: Any, serialized_engine: Any = None, **_re
     if document["tensorrt"] != module.__version__ and not runtime._state.get("engine_host_code_allowed"):
         log.log(module.ILogger.Severity.ERROR, "The engine plan file is not compatible with this version of TensorRT")
         return None
-    return _made(module, "ICudaEngine", document=document)
+    return _made(module, "ICudaEngine", document=document, activations=module.activations)
 
 
 def _session(document: dict[str, Any]) -> Any:
@@ -366,7 +366,7 @@ def _execute(context: Any, module: Any, stream_handle: int) -> bool:
 
 
 def _set_device_memory(context: Any, module: Any, memory: int, size: int) -> None:
-    assert size >= module.activations, "less memory than the engine asks for"
+    assert size >= context._state["engine"]._state["activations"], "less memory than the engine asks for"
     context._state["memory"] = (memory, size)
 
 
@@ -432,5 +432,5 @@ PROPERTIES: dict[str, Callable[..., Any]] = {
     "INetworkDefinition.num_outputs": lambda s, m: len(s._state["outputs"]),
     "ICudaEngine.num_io_tensors": lambda s, m: len(s._state["document"]["tensors"]),
     "ICudaEngine.num_optimization_profiles": lambda s, m: len(s._state["document"]["profiles"]),
-    "ICudaEngine.device_memory_size_v2": lambda s, m: m.activations,
+    "ICudaEngine.device_memory_size_v2": lambda s, m: s._state["activations"],
 }

@@ -47,6 +47,14 @@ def machine(
     return Machine(cuda, trt, user)
 
 
+def planned_bundle(source: Path, folder: Path) -> Path:
+    """A bundle with plans of TensorRT 10.3 for up to two pictures and four answers at once."""
+    path = tensorrt_bundle(source, folder / "tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        machine(patch, folder).build(path, image_rows=2, answer_rows=4)
+    return path
+
+
 def tensorrt_bundle(source: Path, folder: Path) -> Path:
     """A copy of a bundle that says it is for TensorRT."""
     shutil.copytree(source, folder)

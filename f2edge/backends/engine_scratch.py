@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from f2edge.backends.cuda import CudaDevice
-
+from f2edge.errors import BackendError
 
 _LEAST_BYTES = 512
 
@@ -21,16 +21,28 @@ class Scratch:
         self._address, self.size = 0, 0
 
     def reserve(self, size: int) -> None:
-        """Make room for an engine's activations, in bytes; one that needs none gets a little, for a context must have memory."""
-        if max(size, _LEAST_BYTES) <= self.size:
+        """Make room for an engine's activations, in bytes; one that needs none gets a little, for a context must have memory.
+
+        Raises:
+            BackendError: there is no room; the engines that were there before go on with what they had.
+        """
+        size, before = max(size, _LEAST_BYTES), self.size
+        if size <= before:
             return
         self._cuda.synchronize()
         for forget in self._movers:
             forget()
         if self._address:
             self._cuda.release(self._address)
-        self.size = max(size, _LEAST_BYTES)
-        self._address = self._cuda.allocate(self.size)
+        try:
+            self._place(size)
+        except BackendError:
+            if before:
+                self._place(before)
+            raise
+
+    def _place(self, size: int) -> None:
+        self._address, self.size = self._cuda.allocate(size), size
         for context in self._contexts:
             context.set_device_memory(self._address, self.size)
 
