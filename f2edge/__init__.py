@@ -8,6 +8,7 @@ Names are imported when they are first used, so that ``import f2edge`` costs not
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from f2edge.results import GenerateOptions
 
 __version__ = "0.1.0"
+
+# ONNX Runtime's wheels (seen in 1.31.1) report to their maker from the moment they are loaded and keep an identifier in the user's cache,
+# unless this is said before.  A setting of the user's own stays as it is.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "Bundle": "f2edge.bundle",
