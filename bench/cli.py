@@ -8,6 +8,8 @@ python -m bench memory --config show-o --random-weights
 python -m bench camera
 python -m bench load --scenario closed --clients 8
 python -m bench provenance
+python -m bench recipes --bundle runs/fp32/nano
+python -m bench forms --config 1.8b
 python -m bench fuzz --duration 600
 """
 
@@ -21,12 +23,14 @@ from typing import Annotated, Any
 import typer
 
 from bench.camera import camera
+from bench.forms import forms
 from bench.fuzz import fuzz
 from bench.kernels import kernels
 from bench.latency import latency
 from bench.load import load
 from bench.memory import memory
 from bench.provenance import provenance
+from bench.recipes import recipes
 from bench.roofline import roofline
 from f2edge.errors import F2EdgeError, InputError
 
@@ -59,6 +63,8 @@ app.command()(memory)
 app.command()(camera)
 app.command()(load)
 app.command()(provenance)
+app.command()(recipes)
+app.command()(forms)
 app.command()(fuzz)
 
 

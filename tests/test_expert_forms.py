@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.forms import forms, measure, mixture
 from export.bundle_writer import TINY
 from export.census import LostExpertError, census, find_routers
 from export.expert_forms import best_form, expert_layers, shape_experts
@@ -134,16 +135,28 @@ def test_an_expert_is_read_back_from_every_form_and_missed_when_lost(
     assert np.abs(stored.values - wanted).max() < (0.15 if stored.coarse else 0.01) * np.abs(weight).max()
 
 
-def test_the_table_gathers_wide_int8_and_fuses_int4(traced: ir.Model) -> None:
-    (found,) = expert_layers(traced.graph)
-    assert (found.experts, found.active, found.shared, found.routed, found.width) == (4, 2, 64, 32, 64)
-    assert best_form(found, "t2i_step", RECIPES["int8"]) == "dense"
-    assert best_form(found, "mmu_extend", RECIPES["int4"]) == "fused"
-    assert best_form(found, "mmu_extend", replace(RECIPES["int4"], block=128)) == "dense"  # QMoE wants whole blocks
-    assert best_form(found, "t2i_step", FP32) == "dense"
+def test_the_table_gathers_wide_int8_and_fuses_wide_int4(traced: ir.Model) -> None:
+    (narrow,) = expert_layers(traced.graph)
+    assert (narrow.experts, narrow.active, narrow.shared, narrow.routed, narrow.width) == (4, 2, 64, 32, 64)
+    (wide,) = expert_layers(mixture(1024, SHAPE).graph)
+    for recipe, form in (("fp32", "dense"), ("int8", "gathered"), ("int4", "fused")):
+        for graph in ("t2i_step", "mmu_extend"):
+            assert best_form(narrow, graph, RECIPES[recipe]) == "dense"
+            assert best_form(wide, graph, RECIPES[recipe]) == form
+    assert best_form(wide, "mmu_extend", RECIPES["int4-128"]) == "dense"  # QMoE wants whole blocks
     with pytest.raises(InputError, match="unknown form of experts 'sparse'; choose one of: dense, gathered, fused"):
-        best_form(found, "t2i_step", replace(FP32, experts="sparse"))
+        best_form(narrow, "t2i_step", replace(FP32, experts="sparse"))
     assert shape_experts(traced.clone(), RECIPES["int8"], lambda *_: pytest.fail("packs")) == {"model.blocks.0.experts.t2i": "dense"}
+
+
+def test_forms_are_timed_and_a_model_without_experts_is_refused() -> None:
+    rows = measure(WIDTH, SHAPE, [1, 5], threads=1, seconds=0)
+    assert {(row["recipe"], row["form"]) for row in rows} >= {("int8", "gathered"), ("int4", "fused"), ("fp32", "dense")}
+    assert all(ms > 0 for row in rows for ms in row["ms"].values())
+    with pytest.raises(InputError, match="configuration 'show-o' has no routed experts; choose one of: nano"):
+        forms(config="show-o")
+    with pytest.raises(InputError, match="rows '1,x': give whole numbers"):
+        forms(rows="1,x")
 
 
 def test_experts_of_another_shape_are_refused(traced: ir.Model) -> None:
@@ -157,16 +170,16 @@ def test_experts_of_another_shape_are_refused(traced: ir.Model) -> None:
         list(expert_layers(model.graph))
 
 
-@pytest.mark.parametrize("recipe", ["int8", "int8-gathered", "int4", "int4-128"])
+@pytest.mark.parametrize(("recipe", "form"), [("int8", None), ("int8", "gathered"), ("int4", None), ("int4", "fused"), ("int4-128", None)])
 @pytest.mark.parametrize("graph", ["t2i_step", "mmu_extend"])
-def test_every_expert_is_alive_in_every_recipe_and_a_lost_one_fails_the_census(
-    recipe: str, graph: str, tiny_bundle: Path, tiny_models: Models
+def test_every_expert_is_alive_in_every_form_and_a_lost_one_fails_the_census(
+    recipe: str, form: str | None, graph: str, tiny_bundle: Path, tiny_models: Models
 ) -> None:
     transformer = tiny_models.transformer
     assert transformer is not None
     model = ir.load(tiny_bundle / f"{graph}.onnx")
     model.graph.name = graph
-    written = quantise(model, RECIPES[recipe]).graph
+    written = quantise(model, replace(RECIPES[recipe], experts=form)).graph
     rows = census(written, graph, transformer)
     assert all(row.alive == (0, 1, 2, 3) for row in rows)
     group = graph.split("_", maxsplit=1)[0]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.recipes import chance, chosen_recipes, losses, print_table, recipes, shares
 from export import bundle_writer
 from export import requantise as requantising
 from export.calibration import Calibrator, valid_columns
@@ -198,3 +199,36 @@ def test_comparison_of_logits_is_zero_for_the_same_and_grows() -> None:
     assert near[1] is not None
     assert far[1] is not None
     assert 0 < near[1] < far[1]
+
+
+def quality(share: float) -> dict[str, Any]:
+    return {"analyze": {"faces": 100, "balanced_accuracy": share}, "ask": {"questions": 50, "exact_match": 1.0, "by_kind": {}}}
+
+
+def test_the_table_of_recipes_names_what_is_lost_beyond_its_allowance(capsys: pytest.CaptureFixture[str]) -> None:
+    rows: list[dict[str, Any]] = [
+        {"recipe": recipe, "bytes": 10**6, "quality": quality(share), "shares": shares(quality(share)), "times": {}}
+        for recipe, share in (("fp32", 0.9), ("int8", 0.895), ("mixed", 0.885), ("int4", 0.885), ("int4-128", 0.87))
+    ]
+    lost = losses(rows)
+    assert [line.split(":")[0] for line in lost] == ["mixed", "int4-128"]
+    assert lost[0] == "mixed: analyze.balanced_accuracy is 1.5 points below fp32, allowed are 1"
+    by_chance = chance(rows[0]["quality"])
+    assert by_chance["analyze.balanced_accuracy"] == pytest.approx(100 * (2 * 0.9 * 0.1 / 100) ** 0.5)
+    assert by_chance["ask.exact_match"] > 0  # of fifty questions, one wrong is always possible
+    print_table(rows, lost)
+    shown = capsys.readouterr().out
+    assert "-1.5" in shown
+    assert "90.0" in shown
+    assert "±4.2" in shown
+
+
+def test_recipes_of_the_bench_are_checked_first(tmp_path: Path) -> None:
+    assert chosen_recipes("int8, fp32,int4,int8") == ["fp32", "int8", "int4"]
+    with pytest.raises(InputError, match="unknown quantisation recipe 'int9'"):
+        chosen_recipes("int9")
+    with pytest.raises(InputError, match="no recipes; give some"):
+        chosen_recipes(" ,")
+    with pytest.raises(InputError, match="unknown section tidy"):
+        recipes(bundle=tmp_path, only="tidy", out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())

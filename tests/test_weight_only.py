@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
@@ -68,9 +71,12 @@ def test_a_linear_layer_runs_on_four_bits_and_rows_keep_to_themselves(recipe: st
 
 
 def test_layers_that_must_stay_higher_are_int8() -> None:
-    from dataclasses import replace
-
     weight = np.random.default_rng(2).normal(size=(64, 64)).astype(np.float32)
+    careful = RECIPES["int4-careful"].higher
+    assert careful is not None
+    for layer, raised in (("blocks.3.attention.input.weight.T", True), ("t2i_step/head.weight.T", True), ("text_head.weight.T", True),
+                          ("blocks.3.attention.output.weight.T", False), ("blocks.1.experts.t2i.up.weight.T", False)):  # fmt: skip
+        assert (re.search(careful, layer) is not None) == raised
     recipe = replace(RECIPES["int4"], higher=r"/w$")
     assert "MatMulIntegerToFloat" in operators(quantise(linear(weight), recipe))
     assert "MatMulNBits" in operators(quantise(linear(weight, "v"), recipe))
@@ -97,7 +103,7 @@ def test_recipes_name_others_for_some_graphs() -> None:
     ]
     assert RECIPES["int4"].of("semantic").label == "int8"
     calibrated = {name for name, recipe in RECIPES.items() if recipe.calibrated}
-    assert calibrated == {"int8-smooth", "int4-gptq"}
+    assert calibrated == {"int8-smooth", "int4-gptq", "int4-careful"}
     for recipe in RECIPES.values():
         assert all(other in RECIPES for other in recipe.graphs.values())
         assert recipe.to_json()["name"] == recipe.name
