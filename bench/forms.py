@@ -9,6 +9,7 @@ One mixture of random weights alone in a graph, as lowering leaves it, by every 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import replace
 from typing import Annotated, Any
@@ -63,7 +64,11 @@ def mixture(width: int, shape: TokenExperts, seed: int = 0) -> ir.Model:
     """A lowered mixture of experts with random weights, ``x`` (B, S, D) → ``y`` (B, S, D)."""
     E, I, J = shape.routed, shape.routed_width, shape.shared_width + shape.routed * shape.routed_width
     text = _TEXT.format(opset=OPSET, D=width, K=shape.active, shared=shape.shared_width, routed=E * I, E=E, I=I)
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # the constants are missing from the text on purpose
     model, rng = ir.from_onnx_text(text), np.random.default_rng(seed)
+    logger.setLevel(level)
     values = {value.name: value for node in model.graph for value in node.inputs if value is not None}
     constants = {
         "router": ("router.weight.T", rng.normal(size=(width, E)).astype(np.float32)),
