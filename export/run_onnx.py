@@ -56,9 +56,10 @@ def load_models(unified: Path, tokenizer: Path, encoders: Path | None, configura
     chosen = replace(CONFIGURATIONS[configuration], tokenizer=image_tokenizer.configuration)
     finished = unified / "unified.safetensors"
     source = finished if finished.is_file() else unified
-    stored = weights_metadata(weights_file(source)).get("configuration")
-    if stored is not None and json.loads(stored).get("name") == configuration:
-        chosen = replace(chosen, layers=json.loads(stored)["layers"])  # of a shortened model, for rehearsals
+    stored = weights_metadata(weights_file(source)).get("configuration", "")
+    described = json.loads(stored) if stored.startswith("{") else {}  # a training run writes the name alone
+    if described.get("name") == configuration:
+        chosen = replace(chosen, layers=described["layers"])  # of a shortened model, for rehearsals
     with torch.device("meta"):
         transformer = UnifiedTransformer(chosen)
     transformer.to_empty(device="cpu")  # not filled with random numbers first: that takes a minute and a second copy at paper size

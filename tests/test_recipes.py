@@ -5,17 +5,21 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from bench.recipes import chance, chosen_recipes, losses, print_table, recipes, shares
 from export import bundle_writer
 from export import requantise as requantising
 from export.calibration import Calibrator, valid_columns
 from export.lower import Array
+from export.model.magvit2 import build_tokenizer
+from export.model.transformer import UnifiedTransformer
 from export.recipes import RECIPES, recipe_named
 from export.requantise import calibration_of, fp32_graphs, requantise
 from export.run_onnx import load_models
@@ -24,6 +28,7 @@ from export.verify import Inputs, generate
 from f2edge.backends.base import host
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.bundle import Bundle
+from f2edge.configuration import NANO
 from f2edge.decoding.schedule import Schedule
 from f2edge.errors import InputError, OutputError
 from f2edge.layout import left_pad
@@ -174,6 +179,16 @@ def test_a_folder_that_holds_no_checkpoint_is_refused(tmp_path: Path) -> None:
         load_models(tmp_path / "unified", tmp_path / "tokenizer", None)
     with pytest.raises(InputError, match="unknown configuration 'mini'; choose one of"):
         load_models(tmp_path, tmp_path, None, "mini")
+
+
+def test_weights_that_name_their_configuration_only_are_loaded(tmp_path: Path) -> None:
+    """As a training run writes them; an import writes the whole configuration."""
+    (tmp_path / "tokenizer").mkdir()
+    for part, name in ((build_tokenizer(NANO.tokenizer), "tokenizer/tokenizer"), (UnifiedTransformer(NANO), "unified")):
+        row = {"configuration": json.dumps(asdict(NANO.tokenizer)) if "tokenizer" in name else NANO.name}
+        save_file({key: value.contiguous() for key, value in part.state_dict().items()}, tmp_path / f"{name}.safetensors", row)
+    with pytest.raises(InputError, match="configuration 'nano' has encoders"):  # so far it comes: both parts are read
+        load_models(tmp_path, tmp_path / "tokenizer", None)
 
 
 def test_sensitivity_ranks_layers_and_raising_the_worst_helps(tiny_bundle: Path, inputs: Inputs) -> None:
