@@ -8,15 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import onnx_ir as ir
 import pytest
 
-from bench import contender, llama_peer, paper_size
+from bench import contender, llama_peer, paper_size, random_bundles
 from bench.ceilings import read_rate
 from bench.contender import Job, memory
 from bench.paper_size import TASKS, Size, compare, memory_of_bundle, print_comparison, size_of, task_bytes, token_bytes
 from bench.random_bundles import uncalibrated
 from export.bundle_writer import TINY
 from export.recipes import RECIPES
+from export.trace import Models
 from f2edge import costs
 from f2edge.bundle import Bundle
 from f2edge.configuration import PAPER, SHOW_O, TokenExperts
@@ -119,6 +121,17 @@ def test_the_compiled_and_the_cached_way_are_known_and_others_are_not() -> None:
         size_of("giant", None, random_weights=True)
     with pytest.raises(InputError, match="unknown baseline"):
         compare(Size("nano"), Path(), baselines=["jax"])
+
+
+def test_bundles_of_random_weights_are_written_without_calibration(
+    tmp_path: Path, tiny_bundle: Path, tiny_models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random_bundles, "random_models_of", lambda *_: tiny_models)
+    monkeypatch.setattr(random_bundles, "trace_all", lambda *_: {"t2i_step": ir.load(tiny_bundle / "t2i_step.onnx")})
+    calibrated = next(name for name, recipe in RECIPES.items() if recipe.calibrated)
+    random_bundles.write("nano", 1, 0, ["int8", calibrated], tmp_path)
+    for name in ("int8", calibrated):
+        assert Bundle.load(tmp_path / name).manifest.graphs["t2i_step"].precision == RECIPES[name].of("t2i_step").label
 
 
 def test_the_ways_of_pytorch_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
