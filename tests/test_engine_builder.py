@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engines import memory_guard
@@ -87,7 +87,7 @@ def test_a_level_that_a_version_lacks_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 @given(st.sets(st.integers(1, 64), min_size=1, max_size=4), st.integers(1, 64), st.integers(1, 512))
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 def test_profiles_hold_what_the_runtime_may_ask(tiny_bundle: Path, images: set[int], questions: int, tokens: int) -> None:
     bundle = Bundle.load(tiny_bundle, verify=False)
     sizes = Sizes(tuple(sorted(images)), questions, tokens)

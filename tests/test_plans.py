@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engines.cli import run
@@ -111,7 +111,7 @@ def plan_document(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @given(st.sampled_from(PLACES), JSON)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 def test_any_plans_json_loads_or_is_refused(
     plan_document: dict[str, Any], tmp_path_factory: Any, place: tuple[Any, ...], value: Any
 ) -> None:
@@ -129,6 +129,7 @@ def test_any_plans_json_loads_or_is_refused(
 
 
 @given(st.binary(max_size=200))
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     folder = tmp_path_factory.getbasetemp()
     (folder / PLANS).write_bytes(data)
