@@ -78,13 +78,14 @@ def chance(quality: Mapping[str, Any]) -> dict[str, float]:
 
 def losses(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Figures that are further below fp32's than their recipe allows, in words."""
-    exact, found = rows[0]["shares"], []
+    exact, by_chance, found = rows[0]["shares"], chance(rows[0]["quality"]), []
     for row in rows[1:]:
         allowed = allowed_points(row["recipe"])
         for name, value in row["shares"].items():
             lost = 100 * (exact[name] - value)
             if lost > allowed:
-                found.append(f"{row['recipe']}: {name} is {lost:.1f} points below fp32, allowed are {allowed:g}")
+                doubt = f" (±{by_chance[name]:.1f} by chance)" if name in by_chance else ""
+                found.append(f"{row['recipe']}: {name} is {lost:.1f} points below fp32, allowed are {allowed:g}{doubt}")
     return found
 
 
