@@ -346,8 +346,8 @@ OTHER = replace(
     heads=6,
     layers=1,
     token_experts=TokenExperts(shared_width=32, routed=8, routed_width=48, active=4),
-    tokenizer=ImageTokenizerConfiguration(image_size=32, bits=5, channels=(8, 8, 16), blocks=1),
-    semantic=FeatureShape(vectors=4, width=24),
+    tokenizer=ImageTokenizerConfiguration(image_size=128, bits=5, channels=(8, 8, 8, 8, 8), blocks=1),
+    semantic=FeatureShape(vectors=64, width=24),
     identity=FeatureShape(vectors=1, width=24),
     image_input="table",
 )
