@@ -86,7 +86,7 @@ def welcome(address: str, **how: Any) -> str:
     return connect(address, 20.0, **how)
 
 
-def identity(pki: Path, name: str) -> dict[str, Path]:
+def identity(pki: Path, name: str) -> dict[str, Any]:
     return {"cert_file": pki / f"{name}.pem", "key_file": pki / f"{name}.key"}
 
 
