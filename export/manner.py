@@ -19,8 +19,8 @@ from f2edge.configuration import ModelConfiguration
 GENERATION: Mapping[str, Any] = MappingProxyType(
     {"steps": 12, "guidance": 3.0, "temperature_law": "linear", "temperature": 1.0, "order": "maskgit", "token_temperature": 1.0}
 )
-#: An edit is told apart from its surroundings by its prompt alone, and follows it more surely under more guidance.
-_EDITING: Mapping[str, Any] = MappingProxyType({"guidance": 4.0})
+#: An edit is told apart from its surroundings by its prompt alone, and follows it more surely under more guidance and with less chance.
+_EDITING: Mapping[str, Any] = MappingProxyType({"guidance": 6.0, "temperature": 0.4})
 #: Show-o's own sampler (models/modeling_showo.py, ``t2i_generate``): a temperature that compounds, the cosine in single precision.
 _SHOW_O_LAWS: Mapping[str, Any] = MappingProxyType({**GENERATION, "temperature_law": "show-o", "mask_law": "show-o"})
 #: Smallest side of the pictures from which the published commands take more steps and more guidance.
