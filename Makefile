@@ -8,7 +8,7 @@ PROMPT ?= a young woman with long curly red hair, red lipstick and eyeglasses
 
 # A face on a fresh machine: runtime dependencies only, no torch.
 face: $(VENV)/.runtime
-	$(BIN)/f2edge generate "$(PROMPT)" --seed 3 -o face.png
+	$(BIN)/f2edge generate "$(PROMPT)" --seed 4 -o face.png
 
 # Everything a change must pass: linters, types and the fast tests.
 test: $(VENV)/.dev
