@@ -106,13 +106,16 @@ def _ports(values: list[ir.Value]) -> list[dict[str, Any]]:
 def _shorten(model: ir.Model) -> None:
     """Leave out what every runtime infers or numbers for itself, shapes and long inner names: half of a graph's file."""
     kept = {id(value) for value in model.graph.outputs}
+    # A graph that was shortened before may have constants by such names.
+    taken = {value.name for value in (*model.graph.inputs, *model.graph.initializers.values(), *model.graph.outputs)}
     for number, node in enumerate(model.graph):
         node.name = None
         for place, value in enumerate(node.outputs):
             if id(value) not in kept:
                 value.shape, value.type = None, None
                 if value.name not in _PROBED:
-                    value.name = f"v{number}" if place == 0 else f"v{number}_{place}"
+                    name = f"v{number}" if place == 0 else f"v{number}_{place}"
+                    value.name = f"{name}_" if name in taken else name
 
 
 #: Lowered fp32 graphs by name.

@@ -52,6 +52,14 @@ def test_rows_of_different_guidance_and_length_share_a_batch(pipeline: FacePipel
     assert np.array_equal(pair[1].codes, pipeline.generate(PROMPTS[1], seeds=4, options=options)[0].codes)
 
 
+def test_unguided_faces_have_the_same_tokens_alone_and_among_others(pipeline: FacePipeline) -> None:
+    """A step of one branch alone would be rounded in another way than the same branch beside a second."""
+    options = GenerateOptions(steps=6, guidance=0.0)
+    prompts = (PROMPTS * 2)[:3]
+    for prompt, seed, face in zip(prompts, (3, 4, 5), pipeline.generate(prompts, seeds=[3, 4, 5], options=options), strict=True):
+        assert np.array_equal(face.codes, pipeline.generate(prompt, seeds=seed, options=options)[0].codes)
+
+
 @pytest.mark.parametrize("region", [(0, 0, 64, 64), (32, 64, 64, 32)])
 def test_an_edit_keeps_every_token_outside(pipeline: FacePipeline, face: Image.Image, region: tuple[int, int, int, int]) -> None:
     edited = pipeline.edit(face, PROMPTS[2], region, seed=5, options=OPTIONS)

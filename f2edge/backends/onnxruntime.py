@@ -13,6 +13,8 @@ Settings that differ from ONNX Runtime's own, and why, measured on nano in int8:
 * Of a model with large weights, the two prefill graphs are closed after each run.  They run once for a prompt or a face, and an open
   session keeps a copy of its weights in the order that the processor likes; the prefill graph's would stand beside the same weights of
   the graph that does the work.  They are opened without that copy, so that opening them is quick.
+* A decoding step of one branch runs as two alike.  A product of one row is summed in another order than the same row among others; in int8
+  the difference becomes a step, and a face would depend on its company.  Guided steps have two branches anyway.
 * Nothing is logged: errors are raised, and what is logged would land in a user's terminal.
 """
 
@@ -28,7 +30,7 @@ import numpy as np
 import onnxruntime
 
 from f2edge.backends.base import Array, Value, host, pack_arrays
-from f2edge.backends.row_groups import row_groups
+from f2edge.backends.row_groups import paired_branch, row_groups
 from f2edge.errors import BackendError
 from f2edge.graphs import MMU_PREFILL, T2I_PREFILL, T2I_STEP
 
@@ -64,9 +66,9 @@ class OnnxRuntimeBackend:
     def run(self, graph: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
         arrays = {name: host(value) for name, value in feeds.items()}
         if graph == T2I_STEP.name and len(arrays.get("codes", ())) > ROWS_PER_STEP:
-            groups = [self._run(graph, group) for group in row_groups(arrays, ROWS_PER_STEP)]
+            groups = [self._run(graph, paired_branch(group)) for group in row_groups(arrays, ROWS_PER_STEP)]
             return {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
-        return {**self._run(graph, arrays)}
+        return {**self._run(graph, paired_branch(arrays) if graph == T2I_STEP.name else arrays)}
 
     def _run(self, graph: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
         session, names = self._session(graph)

@@ -20,6 +20,19 @@ def _branches(cache: Value, branches: Array) -> Value:
     return np.asarray(cache)[:, branches]
 
 
+def paired_branch(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+    """The inputs of ``t2i_step``, its only branch twice where it has but one; the second is nobody's and changes no output."""
+    if len(feeds.get("branch_row", ())) != 1:
+        return feeds
+    return {
+        **feeds,
+        "branch_row": np.repeat(feeds["branch_row"], 2),
+        "prefix_key": np.repeat(feeds["prefix_key"], 2, axis=1),
+        "prefix_value": np.repeat(feeds["prefix_value"], 2, axis=1),
+        "prefix_lengths": np.repeat(feeds["prefix_lengths"], 2),
+    }
+
+
 def row_groups(feeds: Mapping[str, Any], size: int, take: Callable[[Value, Array], Value] = _branches) -> Iterator[dict[str, Any]]:
     """The inputs of ``t2i_step`` for requests 0 … size - 1, then for the next, each group with its own branches only.
 
