@@ -54,14 +54,18 @@ class Cutter:
     def surroundings(self, frame: Frame, box: Box) -> tuple[Image.Image, Box]:
         """The face with what is around it, no larger than a crop of it needs, and its box there: for whoever cuts it elsewhere."""
         left, top, right, bottom = grown(box, _BEYOND, frame.size_wh)
-        if right - left < 1 or bottom - top < 1:
-            left, top, right, bottom = 0, 0, *frame.size_wh
+        if right - left < 1 or bottom - top < 1:  # outside of the frame: the pixel nearest to it, never the whole frame
+            width, height = frame.size_wh
+            left, top = min(max(left, 0), width - 1), min(max(top, 0), height - 1)
+            edge = Image.fromarray(cv2.cvtColor(frame.image[top : top + 1, left : left + 1], cv2.COLOR_BGR2RGB))
+            return edge, (0.0, 0.0, 1.0, 1.0)
         scale = min(1.0, self.size * _SIDE * _SPARE / max(box[2], box[3]))
         near = Image.fromarray(cv2.cvtColor(frame.image[top:bottom, left:right], cv2.COLOR_BGR2RGB))
         small = near.resize((max(1, round(near.width * scale)), max(1, round(near.height * scale))), Image.Resampling.BOX)
         across, down = small.width / near.width, small.height / near.height
-        x, y = max(0.0, (box[0] - left) * across), max(0.0, (box[1] - top) * down)
-        return small, (x, y, min(box[2] * across, small.width - x), min(box[3] * down, small.height - y))
+        x = min(max(0.0, (box[0] - left) * across), small.width - 1)
+        y = min(max(0.0, (box[1] - top) * down), small.height - 1)
+        return small, (x, y, max(1.0, min(box[2] * across, small.width - x)), max(1.0, min(box[3] * down, small.height - y)))
 
 
 def signature(crop: Image.Image) -> NDArray[np.float32]:
