@@ -11,16 +11,15 @@ python -m engines aot-nodes GRAPH.onnx --tokens 258
 
 from __future__ import annotations
 
-import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from f2edge.errors import F2EdgeError, InputError
+from f2edge.command import run_command
+from f2edge.errors import InputError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -154,26 +153,8 @@ def aot_nodes(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command; returns the exit code, errors are printed in one line (``F2EDGE_DEBUG=1`` adds the traceback)."""
-    try:
-        code = app(args=list(arguments), prog_name="python -m engines", standalone_mode=False)
-    except F2EdgeError as error:
-        return _report(str(error), 2 if isinstance(error, InputError) else 1)
-    except typer.Abort:
-        return _report("interrupted", 130)
-    except Exception as error:
-        usage = getattr(error, "format_message", None)  # the parser's own errors: unknown option, missing argument
-        if not callable(usage):
-            raise
-        return _report(usage(), 2)
-    return code if isinstance(code, int) else 0
-
-
-def _report(message: str, code: int) -> int:
-    if os.environ.get("F2EDGE_DEBUG") == "1":
-        traceback.print_exc()
-    print(f"python -m engines: {message}", file=sys.stderr)
-    return code
+    """Run one command; see :func:`f2edge.command.run_command`."""
+    return run_command(app, "python -m engines", arguments)
 
 
 def main() -> None:

@@ -19,9 +19,7 @@ imports what it needs when it runs, so that none depends on the others' librarie
 from __future__ import annotations
 
 import inspect
-import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +27,8 @@ from typing import Annotated, Any
 
 import typer
 
-from f2edge.errors import F2EdgeError, InputError
+from f2edge.command import run_command
+from f2edge.errors import InputError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -372,26 +371,8 @@ def sensitivity(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command; returns the exit code, errors are printed in one line (``F2EDGE_DEBUG=1`` adds the traceback)."""
-    try:
-        code = app(args=list(arguments), prog_name="python -m export", standalone_mode=False)
-    except F2EdgeError as error:
-        return _report(str(error), 2 if isinstance(error, InputError) else 1)
-    except typer.Abort:
-        return _report("interrupted", 130)
-    except Exception as error:
-        usage = getattr(error, "format_message", None)  # the parser's own errors: unknown option, missing argument
-        if not callable(usage):
-            raise
-        return _report(usage(), 2)
-    return code if isinstance(code, int) else 0
-
-
-def _report(message: str, code: int) -> int:
-    if os.environ.get("F2EDGE_DEBUG") == "1":
-        traceback.print_exc()
-    print(f"python -m export: {message}", file=sys.stderr)
-    return code
+    """Run one command; see :func:`f2edge.command.run_command`."""
+    return run_command(app, "python -m export", arguments)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from f2edge.configuration import ModelConfiguration
 
-#: What ``generate`` does where the caller says nothing; of nano's guidances from 2 to 6, 3 and more follow the prompt best (docs/nano.md).
+#: What ``generate`` does where the caller says nothing; nano's guidances from 2 to 6 differ by less than a point (docs/nano.md).
 GENERATION: Mapping[str, Any] = MappingProxyType(
     {"steps": 12, "guidance": 3.0, "temperature_law": "linear", "temperature": 1.0, "order": "maskgit", "token_temperature": 1.0}
 )

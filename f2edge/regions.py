@@ -100,15 +100,6 @@ def select_cells(share: Coverage, threshold: float = NAMED_THRESHOLD) -> Cells:
     return selected
 
 
-def dilate(cells: Cells, times: int = 1) -> Cells:
-    """Grow a region by its eight neighbours, ``times`` times; ``(G, G)``."""
-    rows, columns = cells.shape
-    for _ in range(times):
-        padded = np.pad(cells, 1)
-        cells = np.logical_or.reduce([padded[y : y + rows, x : x + columns] for y in range(3) for x in range(3)])
-    return cells
-
-
 def paste_outside(original: Image.Image, edited: Image.Image, cells: Cells) -> Image.Image:
     """The edited picture inside the region and the original outside, blended over half a cell at the region's edge.
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from f2edge.errors import ImageError, InputError, UnknownRegionError
-from f2edge.regions import Cells, Coverage, dilate, parse_region, paste_outside, region_cells, select_cells
+from f2edge.regions import NAMED_THRESHOLD, Cells, Coverage, parse_region, paste_outside, region_cells, select_cells
 
 pytestmark = pytest.mark.runtime
 NAMES = ("hair", "eyes", "glasses")
@@ -128,18 +128,7 @@ def test_selection_always_takes_the_best_cell() -> None:
         chosen = select_cells(share)
         assert chosen[np.unravel_index(share.argmax(), share.shape)]
         assert share[chosen].min() >= share[~chosen].max(initial=0)
-        assert chosen[share >= 0.25].all()
-
-
-def test_dilation_is_growth_by_neighbours() -> None:
-    dot = np.zeros((8, 8), dtype=bool)
-    dot[3, 4] = True
-    assert dilate(dot).sum() == 9
-    assert dilate(dot, 2).sum() == 25
-    assert dilate(dot, 0).sum() == 1
-    corner = np.zeros((8, 8), dtype=bool)
-    corner[0, 0] = True
-    assert dilate(corner).sum() == 4, "it does not wrap around"
+        assert chosen[share >= NAMED_THRESHOLD].all()
 
 
 def test_pasting_keeps_every_pixel_outside() -> None:

@@ -1,0 +1,38 @@
+"""How a command line of this project ends: an exit code, and for each failure one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from f2edge.errors import F2EdgeError, InputError
+
+
+def run_command(app: typer.Typer, name: str, arguments: Sequence[str]) -> int:
+    """Run one command of ``app``, called ``name``; returns the exit code.
+
+    2 for bad input, 1 for other failures, 130 when interrupted.  ``F2EDGE_DEBUG=1`` adds the traceback.
+    """
+    try:
+        code = app(args=list(arguments), prog_name=name, standalone_mode=False)
+    except F2EdgeError as error:
+        return _report(name, str(error), 2 if isinstance(error, InputError) else 1)
+    except typer.Abort:
+        return _report(name, "interrupted", 130)
+    except Exception as error:
+        usage = getattr(error, "format_message", None)  # the parser's own errors: unknown option, missing argument
+        if not callable(usage):
+            raise
+        return _report(name, usage(), 2)
+    return code if isinstance(code, int) else 0
+
+
+def _report(name: str, message: str, code: int) -> int:
+    if os.environ.get("F2EDGE_DEBUG") == "1":
+        traceback.print_exc()
+    print(f"{name}: {message}", file=sys.stderr)
+    return code
