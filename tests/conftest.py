@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from export.trace import Models
+
+# The same cases in every run, so that the suite says something of the change and not of the day.  ``--hypothesis-profile=default`` draws new ones.
+settings.register_profile("repeatable", derandomize=True, database=None)
+settings.load_profile("repeatable")
 
 _ROOT = Path(__file__).parent.parent
 _SOURCES = (

@@ -55,7 +55,7 @@ def psnr(image: Image.Image, other: Image.Image) -> float:
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 2**32), width=st.integers(96, 300), height=st.integers(96, 300))
+@given(seed=st.integers(0, 2**32), width=st.integers(128, 300), height=st.integers(128, 300))
 def test_a_mark_is_found_after_saving_and_scaling_and_cannot_be_seen(seed: int, width: int, height: int) -> None:
     original = picture(seed, width, height)
     marked = PUBLIC.embed(original)
