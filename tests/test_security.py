@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -191,6 +192,17 @@ def test_tokens_open_every_method_but_health_needs_none(token_file: Path, caplog
     assert bob not in caplog.text
 
 
+def test_who_shows_no_token_is_turned_away_before_anything_is_read(token_file: Path) -> None:
+    """A stream that is open but silent would else wait for ever, and a picture would be received for nothing."""
+    silence = threading.Event()
+    with serving(scripted(ScriptedEngine()), replace(SETTINGS, token_file=token_file)) as server, stub(server.address) as face:
+        call = face.AnalyzeStream((pb.AnalyzeStreamRequest() for _ in range(1) if silence.wait(20)), timeout=5)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(call)
+        silence.set()
+        assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
 def test_tokens_are_read_again(token_file: Path) -> None:
     ann = new_token(token_file, "ann")
     tokens = Tokens(token_file, look_again_s=0.0)
@@ -226,6 +238,13 @@ def test_a_token_file_keeps_no_token(token_file: Path, capsys: pytest.CaptureFix
     assert Tokens(path).holder(f"Bearer {token}") == "ann"
     assert run(["token", "ann", "--token-file", str(path)]) == 2
     assert "has a token named 'ann' already" in capsys.readouterr().err
+
+
+def test_a_token_goes_on_a_line_of_its_own(token_file: Path) -> None:
+    new_token(token_file, "ann")
+    token_file.write_text(token_file.read_text().rstrip("\n"))  # as some editors leave it
+    new_token(token_file, "bob")
+    assert list(read_tokens(token_file)) == ["ann", "bob"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +84,9 @@ class TokenGate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gRPC is no
     ) -> grpc.RpcMethodHandler:
         if details.method.startswith(_OPEN_TO_ALL) or self._tokens.holder(authorization(details.invocation_metadata)) is not None:
             return await continuation(details)
-        return grpc.unary_unary_rpc_method_handler(self._deny)
+        return grpc.stream_stream_rpc_method_handler(self._deny)  # of any method: it reads no message, so none is waited for
 
-    async def _deny(self, _request: bytes, context: grpc.aio.ServicerContext) -> None:
+    async def _deny(self, _messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
         self._denied()
         logger.info("turned away", extra={"peer": context.peer()})
         refusal = RefusedError(grpc.StatusCode.UNAUTHENTICATED, "no valid token; send metadata 'authorization: Bearer TOKEN'", "TOKEN")

@@ -102,8 +102,10 @@ def new_token(path: Path, name: str) -> str:
         raise InputError(f"{path}: has a token named {name!r} already; remove its line or choose another name")
     token = secrets.token_urlsafe(32)
     try:
+        before = path.read_bytes() if path.exists() else b""
+        start = "" if not before or before.endswith(b"\n") else "\n"  # an editor may have left the last line without its end
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "w", encoding="utf-8") as file:
-            file.write(f"{name} sha256:{_hash(token)}\n")
+            file.write(f"{start}{name} sha256:{_hash(token)}\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another file") from error
     return token
