@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from f2edge.cli_options import BackendOption, BundleOption, QuietOption, ServerOption, ThreadsOption, open_description, open_pipeline
-from f2edge.errors import InputError, OutputError
+from f2edge.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from f2edge.bundle import Bundle
     from f2edge.camera.describe import FaceModel
+    from f2edge.camera.events import NewFile
     from f2edge.camera.run import ModelInput, Request
     from f2edge.camera.source_url import SourceUrl
     from f2edge.client import Client
 
+#: Of every duration, rate and budget.
+_LARGEST = 1e9
 _SENSITIVE = (
     "Also guess age, gender presentation, skin tone, build and emotion. Off by default: such guesses are often wrong, people may not want "
     "them, and the EU AI Act forbids inferring emotions at work and school (Art. 5(1)(f)) and has people told of it elsewhere (Art. 50(3))."
@@ -74,11 +77,11 @@ def camera(
     from f2edge.camera.source_url import parse_source
 
     url = parse_source(source)
-    _check_files(record, still)
+    _check_files(record, still, figures, jsonl)
     _check_questions(ask or (), include_sensitive=include_sensitive)
     for name, value in (("--refresh", refresh), ("--budget", budget), ("--max-fps", max_fps), ("--duration", duration)):
-        if value is not None and not 0 < value < 1e9:
-            raise InputError(f"{name} {value:g}: must be above 0")
+        if value is not None and not 0 < value < _LARGEST:
+            raise InputError(f"{name} {value:g}: must lie above 0 and below {_LARGEST:g}")
     width_height = _size(size)
     opened = open_description(bundle, backend, threads, server)
     names = None if attributes is None else [name.strip() for name in attributes.split(",")]
@@ -121,13 +124,25 @@ def _watch(request: Request, opened: Bundle | Client, runs_on: tuple[str, int | 
         _report(summary)
 
 
-def _check_files(record: Path | None, still: Path | None) -> None:
-    from f2edge.camera.record import STILLS, check_path
+def _check_files(record: Path | None, still: Path | None, figures: Path | None, jsonl: str | None) -> None:
+    """Refuse at once what could not be written later."""
+    from f2edge.camera.record import STILLS, check_path, check_place
 
     if record is not None:
         check_path(record)
     if still is not None:
         check_path(still, "--still", STILLS)
+    if figures is not None:
+        check_place(figures, "--figures")
+    if jsonl is not None and jsonl != "-" and not _is_stream(Path(jsonl)):
+        check_place(Path(jsonl), "--jsonl")
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a path is there already and no file or folder: a pipe or a device, beside which nothing need be writable."""
+    with suppress(OSError, ValueError):
+        return path.exists() and not (path.is_file() or path.is_dir())
+    return False
 
 
 def _check_questions(questions: Sequence[str], *, include_sensitive: bool) -> None:
@@ -174,15 +189,12 @@ def _size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _line_file(name: str | None) -> TextIO | None:
+def _line_file(name: str | None) -> TextIO | NewFile | None:
+    from f2edge.camera.events import NewFile
+
     if name is None:
         return None
-    if name == "-":
-        return sys.stdout
-    try:
-        return Path(name).open("w", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"--jsonl {name}: {error.strerror}") from error
+    return sys.stdout if name == "-" else NewFile(Path(name))
 
 
 def _say(text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from f2edge.camera.answers import AnswerBook, Freshness
 from f2edge.camera.crops import Cutter
 from f2edge.camera.describe import Describer, FaceModel, Work
 from f2edge.camera.detect import GivenDetector
-from f2edge.camera.events import LineWriter, schema
+from f2edge.camera.events import LineWriter, NewFile, schema
 from f2edge.camera.figures import Ages, Rate
 from f2edge.camera.loop import Figures, Loop
 from f2edge.camera.quality import Gate
@@ -268,6 +269,59 @@ def test_the_command_refuses_bad_input_in_one_line(arguments: list[str], capsys:
     error = capsys.readouterr().err
     assert error.startswith("f2edge: error: ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--source", "x" * 5000],
+        ["--source", "no-video.mp4"],
+        ["--source", "empty"],
+        ["--detector", "psychic"],
+        ["--record", "empty.mp4"],
+        ["--record", "x" * 300 + ".mp4"],
+        ["--still", "nowhere/still.png"],
+        ["--figures", "empty"],
+        ["--figures", "nowhere/x.prom"],
+        ["--jsonl", "empty"],
+        ["--jsonl", "nowhere/x.jsonl"],
+        ["--duration", "1e12"],
+    ],
+)
+def test_what_cannot_be_read_or_written_is_refused_before_anything_is(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.mp4").mkdir()
+    (tmp_path / "no-video.mp4").write_bytes(b"no video")
+    (tmp_path / "old.jsonl").write_text("of another day\n")
+    kept = [] if "--jsonl" in arguments else ["--jsonl", "old.jsonl"]
+    before = sorted(tmp_path.iterdir())
+    assert cli(["camera", *arguments, *kept]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "unexpected" not in captured.err
+    assert (tmp_path / "old.jsonl").read_text() == "of another day\n"
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_closed_standard_input_is_no_source(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert cli(["camera", "--source", "-"]) == 2
+    assert "standard input is closed" in capsys.readouterr().err
+
+
+def test_lines_replace_those_of_another_day(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text("of another day\n" * 9)
+    file = NewFile(path)
+    writer = LineWriter(file, "--jsonl")
+    writer.write({"a": 1})
+    writer.write({"a": 2})
+    file.close()
+    assert path.read_text() == '{"a":1}\n{"a":2}\n'
 
 
 def test_work_out_of_range_is_refused() -> None:

@@ -9,7 +9,8 @@ import json
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from importlib.resources import files
-from typing import Any, TextIO, TypeAlias
+from pathlib import Path
+from typing import Any, Protocol, TextIO, TypeAlias
 
 from f2edge.camera.reports import FaceNow, Seen
 from f2edge.errors import OutputError
@@ -69,13 +70,43 @@ def _face(face: FaceNow) -> dict[str, Any]:
     return document
 
 
+class TextSink(Protocol):
+    """Where text goes: a stream, or a :class:`NewFile`."""
+
+    def write(self, text: str, /) -> object: ...
+
+    def flush(self) -> None: ...
+
+
+class NewFile:
+    """A text file that begins, and replaces one that was there, with the first text: a run that is refused before leaves all as it was."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+
+    def write(self, text: str, /) -> None:
+        if self._file is None:
+            self._file = self._path.open("w", encoding="utf-8", errors="replace")
+        self._file.write(text)
+
+    def flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+
+    def close(self) -> None:
+        """Finish the file, if it was begun."""
+        if self._file is not None:
+            self._file.close()
+
+
 class LineWriter:
     """Writes documents, each on a line of its own, and flushes so that a reader sees them at once.
 
     A failure of the output (disk full, reader gone) raises :class:`~f2edge.errors.OutputError` once; after it everything is dropped.
     """
 
-    def __init__(self, file: TextIO, name: str) -> None:
+    def __init__(self, file: TextSink, name: str) -> None:
         self._file = file
         self._name = name
         self.broken = False

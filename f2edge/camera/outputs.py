@@ -18,6 +18,7 @@ from f2edge.camera.overlay import Overlay
 from f2edge.camera.record import Recorder, save_still
 from f2edge.camera.reports import Seen
 from f2edge.errors import BackendError, OutputError
+from f2edge.saving import write_atomically
 
 _FIGURES_EVERY_S = 1.0
 _SAY_EVERY_S = 1.0
@@ -195,10 +196,8 @@ class Outputs:
         self._metrics.update(figures.document(self._describer))
         if self._figures_file is None:
             return
-        new = self._figures_file.with_name(self._figures_file.name + ".new")
         try:
-            new.write_text(self._metrics.text(), encoding="utf-8")
-            new.replace(self._figures_file)
-        except OSError as error:
+            write_atomically(self._figures_file, self._metrics.text().encode())
+        except OutputError as error:
             self._figures_file = None
-            self.event("output", f"{self._camera}: figures cannot be written: {error.strerror}")
+            self.event("output", f"figures: {error}")

@@ -192,6 +192,9 @@ class _Attempt:
         except F2EdgeError as error:
             reader.failure = error
             return
+        except Exception as error:  # noqa: BLE001  as in reading, below
+            self.reason = f"unexpected {type(error).__name__} while opening"
+            return
         try:
             self._read(source)
         except (SourceLostError, OSError) as error:

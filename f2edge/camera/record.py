@@ -10,6 +10,7 @@ import cv2
 
 from f2edge.camera.frames import Picture
 from f2edge.errors import InputError, OutputError
+from f2edge.saving import check_writable, write_atomically
 
 #: File endings and their codecs, all of which pip's OpenCV can write.
 CODECS = {".mp4": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
@@ -30,7 +31,7 @@ class Recorder:
         free_bytes: space left where the file is; for tests.
 
     Raises:
-        InputError: another ending, or no such folder.
+        InputError: another ending, or a file that cannot be written.
     """
 
     def __init__(self, path: Path, fps: float, free_bytes: Callable[[], int] | None = None) -> None:
@@ -94,15 +95,19 @@ def save_still(image: Picture, path: Path) -> None:
     kind = path.suffix.lower()
     good, data = cv2.imencode(kind, image, [] if kind == ".png" else [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     assert good
-    try:
-        path.write_bytes(data.tobytes())
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+    write_atomically(path, data.tobytes())
 
 
 def check_path(path: Path, option: str = "--record", endings: Collection[str] = tuple(CODECS)) -> None:
     """Refuse a file that cannot become a recording, or a still; :class:`~f2edge.errors.InputError`."""
     if path.suffix.lower() not in endings:
         raise InputError(f"{option} {path}: the name must end in {', '.join(endings)}")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"{option} {path}: there is no folder {path.parent}")
+    check_place(path, option)
+
+
+def check_place(path: Path, option: str) -> None:
+    """Refuse a place where no file can be written; :class:`~f2edge.errors.OutputError`."""
+    try:
+        check_writable(path)
+    except OutputError as error:
+        raise OutputError(f"{option} {error}") from error

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import TextIO
 
 from f2edge.attributes import AttributeSchema
 from f2edge.camera.answers import AnswerBook, Freshness
 from f2edge.camera.crops import Cutter
 from f2edge.camera.describe import Describer, FaceModel, Work
 from f2edge.camera.detect import open_detector
-from f2edge.camera.events import LineWriter, Notify
+from f2edge.camera.events import LineWriter, Notify, TextSink
 from f2edge.camera.frames import Frame
 from f2edge.camera.loop import Loop
 from f2edge.camera.metrics import Metrics
@@ -68,7 +67,7 @@ def run(
     request: Request,
     model: FaceModel,
     faces: ModelInput,
-    lines: TextIO | None,
+    lines: TextSink | None,
     hear: Callable[[str, str], None],
     *,
     say: Callable[[str], None] | None = None,
@@ -90,10 +89,12 @@ def run(
     url = request.url
     book = AnswerBook(Freshness(refresh_s=request.refresh_s))
     watcher = Watcher(open_detector(request.detector), Tracker(), Gate(), book)
+    fps = _FPS if request.max_fps is None else max(1, min(_FPS, round(request.max_fps)))
+    options = SourceOptions(request.size_wh, fps, people=request.people)
+    recording = None if url.live else open_source(url, options)  # before anything is written
     cutter = Cutter(faces.alignment, faces.image_size)
     work = Work(request.attributes, request.questions, request.budget_ms)
     describer = Describer(model, cutter, book, work, monotonic)
-    fps = _FPS if request.max_fps is None else max(1, min(_FPS, round(request.max_fps)))
     overlay = Overlay(faces.schema.select(request.attributes), blur_others=request.blur_others)
     metrics = None if request.figures is None and request.metrics_port is None else Metrics(url.shown)
     if metrics is not None and request.metrics_port is not None:
@@ -112,17 +113,16 @@ def run(
         speaker=None if say is None else Speaker(say, overlay),
     )
     loop = Loop(watcher, describer, book, outputs, request.duration_s)
-    options = SourceOptions(request.size_wh, fps, people=request.people)
     settings = ReaderSettings(most_fps=request.max_fps)
 
     def make_reader(slot: Slot[Frame], notify: Notify) -> Reader:
         return Reader(lambda: open_source(url, options), slot, notify, settings, reconnects=url.kind not in ("stdin", "demo"))
 
     try:
-        if url.live:
+        if recording is None:
             loop.live(make_reader)
         else:
-            loop.every(open_source(url, options))
+            loop.every(recording)
     except KeyboardInterrupt:
         outputs.event("ended", "interrupted")
     finally:

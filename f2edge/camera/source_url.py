@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,13 +70,14 @@ def _path(text: str) -> SourceUrl:
     if not text:
         raise InputError(f"--source is empty; give {_KINDS}")
     path = Path(text)
-    if path.is_fifo():
-        return SourceUrl("pipe", text, text, live=True)
-    if path.is_dir():
-        return SourceUrl("folder", text, text, live=False)
-    if path.is_file():
-        return SourceUrl("file", text, text, live=False)
-    raise InputError(f"--source {text!r}: no such file or folder; give {_KINDS}")
+    with suppress(OSError):  # a name that is too long, a folder that may not be entered
+        if path.is_fifo():
+            return SourceUrl("pipe", text, text, live=True)
+        if path.is_dir():
+            return SourceUrl("folder", text, text, live=False)
+        if path.is_file():
+            return SourceUrl("file", text, text, live=False)
+    raise InputError(f"--source {text[:200]!r}: no such file or folder; give {_KINDS}")
 
 
 def redact(text: str) -> str:

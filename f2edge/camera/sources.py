@@ -89,6 +89,7 @@ def open_source(url: SourceUrl, options: SourceOptions | None = None) -> Source:
 
     Raises:
         SourceLostError: it does not answer (now).
+        InputError: a file that is no video, a folder without pictures, or a standard input that is closed.
         BackendError: this OpenCV cannot read such a source at all.
     """
     wanted = options or SourceOptions()
@@ -97,6 +98,8 @@ def open_source(url: SourceUrl, options: SourceOptions | None = None) -> Source:
     if url.kind == "folder":
         return FolderSource(Path(url.value), wanted.fps)
     if url.kind == "stdin":
+        if sys.stdin is None:
+            raise InputError("--source -: standard input is closed; pipe MJPEG into it, as `ffmpeg … -f mjpeg -` writes it")
         return PipeSource(MjpegPipe(sys.stdin.fileno(), wanted.timeout_s, owned=False))
     if url.kind == "pipe":
         return PipeSource(MjpegPipe(os.open(url.value, os.O_RDONLY | os.O_NONBLOCK), wanted.timeout_s))
@@ -176,7 +179,8 @@ class VideoSource:
         self._capture = _opened(url, options)
         if not self._capture.isOpened():
             self._capture.release()
-            raise SourceLostError(f"{url.shown}: cannot be opened; {_CURE[url.kind]}")
+            message = f"{url.shown}: cannot be opened; {_CURE[url.kind]}"
+            raise SourceLostError(message) if url.live else InputError(message)
         self._fps = float(self._capture.get(cv2.CAP_PROP_FPS)) or 25.0
         self._count = 0
 
