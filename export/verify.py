@@ -32,7 +32,7 @@ from export.lower import Array
 from export.model.experts import Router
 from export.sampling_graph import gumbel, sample
 from export.trace import Models, wrapper
-from f2edge.backends.base import Value, host, pack_arrays
+from f2edge.backends.base import InTurn, Value, host, pack_arrays
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.decoding.parallel import decode
 from f2edge.decoding.schedule import Schedule, plan
@@ -47,7 +47,7 @@ LEAST_ROUTING_AGREEMENT: Mapping[str, float] = {"fp32": 0.9999, "fp16": 0.98, "i
 _SAMPLING = ("codes", "token_temperature", "temperature", "noise_key", "priority", "masked_after")
 
 
-class TorchBackend:
+class TorchBackend(InTurn):
     """The graphs of one model, run by PyTorch in fp32; a :class:`f2edge.backends.base.Backend`.
 
     ``chosen`` collects the routers' decisions of each graph while ``record_routing`` is on: graph → mixture → list of (…, K).

@@ -208,7 +208,7 @@ class FacePipeline:
         schema = self.bundle.schema if attributes is None else self.bundle.schema.select(attributes)
         pixels = [self.pixels(image) for image in _listed(images)]
         groups = (pixels[first : first + FACES_AT_ONCE] for first in range(0, len(pixels), FACES_AT_ONCE))
-        return [self.understanding.analyze(segment, schema) for group in groups for segment in self.understanding.segments(group)]
+        return [report for group in groups for report in self.understanding.analyze_all(self.understanding.segments(group), schema)]
 
     def encode(self, images: Image.Image | Sequence[Image.Image]) -> Ids:
         """Tokens of pictures, int64 (B, N)."""

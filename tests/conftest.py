@@ -16,7 +16,7 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from export.trace import Models
 
-# The same cases in every run, so that the suite says something of the change and not of the day.  ``--hypothesis-profile=default`` draws new ones.
+# The same cases in every run: a failure tells of the change and not of the day.  ``--hypothesis-profile=default`` draws new ones.
 settings.register_profile("repeatable", derandomize=True, database=None)
 settings.load_profile("repeatable")
 

@@ -6,13 +6,15 @@ brings either to NumPy.  Outputs of a graph may be of either kind.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class DeviceValue(Protocol):
@@ -44,6 +46,18 @@ class Backend(Protocol):
     def pack(self, caches: Sequence[Value]) -> Value:
         """Keys or values of single sequences, each (L, 1, H, P_b, W), as one (L, B, H, max P, W), right-aligned, zeros before."""
         ...
+
+    def each(self, call: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """``call`` of every item, in order: work on this backend that is apart for each item, side by side where the device gains by it."""
+        ...
+
+
+class InTurn:
+    """:meth:`Backend.each` of a device whose pieces of work wait for each other in any case."""
+
+    def each(self, call: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """One after another."""
+        return [call(item) for item in items]
 
 
 def host(value: Value) -> Array:

@@ -10,6 +10,8 @@ Settings that differ from ONNX Runtime's own, and why, measured on nano in int8:
 * A decoding step of many requests runs in pairs, and without the memory arena.  A face costs the same alone and in a batch (about 120 ms of
   one core), while memory grows with the batch: sixteen faces at once, then ``analyze``, leave 178 MB; in pairs with the arena 248 MB; the
   whole batch with the arena peaked at 514 MB.
+* Pairs of a small model run side by side, each on one core (:mod:`f2edge.backends.lanes`), in sessions of one thread that stand beside the
+  usual ones.  Of a model with large weights there are no second sessions: their weights would be in memory twice.
 * Of a model with large weights, the two prefill graphs are closed after each run.  They run once for a prompt or a face, and an open
   session keeps a copy of its weights in the order that the processor likes; the prefill graph's would stand beside the same weights of
   the graph that does the work.  They are opened without that copy, so that opening them is quick.
@@ -29,15 +31,17 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from f2edge.backends.base import Array, Value, host, pack_arrays
+from f2edge.backends.base import Array, Item, Result, Value, host, pack_arrays
+from f2edge.backends.lanes import Lanes
 from f2edge.backends.row_groups import paired_branch, row_groups
 from f2edge.errors import BackendError
 from f2edge.graphs import MMU_PREFILL, T2I_PREFILL, T2I_STEP
 
 #: Requests in one run of the step graph; more are split.
 ROWS_PER_STEP = 2
-#: Graphs that run once for a prompt or a face; of a model from so many bytes on, they do not stay open.
+#: Graphs that run once for a prompt or a face; of a large model they do not stay open.
 PASSING = (T2I_PREFILL.name, MMU_PREFILL.name)
+#: A model is large from so many bytes on.
 LARGE_BYTES = 1 << 29
 
 
@@ -51,7 +55,7 @@ class OnnxRuntimeBackend:
 
     Args:
         path: where a graph's file is; raises :class:`~f2edge.errors.BundleError` for a graph that the bundle lacks.
-        threads: of each session; None takes every usable core.
+        threads: of each session, and runs side by side at most; None takes every usable core.
     """
 
     name: str = "onnxruntime"
@@ -60,15 +64,19 @@ class OnnxRuntimeBackend:
     def __init__(self, path: Callable[[str], Path], threads: int | None = None) -> None:
         self.threads = threads or usable_cores()
         self._path = path
-        self._sessions: dict[str, Any] = {}
+        self._sessions: dict[tuple[str, int], Any] = {}
         self._lock = Lock()
+        self._lanes = Lanes(self.threads)
+        self._large: bool | None = None  # known from the first graph's folder
 
     def run(self, graph: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
         arrays = {name: host(value) for name, value in feeds.items()}
-        if graph == T2I_STEP.name and len(arrays.get("codes", ())) > ROWS_PER_STEP:
-            groups = [self._run(graph, paired_branch(group)) for group in row_groups(arrays, ROWS_PER_STEP)]
-            return {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
-        return {**self._run(graph, paired_branch(arrays) if graph == T2I_STEP.name else arrays)}
+        if graph != T2I_STEP.name:
+            return {**self._run(graph, arrays)}
+        self._weigh(self._path(graph))
+        size = self._rows_at_once(len(arrays["codes"]))
+        groups = self.each(lambda group: self._run(graph, paired_branch(group)), list(row_groups(arrays, size)))
+        return {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
 
     def _run(self, graph: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
         session, names = self._session(graph)
@@ -80,21 +88,35 @@ class OnnxRuntimeBackend:
     def pack(self, caches: Sequence[Value]) -> Value:
         return pack_arrays([host(c) for c in caches])
 
+    def each(self, call: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        return [call(item) for item in items] if self._large is not False else self._lanes.each(call, items)
+
+    def _rows_at_once(self, rows: int) -> int:
+        """Rows of each part of a step: all lanes have work, and none of them more than ``ROWS_PER_STEP`` rows at once."""
+        lanes = 1 if self._large or self._lanes.inside else self._lanes.count
+        return min(ROWS_PER_STEP, -(-rows // lanes))
+
+    def _weigh(self, graph: Path) -> None:
+        if self._large is None:
+            self._large = sum(entry.stat().st_size for entry in graph.parent.iterdir() if entry.is_file()) >= LARGE_BYTES
+
     def _session(self, graph: str) -> tuple[Any, list[str]]:
+        key = graph, 1 if self._lanes.inside else self.threads
         with self._lock:
-            if graph in self._sessions:
-                found: tuple[Any, list[str]] = self._sessions[graph]
+            if key in self._sessions:
+                found: tuple[Any, list[str]] = self._sessions[key]
                 return found
             path = self._path(graph)
-            passing = graph in PASSING and _folder_bytes(path) >= LARGE_BYTES
-            loaded = self._load(graph, path, passing=passing)
+            self._weigh(path)
+            passing = graph in PASSING and bool(self._large)
+            loaded = self._load(graph, path, key[1], passing=passing)
             if not passing:
-                self._sessions[graph] = loaded
+                self._sessions[key] = loaded
             return loaded
 
-    def _load(self, graph: str, path: Path, *, passing: bool) -> tuple[Any, list[str]]:
+    def _load(self, graph: str, path: Path, threads: int, *, passing: bool) -> tuple[Any, list[str]]:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
+        options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.enable_cpu_mem_arena = False
         options.log_severity_level = 4
@@ -109,11 +131,6 @@ class OnnxRuntimeBackend:
                 "check the bundle with `f2edge verify`"
             ) from error
         return session, [output.name for output in session.get_outputs()]
-
-
-def _folder_bytes(graph: Path) -> int:
-    """What stands beside a graph: its weights, shared with the other graphs."""
-    return sum(entry.stat().st_size for entry in graph.parent.iterdir() if entry.is_file())
 
 
 def first_line(error: Exception) -> str:

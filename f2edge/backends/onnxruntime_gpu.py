@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from f2edge.backends.base import Array, Value, host, pack_arrays
+from f2edge.backends.base import Array, InTurn, Value, host, pack_arrays
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend, first_line
 from f2edge.errors import BackendError
 from f2edge.graphs import SIGNATURES
@@ -90,7 +90,7 @@ class OrtTensor:
         return np.asarray(self.value.numpy())
 
 
-class OnnxRuntimeGpuBackend(OnnxRuntimeBackend):
+class OnnxRuntimeGpuBackend(InTurn, OnnxRuntimeBackend):
     """Runs a bundle's ONNX graphs on a GPU.
 
     Args:
@@ -141,14 +141,15 @@ class OnnxRuntimeGpuBackend(OnnxRuntimeBackend):
         return OrtTensor(onnxruntime.OrtValue.ortvalue_from_numpy(packed, self._device, 0))
 
     def _session(self, graph: str) -> tuple[Any, list[str]]:
+        key = graph, self.threads
         with self._lock:  # every session is kept: weights that went to the device stay there
-            if graph not in self._sessions:
-                self._sessions[graph] = self._load(graph, self._path(graph), passing=False)
-            found: tuple[Any, list[str]] = self._sessions[graph]
+            if key not in self._sessions:
+                self._sessions[key] = self._load(graph, self._path(graph), self.threads, passing=False)
+            found: tuple[Any, list[str]] = self._sessions[key]
             return found
 
-    def _load(self, graph: str, path: Path, *, passing: bool) -> tuple[Any, list[str]]:
-        session, names = super()._load(graph, path, passing=passing)
+    def _load(self, graph: str, path: Path, threads: int, *, passing: bool) -> tuple[Any, list[str]]:
+        session, names = super()._load(graph, path, threads, passing=passing)
         if session.get_providers()[0] != self._wanted:  # ONNX Runtime goes on without one that does not start
             raise BackendError(
                 f"backend {self.name!r}: {self._wanted} does not start on this machine; are the driver, CUDA and cuDNN of the versions "

@@ -18,7 +18,7 @@ from threading import RLock
 
 import numpy as np
 
-from f2edge.backends.base import Array, Value, host
+from f2edge.backends.base import Array, InTurn, Value, host
 from f2edge.backends.cuda import CudaDevice
 from f2edge.backends.device_memory import DeviceArray, DeviceMemory
 from f2edge.backends.engine_scratch import Scratch
@@ -38,7 +38,7 @@ TRUST_PLANS = "F2EDGE_TRUST_PLANS"
 IDLE_BYTES_INTEGRATED, IDLE_BYTES = 256 << 20, 2 << 30
 
 
-class TensorRTBackend:
+class TensorRTBackend(InTurn):
     """Runs a bundle's TensorRT plans; safe to call from several threads, which take turns.
 
     Args:

@@ -1,0 +1,89 @@
+"""Work side by side: the order of results, errors, nesting, and the same bits as alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from threading import Barrier, current_thread
+
+import numpy as np
+import pytest
+
+from f2edge.backends import onnxruntime as backend_module
+from f2edge.backends.lanes import Lanes
+from f2edge.backends.onnxruntime import OnnxRuntimeBackend
+from f2edge.bundle import Bundle
+from f2edge.pipeline import FacePipeline
+
+pytestmark = pytest.mark.runtime
+SEEDS = list(range(5))
+
+
+def test_pieces_run_at_the_same_time_and_come_back_in_order() -> None:
+    meet = Barrier(2, timeout=20)
+
+    def piece(number: int) -> int:
+        meet.wait()  # passes only where two are here at once
+        return number * number
+
+    lanes = Lanes(2)
+    assert lanes.each(piece, range(6)) == [0, 1, 4, 9, 16, 25]
+    assert not lanes.inside
+
+
+@pytest.mark.parametrize(("count", "items"), [(1, [3, 4]), (4, [3]), (4, [])])
+def test_nothing_to_gain_stays_on_the_calling_thread(count: int, items: list[int]) -> None:
+    here = current_thread()
+    assert Lanes(count).each(lambda item: (item, current_thread() is here), items) == [(item, True) for item in items]
+
+
+def test_a_lane_opens_no_lanes() -> None:
+    lanes = Lanes(2)
+
+    def outer(number: int) -> list[tuple[int, bool]]:
+        here = current_thread()
+        return lanes.each(lambda item: (item, lanes.inside and current_thread() is here), [number, number + 1])
+
+    assert lanes.each(outer, [0, 10, 20]) == [[(n, True), (n + 1, True)] for n in (0, 10, 20)]
+
+
+def test_an_error_waits_for_the_others() -> None:
+    done = []
+
+    def piece(number: int) -> None:
+        if number == 0:
+            raise ValueError("the first")
+        done.append(number)
+
+    with pytest.raises(ValueError, match="the first"):
+        Lanes(2).each(piece, range(5))
+    assert sorted(done) == [1, 2, 3, 4]
+
+
+def backend(threads: int) -> OnnxRuntimeBackend:
+    return OnnxRuntimeBackend(Bundle.load("nano").path, threads)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_side_by_side_is_alone_to_the_last_bit(threads: int) -> None:
+    bundle = Bundle.load("nano")
+    alone, company = FacePipeline(bundle, backend(1)), FacePipeline(bundle, backend(threads))
+    faces = [alone.generate("an old man with a beard", seeds=seed)[0] for seed in SEEDS]
+    together = company.generate(["an old man with a beard"] * len(SEEDS), seeds=SEEDS)
+    assert all(np.array_equal(one.codes, other.codes) for one, other in zip(faces, together, strict=True))
+    images = [face.image for face in faces[:3]]
+    assert company.analyze(images) == [alone.analyze(image)[0] for image in images]
+
+
+def test_large_weights_are_in_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[tuple[str, int]] = []
+    load = OnnxRuntimeBackend._load
+
+    def count(self: OnnxRuntimeBackend, graph: str, path: Path, threads: int, *, passing: bool) -> object:
+        opened.append((graph, threads))
+        return load(self, graph, path, threads, passing=passing)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "_load", count)
+    monkeypatch.setattr(backend_module, "LARGE_BYTES", 1)
+    FacePipeline(Bundle.load("nano"), backend(2)).generate("a man", seeds=[1, 2, 3, 4])
+    assert ("t2i_step", 2) in opened
+    assert {threads for _, threads in opened} == {2}
