@@ -176,5 +176,6 @@ class CachedTorch(TorchBackend):
             for name in models.graphs:
                 if name.startswith(("t2i", "mmu")):
                     module = wrapper(name, models)
-                    module.compile()
+                    # attention is fused already; Inductor's search for more of it trips over the answers' masks (torch 2.13)
+                    module.compile(options={"pattern_matcher": False})
                     self._modules[name] = module
