@@ -24,6 +24,7 @@ from f2edge.cli_options import (
     WatermarkOption,
     chosen_signer,
     chosen_watermark,
+    open_bundle,
     output,
 )
 
@@ -74,7 +75,6 @@ def serve(
     quiet: QuietOption = False,
 ) -> int:
     """Serve the model over gRPC; SIGTERM or Ctrl-C finishes what was accepted, a second one ends at once."""
-    from f2edge.bundle import Bundle
     from f2edge.server.logs import log_as_json
     from f2edge.server.port import open_served
     from f2edge.server.settings import ServerSettings
@@ -96,7 +96,7 @@ def serve(
         grace_s=grace,
     )
     mark, signer = chosen_watermark(watermark, watermark_key), chosen_signer(sign_cert, sign_key)
-    opened = Bundle.load(bundle)
+    opened = open_bundle(bundle, backend, threads)
     log_as_json(level="WARNING" if quiet else "INFO")
     if mark is None:
         logger.warning("pictures are not watermarked, as --no-watermark says")

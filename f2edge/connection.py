@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,10 +30,14 @@ from f2edge.errors import (
     UnknownRegionError,
 )
 from f2edge.loopback import is_loopback
+from f2edge.pem import read_pem
 from f2edge.wire import STATUS_DETAILS_KEY
 
 DEFAULT_ADDRESS = "127.0.0.1:8033"
 _TLS_SCHEME = "grpcs://"
+#: Of gRPC's own name syntax: https://github.com/grpc/grpc/blob/master/doc/naming.md
+_NAMINGS = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:")
+_HOST_PORT = re.compile(r"(?:[^\s:/@\[\]]+|\[[0-9A-Fa-f:.%]+\]):([0-9]{1,5})")
 LARGEST_RESPONSE_BYTES = 16 << 20
 _KEEPALIVE_MS = 20_000
 #: Spreads calls over every address that a name has ("dns:///name:port"), repeats calls that were refused before they were answered, and
@@ -67,7 +72,8 @@ class Connection:
     """Where a server is and how to be let in.
 
     Attributes:
-        address: "host:port", "unix:/path", or "grpcs://host:port" for TLS.
+        address: "host:port", "[::1]:port", "unix:/path", another of gRPC's names ("dns:///name:port", "ipv4:address:port,address:port"),
+            or "grpcs://" and one of these, for TLS.
         token: bearer token.  In plaintext it is sent to this machine only.
         ca_file: PEM file of authorities to trust instead of the system's; asks for TLS.
         cert_file, key_file: PEM files of the client's own certificate.
@@ -80,7 +86,7 @@ class Connection:
     key_file: Path | None = None
 
     def __post_init__(self) -> None:
-        if not self.target or any(c.isspace() for c in self.target):
+        if not _is_target(self.target):
             raise InputError(f"server address {self.address[:100]!r}: give host:port, unix:/path or grpcs://host:port")
         if (self.cert_file is None) != (self.key_file is None):
             raise InputError("a client certificate needs both cert_file and key_file; give the other one too")
@@ -122,10 +128,15 @@ class Connection:
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
     def credentials(self) -> grpc.ChannelCredentials | None:
-        """For TLS; None for plaintext.  Raises :class:`InputError` for a file that cannot be read."""
+        """For TLS; None for plaintext.  Raises :class:`InputError` for a file that cannot be read or holds no PEM."""
         if not self.tls:
             return None
-        ca, cert, key = (None if file is None else _read(file) for file in (self.ca_file, self.cert_file, self.key_file))
+        files = (
+            (self.ca_file, "authorities", "CERTIFICATE"),
+            (self.cert_file, "client certificate", "CERTIFICATE"),
+            (self.key_file, "client key", "PRIVATE KEY"),
+        )
+        ca, cert, key = (None if file is None else read_pem(file, what, block) for file, what, block in files)
         return grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
 
     def call(self, seconds: float) -> dict[str, Any]:
@@ -137,6 +148,16 @@ class Connection:
     @property
     def _local(self) -> bool:
         return self.target.startswith("unix:") or is_loopback(self.target.rpartition(":")[0])
+
+
+def _is_target(text: str) -> bool:
+    """Whether gRPC could find a server by this: one of its own names, which it checks itself, or a host and a port."""
+    if not text.isprintable() or " " in text:
+        return False
+    if text.startswith(_NAMINGS):
+        return True
+    found = _HOST_PORT.fullmatch(text)
+    return found is not None and 1 <= int(found[1]) <= 65535
 
 
 @contextmanager
@@ -195,10 +216,3 @@ def unreachable(address: str, seconds: float) -> ServerUnavailableError:
     return ServerUnavailableError(
         f"no server answers at {address} within {seconds:g} s; start one with `f2edge serve`, or check the address"
     )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a PEM file") from error

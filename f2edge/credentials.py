@@ -20,15 +20,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from f2edge.errors import InputError
+from f2edge.pem import read_pem
 from f2edge.provenance import Label
 
 MIME_TYPES: Mapping[str, str] = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
-_LARGEST_PEM_BYTES = 1 << 17
 _SETTINGS: Mapping[str, Any] = {
     "builder": {"thumbnail": {"enabled": False}},
     "verify": {"verify_after_sign": False, "remote_manifest_fetch": False, "ocsp_fetch": False},
@@ -71,7 +70,7 @@ class Signer:
                 or the extra is not installed.
         """
         _library()
-        chain_pem, key_pem = _read_pem(chain, "certificate chain"), _read_pem(key, "key")
+        chain_pem, key_pem = read_pem(chain, "certificate chain", "CERTIFICATE"), read_pem(key, "key", "PRIVATE KEY")
         try:
             made = cls(chain_pem, key_pem, _algorithm(key_pem, key))
             signed = made.sign(_smallest_png(), "PNG", Label("http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"))
@@ -132,7 +131,7 @@ def read_anchors(path: str | os.PathLike[str]) -> bytes:
     _library()
     from cryptography.x509 import load_pem_x509_certificates
 
-    data = _read_pem(path, "trust anchors")
+    data = read_pem(path, "trust anchors", "CERTIFICATE")
     try:
         load_pem_x509_certificates(data)  # the library takes a damaged one for none
     except ValueError as error:
@@ -180,18 +179,6 @@ def _library() -> Any:
 def _context(anchors: bytes) -> Any:
     trust = {"trust": {"trust_anchors": anchors.decode("ascii", errors="replace")}} if anchors else {}
     return _library().Context.from_dict({**_SETTINGS, **trust})
-
-
-def _read_pem(path: str | os.PathLike[str], what: str) -> bytes:
-    try:
-        with Path(path).open("rb") as file:
-            data = file.read(_LARGEST_PEM_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{what} {str(path)[:200]!r}: cannot be read ({reason}); check the path") from error
-    if b"-----BEGIN " not in data or len(data) > _LARGEST_PEM_BYTES:
-        raise InputError(f"{what} {os.fspath(path)}: is no PEM file; convert it to PEM")
-    return data
 
 
 def _algorithm(key: bytes, path: str | os.PathLike[str]) -> str:

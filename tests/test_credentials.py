@@ -155,11 +155,11 @@ def test_other_kinds_of_keys(tmp_path: Path, kind: str) -> None:
     ("chain", "key", "message"),
     [
         ("missing.pem", "key.pem", "cannot be read"),
-        ("text.pem", "key.pem", "is no PEM file"),
+        ("text.pem", "key.pem", "holds no certificate in PEM form"),
         ("junk.pem", "key.pem", "cannot sign"),
         ("root.pem", "key.pem", "cannot sign"),
         ("chain.pem", "locked.pem", "without a password"),
-        ("chain.pem", "chain.pem", "is no private key"),
+        ("chain.pem", "chain.pem", "holds no private key"),
         ("chain.pem", "strange.pem", "of a kind that C2PA does not know"),
         ("chain.pem", "other.pem", "chain.pem: "),
     ],

@@ -285,6 +285,31 @@ def test_a_client_sends_its_token_in_plaintext_to_this_machine_only() -> None:
         Connection("localhost:1", "two\nlines")
 
 
+@pytest.mark.parametrize(
+    "address", ["localhost:1", "[::1]:65535", "grpcs://example.org:443", "dns:///name:1", "ipv4:127.0.0.1:1,127.0.0.1:2"]
+)
+def test_addresses_as_grpc_has_them_are_taken(address: str) -> None:
+    assert Connection(address).target == address.removeprefix("grpcs://")
+
+
+@pytest.mark.parametrize(
+    "address", ["", "grpcs://", "localhost", "::1:1", "localhost:0", "http://localhost:1", "a b:1", "user@host:1", "h\u00a0:1"]
+)
+def test_other_addresses_are_refused_at_once(address: str) -> None:
+    with pytest.raises(InputError, match="give host:port"):
+        Connection(address)
+
+
+def test_a_file_that_is_no_pem_is_named_before_anybody_is_called(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("no PEM")
+    with pytest.raises(InputError, match=r"ca\.pem: holds no certificate in PEM form"):
+        Connection("localhost:1", ca_file=tmp_path / "ca.pem").credentials()
+
+
+def test_an_ipv6_address_may_stand_in_brackets() -> None:
+    assert ServerSettings(host="[::1]", port=1).target == ServerSettings(host="::1", port=1).target == "[::1]:1"
+
+
 def test_a_client_takes_its_credentials_from_the_environment() -> None:
     environment = {"F2EDGE_TOKEN": "t", "F2EDGE_CA_FILE": "ca.pem", "F2EDGE_CERT_FILE": "c.pem", "F2EDGE_KEY_FILE": "k.pem"}
     found = Connection.from_environment("example.org:1", environment)

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from f2edge.errors import InputError
+from f2edge.pem import read_pem
 from f2edge.server.refusals import RefusedError, trailers
 from f2edge.server.settings import ServerSettings
 from f2edge.server.tokens import Tokens
@@ -17,7 +18,6 @@ from f2edge.server.tokens import Tokens
 logger = logging.getLogger(__name__)
 
 _OPEN_TO_ALL = "/grpc.health.v1.Health/"
-_LARGEST_PEM_BYTES = 1 << 20
 
 
 class Certificates:
@@ -59,8 +59,8 @@ class Certificates:
         certificate, key, authority = self._files
         assert certificate is not None
         assert key is not None
-        pair = (_pem(key, b"PRIVATE KEY"), _pem(certificate, b"CERTIFICATE"))
-        roots = None if authority is None else _pem(authority, b"CERTIFICATE")
+        pair = (read_pem(key, "server key", "PRIVATE KEY"), read_pem(certificate, "server certificate", "CERTIFICATE"))
+        roots = None if authority is None else read_pem(authority, "clients' authority", "CERTIFICATE")
         try:
             return grpc.ssl_server_certificate_configuration([pair], root_certificates=roots)
         except ValueError as error:
@@ -104,14 +104,3 @@ def _stat(path: Path) -> Any:
         return path.stat()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a PEM file") from error
-
-
-def _pem(path: Path, kind: bytes) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST_PEM_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a PEM file") from error
-    if len(data) > _LARGEST_PEM_BYTES or b"-----BEGIN " not in data or kind not in data:
-        raise InputError(f"{path}: holds no {kind.decode().lower()} in PEM form")
-    return data

@@ -27,6 +27,8 @@ _LOWEST = {
     "waiting_bytes": 1,
     "decode_threads": 1,
 }
+#: Seconds, bytes and counts alike; gRPC's clock and the event loop's take no infinity.
+_LARGEST = 1e9
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ class ServerSettings:
             if port is not None and not 0 <= port <= 65535:
                 raise InputError(f"{option} {port}: must lie in 0 … 65535")
         for name, lowest in _LOWEST.items():
-            if not getattr(self, name) >= lowest:
-                raise InputError(f"server settings: {name} must be at least {lowest}, got {getattr(self, name)}")
+            if not lowest <= getattr(self, name) <= _LARGEST:
+                raise InputError(f"server settings: {name} must lie in {lowest} … {_LARGEST:g}, got {getattr(self, name)}")
         if self.decode_threads * self.images.largest_pixels * 3 > _PIXEL_BUDGET_BYTES:
             raise InputError(
                 f"server settings: {self.decode_threads} pictures of {self.images.largest_pixels} pixels at once take more than "
@@ -131,4 +133,5 @@ class ServerSettings:
 
 
 def _joined(host: str, port: int) -> str:
+    host = host.strip("[]")
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

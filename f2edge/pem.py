@@ -1,0 +1,33 @@
+"""PEM files of certificates and keys: read within a limit, and looked at before a library meets them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from f2edge.errors import InputError
+
+_LARGEST_BYTES = 1 << 20  # every authority that a system trusts, and more
+
+
+def read_pem(path: str | os.PathLike[str], what: str, block: str) -> bytes:
+    """The bytes of a PEM file.
+
+    Args:
+        path: of the file.
+        what: whose file it is, for the message: "client key".
+        block: what it must hold at least one of: "CERTIFICATE" or "PRIVATE KEY".
+
+    Raises:
+        InputError: it cannot be read, is larger than 1 MiB, or holds no such block.
+    """
+    name = os.fspath(path)
+    try:
+        with Path(name).open("rb") as file:
+            data = file.read(_LARGEST_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{what} {name[:200]}: cannot be read ({reason}); give a PEM file") from error
+    if len(data) > _LARGEST_BYTES or b"-----BEGIN " not in data or f"{block}-----".encode() not in data:
+        raise InputError(f"{what} {name[:200]}: holds no {block.lower()} in PEM form; give a PEM file that does")
+    return data
