@@ -93,7 +93,7 @@ def look(server: str) -> Figures:
     from prometheus_client.parser import text_string_to_metric_families
 
     host, _, port = server.removeprefix("http://").rstrip("/").rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not (port.isdecimal() and 1 <= int(port[:6]) <= 65535):
         raise InputError(f"{server[:100]!r}: give HOST:PORT of the metrics, as of `f2edge serve --metrics-port`")
     connection = HTTPConnection(host.strip("[]"), int(port), timeout=_TIMEOUT_S)
     try:
@@ -101,16 +101,21 @@ def look(server: str) -> Figures:
         text = connection.getresponse().read(_LARGEST_BYTES).decode()
         families = list(text_string_to_metric_families(text))
     except (OSError, HTTPException, ValueError) as error:
-        message = f"no figures at http://{host}:{port}/metrics ({type(error).__name__}); start the server with --metrics-port {port}"
-        raise ServerUnavailableError(message) from error
+        raise _no_figures(host, port, type(error).__name__) from error
     finally:
         connection.close()
+    if not any(family.name.startswith("f2edge_") for family in families):
+        raise _no_figures(host, port, "another server's page")
     samples = {(s.name, tuple(sorted(s.labels.items()))): float(s.value) for family in families for s in family.samples}
     return Figures(samples, time.monotonic())
 
 
+def _no_figures(host: str, port: str, why: str) -> ServerUnavailableError:
+    return ServerUnavailableError(f"no figures at http://{host}:{port}/metrics ({why}); start the server with --metrics-port {port}")
+
+
 def summary(figures: Figures) -> dict[str, object]:
-    """The same as numbers."""
+    """The same as numbers; a quantile is None where nothing was observed, or nothing below five minutes."""
     return {
         "model": next(iter(figures.labels("f2edge_model_info", "model")), None),
         "calls": {
@@ -121,8 +126,8 @@ def summary(figures: Figures) -> dict[str, object]:
                     for code in figures.labels("f2edge_requests_total", "code")
                     if (count := figures.value("f2edge_requests_total", method=method, code=code))
                 },
-                "p50_ms": figures.quantile_ms("f2edge_request_seconds", 0.5, method=method),
-                "p99_ms": figures.quantile_ms("f2edge_request_seconds", 0.99, method=method),
+                "p50_ms": _finite(figures.quantile_ms("f2edge_request_seconds", 0.5, method=method)),
+                "p99_ms": _finite(figures.quantile_ms("f2edge_request_seconds", 0.99, method=method)),
             }
             for method in figures.labels("f2edge_open_calls", "method")
         },
@@ -185,6 +190,11 @@ def render(before: Figures, after: Figures) -> RenderableType:
 def _failures(figures: Figures, method: str) -> float:
     everything = figures.total("f2edge_requests_total", method=method)
     return everything - figures.value("f2edge_requests_total", method=method, code="OK")
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity."""
+    return None if value is None or value == float("inf") else value
 
 
 def _ms(value: float | None) -> str:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from f2edge.cli_top import Figures, look, render, summary
-from f2edge.errors import InputError
+from f2edge.cli_top import Figures, Key, look, render, summary
+from f2edge.errors import InputError, ServerUnavailableError
 from f2edge.requests import EngineState
 from f2edge.server.settings import ServerSettings
 from f2edge.v1 import face_pb2 as pb
@@ -326,6 +327,41 @@ def test_a_quantile_is_the_edge_of_its_bucket() -> None:
     assert figures.quantile_ms("f2edge_x", 0.6) == 500
     assert figures.quantile_ms("f2edge_x", 1.0) == float("inf")
     assert figures.quantile_ms("f2edge_y", 0.5) is None
+
+
+def test_calls_of_more_than_five_minutes_have_no_number_in_json() -> None:
+    edges = {"300.0": 0.0, "+Inf": 1.0}
+    samples: dict[Key, float] = {("f2edge_open_calls", (("method", "Ask"),)): 0.0}
+    for edge, count in edges.items():
+        samples["f2edge_request_seconds_bucket", (("le", edge), ("method", "Ask"))] = count
+    table = summary(Figures(samples, 0.0))
+    assert table["calls"]["Ask"]["p99_ms"] is None  # type: ignore[index]
+    json.dumps(table, allow_nan=False)
+
+
+@pytest.mark.parametrize("page", [b"<html>nothing here</html>", b"", b"# HELP go_threads Of another program.\ngo_threads 7\n", b"\xff"])
+def test_top_is_not_taken_in_by_another_server(page: bytes) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Other) as other:
+        thread = threading.Thread(target=other.handle_request)
+        thread.start()
+        with pytest.raises(ServerUnavailableError, match="no figures at"):
+            look(f"127.0.0.1:{other.server_port}")
+        thread.join(10)
+
+
+@pytest.mark.parametrize("address", ["", ":1", "host", "host:", "host:0", "host:99999", "host:\u00b2", "host:1/x"])
+def test_top_wants_a_host_and_a_port(address: str) -> None:
+    with pytest.raises(InputError, match="give HOST:PORT"):
+        look(address)
 
 
 # The contract alone ----------------------------------------------------------------------------------------------------------------------
