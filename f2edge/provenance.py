@@ -105,16 +105,15 @@ def read_label(file: str | os.PathLike[str] | bytes, *, name: str = "the image")
     data = bytes(file) if isinstance(file, bytes) else read_file(file, LIMITS)
     name = name if isinstance(file, bytes) else str(Path(file))
     packet = decode(data, name=name, limits=LIMITS).info.get("xmp") or b""
-    if isinstance(packet, str):
-        packet = packet.encode(errors="replace")
-    # A packet of a stranger: no document type, hence no entities to expand.
-    if not packet or len(packet) > _LARGEST_PACKET_BYTES or b"<!" in packet:
+    if not packet or len(packet) > _LARGEST_PACKET_BYTES:
         return None
     try:
-        root = ET.fromstring(packet)  # noqa: S314
-    except ET.ParseError:
+        # XMP in these files is UTF-8; in another encoding a parser would see a document type that the next line does not.
+        text = packet if isinstance(packet, str) else packet.decode("utf-8")
+        # A packet of a stranger: no document type, hence no entities to expand.
+        return None if "<!" in text else _label_of(ET.fromstring(text))  # noqa: S314
+    except (ET.ParseError, ValueError):
         return None
-    return _label_of(root)
 
 
 def _label_of(root: ET.Element) -> Label | None:

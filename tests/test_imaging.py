@@ -423,6 +423,13 @@ def test_labels_of_strangers(tmp_path: Path) -> None:
         assert read_label(encoded(quadrants(), "WEBP", xmp=packet)) is None
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_no_encoding_hides_entities_from_the_guard(encoding: str) -> None:
+    _, _, body = xmp_packet(label(prompt="&b;", seed=1, bundle="b")).decode().replace("&amp;", "&").partition("?>")
+    packet = f'<?xml version="1.0" encoding="{encoding}"?><!DOCTYPE a [<!ENTITY b "expanded">]>{body}'.encode(encoding)
+    assert read_label(encoded(quadrants(), "WEBP", xmp=packet)) is None
+
+
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     forbidden = {
