@@ -108,10 +108,10 @@ def read_label(file: str | os.PathLike[str] | bytes, *, name: str = "the image")
     if not packet or len(packet) > _LARGEST_PACKET_BYTES:
         return None
     try:
-        # XMP in these files is UTF-8; in another encoding a parser would see a document type that the next line does not.
+        # XMP in these files is UTF-8.  In UTF-16 (which has NULs) the parser would see a document type that the next line does not.
         text = packet if isinstance(packet, str) else packet.decode("utf-8")
         # A packet of a stranger: no document type, hence no entities to expand.
-        return None if "<!" in text else _label_of(ET.fromstring(text))  # noqa: S314
+        return None if "<!" in text or "\0" in text else _label_of(ET.fromstring(text))  # noqa: S314
     except (ET.ParseError, ValueError):
         return None
 
