@@ -221,8 +221,11 @@ class FacePipeline:
             raise InputError(f"codes must be whole numbers of shape (images, {layout.image_tokens}), got {codes.dtype} {codes.shape}")
         if codes.size and not 0 <= codes.min() <= codes.max() < layout.codes:
             raise InputError(f"codes must lie in 0 … {layout.codes - 1}; a masked position ({layout.mask_code}) has to be decoded first")
-        pixels = (host(self.backend.run("image_decode", {"codes": row[None].astype(np.int64)})["pixels"])[0] for row in codes)
-        return [from_pixels(p) for p in pixels]
+
+        def picture(row: Ids) -> Image.Image:
+            return from_pixels(host(self.backend.run("image_decode", {"codes": row[None]})["pixels"])[0])
+
+        return self.backend.each(picture, list(codes.astype(np.int64)))
 
     def draw(self, codes: Ids) -> list[Image.Image]:
         """Pictures of tokens as :meth:`generate` gives them: decoded and marked."""

@@ -11,7 +11,8 @@ Settings that differ from ONNX Runtime's own, and why, measured on nano in int8:
   one core), while memory grows with the batch: sixteen faces at once, then ``analyze``, leave 178 MB; in pairs with the arena 248 MB; the
   whole batch with the arena peaked at 514 MB.
 * Pairs of a small model run side by side, each on one core (:mod:`f2edge.backends.lanes`), in sessions of one thread that stand beside the
-  usual ones.  Of a model with large weights there are no second sessions: their weights would be in memory twice.
+  usual ones; so do pictures in the encoders.  Of a model with large weights there are no second sessions: their weights would be in memory
+  twice.
 * Of a model with large weights, the two prefill graphs are closed after each run.  They run once for a prompt or a face, and an open
   session keeps a copy of its weights in the order that the processor likes; the prefill graph's would stand beside the same weights of
   the graph that does the work.  They are opened without that copy, so that opening them is quick.
@@ -23,7 +24,7 @@ Settings that differ from ONNX Runtime's own, and why, measured on nano in int8:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -35,10 +36,12 @@ from f2edge.backends.base import Array, Item, Result, Value, host, pack_arrays
 from f2edge.backends.lanes import Lanes
 from f2edge.backends.row_groups import paired_branch, row_groups
 from f2edge.errors import BackendError
-from f2edge.graphs import MMU_PREFILL, T2I_PREFILL, T2I_STEP
+from f2edge.graphs import IMAGE_ENCODE, MMU_PREFILL, SEMANTIC, T2I_PREFILL, T2I_STEP
 
 #: Requests in one run of the step graph; more are split.
 ROWS_PER_STEP = 2
+#: Graphs of pictures, which know nothing of each other.
+ENCODERS = (IMAGE_ENCODE.name, SEMANTIC.name)
 #: Graphs that run once for a prompt or a face; of a large model they do not stay open.
 PASSING = (T2I_PREFILL.name, MMU_PREFILL.name)
 #: A model is large from so many bytes on.
@@ -71,12 +74,23 @@ class OnnxRuntimeBackend:
 
     def run(self, graph: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
         arrays = {name: host(value) for name, value in feeds.items()}
-        if graph != T2I_STEP.name:
-            return {**self._run(graph, arrays)}
-        self._weigh(self._path(graph))
-        size = self._rows_at_once(len(arrays["codes"]))
-        groups = self.each(lambda group: self._run(graph, paired_branch(group)), list(row_groups(arrays, size)))
-        return {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
+        groups = list(self._groups(graph, arrays))
+        if len(groups) == 1:
+            return {**self._run(graph, groups[0])}
+        parts = self.each(lambda group: self._run(graph, group), groups)
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _groups(self, graph: str, arrays: Mapping[str, Array]) -> Iterator[Mapping[str, Array]]:
+        """The inputs of a graph, cut into what its runs take."""
+        if graph == T2I_STEP.name:
+            self._weigh(self._path(graph))
+            for group in row_groups(arrays, self._rows_at_once(len(arrays["codes"]))):
+                yield paired_branch(group)
+        elif graph in ENCODERS:
+            for row in range(len(arrays["pixels"])):
+                yield {"pixels": arrays["pixels"][row : row + 1]}
+        else:
+            yield arrays
 
     def _run(self, graph: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
         session, names = self._session(graph)
