@@ -3,6 +3,7 @@
 python -m bench judge --data shards/faces --out runs/judge
 python -m bench quality --bundle nano --out runs/quality
 python -m bench latency --bundle nano
+python -m bench latency --steps 6,12 --batch 1,4,8 --out runs/latency
 python -m bench roofline --device orin-nano
 python -m bench memory --config show-o --random-weights
 python -m bench camera

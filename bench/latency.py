@@ -1,6 +1,7 @@
 """How long a call takes on this machine, beside what the machine could do at best.
 
     python -m bench latency [--bundle nano] [--steps 12] [--json]
+    python -m bench latency --steps 6,12 --batch 1,4,8 --out runs/latency           # beside each other (bench.comparison)
     python -m bench latency --config show-o --random-weights        # engines beside PyTorch at paper size (bench.paper_size)
 
 The ceilings come first: the fp32 and int8 rate of large matrix products in ONNX Runtime, in the same process, with the same threads.  Then
@@ -16,24 +17,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 from PIL import Image
 
-from f2edge import costs
+from bench.calls import CALLS, PROMPT, QUESTION, analyze_flops, generate_flops, new_faces
+from bench.options import listed, whole_numbers
 from f2edge.backends.onnxruntime import usable_cores
 from f2edge.errors import InputError
 from f2edge.pipeline import FacePipeline
 from f2edge.results import GenerateOptions
 
-PROMPT = "a young woman with long curly red hair and eyeglasses"
-QUESTION = "what color is the hair?"
+if TYPE_CHECKING:
+    from bench.comparison import Axes
+
 #: Rows, depth and columns of the products that measure the ceilings.
 PEAK_SHAPE = (512, 2048, 2048)
 
@@ -105,15 +109,6 @@ def _row(name: str, unit: str, values: list[float], flops: float = 0.0, peak: fl
     return Row(name, unit, median, min(values), max(values), share)
 
 
-def _new_faces(face: Image.Image) -> Iterator[Image.Image]:
-    """The face again and again, each time with another corner, so that no prefix is remembered."""
-    rng = np.random.default_rng(0)
-    while True:
-        pixels = np.array(face)
-        pixels[:4, :4] = rng.integers(0, 256, size=(4, 4, 3))
-        yield Image.fromarray(pixels)
-
-
 def _milliseconds(call: Callable[[], object], repeats: int) -> list[float]:
     return [1e3 * seconds for seconds in _times(call, repeats)]
 
@@ -136,10 +131,8 @@ def _shell_milliseconds(bundle: str, steps: int, repeats: int = 3) -> list[float
 
 def generation_rows(pipeline: FacePipeline, options: GenerateOptions, peak: float, repeats: int) -> list[Row]:
     """Text to face: a whole call, one step of it, and a batch of eight."""
-    model, schedule = pipeline.bundle.configuration, options.resolve(pipeline.bundle.generation)
-    prompt = len(pipeline.bundle.layout.prompt(pipeline.tokenizer.encode(PROMPT)))
-    prompts = [prompt] + ([len(pipeline.bundle.layout.unconditional)] if schedule.guidance else [])
-    step = costs.step_flops(model, prompts, 1)
+    schedule = options.resolve(pipeline.bundle.generation)
+    flops = generate_flops(pipeline.bundle, pipeline.tokenizer, schedule)
     seeds = iter(range(10_000))
     steps_ms: list[float] = []
 
@@ -155,23 +148,21 @@ def generation_rows(pipeline: FacePipeline, options: GenerateOptions, peak: floa
         )
     ]
     return [
-        _row(f"generate, {schedule.steps} steps", "ms", whole, schedule.steps * step, peak),
-        _row("one step", "ms", steps_ms, step, peak),
-        _row("generate, per face of 8", "ms", eight, schedule.steps * step, peak),
+        _row(f"generate, {schedule.steps} steps", "ms", whole, flops, peak),
+        _row("one step", "ms", steps_ms, flops / schedule.steps, peak),
+        _row("generate, per face of 8", "ms", eight, flops, peak),
     ]
 
 
 def understanding_rows(pipeline: FacePipeline, face: Image.Image, peak: float, repeats: int) -> list[Row]:
     """Face to attributes and words."""
-    model, faces = pipeline.bundle.configuration, _new_faces(face)
-    questions = [len(pipeline.tokenizer.encode(slot.question)) + 2 for slot in pipeline.bundle.schema.values()]
-    analyze = costs.image_flops(model) + costs.text_flops(model, questions)
+    faces = new_faces(face)
     analyzed = _milliseconds(lambda: pipeline.analyze(next(faces)), repeats)
     new = [pipeline.ask(next(faces), QUESTION, max_tokens=4).first_token_ms for _ in range(repeats + 2)][2:]
     again = [pipeline.ask(face, QUESTION, max_tokens=4).first_token_ms for _ in range(repeats + 2)][2:]
     rates = [answer.tokens_per_second for answer in (pipeline.describe(next(faces)) for _ in range(repeats)) if len(answer.tokens) > 1]
     rows = [
-        _row("analyze, per face", "ms", analyzed, analyze, peak),
+        _row("analyze, per face", "ms", analyzed, analyze_flops(pipeline.bundle, pipeline.tokenizer), peak),
         _row("ask, first token", "ms", new),
         _row("ask, first token, face again", "ms", again),
     ]
@@ -256,11 +247,20 @@ def print_results(results: dict[str, Any]) -> None:
 
 def latency(
     *,
-    bundle: Annotated[str, typer.Option(help="Name or folder of a bundle.")] = "nano",
-    steps: Annotated[int, typer.Option(help="Decoding steps.")] = 12,
+    bundle: Annotated[list[str] | None, typer.Option(help="Name or folder of a bundle.  [default: nano]", show_default=False)] = None,
+    steps: Annotated[list[str] | None, typer.Option(help="Decoding steps.  [default: 12]", show_default=False)] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance; the bundle's own by default.")] = None,
-    backend: Annotated[str, typer.Option(help="Backend of the runtime.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; every usable core by default.")] = None,
+    backend: Annotated[
+        list[str] | None, typer.Option(help="Backend of the runtime; all: whatever runs here.  [default: auto]", show_default=False)
+    ] = None,
+    threads: Annotated[list[str] | None, typer.Option(help="CPU threads; every usable core by default.", show_default=False)] = None,
+    batch: Annotated[list[str] | None, typer.Option(help="Compare: faces in one call.  [default: 1]", show_default=False)] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Compare: of generate, analyze, ask.  [default: all]", show_default=False)] = None,
+    power: Annotated[
+        str | None, typer.Option(help="Compare: auto, none, tegrastats, rapl or nvml.  [default: auto]", show_default=False)
+    ] = None,
+    power_seconds: Annotated[float, typer.Option(min=0.1, help="Compare: for how long energy is measured, per row.")] = 5.0,
+    out: Annotated[Path | None, typer.Option(help="Compare: folder for latency.json, latency.svg and latency.png.")] = None,
     repeats: Annotated[int, typer.Option(help="Measured calls per figure.")] = 9,
     config: Annotated[str | None, typer.Option(help="nano, show-o or 1.8b: engines beside PyTorch at that size.")] = None,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="With --config: seeded random weights.")] = False,
@@ -270,23 +270,89 @@ def latency(
     work: Annotated[Path, typer.Option(help="With --config: folder of the bundles, which are kept.")] = Path("runs/bench"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")] = False,
 ) -> None:
-    """Measure how long calls take, beside the machine's ceiling."""
-    if config is not None or random_weights:
-        from bench.paper_size import compare, print_comparison, size_of
+    """Measure how long calls take, beside the machine's ceiling.
 
-        compared = compare(
-            size_of(config, layers, random_weights=random_weights),
-            work,
-            recipes=[name for name in recipes.split(",") if name],
-            baselines=[name for name in baselines.split(",") if name],
-            threads=threads,
-            repeats=repeats,
-            progress=lambda message: print(message, file=sys.stderr, flush=True),
-        )
-        print(json.dumps(compared)) if as_json else print_comparison(compared)
+    Several values of --bundle, --steps, --backend or --threads (repeated, or with commas) and every option that begins with "Compare" give
+    one table and one plot of all combinations instead of the details of one.
+    """
+    counts = whole_numbers("--threads", threads, "1") if threads else (None,)
+    chosen_steps, bundles, backends = (
+        whole_numbers("--steps", steps or (), "12"),
+        listed(bundle or (), "nano"),
+        listed(backend or (), "auto"),
+    )
+    if config is not None or random_weights:
+        if len(counts) > 1:
+            raise InputError("--config takes one number of threads; run it once for each")
+        asked = {"random_weights": random_weights, "as_json": as_json}
+        _paper_size(config, layers, work, recipes, baselines, threads=counts[0], repeats=repeats, **asked)
         return
-    results = run(bundle, steps=steps, guidance=guidance, backend=backend, threads=threads, repeats=repeats)
+    several = max(map(len, (counts, chosen_steps, bundles, backends))) > 1 or backends == ("all",)
+    if several or any(option is not None for option in (batch, only, power, out)):
+        from bench.comparison import Axes
+
+        axes = Axes(
+            bundles=bundles,
+            backends=backends,
+            threads=counts,
+            steps=chosen_steps,
+            batches=whole_numbers("--batch", batch or (), "1"),
+            calls=listed(only or (), ",".join(CALLS)) if only else CALLS,
+            guidance=guidance,
+        )
+        _compared(axes, power or "auto", power_seconds, out, repeats, as_json=as_json)
+        return
+    results = run(bundles[0], steps=chosen_steps[0], guidance=guidance, backend=backends[0], threads=counts[0], repeats=repeats)
     if as_json:
         print(json.dumps(results))
     else:
         print_results(results)
+
+
+def _progress(message: str) -> None:
+    print(f"latency: {message} …", file=sys.stderr, flush=True)
+
+
+def _compared(axes: Axes, power: str, power_seconds: float, out: Path | None, repeats: int, *, as_json: bool) -> None:
+    """Everything beside everything; see :mod:`bench.comparison`."""
+    from bench.comparison import compare
+    from bench.comparison_report import check_folder, document, show, write
+    from bench.power import Power
+    from f2edge.console import Output
+
+    speak = Output(json=as_json)
+    if out is not None:
+        check_folder(out)
+    with closing(Power.open(power)) as meters:
+        results = compare(axes, meters, repeats=repeats, energy_seconds=power_seconds, progress=_progress)
+    show(results, speak)
+    if out is not None:
+        speak.line("written: " + ", ".join(str(path) for path in write(results, out)))
+    print(document(results))
+
+
+def _paper_size(
+    config: str | None,
+    layers: int | None,
+    work: Path,
+    recipes: str,
+    baselines: str,
+    *,
+    threads: int | None,
+    repeats: int,
+    random_weights: bool,
+    as_json: bool,
+) -> None:
+    """Engines beside PyTorch; see :mod:`bench.paper_size`."""
+    from bench.paper_size import compare, print_comparison, size_of
+
+    compared = compare(
+        size_of(config, layers, random_weights=random_weights),
+        work,
+        recipes=[name for name in recipes.split(",") if name],
+        baselines=[name for name in baselines.split(",") if name],
+        threads=threads,
+        repeats=repeats,
+        progress=lambda message: print(message, file=sys.stderr, flush=True),
+    )
+    print(json.dumps(compared)) if as_json else print_comparison(compared)
