@@ -139,14 +139,12 @@ class Client:
     ) -> list[GeneratedFace]:
         """Faces from words, as :meth:`FacePipeline.generate`; ``on_step`` is told on other threads, one at a time."""
         faces: list[GeneratedFace] = []
-        rows = list(paired(prompts, seeds))
         order = ImageOrder(options, preview_every=1 if on_step else 0, preview_images=preview_images)
+        rows = [(prompt, generate_message(self.bundle, prompt, seed, order)) for prompt, seed in paired(prompts, seeds)]
         for first in range(0, len(rows), FACES_AT_ONCE):
-            calls = [
-                self._stub.Generate(generate_message(self.bundle, prompt, seed, order), **self._call(timeout_s))
-                for prompt, seed in rows[first : first + FACES_AT_ONCE]
-            ]
-            readers = [ImageReader(self.bundle, prompt) for prompt, _ in rows[first : first + FACES_AT_ONCE]]
+            group = rows[first : first + FACES_AT_ONCE]
+            calls = [self._stub.Generate(message, **self._call(timeout_s)) for _, message in group]
+            readers = [ImageReader(self.bundle, prompt) for prompt, _ in group]
             for done in self._together(calls, readers, on_step):
                 assert isinstance(done.result, GeneratedFace)
                 faces.append(done.result)
@@ -238,9 +236,13 @@ class Client:
         for first in range(0, len(pictures), FACES_AT_ONCE):
             group = pictures[first : first + FACES_AT_ONCE]
             messages = [analyze_message(self.bundle, picture, attributes, None) for picture in group]
-            with speaking(self.connection.address):
-                calls = [self._stub.Analyze.future(message, **self._call(timeout_s)) for message in messages]
-                reports += [report_of(call.result().report) for call in calls]
+            calls = [self._stub.Analyze.future(message, **self._call(timeout_s)) for message in messages]
+            try:
+                with speaking(self.connection.address):
+                    reports += [report_of(call.result().report) for call in calls]
+            finally:
+                for call in calls:  # one that fails ends them all
+                    call.cancel()
         return reports
 
     def analyze_frames(

@@ -25,6 +25,7 @@ from f2edge.imaging import fit_square, load_image
 from f2edge.regions import Region, region_cells
 from f2edge.requests import Done, Priority, Progress, Timings, Token
 from f2edge.results import EditedFace, FaceReport, GeneratedFace, GenerateOptions
+from f2edge.text import check_text
 from f2edge.v1 import face_pb2 as pb
 from f2edge.wire import (
     PRIORITIES,
@@ -79,13 +80,13 @@ class ImageOrder:
 
 
 def generate_message(facts: ModelFacts, prompt: str, seed: int, order: ImageOrder) -> pb.GenerateRequest:
-    return pb.GenerateRequest(prompt=prompt, seed=_seed(seed), **order.fields(facts))
+    return pb.GenerateRequest(prompt=check_text(prompt, "prompt"), seed=_seed(seed), **order.fields(facts))
 
 
 def edit_message(
     facts: ModelFacts, image: Picture, prompt: str, region: Region, *, seed: int, keep_outside: bool, order: ImageOrder
 ) -> pb.EditRequest:
-    picture = load_image(image)
+    prompt, picture = check_text(prompt, "prompt"), load_image(image)
     message = pb.EditRequest(
         image=as_seen(picture, facts), prompt=prompt, seed=_seed(seed), redraw_outside=not keep_outside, **order.fields(facts)
     )
@@ -97,6 +98,7 @@ def edit_message(
 
 
 def ask_message(facts: ModelFacts, image: Picture, question: str, max_tokens: int, priority: Priority | None) -> pb.AskRequest:
+    question = check_text(question, "question")
     return pb.AskRequest(image=as_seen(load_image(image), facts), question=question, max_tokens=max_tokens, priority=lane(priority))
 
 

@@ -78,8 +78,8 @@ class ScriptedTicket:
 class ScriptedEngine:
     """Every request gets a thread and takes ``steps`` steps of ``step_s`` seconds.
 
-    ``full`` is raised before a picture is opened, ``refusal`` at submission, ``failure`` ends a request at its second step; ``steps_done``
-    counts all steps; while ``gate`` is closed no step begins; ``submitted`` keeps what came.
+    ``full`` is raised before a picture is opened, ``refusal`` and what ``refuse`` gives for a request at submission, ``failure`` ends a
+    request at its second step; ``steps_done`` counts all steps; while ``gate`` is closed no step begins; ``submitted`` keeps what came.
     """
 
     def __init__(self, steps: int = 8, step_s: float = 0.005) -> None:
@@ -87,6 +87,7 @@ class ScriptedEngine:
         self.step_s = step_s
         self.full: Exception | None = None
         self.refusal: Exception | None = None
+        self.refuse: Callable[[Request], Exception | None] = lambda _request: None
         self.failure: Exception | None = None
         self.gate = threading.Event()
         self.gate.set()
@@ -106,8 +107,8 @@ class ScriptedEngine:
         deadline: float | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> ScriptedTicket:
-        if self.refusal is not None:
-            raise self.refusal
+        if (refusal := self.refusal or self.refuse(request)) is not None:
+            raise refusal
         if self.closed:
             raise EngineClosedError("closed")
         assert on_event is not None

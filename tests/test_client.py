@@ -19,7 +19,6 @@ from PIL import Image
 from f2edge.cli import run
 from f2edge.client import Client
 from f2edge.client_aio import AsyncClient
-from f2edge.connection import Connection
 from f2edge.decoding.parallel import StepEvent
 from f2edge.errors import (
     BackendError,
@@ -203,6 +202,9 @@ def test_a_watch_tells_steps_of_all_rows_in_order() -> None:
     ("call", "kind"),
     [
         (lambda c: c.generate(""), PromptError),
+        (lambda c: c.generate("\ud800"), PromptError),
+        (lambda c: c.edit(photo(), "\ud800", "hair"), PromptError),
+        (lambda c: c.ask(photo(), "\ud800"), PromptError),
         (lambda c: c.ask(photo(), "\x00"), PromptError),
         (lambda c: c.edit(photo(), PROMPT, "ears"), UnknownRegionError),
         (lambda c: c.edit(photo(), PROMPT, (900, 900, 1, 1)), InputError),
@@ -245,9 +247,36 @@ def test_a_deadline_passes(remote: Client, engine: ScriptedEngine) -> None:
 def test_one_of_several_calls_that_fails_ends_the_others(remote: Client, engine: ScriptedEngine) -> None:
     remote.bundle  # noqa: B018  the facts are fetched before the engine is disturbed
     engine.steps, engine.step_s = 10_000, 0.01
+    engine.refuse = lambda request: QueueFullError("full", 100) if getattr(request, "seed", 0) == 2 else None
+    with pytest.raises(QueueFullError):
+        remote.generate(PROMPT, seeds=[1, 2, 3])
+    assert eventually(lambda: not engine.open_tickets)
+
+
+def test_one_of_several_faces_that_fails_ends_the_others(remote: Client, engine: ScriptedEngine) -> None:
+    remote.bundle  # noqa: B018  the facts are fetched before the engine is disturbed
+    engine.steps, engine.step_s = 10_000, 0.01
+    red, *others = [Image.new("RGB", (32, 32), color) for color in ("red", "green", "blue")]
+
+    def refuse(request: Any) -> Exception | None:
+        """The red one, once the others are at work."""
+        if not same(request.images[0], red):
+            return None
+        assert eventually(lambda: len(engine.open_tickets) == 2)
+        return QueueFullError("full", 100)
+
+    engine.refuse = refuse
+    with pytest.raises(QueueFullError):
+        remote.analyze([red, *others])
+    assert eventually(lambda: not engine.open_tickets)
+
+
+def test_bad_input_among_good_starts_nothing(remote: Client, engine: ScriptedEngine) -> None:
     with pytest.raises(PromptError):
         remote.generate([PROMPT, "", PROMPT], seeds=[1, 2, 3])
-    assert eventually(lambda: not engine.open_tickets)
+    with pytest.raises(InputError):
+        remote.generate([PROMPT, PROMPT], seeds=[1, -1])
+    assert not engine.submitted
 
 
 def test_leaving_a_stream_early_stops_the_work(remote: Client, engine: ScriptedEngine) -> None:
@@ -298,12 +327,6 @@ def test_a_restart_is_noticed_by_nobody() -> None:
         worker.join(30)
     thread.stop()
     assert failed == []
-
-
-@pytest.mark.parametrize("address", ["", "  ", "grpcs://", "a b:1"])
-def test_an_address_is_checked(address: str) -> None:
-    with pytest.raises(InputError):
-        Connection(address)
 
 
 # asyncio ---------------------------------------------------------------------------------------------------------------------------------
