@@ -287,6 +287,16 @@ def test_leaving_a_stream_early_stops_the_work(remote: Client, engine: ScriptedE
     assert eventually(lambda: not engine.open_tickets)
 
 
+def test_a_server_on_this_machine_is_asked_past_every_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with serving(scripted(ScriptedEngine())) as server:
+        port = server.address.rpartition(":")[2]
+        for host in ("127.0.0.1", "localhost"):
+            with Client(f"{host}:{port}") as client:
+                assert client.bundle.name == "scripted"
+
+
 def test_nobody_there() -> None:
     start = time.monotonic()
     with (
