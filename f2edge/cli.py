@@ -15,6 +15,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -58,7 +59,7 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def top(
+def root(
     _version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")] = False,
 ) -> None:
     """Text to face, face to words, on small machines."""
@@ -93,6 +94,9 @@ def _report(error: Exception) -> int:
 
 def main() -> None:
     """Entry point of the ``f2edge`` script."""
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by whoever started this: then nobody listens, and that is no error
+            setattr(sys, stream, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  for as long as the process lasts
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode still gets its table
     if os.environ.get("F2EDGE_DEBUG") != "1":

@@ -416,10 +416,12 @@ def test_an_interrupt_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch
 # As a process ----------------------------------------------------------------------------------------------------------------------------
 
 
-def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """The command from anywhere, of the package under test, installed or not."""
+def process(*arguments: str, redirected: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
+    """The command from anywhere, of the package under test, installed or not; ``redirected`` as a shell writes it."""
     environment = os.environ | {"PYTHONPATH": str(embedded_folder().parent.parent)}
-    return subprocess.run([sys.executable, "-m", "f2edge", *arguments], text=True, check=False, timeout=120, env=environment, **options)
+    shell = ["sh", "-c", f'exec "$@" {redirected}', "sh"]
+    command = [*shell, sys.executable, "-m", "f2edge", *arguments]
+    return subprocess.run(command, text=True, check=False, timeout=120, env=environment, **options)
 
 
 def test_version_help_and_exit_codes() -> None:
@@ -430,6 +432,12 @@ def test_version_help_and_exit_codes() -> None:
         assert command in helped.stdout
     bad = process("generate", "", capture_output=True)
     assert (bad.returncode, bad.stdout) == (2, "")
+
+
+def test_closed_streams_are_no_errors() -> None:
+    for arguments, closed, code in ((["bundles"], ">&-", 0), (["bundles"], ">&- 2>&-", 0), (["describe", "missing.png"], "2>&-", 2)):
+        done = process(*arguments, redirected=closed, capture_output=True)
+        assert (done.returncode, done.stderr) == (code, "")
 
 
 def test_a_bar_appears_on_a_terminal_only_and_never_on_stdout(here: Path, bundle: str) -> None:
