@@ -130,7 +130,11 @@ def start(axes: Axes, stack: ExitStack, progress: Progress) -> tuple[list[Conten
         InputError: a bundle or an option that cannot be used.
         BackendError: a backend asked for by name cannot run here, or of "all" none can.
     """
-    bundles = {name: Bundle.load(name) for name in dict.fromkeys(axes.bundles)}
+    bundles = {name: Bundle.load(name) for name in axes.bundles}
+    folders = {bundle.folder.resolve(): name for name, bundle in bundles.items()}
+    if len(folders) < len(bundles):
+        twice = next(name for name, bundle in bundles.items() if folders[bundle.folder.resolve()] != name)
+        raise InputError(f"--bundle {twice} is given twice under different names; to see the noise, compare a bundle with a copy of it")
     for bundle, steps in product(bundles.values(), axes.steps):
         GenerateOptions(steps=steps, guidance=axes.guidance).resolve(bundle.generation)
     named = dict(zip(bundles, labels(list(bundles.values())), strict=True))

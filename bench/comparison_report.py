@@ -143,13 +143,16 @@ def check_folder(out: Path) -> None:
 
 def write(results: Results, out: Path) -> list[Path]:
     """``latency.json``, ``latency.svg`` and ``latency.png`` in ``out``; raises :class:`InputError` where they cannot be written."""
+    from matplotlib import rc_context
+
     paths = [out / f"latency.{kind}" for kind in ("json", "svg", "png")]
     drawn = plot(results)
     try:
         out.mkdir(parents=True, exist_ok=True)
         paths[0].write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        for path in paths[1:]:
-            drawn.savefig(path, dpi=120)
+        with rc_context({"svg.fonttype": "none"}):  # words stay words
+            for path in paths[1:]:
+                drawn.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another folder") from error
     return paths

@@ -8,7 +8,7 @@ Sources, looked up in November 2026; none of the three has been run on its hardw
   average over a second), both in NVIDIA's NVML reference.
 * tegrastats: "tegrastats Utility" in NVIDIA's Jetson Linux Developer Guide (r36, r38.4): ``RAIL now/average``, with "mW" since JetPack 5.
   VDD_IN is all of the module (NVIDIA's forum, topic 200883), Thor's VIN all of the board (topic 366461), POM_5V_IN the Nano's input (topic
-  73608).  That AGX Orin's VDDQ_VDD2_1V8AO is a part of VIN_SYS_5V0 is second-hand: so other tools add its rails.
+  73608).  Second-hand: AGX Xavier's rails add up (topic 81016), and AGX Orin's do without VDDQ_VDD2_1V8AO, a part of VIN_SYS_5V0.
 """
 
 from __future__ import annotations
