@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: a tiny model of every organ with random weights, and bundles of it.
+"""Fixtures that many tests share: a tiny model of every organ with random weights, bundles of it, and a server with a scripted engine.
 
 Tracing takes half a minute, so the bundles are kept in pytest's cache under a digest of every source file that shapes them.
 """
@@ -14,7 +14,10 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from export.trace import Models
+    from tests.serving import ScriptedEngine, ServerThread
 
 # The same cases in every run: a failure tells of the change and not of the day.  ``--hypothesis-profile=default`` draws new ones.
 settings.register_profile("repeatable", derandomize=True, database=None)
@@ -79,6 +82,32 @@ def tiny_bundle(tiny_bundles: dict[str, Path]) -> Path:
 def tiny_int8_bundle(tiny_bundles: dict[str, Path]) -> Path:
     """The int8 bundle of ``tiny_models``."""
     return tiny_bundles["int8"]
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    """What ``server`` runs, to be watched and disturbed."""
+    from tests.serving import ScriptedEngine
+
+    return ScriptedEngine()
+
+
+@pytest.fixture
+def server(engine: ScriptedEngine) -> Iterator[ServerThread]:
+    """A server with ``engine``."""
+    from tests.serving import scripted, serving
+
+    with serving(scripted(engine)) as running:
+        yield running
+
+
+@pytest.fixture
+def face(server: ServerThread) -> Iterator[Any]:
+    """A plain gRPC stub of ``server``."""
+    from tests.serving import stub
+
+    with stub(server.address) as made:
+        yield made
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

@@ -20,8 +20,10 @@ from PIL import Image
 
 from f2edge.attributes import F2EDGE_SCHEMA
 from f2edge.batching import Engine
+from f2edge.client import Client
 from f2edge.decoding.schedule import Schedule
 from f2edge.errors import CancelledError, DeadlineExceededError, EngineClosedError
+from f2edge.imaging import load_image
 from f2edge.pipeline import FacePipeline
 from f2edge.requests import (
     AnalyzeRequest,
@@ -293,6 +295,44 @@ def stub(address: str, *options: tuple[str, Any]) -> Iterator[Any]:
     """A plain client, without this package's."""
     with grpc.insecure_channel(address, list(options)) as channel:
         yield face_pb2_grpc.FaceServiceStub(channel)  # type: ignore[no-untyped-call]
+
+
+class Asked:
+    """What came of asking: answers counted, errors kept."""
+
+    def __init__(self) -> None:
+        self.answers = 0
+        self.errors: list[Exception] = []
+
+    def more(self, answers: int) -> bool:
+        """Whether so many more answers come."""
+        before = self.answers
+        return eventually(lambda: self.answers >= before + answers, 30)
+
+
+@contextmanager
+def asking(address: str, threads: int = 4) -> Iterator[Asked]:
+    """Clients that ask a server of :class:`ScriptedEngine` all the time, each on a thread of its own."""
+    picture, asked, end = load_image(photo()), Asked(), threading.Event()
+
+    def work() -> None:
+        with Client(address, timeout_s=60) as client:
+            while not end.is_set():
+                try:
+                    assert client.ask(picture, "what?").text == "".join(WORDS)
+                    asked.answers += 1
+                except Exception as error:  # noqa: BLE001
+                    asked.errors.append(error)
+
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    try:
+        yield asked
+    finally:
+        end.set()
+        for worker in workers:
+            worker.join(30)
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:

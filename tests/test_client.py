@@ -41,7 +41,18 @@ from f2edge.pipeline import FacePipeline
 from f2edge.provenance import EDITED, GENERATED, read_label
 from f2edge.requests import Done, Progress, Timings, Token
 from f2edge.results import GeneratedFace, GenerateOptions
-from tests.serving import SETTINGS, WORDS, ScriptedEngine, ServerThread, eventually, paper_pipeline, paper_served, photo, scripted, serving
+from tests.serving import (
+    SETTINGS,
+    ScriptedEngine,
+    ServerThread,
+    asking,
+    eventually,
+    paper_pipeline,
+    paper_served,
+    photo,
+    scripted,
+    serving,
+)
 
 pytestmark = pytest.mark.runtime
 PROMPT = "a smiling woman"
@@ -60,14 +71,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 
 @pytest.fixture
-def engine() -> ScriptedEngine:
-    return ScriptedEngine()
-
-
-@pytest.fixture
-def remote(engine: ScriptedEngine) -> Iterator[Client]:
+def remote(server: ServerThread) -> Iterator[Client]:
     """Of a server with a scripted engine."""
-    with serving(scripted(engine)) as server, Client(server.address) as made:
+    with Client(server.address) as made:
         yield made
 
 
@@ -311,32 +317,14 @@ def test_a_restart_is_noticed_by_nobody() -> None:
     """Clients that ask all the time, and a server that is replaced under them: no call fails, none is lost."""
     thread = ServerThread(SETTINGS, scripted(ScriptedEngine(steps=4, step_s=0.01))).start()
     settings = replace(SETTINGS, port=int(thread.address.rpartition(":")[2]))
-    picture, answered, failed, end = load_image(photo()), [0], [], threading.Event()
-
-    def work() -> None:
-        with Client(settings.target, timeout_s=60) as client:
-            while not end.is_set():
-                try:
-                    assert client.ask(picture, "what?").text == "".join(WORDS)
-                    answered[0] += 1
-                except Exception as error:  # noqa: BLE001
-                    failed.append(error)
-
-    workers = [threading.Thread(target=work) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for _ in range(3):
-        before = answered[0]
-        assert eventually(lambda before=before: answered[0] >= before + 8, 30)  # type: ignore[misc]
-        assert thread.stop(10.0)
-        thread = ServerThread(settings, scripted(ScriptedEngine(steps=4, step_s=0.01))).start()
-    before = answered[0]
-    assert eventually(lambda: answered[0] >= before + 8, 30)
-    end.set()
-    for worker in workers:
-        worker.join(30)
+    with asking(settings.target) as asked:
+        for _ in range(3):
+            assert asked.more(8)
+            assert thread.stop(10.0)
+            thread = ServerThread(settings, scripted(ScriptedEngine(steps=4, step_s=0.01))).start()
+        assert asked.more(8)
     thread.stop()
-    assert failed == []
+    assert asked.errors == []
 
 
 # asyncio ---------------------------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +17,7 @@ from tests.serving import (
     WORDS,
     ScriptedEngine,
     ServerThread,
+    asking,
     eventually,
     paper_pipeline,
     paper_served,
@@ -57,29 +57,12 @@ def test_calls_are_spread_over_all_replicas(threads: list[ServerThread], engines
 
 
 def test_a_replica_that_ends_is_missed_by_nobody(threads: list[ServerThread], engines: list[ScriptedEngine]) -> None:
-    picture, failed, end, answered = load_image(photo()), [], threading.Event(), [0]
-    with Client(address(threads)) as client:
-
-        def work() -> None:
-            while not end.is_set():
-                try:
-                    assert client.ask(picture, "what?").text == "".join(WORDS)
-                    answered[0] += 1
-                except Exception as error:  # noqa: BLE001
-                    failed.append(error)
-
-        workers = [threading.Thread(target=work) for _ in range(4)]
-        for worker in workers:
-            worker.start()
+    with asking(address(threads)) as asked:
         assert eventually(lambda: all(len(engine.submitted) > 5 for engine in engines))
         assert threads[0].stop(10.0)
         seen = len(engines[0].submitted)
-        before = answered[0]
-        assert eventually(lambda: answered[0] >= before + 40)
-        end.set()
-        for worker in workers:
-            worker.join(20)
-    assert failed == []
+        assert asked.more(40)
+    assert asked.errors == []
     assert len(engines[0].submitted) == seen
 
 

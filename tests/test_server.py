@@ -50,23 +50,6 @@ from tests.serving import (
 pytestmark = pytest.mark.runtime
 
 
-@pytest.fixture
-def engine() -> ScriptedEngine:
-    return ScriptedEngine()
-
-
-@pytest.fixture
-def server(engine: ScriptedEngine) -> Iterator[ServerThread]:
-    with serving(scripted(engine)) as running:
-        yield running
-
-
-@pytest.fixture
-def face(server: ServerThread) -> Iterator[Any]:
-    with stub(server.address) as made:
-        yield made
-
-
 # What comes back -------------------------------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -47,23 +46,6 @@ from tests.serving import (
 )
 
 pytestmark = pytest.mark.runtime
-
-
-@pytest.fixture
-def engine() -> ScriptedEngine:
-    return ScriptedEngine()
-
-
-@pytest.fixture
-def server(engine: ScriptedEngine) -> Iterator[ServerThread]:
-    with serving(scripted(engine)) as running:
-        yield running
-
-
-@pytest.fixture
-def face(server: ServerThread) -> Iterator[Any]:
-    with stub(server.address) as made:
-        yield made
 
 
 # Health, drain ----------------------------------------------------------------------------------------------------------------------------
