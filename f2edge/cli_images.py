@@ -9,13 +9,14 @@ import typer
 
 from f2edge.cli_options import JsonOption, QuietOption, WatermarkKeyOption, output, watermark_key_from_environment
 from f2edge.errors import ImageError
+from f2edge.text import one_line
 
 if TYPE_CHECKING:
     from f2edge.marks import Marks
     from f2edge.watermark import Watermark
 
 MARKED, UNMARKED, UNREADABLE = 0, 1, 2
-_LONGEST_TEXT = 60
+_LONGEST_TEXT, _LONGEST_CELL = 60, 200
 
 
 def verify_image(
@@ -83,8 +84,8 @@ def _table_of(marks: Marks) -> dict[str, Any]:
 
 def _cells(row: dict[str, Any]) -> tuple[str, str, str, str]:
     if "error" in row:
-        return _plain(row["file"]), _plain(row["error"], 200), "", ""
-    return _plain(row["file"], 200), _label_cell(row["label"]), _watermark_cell(row["watermark"]), _credentials_cell(row)
+        return one_line(row["file"], _LONGEST_TEXT), one_line(row["error"], _LONGEST_CELL), "", ""
+    return one_line(row["file"], _LONGEST_CELL), _label_cell(row["label"]), _watermark_cell(row["watermark"]), _credentials_cell(row)
 
 
 def _label_cell(label: dict[str, Any] | None) -> str:
@@ -92,7 +93,7 @@ def _label_cell(label: dict[str, Any] | None) -> str:
         return "none"
     parts = [label["source_type"].rsplit("/", 1)[-1], label["software"], label["bundle"] or ""]
     parts += [f"seed {label['seed']}" if label["seed"] is not None else "", f'"{label["prompt"]}"' if label["prompt"] else ""]
-    return ", ".join(_plain(part) for part in parts if part)
+    return ", ".join(one_line(part, _LONGEST_TEXT) for part in parts if part)
 
 
 def _watermark_cell(found: dict[str, dict[str, Any]]) -> str:
@@ -109,10 +110,4 @@ def _credentials_cell(row: dict[str, Any]) -> str:
     if found is None:
         return "none" if row["credentials_read"] else "not read: pip install 'f2edge[c2pa]'"
     problems = f" ({', '.join(found['problems'])})" if found["problems"] else ""
-    return _plain(f"{found['state']}{problems}: {found['signer']}", 200)
-
-
-def _plain(text: str, longest: int = _LONGEST_TEXT) -> str:
-    """Text of a stranger for a terminal: nothing that steers it, and not without end."""
-    shown = "".join(c if c.isprintable() else " " for c in text)
-    return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
+    return one_line(f"{found['state']}{problems}: {found['signer']}", _LONGEST_CELL)

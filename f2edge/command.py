@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import typer
 
 from f2edge.errors import F2EdgeError, InputError
+from f2edge.text import one_line
 
 
 def run_command(app: typer.Typer, name: str, arguments: Sequence[str]) -> int:
@@ -34,5 +35,5 @@ def run_command(app: typer.Typer, name: str, arguments: Sequence[str]) -> int:
 def _report(name: str, message: str, code: int) -> int:
     if os.environ.get("F2EDGE_DEBUG") == "1":
         traceback.print_exc()
-    print(f"{name}: {message}", file=sys.stderr)
+    print(f"{name}: {one_line(message)}", file=sys.stderr)
     return code

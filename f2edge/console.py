@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from f2edge.text import one_line
+
 _BAR_CELLS = 20
 _FILE_COLUMNS = 160
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -81,8 +83,7 @@ def bar(share: float) -> str:
 
 def fail(message: object) -> None:
     """One line on stderr."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in str(message)).split())
-    sys.stderr.write(f"f2edge: error: {text}\n")
+    sys.stderr.write(f"f2edge: error: {one_line(message)}\n")
 
 
 def _plain(value: Any) -> Any:

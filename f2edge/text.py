@@ -1,4 +1,4 @@
-"""Prompts and questions: the rules that text must keep, and the tokenizer behind them.
+"""Prompts and questions: the rules that text must keep, and the tokenizer behind them; and text of strangers as it may be shown.
 
 Text is taken whole or refused; it is never cut without a word (:meth:`f2edge.layout.TokenLayout.prompt` refuses what has too many
 tokens).  What looks like a special token (``<|endoftext|>``) is read as plain characters, so a prompt cannot end itself early.
@@ -44,6 +44,12 @@ def check_text(text: str, kind: str = "prompt") -> str:
         if refused is not None:
             raise PromptError(f"the {kind} has a {refused} (U+{ord(character):04X}) at position {position}; remove it")
     return unicodedata.normalize("NFC", stripped)
+
+
+def one_line(text: object, longest: int | None = None) -> str:
+    """Text of anybody for a terminal, a log or a header: one line that steers nothing, cut off after ``longest`` characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return line if longest is None or len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 def _refused(character: str) -> str | None:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from f2edge.configuration import NANO
 from f2edge.errors import BundleError, PromptError
 from f2edge.layout import TokenLayout
-from f2edge.text import LARGEST_CODE_POINTS, TextTokenizer, check_text
+from f2edge.text import LARGEST_CODE_POINTS, TextTokenizer, check_text, one_line
 
 pytestmark = pytest.mark.runtime
 END = "<|endoftext|>"
@@ -122,3 +122,18 @@ def test_a_file_that_is_no_tokenizer(tmp_path: Path, content: str) -> None:
         TextTokenizer(tmp_path / "tokenizer.json")
     with pytest.raises(BundleError):
         TextTokenizer(tmp_path / "missing.json")
+
+
+@settings(deadline=None)
+@given(st.text(st.characters(), max_size=200), st.integers(2, 50))
+def test_one_line_steers_no_terminal_and_ends(text: str, longest: int) -> None:
+    line = one_line(text, longest)
+    assert line.isprintable()
+    assert len(line) <= longest
+    assert one_line(line, longest) == line
+    assert one_line(text).split() == "".join(c if c.isprintable() else " " for c in text).split()
+
+
+def test_one_line_keeps_what_is_plain_and_drops_what_is_not() -> None:
+    assert one_line("a  b\n\x1b[31mred\u202e\udcff", None) == "a b [31mred"
+    assert one_line(ValueError("too long"), 5) == "too …"

@@ -38,6 +38,7 @@ from f2edge.errors import (
     UnknownAttributeError,
     UnknownRegionError,
 )
+from f2edge.text import one_line
 from f2edge.wire import ERROR_DOMAIN, PUSHBACK_KEY, REQUEST_ID_KEY, STATUS_DETAILS_KEY
 
 _LONGEST_MESSAGE = 600
@@ -133,5 +134,4 @@ def trailers(refusal: RefusedError, request_id: str) -> tuple[tuple[str, str | b
 
 def shown(message: str) -> str:
     """A message that fits into a trailer and one line."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in message).split())
-    return line if len(line) <= _LONGEST_MESSAGE else line[: _LONGEST_MESSAGE - 1] + "…"
+    return one_line(message, _LONGEST_MESSAGE)
