@@ -57,7 +57,11 @@ class Bundle:
         if isinstance(source, Bundle):
             return source
         folder = find(source)
-        manifest = parse_manifest(_manifest_bytes(folder))
+        data = _manifest_bytes(folder)
+        try:
+            manifest = parse_manifest(data)
+        except BundleError as error:
+            raise BundleError(f"{folder}: {error}") from error
         for name, entry in manifest.files.items():
             _check_file(folder, name, entry, verify=verify)
         bundle = cls(folder, manifest)
@@ -213,7 +217,7 @@ def _manifest_bytes(folder: Path) -> bytes:
     except FileNotFoundError as error:
         raise BundleNotFoundError(f"{folder}: no {MANIFEST} in it, so it is no bundle; give the folder that export wrote") from error
     except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror})") from error
+        raise BundleError(f"{path}: cannot be read ({error.strerror}); copy or export the bundle again") from error
 
 
 def _check_file(folder: Path, name: str, entry: FileEntry, *, verify: bool) -> None:

@@ -70,8 +70,9 @@ def test_a_missing_folder_and_a_folder_without_manifest(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a": NaN}', b"1" * 5000, b"null", b"[]", b'"text"'])
 def test_manifest_that_is_no_json_object(folder: Path, data: bytes) -> None:
     (folder / MANIFEST).write_bytes(data)
-    with pytest.raises(BundleError, match=r"not valid JSON|must be an object"):
+    with pytest.raises(BundleError, match=r"not valid JSON|must be an object") as caught:
         Bundle.load(folder)
+    assert str(caught.value).startswith(f"{folder}: manifest: "), "of several bundles, which"
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None, 1.0, True, [1], 10**30])
