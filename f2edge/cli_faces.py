@@ -34,6 +34,7 @@ from f2edge.cli_options import (
     chosen_watermark,
     decoding_options,
     open_description,
+    open_model,
     open_pipeline,
     output,
 )
@@ -90,7 +91,7 @@ def generate(
     seeds = [first + index for index in range(max(grid, count))]
     mark, signer = chosen_watermark(watermark, watermark_key, server), chosen_signer(sign_cert, sign_key)
     speak = output(json, quiet)
-    pipeline = open_pipeline(open_description(bundle, backend, threads, server), backend, threads, mark)
+    pipeline = open_model(bundle, backend, threads, server, mark)
     previews = Previews()
     start = perf_counter()
     with speak.progress("decoding") as advance:

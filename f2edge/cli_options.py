@@ -178,6 +178,13 @@ def open_pipeline(bundle: Bundle | Client, backend: str, threads: int | None, wa
     return FacePipeline.load(bundle, backend=backend, threads=threads, watermark=watermark) if isinstance(bundle, Bundle) else bundle
 
 
+def open_model(
+    name: str, backend: str, threads: int | None, server: str | None, watermark: Watermark | None = None
+) -> FacePipeline | Client:
+    """Both at once, for commands that have nothing to check in between."""
+    return open_pipeline(open_description(name, backend, threads, server), backend, threads, watermark)
+
+
 def output(json: bool, quiet: bool) -> Output:
     """How the command speaks."""
     return Output(json=json, quiet=quiet)

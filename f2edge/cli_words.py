@@ -18,6 +18,7 @@ from f2edge.cli_options import (
     ServerOption,
     ThreadsOption,
     open_description,
+    open_model,
     open_pipeline,
     output,
 )
@@ -44,7 +45,7 @@ def describe(
 
     picture = load_image(image)
     speak = output(json, quiet)
-    pipeline = open_pipeline(open_description(bundle, backend, threads, server), backend, threads)
+    pipeline = open_model(bundle, backend, threads, server)
     answer = pipeline.describe(picture, on_token=_write if speak.streams else None)
     _report_answer(speak, pipeline, image, answer, None)
 
@@ -67,7 +68,7 @@ def ask(
     check_text(question, "question")
     picture = load_image(image)
     speak = output(json, quiet)
-    pipeline = open_pipeline(open_description(bundle, backend, threads, server), backend, threads)
+    pipeline = open_model(bundle, backend, threads, server)
     answer = pipeline.ask(picture, question, on_token=_write if speak.streams else None)
     _report_answer(speak, pipeline, image, answer, question)
 

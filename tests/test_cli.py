@@ -390,7 +390,7 @@ def test_other_failures_exit_with_1(
     def broken(*_arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr("f2edge.cli_faces.open_description", broken)
+    monkeypatch.setattr("f2edge.cli_options.open_description", broken)
     assert run(["generate", PROMPT]) == 1
     out, err = capsys.readouterr()
     assert out == ""
@@ -407,7 +407,7 @@ def test_an_interrupt_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch
     def stopped(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("f2edge.cli_faces.open_description", stopped)
+    monkeypatch.setattr("f2edge.cli_options.open_description", stopped)
     assert run(["generate", PROMPT]) == 130
     assert capsys.readouterr().err == "f2edge: error: interrupted\n"
     assert names(here) == []
