@@ -126,7 +126,8 @@ def _remarks(results: Results, speak: Output) -> None:
     for name, reason in power["missing"].items():
         speak.line(f"no power from {name}: {reason}")
     if machine["busy"]:
-        speak.line(f"the machine was busy (load {machine['load']:.1f} on {machine['cores']} cores): times are too long, ratios less so")
+        share = f"{100 * machine['busy_share']:.0f} %"
+        speak.line(f"other work took {share} of the machine before this began: times are too long, ratios less so")
 
 
 def document(results: Results) -> str:

@@ -247,17 +247,17 @@ def print_results(results: dict[str, Any]) -> None:
 
 def latency(
     *,
-    bundle: Annotated[list[str] | None, typer.Option(help="Name or folder of a bundle.  [default: nano]", show_default=False)] = None,
-    steps: Annotated[list[str] | None, typer.Option(help="Decoding steps.  [default: 12]", show_default=False)] = None,
+    bundle: Annotated[list[str] | None, typer.Option(help="Name or folder of a bundle; nano by default.", show_default=False)] = None,
+    steps: Annotated[list[str] | None, typer.Option(help="Decoding steps; 12 by default.", show_default=False)] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance; the bundle's own by default.")] = None,
     backend: Annotated[
-        list[str] | None, typer.Option(help="Backend of the runtime; all: whatever runs here.  [default: auto]", show_default=False)
+        list[str] | None, typer.Option(help="Backend of the runtime; all: whatever runs here; auto by default.", show_default=False)
     ] = None,
     threads: Annotated[list[str] | None, typer.Option(help="CPU threads; every usable core by default.", show_default=False)] = None,
-    batch: Annotated[list[str] | None, typer.Option(help="Compare: faces in one call.  [default: 1]", show_default=False)] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Compare: of generate, analyze, ask.  [default: all]", show_default=False)] = None,
+    batch: Annotated[list[str] | None, typer.Option(help="Compare: faces in one call; 1 by default.", show_default=False)] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Compare: some of generate, analyze, ask.", show_default=False)] = None,
     power: Annotated[
-        str | None, typer.Option(help="Compare: auto, none, tegrastats, rapl or nvml.  [default: auto]", show_default=False)
+        str | None, typer.Option(help="Compare: auto (the default), none, tegrastats, rapl or nvml.", show_default=False)
     ] = None,
     power_seconds: Annotated[float, typer.Option(min=0.1, help="Compare: for how long energy is measured, per row.")] = 5.0,
     out: Annotated[Path | None, typer.Option(help="Compare: folder for latency.json, latency.svg and latency.png.")] = None,
@@ -326,9 +326,11 @@ def _compared(axes: Axes, power: str, power_seconds: float, out: Path | None, re
     with closing(Power.open(power)) as meters:
         results = compare(axes, meters, repeats=repeats, energy_seconds=power_seconds, progress=_progress)
     show(results, speak)
-    if out is not None:
-        speak.line("written: " + ", ".join(str(path) for path in write(results, out)))
-    print(document(results))
+    try:
+        if out is not None:
+            speak.line("written: " + ", ".join(str(path) for path in write(results, out)))
+    finally:
+        print(document(results))  # minutes of work are not lost to a full disk
 
 
 def _paper_size(

@@ -209,7 +209,7 @@ def test_what_cannot_run_is_refused_by_name_and_listed_among_all(
     with ExitStack() as stack, pytest.raises(BackendError, match="no backend can run here"):
         comparison.start(Axes(backends=("all",)), stack, lambda _: None)
     shown: Results = {
-        "machine": {"processor": "p", "cores": 2, "load": 3.0, "busy": True},
+        "machine": {"processor": "p", "cores": 2, "busy_share": 0.8, "busy": True},
         "ceilings": {},
         "engines": [],
         "not_available": missing,
@@ -220,7 +220,7 @@ def test_what_cannot_run_is_refused_by_name_and_listed_among_all(
     said = capsys.readouterr().out
     assert "not available: nano on tensorrt: tensorrt is not for this machine" in said
     assert "no power from nvml: no driver" in said
-    assert "busy (load 3.0 on 2 cores)" in said
+    assert "other work took 80 % of the machine" in said
 
 
 def test_an_engine_says_why_it_is_none(tiny_bundle: Path) -> None:
@@ -241,6 +241,16 @@ def test_ratios_say_where_they_may_be_noise() -> None:
     assert [number(value) for value in (0.123, 9.876, 12.34, 123.4)] == ["0.12", "9.88", "12.3", "123"]
     rows = [{"bundle": "a", "backend": "b", "threads": 1, "batch": 1, "steps": steps} for steps in (12, None)]
     assert varying(rows) == []
+
+
+def test_busy_is_what_is_not_idle() -> None:
+    before = "cpu  100 0 50 1000 20 0 0 5 0 0\ncpu0 1 2"
+    assert comparison.busy_share(before, "cpu  120 0 60 1050 30 0 5 10 0 0\n") == pytest.approx(0.4)
+    assert comparison.busy_share(before, before) is None
+    assert comparison.busy_share("", "") is None
+    told = comparison.machine(0.05)
+    assert told["processor"]
+    assert told["cores"] >= 1
 
 
 def test_options_take_lists(tmp_path: Path) -> None:
@@ -288,3 +298,15 @@ def test_a_place_that_cannot_be_written_is_refused_before_minutes_of_work(tmp_pa
             check_folder(tmp_path / place)
     check_folder(tmp_path / "new" / "er")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_full_disk_loses_no_figures(compared: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_self: Path, *_: Any, **__: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(comparison, "compare", lambda *_, **__: compared)
+    monkeypatch.setattr(Path, "write_text", full)
+    done = CliRunner().invoke(app, ["latency", "--out", str(tmp_path), "--power", "none", "--json"])
+    assert isinstance(done.exception, InputError)
+    assert "No space left on device" in str(done.exception)
+    assert json.loads(done.stdout) == json.loads(json.dumps(compared))
