@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -24,8 +25,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from f2edge.cli_top import Figures, Key, look, render, summary
-from f2edge.errors import InputError, ServerUnavailableError
+from f2edge.errors import BackendError, InputError, ServerUnavailableError
 from f2edge.requests import EngineState
+from f2edge.server.lifecycle import serve
+from f2edge.server.port import Served
 from f2edge.server.settings import ServerSettings
 from f2edge.v1 import face_pb2 as pb
 from tests.serving import (
@@ -104,6 +107,16 @@ def test_a_server_that_is_told_to_end_while_it_loads_lets_nobody_wait() -> None:
         thread.stop(5.0)
         assert time.monotonic() - start < 4
         assert refused(lambda: call).code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server_at_once() -> None:
+    """Nobody has come yet, so there is no balancer to wait for."""
+
+    def load() -> Served:
+        raise BackendError("no such device")
+
+    with pytest.raises(BackendError, match="no such device"):
+        asyncio.run(asyncio.wait_for(serve(replace(SETTINGS, lame_duck_s=60.0), load, asyncio.Event(), lambda _server: None), 20))
 
 
 def test_health_answers_while_everything_is_busy(server: ServerThread, face: Any, engine: ScriptedEngine) -> None:

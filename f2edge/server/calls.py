@@ -188,7 +188,8 @@ class Calls:
 
     def _refusal(self, error: Exception, call: Call) -> RefusedError:
         if type(error) is asyncio.TimeoutError:  # ours; the engine's own deadlines are of a class of their own
-            return RefusedError(grpc.StatusCode.DEADLINE_EXCEEDED, f"no call goes on for more than {self._longest_s:g} s", "DEADLINE")
+            message = f"the call was cut off at its deadline, or at the {self._longest_s:g} s that this server allows"
+            return RefusedError(grpc.StatusCode.DEADLINE_EXCEEDED, message, "DEADLINE")
         refusal = refusal_of(error, call.fields)
         if refusal.code == grpc.StatusCode.INTERNAL:
             logger.error("a call failed", exc_info=error, extra={"method": call.method, "request_id": call.request_id})

@@ -157,7 +157,7 @@ async def serve(settings: ServerSettings, load: Callable[[], Served], stop: asyn
     finally:
         if given_up.done():
             faulthandler.dump_traceback()
-        in_use = loading.done() and not given_up.done()
+        in_use = loading.done() and loading.exception() is None and not given_up.done()
         await server.drain(settings.lame_duck_s if in_use else 0.0, settings.grace_s if in_use else 0.0)
         stopping.cancel()
         given_up.cancel()
