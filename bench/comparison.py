@@ -11,21 +11,19 @@ Energy is measured afterwards, one row at a time for some seconds, because meter
 
 from __future__ import annotations
 
-import platform
-import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
-from pathlib import Path
 from time import sleep
 from typing import Any
 
 from bench.calls import CALLS, Turn, analyze_flops, generate_flops
 from bench.engine_process import Engine, Setting
 from bench.latency import gemm_peak
+from bench.machine import machine
 from bench.power import Power, PowerError
 from f2edge.backends.onnxruntime import usable_cores
 from f2edge.backends.registry import BACKENDS
@@ -39,8 +37,6 @@ Progress = Callable[[str], None]
 #: All backends; those that this machine cannot run are listed with the reason.
 ALL = "all"
 _WARM_UP_ROUNDS = 2
-#: Part of the machine's time from which on it counts as busy.
-_BUSY = 0.15
 
 
 @dataclass(frozen=True)
@@ -225,42 +221,6 @@ def measure_energy(
 def peaks(counts: Sequence[int]) -> dict[int, dict[str, float]]:
     """Ceilings of matrix products by number of threads, in Gop/s; measured before and after, of which the better counts."""
     return {threads: {f"{precision}_gops": gemm_peak(precision, threads) for precision in ("fp32", "int8")} for threads in counts}
-
-
-def busy_share(before: str, after: str) -> float | None:
-    """Part of all cores' time that was not idle between two readings of ``/proc/stat``; None where they do not tell.
-
-    Time stolen by a hypervisor is not idle.  The columns of its first line are user, nice, system, idle, iowait, irq, softirq, steal (man 5 proc_stat).
-    """
-    spent = []
-    for text in (before, after):
-        match = re.match(r"cpu((?: +[0-9]+){8})", text)
-        if match is None:
-            return None
-        spent.append([int(ticks) for ticks in match[1].split()])
-    passed = [now - then for then, now in zip(*spent, strict=True)]
-    return 1 - (passed[3] + passed[4]) / sum(passed) if sum(passed) > 0 else None
-
-
-def machine(seconds: float = 1.0) -> Results:
-    """Processor, cores, and how busy the machine is, looked at for so many seconds in which this process sleeps."""
-
-    def read(path: str) -> str:
-        try:
-            return Path(path).read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return ""  # not Linux
-
-    models = [line.partition(":")[2].strip() for line in read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
-    before = read("/proc/stat")
-    sleep(seconds)
-    share = busy_share(before, read("/proc/stat"))
-    return {
-        "processor": models[0] if models else platform.processor() or platform.machine(),
-        "cores": usable_cores(),
-        "busy_share": share,
-        "busy": share is not None and share > _BUSY,
-    }
 
 
 def compare(axes: Axes, power: Power, *, repeats: int = 9, energy_seconds: float = 5.0, progress: Progress = print) -> Results:

@@ -24,6 +24,7 @@ from bench.cli import app
 from bench.comparison import Axes, Contender, Results, compare, figures_of, labels, measure_energy, rounds
 from bench.comparison_report import check_folder, document, number, ratio, show, varying, write
 from bench.engine_process import Engine, Setting
+from bench.machine import busy_share, machine
 from bench.options import listed, whole_numbers
 from bench.power import Power, PowerError
 from f2edge.bundle import Bundle
@@ -245,10 +246,10 @@ def test_ratios_say_where_they_may_be_noise() -> None:
 
 def test_busy_is_what_is_not_idle() -> None:
     before = "cpu  100 0 50 1000 20 0 0 5 0 0\ncpu0 1 2"
-    assert comparison.busy_share(before, "cpu  120 0 60 1050 30 0 5 10 0 0\n") == pytest.approx(0.4)
-    assert comparison.busy_share(before, before) is None
-    assert comparison.busy_share("", "") is None
-    told = comparison.machine(0.05)
+    assert busy_share(before, "cpu  120 0 60 1050 30 0 5 10 0 0\n") == pytest.approx(0.4)
+    assert busy_share(before, before) is None
+    assert busy_share("", "") is None
+    told = machine(0.05)
     assert told["processor"]
     assert told["cores"] >= 1
 
