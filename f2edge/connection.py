@@ -40,6 +40,7 @@ _NAMINGS = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:")
 _HOST_PORT = re.compile(r"(?:[^\s:/@\[\]]+|\[[0-9A-Fa-f:.%]+\]):([0-9]{1,5})")
 LARGEST_RESPONSE_BYTES = 16 << 20
 _KEEPALIVE_MS = 20_000
+_LONGEST_S = 1e9
 #: Spreads calls over every address that a name has ("dns:///name:port"), repeats calls that were refused before they were answered, and
 #: waits for a server that is restarting.  gRPC's server ends calls that arrive in the instant of its stop with CANCELLED (30 of 257 calls
 #: over 15 restarts, none with both codes here); f2edge's own uses that code for nobody but a caller who has cancelled, and such a call is
@@ -142,8 +143,8 @@ class Connection:
 
     def call(self, seconds: float) -> dict[str, Any]:
         """Arguments of a call that may take so long."""
-        if not seconds > 0:
-            raise InputError(f"timeout_s must be above 0, got {seconds}")
+        if not 0 < seconds < _LONGEST_S:  # gRPC takes a longer one for none at all
+            raise InputError(f"timeout_s must lie above 0 and below {_LONGEST_S:g}, got {seconds}")
         return {"timeout": seconds, "metadata": self.metadata}
 
     @property

@@ -22,7 +22,7 @@ from f2edge.decoding.schedule import Schedule
 from f2edge.errors import InputError
 from f2edge.image_guard import ImageLimits
 from f2edge.imaging import fit_square, load_image
-from f2edge.regions import Region, region_cells
+from f2edge.regions import Region, known_region, region_cells
 from f2edge.requests import Done, Priority, Progress, Timings, Token
 from f2edge.results import EditedFace, FaceReport, GeneratedFace, GenerateOptions
 from f2edge.text import check_text
@@ -80,38 +80,43 @@ class ImageOrder:
 
 
 def generate_message(facts: ModelFacts, prompt: str, seed: int, order: ImageOrder) -> pb.GenerateRequest:
+    _checked(order, facts.generation)
     return pb.GenerateRequest(prompt=check_text(prompt, "prompt"), seed=_seed(seed), **order.fields(facts))
 
 
 def edit_message(
     facts: ModelFacts, image: Picture, prompt: str, region: Region, *, seed: int, keep_outside: bool, order: ImageOrder
 ) -> pb.EditRequest:
+    _checked(order, facts.editing)
     prompt, picture = check_text(prompt, "prompt"), load_image(image)
     message = pb.EditRequest(
         image=as_seen(picture, facts), prompt=prompt, seed=_seed(seed), redraw_outside=not keep_outside, **order.fields(facts)
     )
-    if isinstance(region, str):
+    if isinstance(region, str) and known_region(region, facts.regions):
         message.name = region
     else:
-        message.cells.CopyFrom(cells_message(region_cells(region, picture.size, facts.grid)))
+        message.cells.CopyFrom(cells_message(region_cells(region, picture.size, facts.grid, facts.regions)))
     return message
 
 
 def ask_message(facts: ModelFacts, image: Picture, question: str, max_tokens: int, priority: Priority | None) -> pb.AskRequest:
     question = check_text(question, "question")
-    return pb.AskRequest(image=as_seen(load_image(image), facts), question=question, max_tokens=max_tokens, priority=lane(priority))
+    return pb.AskRequest(
+        image=as_seen(load_image(image), facts), question=question, max_tokens=_tokens(max_tokens), priority=lane(priority)
+    )
 
 
 def describe_message(facts: ModelFacts, image: Picture, max_tokens: int, priority: Priority | None) -> pb.DescribeRequest:
-    return pb.DescribeRequest(image=as_seen(load_image(image), facts), max_tokens=max_tokens, priority=lane(priority))
+    return pb.DescribeRequest(image=as_seen(load_image(image), facts), max_tokens=_tokens(max_tokens), priority=lane(priority))
 
 
 def analyze_message(facts: ModelFacts, image: Picture, attributes: Sequence[str] | None, priority: Priority | None) -> pb.AnalyzeRequest:
     """Without names, the whole schema, as :meth:`FacePipeline.analyze` has it; the server's own default leaves sensitive slots out."""
     if attributes is not None and not attributes:
         raise InputError("attributes: the list is empty; name at least one, or give none for all of them")
+    names = () if attributes is None else tuple(facts.schema.select(attributes))
     picture = as_seen(load_image(image), facts)
-    return pb.AnalyzeRequest(image=picture, attributes=attributes or (), include_sensitive=attributes is None, priority=lane(priority))
+    return pb.AnalyzeRequest(image=picture, attributes=names, include_sensitive=attributes is None, priority=lane(priority))
 
 
 @dataclass(frozen=True)
@@ -272,6 +277,18 @@ def _jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=_FRAME_QUALITY)
     return buffer.getvalue()
+
+
+def _checked(order: ImageOrder, defaults: Schedule) -> None:
+    """Refuse options that no message can hold and no model would take."""
+    if order.options is not None:
+        order.options.resolve(defaults)
+
+
+def _tokens(count: int) -> int:
+    if not 1 <= count < 1 << 31:
+        raise InputError(f"max_tokens must be at least 1 and below 2^31, got {count}")
+    return count
 
 
 def _seed(seed: int) -> int:

@@ -208,6 +208,13 @@ def test_a_watch_tells_steps_of_all_rows_in_order() -> None:
     ("call", "kind"),
     [
         (lambda c: c.generate(""), PromptError),
+        (lambda c: c.ask(photo(), "what?", max_tokens=-1), InputError),
+        (lambda c: c.describe(photo(), max_tokens=0), InputError),
+        (lambda c: c.analyze(photo(), attributes=["\ud800"]), UnknownAttributeError),
+        (lambda c: c.edit(photo(), PROMPT, "\ud800"), UnknownRegionError),
+        (lambda c: c.generate(PROMPT, options=GenerateOptions(steps=10**12)), InputError),
+        (lambda c: c.generate(PROMPT, options=GenerateOptions(order="\ud800")), InputError),
+        (lambda c: c.ask(photo(), "what?", timeout_s=float("inf")), InputError),
         (lambda c: c.generate("\ud800"), PromptError),
         (lambda c: c.edit(photo(), "\ud800", "hair"), PromptError),
         (lambda c: c.ask(photo(), "\ud800"), PromptError),
