@@ -350,6 +350,7 @@ def random_bundle(
             description=f"Random weights of seed {seed}; for rehearsals.",
             prompts=prompts,
             faces=faces,
+            untrained=True,
             progress=lambda message: print(message, file=sys.stderr),
         )
     )

@@ -134,9 +134,10 @@ def export_models(
     prompts: int = 50,
     faces: int = 4,
     largest_bytes: int | None = None,
+    untrained: bool = False,
     progress: Callable[[str], None] = print,
 ) -> Path:
-    """Trace, quantise, write and measure; the arguments are those of :func:`run_onnx`."""
+    """Trace, quantise, write and measure; the arguments are those of :func:`run_onnx`, and whether the weights are random."""
     manner = manner_of(models.configuration)
     card = Card(
         description=description,
@@ -160,7 +161,8 @@ def export_models(
 
     def figures(folder: Path, _document: dict[str, Any]) -> Mapping[str, Any]:
         alive = census_of_folder(folder, models.transformer)
-        measured = measure(folder, models, layout, inputs, precision={name: chosen.of(name).label for name in models.graphs})
+        precision = {name: chosen.of(name).label for name in models.graphs}
+        measured = measure(folder, models, layout, inputs, precision=precision, untrained=untrained)
         measured["experts"]["alive"] = alive
         measured["smoke"] = smoke_vector(folder, layout, card.smoke_prompt, schedule)
         return measured

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from export.bundle_writer import TINY, replaced_folder, write_bundle
-from export.census import LostExpertError, census, find_routers, routing_agreement
+from export.census import LostExpertError, RoutingAgreement, census, find_routers, routing_agreement
 from export.lower import LoweringError, add_constant, constant, lower
 from export.model.transformer import UnifiedTransformer
 from export.sampling_graph import guide, gumbel, sample, sampling_model, uniform
 from export.trace import Models, _check_dynamic, _export, trace
-from export.verify import TorchBackend
+from export.verify import TorchBackend, check_routing
 from f2edge.backends.base import host
 from f2edge.bundle import Bundle
 from f2edge.configuration import SHOW_O, TokenExperts
@@ -251,3 +251,15 @@ def test_a_dense_model_without_encoders_has_the_same_graphs() -> None:
     wanted = TorchBackend(models).run("mmu_prefill", {"codes": codes})
     for found, name in zip(session(graph).run(None, {"codes": codes}), ("image_key", "image_value"), strict=True):
         assert np.allclose(found, host(wanted[name]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("share", "untrained", "passes"), [(0.96, False, True), (0.936, False, False), (0.936, True, True), (0.5, True, False)]
+)
+def test_random_weights_may_route_otherwise_more_often_but_lose_no_expert(share: float, *, untrained: bool, passes: bool) -> None:
+    routing = RoutingAgreement(1000, round(1000 * share), {})
+    if passes:
+        check_routing("t2i_step", routing, "int8", untrained=untrained)
+        return
+    with pytest.raises(LostExpertError, match=r"t2i_step.* of 1000 routing decisions"):
+        check_routing("t2i_step", routing, "int8", untrained=untrained)
