@@ -262,10 +262,12 @@ def print_comparison(results: Results, *, times: bool = True) -> None:
         )
     if times:
         table = Table("ms", "guided step", "image + question", "answer token", box=box.SIMPLE)
+        table.columns[0].no_wrap = True
         for name, row in results["contenders"].items():
             table.add_row(name, _cell(row, "step_ms", "step_share"), _cell(row, "prefill_ms"), _cell(row, "token_ms", "token_share"))
         console.print(table)
     table = Table("MB", "t2i size", "t2i memory", "mapped", "peak", "mmu size", "mmu memory", "mapped", "peak", box=box.SIMPLE)
+    table.columns[0].no_wrap = True
     for name, row in results["contenders"].items():
         cells = []
         for task in TASKS:

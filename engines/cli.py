@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from f2edge.command import run_command
+from f2edge.command import end_as_interrupted, run_command
 from f2edge.errors import InputError
 
 app = typer.Typer(
@@ -158,4 +158,5 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def main() -> None:
+    end_as_interrupted()
     sys.exit(run(sys.argv[1:]))

@@ -24,15 +24,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from tokenizers import Tokenizer
 from typing_extensions import Self
 
+from export.data.text_tokenizer import read_text_tokenizer
 from export.lower import constant
 from export.manner import GENERATION, Manner
 from export.quantise import Calibration, Recipe, quantise, recipe_named
 from export.trace import Models, trace
 from f2edge.attributes import F2EDGE_SCHEMA, AttributeSchema
-from f2edge.bundle import TOKENIZER, write_manifest
+from f2edge.bundle import MANIFEST, TOKENIZER, write_manifest
 from f2edge.configuration import FeatureShape, ImageTokenizerConfiguration, ModelConfiguration, TokenExperts
 from f2edge.errors import F2EdgeError, InputError, OutputError
 from f2edge.layout import TokenLayout
@@ -165,15 +165,45 @@ def write_graphs(folder: Path, traced: Traced, form: GraphForm) -> dict[str, Any
     return rows
 
 
+def check_place(out: Path, needed_bytes: int = 0) -> None:
+    """Make sure that a bundle can be written as ``out``, by writing an unnamed file beside it; nothing is left.
+
+    Args:
+        out: folder of the bundle.
+        needed_bytes: what it takes at least.
+
+    Raises:
+        OutputError: the place cannot be written, has less room, or holds something other than a bundle, which would be lost.
+    """
+    if out.name in ("", ".."):
+        raise OutputError(f"cannot write the bundle {str(out)!r}: a bundle is called as its folder; give one with a name, as bundles/mine")
+    try:
+        if out.exists() and not out.is_dir():
+            raise OutputError(f"cannot write the bundle {out}: a file of that name exists; choose another folder")
+        if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+            raise OutputError(f"cannot write the bundle {out}: the folder holds other things, and no {MANIFEST}; choose a new folder")
+        parent = next(folder for folder in out.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=parent):
+            free = shutil.disk_usage(parent).free
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"cannot write the bundle {out}: {error.strerror}; choose a folder that you may write") from error
+    if free < needed_bytes:
+        raise OutputError(
+            f"cannot write the bundle {out}: it takes at least {needed_bytes / 2**20:.0f} MiB, the disk has {free / 2**20:.0f} MiB free; "
+            "make room or choose another disk"
+        )
+
+
 @contextmanager
 def replaced_folder(out: Path) -> Iterator[Path]:
     """A fresh folder that takes the place of ``out`` when the block ends well, and vanishes when it does not.
 
     Raises:
-        OutputError: the place cannot be written, the disk is full, or ``out`` is something other than a folder.
+        OutputError: as :func:`check_place`, or the disk is full.
     """
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"cannot write the bundle {out}: a file of that name exists; choose another folder")
+    check_place(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -182,11 +212,7 @@ def replaced_folder(out: Path) -> Iterator[Path]:
     try:
         building.chmod(0o755)
         yield building
-        old = building.with_name(f"{building.name}-old")
-        if out.exists():
-            out.rename(old)
-        building.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
+        _exchange(out, building)
     except OSError as error:
         if isinstance(error, F2EdgeError):
             raise
@@ -196,19 +222,34 @@ def replaced_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(building, ignore_errors=True)
 
 
+def _exchange(out: Path, building: Path) -> None:
+    """Put ``building`` in the place of ``out``; if that fails between the two renames, ``out`` is what it was."""
+    old = building.with_name(f"{building.name}-old")
+    if out.exists():
+        out.rename(old)
+    try:
+        building.rename(out)
+    except BaseException:
+        if old.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def layout_of(
     configuration: ModelConfiguration, text_tokenizer_path: Path, question_template: str = Manner.question_template
 ) -> TokenLayout:
     """The token layout of a model with this text tokenizer, whose start and end of text are found by their usual names."""
-    try:
-        tokenizer = Tokenizer.from_file(str(text_tokenizer_path))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise InputError(
-            f"text tokenizer {text_tokenizer_path}: cannot be read ({error}); give a tokenizer.json of Hugging Face"
-        ) from error
+    tokenizer = read_text_tokenizer(text_tokenizer_path)
     end = tokenizer.token_to_id("<|endoftext|>")
     if end is None:
         raise InputError(f"text tokenizer {text_tokenizer_path}: has no token <|endoftext|>; train it with `python -m export train`")
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= configuration.text_vocabulary:
+        raise InputError(
+            f"text tokenizer {text_tokenizer_path}: has ids up to {largest}, model {configuration.name!r} has "
+            f"{configuration.text_vocabulary} of text; give the tokenizer that the model was trained with"
+        )
     start = tokenizer.token_to_id("<|startoftext|>")
     return TokenLayout.of(configuration, end if start is None else start, end, question_template)
 

@@ -24,12 +24,22 @@ from export.quantise import layer_name, linear_layers, products_of
 from export.recipes import Recipe
 from f2edge.backends.base import Value, host, pack_arrays
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
-from f2edge.errors import InputError
+from f2edge.errors import InputError, OutputError
 
 
 def only(path: Path, _graph: str) -> Path:
     """The same file for every graph."""
     return path
+
+
+def save_scratch(model: ir.Model, path: Path) -> None:
+    """Write a graph, with its weights beside it, into a temporary folder, to be run; raises :class:`OutputError` where that is full."""
+    try:
+        ir.save(model, path, external_data=f"{path.stem}.bin")
+    except OSError as error:
+        raise OutputError(
+            f"{path}: a graph cannot be written to be run ({error.strerror}); free some space there, or set TMPDIR to a larger disk"
+        ) from error
 
 
 def valid_columns(graph: str, feeds: Mapping[str, Array]) -> Array | None:
@@ -83,7 +93,7 @@ class Calibrator:
         model.graph.outputs.extend(value for value in inner.values() if not value.is_graph_output())
         folder = Path(self._scratch.name) / graph
         folder.mkdir()
-        ir.save(model, folder / "graph.onnx", external_data="weights.bin")
+        save_scratch(model, folder / "graph.onnx")
         return OnnxRuntimeBackend(partial(only, folder / "graph.onnx")), watched
 
     def run(self, graph: str, feeds: Mapping[str, Value]) -> dict[str, Value]:

@@ -27,7 +27,7 @@ from typing import Annotated, Any
 
 import typer
 
-from f2edge.command import run_command
+from f2edge.command import end_as_interrupted, run_command
 from f2edge.errors import InputError
 
 app = typer.Typer(
@@ -50,6 +50,8 @@ Prompts = Annotated[int, typer.Option(min=1, help="Prompts that the parity figur
 Faces = Annotated[int, typer.Option(min=1, help="Faces that they rest on.")]
 Layers = Annotated[int | None, typer.Option(help="A shortened model of so many layers, for rehearsals.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda …")]
+
+_RECIPE = "Precision: fp32, int8, mixed, int4, int4-gptq … (docs/recipes.md)"
 
 #: Fields of TrainOptions that every `train` command offers: field → (flag, type, help). Not given, the command's own default holds.
 _TRAIN_OPTIONS: dict[str, tuple[str, type, str]] = {
@@ -90,6 +92,10 @@ def _trainer(command: Callable[..., None]) -> Callable[..., None]:
     with_options.__annotations__ = {p.name: p.annotation for p in (*own, *shared)}
     with_options.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
     return with_options
+
+
+def _to_stderr(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 @app.command()
@@ -226,7 +232,7 @@ def onnx(
     encoders: Annotated[Path | None, typer.Option(help="Run folder of the encoders, for configurations that have them.")] = None,
     text: Text,
     out: Annotated[Path, typer.Option(help="Folder of the bundle, named as the bundle is called; an existing one is replaced.")],
-    recipe: Annotated[str, typer.Option(help="Precision: fp32, int8 …; of the tensorrt flavour: fp16, int8,mmu_extend=int4 …")] = "int8",
+    recipe: Annotated[str, typer.Option(help=_RECIPE + "; of the tensorrt flavour: fp16, int8,mmu_extend=int4 …")] = "int8",
     configuration: Annotated[str, typer.Option(help="nano, show-o or 1.8b.")] = "nano",
     quality: Annotated[Path | None, typer.Option(help="JSON of `python -m bench quality`, copied into the manifest.")] = None,
     description: Annotated[str, typer.Option(help="One sentence for people.")] = "",
@@ -234,63 +240,40 @@ def onnx(
     prompts: Prompts = 50,
     faces: Faces = 4,
     flavour: Annotated[str, typer.Option(help="Runtime that reads the graphs: onnxruntime or tensorrt.")] = "onnxruntime",
-    tensorrt: Annotated[str, typer.Option(help="tensorrt flavour: oldest version that must read the graphs.")] = "10.3",
-    moe: Annotated[str, typer.Option(help="tensorrt flavour: experts as plain operators, or as one node for the plugin.")] = "plain",
+    tensorrt: Annotated[
+        str | None, typer.Option(help="tensorrt flavour: oldest version that must read the graphs.  [default: 10.3]")
+    ] = None,
+    moe: Annotated[
+        str | None, typer.Option(help="tensorrt flavour: experts as operators (plain) or as one node (plugin).  [default: plain]")
+    ] = None,
     images: Annotated[int | None, typer.Option(help="tensorrt flavour: pin the decoding step to so many guided images.")] = None,
     fused_attention: Annotated[bool, typer.Option(help="tensorrt flavour: half-precision softmax in attention, so that it fuses.")] = False,
 ) -> None:
     """Export a trained model as a bundle: trace, lower, quantise, and measure parity with PyTorch."""
-    largest_bytes = None if largest_mb is None else int(largest_mb * 2**20)
+    from export.recipes import recipe_named
+    from export.request import ExportRequest
+    from export.run_onnx import export_models, load_models
+    from export.run_tensorrt import export_tensorrt
+    from export.tensorrt_graphs import TensorRTOptions
+    from export.tensorrt_recipes import recipes_of
+    from f2edge.manifest import FLAVOURS
 
-    def progress(message: str) -> None:
-        print(message, file=sys.stderr)
-
+    if flavour not in FLAVOURS:
+        raise InputError(f"unknown flavour {flavour!r}; choose one of: {', '.join(FLAVOURS)}")
     if flavour == "tensorrt":
-        from export.run_onnx import load_models
-        from export.run_tensorrt import export_tensorrt
-        from export.tensorrt_graphs import TensorRTOptions
-        from export.tensorrt_recipes import recipes_of
-
-        options = TensorRTOptions(tensorrt, moe, recipes_of(recipe), images, fused_attention)
-        models = load_models(unified, tokenizer, encoders, configuration)
-        typer.echo(
-            export_tensorrt(
-                models,
-                out,
-                options,
-                text=text,
-                quality=quality,
-                description=description,
-                largest_bytes=largest_bytes,
-                prompts=prompts,
-                faces=faces,
-                progress=progress,
-            )
-        )
-        return
-    if flavour != "onnxruntime" or moe != "plain" or images is not None or fused_attention:
-        raise InputError(
-            f"flavour {flavour!r}: --moe, --images and --fused-attention belong to --flavour tensorrt; the other is onnxruntime"
-        )
-    from export.run_onnx import run_onnx
-
-    typer.echo(
-        run_onnx(
-            unified=unified,
-            tokenizer=tokenizer,
-            encoders=encoders,
-            text=text,
-            out=out,
-            recipe=recipe,
-            configuration=configuration,
-            quality=quality,
-            description=description,
-            largest_bytes=largest_bytes,
-            prompts=prompts,
-            faces=faces,
-            progress=progress,
-        )
-    )
+        options = TensorRTOptions(tensorrt or "10.3", moe or "plain", recipes_of(recipe), images, fused_attention)
+    else:
+        only_tensorrt = {"tensorrt": tensorrt, "moe": moe, "images": images, "fused-attention": fused_attention or None}
+        given = [f"--{name}" for name, value in only_tensorrt.items() if value is not None]
+        if given:
+            raise InputError(f"{', '.join(given)}: for --flavour tensorrt only; add that, or leave the option out")
+        recipe_named(recipe)
+    request = ExportRequest(out, text, quality, description, prompts, faces, largest_mb)
+    models = load_models(unified, tokenizer, encoders, configuration)
+    if flavour == "tensorrt":
+        typer.echo(export_tensorrt(models, request, options, progress=_to_stderr))
+    else:
+        typer.echo(export_models(models, request, recipe, _to_stderr))
 
 
 @app.command("import-showo")
@@ -329,7 +312,7 @@ def random_bundle(
     *,
     out: Annotated[Path, typer.Option(help="Folder of the bundle, named as the bundle is called; an existing one is replaced.")],
     configuration: Annotated[str, typer.Option(help="nano, show-o or 1.8b.")] = "1.8b",
-    recipe: Annotated[str, typer.Option(help="Precision: fp32, int8 …")] = "int8",
+    recipe: Annotated[str, typer.Option(help=_RECIPE)] = "int8",
     text: Annotated[Path | None, typer.Option(help="tokenizer.json; the embedded model's by default.")] = None,
     layers: Layers = None,
     seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
@@ -338,22 +321,15 @@ def random_bundle(
 ) -> None:
     """Export a model of random weights, to rehearse an export at full size; what it draws and says means nothing."""
     from export.random_weights import random_models_of, shortened
+    from export.recipes import recipe_named
+    from export.request import ExportRequest
     from export.run_onnx import export_models
     from f2edge.bundle import TOKENIZER, embedded_folder
 
-    typer.echo(
-        export_models(
-            random_models_of(shortened(configuration, layers), seed),
-            text=text or embedded_folder() / "nano" / TOKENIZER,
-            out=out,
-            recipe=recipe,
-            description=f"Random weights of seed {seed}; for rehearsals.",
-            prompts=prompts,
-            faces=faces,
-            untrained=True,
-            progress=lambda message: print(message, file=sys.stderr),
-        )
-    )
+    chosen, model = recipe_named(recipe), shortened(configuration, layers)
+    description = f"Random weights of seed {seed}; for rehearsals."
+    request = ExportRequest(out, text or embedded_folder() / "nano" / TOKENIZER, None, description, prompts, faces)
+    typer.echo(export_models(random_models_of(model, seed), request, chosen.name, _to_stderr, untrained=True))
 
 
 @app.command("sensitivity")
@@ -377,4 +353,5 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def main() -> None:
+    end_as_interrupted()
     sys.exit(run(sys.argv[1:]))

@@ -157,7 +157,9 @@ def _linear_layers(graph: ir.Graph, recipe: Recipe, calibration: Calibration) ->
             _four_bits(graph, node, source, _blocks(graph, recipe, calibration, source, values), recipe)
             continue
         divisor, weight, name = None, values, layer_name(graph, source)
-        if recipe.smooth is not None and name in calibration:
+        if recipe.smooth is not None:
+            if name not in calibration:
+                raise _uncalibrated(recipe, graph, name)
             divisor = smoothing(weight, calibration[name][origin(source)[1]], recipe.smooth)
             weight = weight * divisor[:, None]
         codes, scale = quantise_columns(weight, recipe.weight_limit)
@@ -176,14 +178,18 @@ def _linear_layers(graph: ir.Graph, recipe: Recipe, calibration: Calibration) ->
         replace(node, insert("Mul", product, largest))
 
 
+def _uncalibrated(recipe: Recipe, graph: ir.Graph, layer: str) -> InputError:
+    return InputError(
+        f"recipe {recipe.name!r}: no calibration figures for {layer} of graph {graph.name!r}; calibrate with prompts, questions and "
+        "pictures, or choose a recipe without calibration ('int8', 'int4')"
+    )
+
+
 def _blocks(graph: ir.Graph, recipe: Recipe, calibration: Calibration, source: ir.Value, values: Array) -> Blocks:
     """A constant's weight in four bits."""
     products, rows = calibration.get(products_of(layer_name(graph, source))), origin(source)[1]
     if recipe.method != "rtn" and products is None:
-        raise InputError(
-            f"recipe {recipe.name!r}: no calibration figures for {layer_name(graph, source)} of graph {graph.name!r}; "
-            "calibrate with prompts, questions and pictures, or choose a recipe that rounds to nearest ('int4')"
-        )
+        raise _uncalibrated(recipe, graph, layer_name(graph, source))
     return to_blocks(values, recipe.block, recipe.method, None if products is None else products[rows, rows])
 
 

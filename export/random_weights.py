@@ -27,7 +27,7 @@ from export.model.magvit2 import build_tokenizer
 from export.model.transformer import UnifiedTransformer
 from export.trace import Models
 from f2edge.configuration import CONFIGURATIONS, FeatureShape, ImageTokenizerConfiguration, ModelConfiguration
-from f2edge.errors import InputError
+from f2edge.errors import InputError, OutputError
 
 _WEIGHTS = "pytorch_model.safetensors"
 
@@ -117,9 +117,12 @@ def write_published(out: Path, configuration: ModelConfiguration, seed: int = 0,
         },
         "magvitv2": {"_class_name": "MAGVITv2"},
     }
-    for name, row in rows.items():
-        (out / name).mkdir(parents=True, exist_ok=True)
-        (out / name / "config.json").write_text(json.dumps(row), encoding="utf-8")
+    try:
+        for name, row in rows.items():
+            (out / name).mkdir(parents=True, exist_ok=True)
+            (out / name / "config.json").write_text(json.dumps(row), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
     showo = showo_checkpoint.foreign_shapes(configuration)
     infos = {name: TensorInfo(shape, dtype) for name, shape in showo.items()}
     write_streamed(out / "show-o" / _WEIGHTS, infos, ((name, random_tensor(name, shape, seed)) for name, shape in showo.items()), {})

@@ -10,27 +10,29 @@ graph that routes otherwise than PyTorch fails the export.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
-from export.bundle_writer import Card, layout_of, trace_all, write_bundle
+from export.bundle_writer import Card, check_place, layout_of, trace_all, write_bundle
 from export.calibration import Calibrator
 from export.census import census_of_folder
+from export.data.text_tokenizer import read_text_tokenizer
 from export.manner import manner_of
-from export.quantise import recipe_named
+from export.recipes import recipe_named
+from export.request import ExportRequest
 from export.trace import Models
 from export.training.checkpoint import load_weights, weights_file, weights_metadata
 from export.verify import Inputs, generate, measure, understand
 from f2edge.attributes import F2EDGE_SCHEMA
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
+from f2edge.bundle import TOKENIZER
 from f2edge.camera.crops import PORTRAIT_MARGINS
-from f2edge.configuration import CONFIGURATIONS
+from f2edge.configuration import CONFIGURATIONS, ModelConfiguration
 from f2edge.decoding.schedule import Schedule
 from f2edge.errors import InputError
 from f2edge.layout import TokenLayout
@@ -39,6 +41,8 @@ from f2edge.layout import TokenLayout
 _FIRST_SEED = 900_000
 _LANDMARK_FACES = 64
 SMOKE_SEED = 7
+#: Bits of a stored weight by precision.
+_BITS: Mapping[str, int] = {"fp32": 32, "fp16": 16, "int8": 8, "fp8": 8, "int4": 4}
 
 
 def load_models(unified: Path, tokenizer: Path, encoders: Path | None, configuration: str = "nano") -> Models:
@@ -79,7 +83,7 @@ def real_inputs(
     from export.data.captions import caption
     from export.data.renderer import sample_face
 
-    tokenizer = Tokenizer.from_file(str(text_tokenizer))
+    tokenizer = read_text_tokenizer(text_tokenizer)
     rng = np.random.default_rng(_FIRST_SEED)
     shown = [sample_face(_FIRST_SEED + 2 * i, "heldout", size, with_regions=False) for i in range(max(prompts, faces))]
 
@@ -115,42 +119,64 @@ def schedule_of(generation: Mapping[str, Any]) -> Schedule:
 
 def smoke_vector(folder: Path, layout: TokenLayout, prompt: str, schedule: Schedule) -> dict[str, Any]:
     """The tokens that this machine gets from a written bundle for one prompt."""
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+    ids = read_text_tokenizer(folder / TOKENIZER).encode(prompt, add_special_tokens=False).ids
     inputs = Inputs([ids], [], np.zeros(0, dtype=np.float32), [SMOKE_SEED], schedule)
     codes = generate(OnnxRuntimeBackend(lambda graph: folder / f"{graph}.onnx"), layout, inputs)[0]
     return {"prompt": prompt, "seed": SMOKE_SEED, "codes": codes.tolist()}
 
 
-def export_models(
-    models: Models,
-    *,
-    text: Path,
-    out: Path,
-    recipe: str = "int8",
-    generation: Mapping[str, Any] | None = None,
-    quality: Path | None = None,
-    description: str = "",
-    prompts: int = 50,
-    faces: int = 4,
-    largest_bytes: int | None = None,
-    untrained: bool = False,
-    progress: Callable[[str], None] = print,
-) -> Path:
-    """Trace, quantise, write and measure; the arguments are those of :func:`run_onnx`, and whether the weights are random."""
-    manner = manner_of(models.configuration)
+def least_bytes(models: Models, precisions: Iterable[str]) -> int:
+    """What a bundle takes at least: transformer and image tokenizer in the smallest of its graphs' precisions."""
+    parts = [part for part in (models.transformer, models.image_tokenizer) if part is not None]
+    return sum(p.numel() for part in parts for p in part.parameters()) * min(_BITS[name] for name in precisions) // 8
+
+
+def prepared(configuration: ModelConfiguration, request: ExportRequest) -> tuple[Card, TokenLayout, Inputs]:
+    """What the manifest says beside the graphs, the token layout, and the inputs that calibration and parity rest on."""
+    manner = manner_of(configuration)
     card = Card(
-        description=description,
-        generation={**manner.generation, **(generation or {})},
+        description=request.description,
+        generation=manner.generation,
         editing=manner.editing,
         question_template=manner.question_template,
         describe_question=manner.describe_question,
         alignment={"landmarks": landmark_template(), "margins": list(PORTRAIT_MARGINS)},
-        quality=None if quality is None else json.loads(quality.read_text(encoding="utf-8")),
+        quality=request.quality_figures(),
     )
-    schedule, layout = schedule_of(card.generation), layout_of(models.configuration, text, card.question_template)
-    inputs = real_inputs(text, schedule, prompts, faces, size=models.configuration.tokenizer.image_size, template=card.question_template)
-    chosen, traced, calibration = recipe_named(recipe), trace_all(models, progress), None
+    schedule, size = schedule_of(card.generation), configuration.tokenizer.image_size
+    inputs = real_inputs(request.text, schedule, request.prompts, request.faces, size=size, template=card.question_template)
+    return card, layout_of(configuration, request.text, card.question_template), inputs
+
+
+def export_models(
+    models: Models,
+    request: ExportRequest,
+    recipe: str = "int8",
+    progress: Callable[[str], None] = print,
+    *,
+    untrained: bool = False,
+) -> Path:
+    """Export one model: trace, quantise, write and measure.
+
+    Args:
+        models: the trained parts, from :func:`load_models` for instance.
+        request: see :class:`export.request.ExportRequest`.
+        recipe: a name of :data:`export.recipes.RECIPES`.
+        progress: told what happens.
+        untrained: the weights are random.
+
+    Returns:
+        The bundle's folder.
+
+    Raises:
+        InputError: a part is missing or does not fit, or the bundle is too large.
+        LostExpertError: a graph lacks an expert or routes otherwise than PyTorch.
+        OutputError: the folder cannot be written.
+    """
+    chosen = recipe_named(recipe)
+    check_place(request.out, least_bytes(models, [chosen.of(graph).label for graph in models.graphs]))
+    card, layout, inputs = prepared(models.configuration, request)
+    traced, calibration = trace_all(models, progress), None
     if chosen.calibrated:
         progress("calibrating")
         with Calibrator(traced, chosen) as calibrator:
@@ -164,73 +190,18 @@ def export_models(
         precision = {name: chosen.of(name).label for name in models.graphs}
         measured = measure(folder, models, layout, inputs, precision=precision, untrained=untrained)
         measured["experts"]["alive"] = alive
-        measured["smoke"] = smoke_vector(folder, layout, card.smoke_prompt, schedule)
+        measured["smoke"] = smoke_vector(folder, layout, card.smoke_prompt, inputs.schedule)
         return measured
 
     return write_bundle(
-        out,
+        request.out,
         models=models,
-        text_tokenizer_path=text,
+        text_tokenizer_path=request.text,
         recipe=recipe,
         card=card,
         traced=traced,
         calibration=calibration,
-        largest_bytes=largest_bytes,
+        largest_bytes=request.largest_bytes,
         measure=figures,
-        progress=progress,
-    )
-
-
-def run_onnx(
-    *,
-    unified: Path,
-    tokenizer: Path,
-    encoders: Path | None,
-    text: Path,
-    out: Path,
-    recipe: str = "int8",
-    configuration: str = "nano",
-    generation: Mapping[str, Any] | None = None,
-    quality: Path | None = None,
-    description: str = "",
-    prompts: int = 50,
-    faces: int = 4,
-    largest_bytes: int | None = None,
-    progress: Callable[[str], None] = print,
-) -> Path:
-    """Export one model.
-
-    Args:
-        unified: run folder or weights file of the transformer.
-        tokenizer: run folder or weights file of the image tokenizer.
-        encoders: run folder of the encoders; None for a configuration without encoders.
-        text: ``tokenizer.json`` of the text tokenizer.
-        out: the bundle's folder, named as the bundle is called; an existing one is replaced.
-        recipe: a name of :data:`export.quantise.RECIPES`.
-        configuration: a name of :data:`f2edge.configuration.CONFIGURATIONS`; the image tokenizer's own configuration wins over its part.
-        generation: defaults of ``generate``; what is missing comes from :func:`export.manner.manner_of` the configuration.
-        quality: JSON of ``python -m bench quality``, copied into the manifest.
-        description: one sentence for people.
-        prompts: how many the parity figures rest on.
-        faces: likewise.
-        largest_bytes: refuse a larger bundle.
-        progress: told what happens.
-
-    Raises:
-        InputError: a part is missing or does not fit, or the bundle is too large.
-        LostExpertError: a graph lacks an expert or routes otherwise than PyTorch.
-        OutputError: the folder cannot be written.
-    """
-    return export_models(
-        load_models(unified, tokenizer, encoders, configuration),
-        text=text,
-        out=out,
-        recipe=recipe,
-        generation=generation,
-        quality=quality,
-        description=description,
-        prompts=prompts,
-        faces=faces,
-        largest_bytes=largest_bytes,
         progress=progress,
     )

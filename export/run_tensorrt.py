@@ -9,7 +9,6 @@ PyTorch was measured on ONNX Runtime's CPU provider, where TensorRT's own operat
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,18 +17,17 @@ from typing import Any
 
 import onnx_ir as ir
 
-from export.bundle_writer import Card, GraphForm, Traced, layout_of, trace_all, write_bundle
-from export.calibration import Calibrator
+from export.bundle_writer import GraphForm, Traced, check_place, trace_all, write_bundle
+from export.calibration import Calibrator, save_scratch
 from export.census import census_rows
-from export.manner import manner_of
 from export.quantise import Calibration
-from export.run_onnx import landmark_template, real_inputs, schedule_of
+from export.request import ExportRequest
+from export.run_onnx import least_bytes, prepared
 from export.stand_ins import runnable
 from export.tensorrt_graphs import FLAVOUR, TensorRTOptions, tensorrt_graph
 from export.tensorrt_recipes import layers_of
 from export.trace import Models
 from export.verify import Inputs, generate, measure, understand
-from f2edge.camera.crops import PORTRAIT_MARGINS
 from f2edge.configuration import ModelConfiguration
 from f2edge.layout import TokenLayout
 
@@ -61,7 +59,7 @@ def write_runnable(folder: Path, traced: Traced, form: GraphForm) -> dict[str, s
     precision = {}
     for name, original in traced.items():
         model, precision[name], _ = form(name, original)
-        ir.save(runnable(model), folder / f"{name}.onnx", external_data=f"{name}.bin")
+        save_scratch(runnable(model), folder / f"{name}.onnx")
     return precision
 
 
@@ -78,15 +76,9 @@ def measured(models: Models, traced: Traced, form: GraphForm, layout: TokenLayou
 
 def export_tensorrt(
     models: Models,
-    out: Path,
+    request: ExportRequest,
     options: TensorRTOptions,
     *,
-    text: Path,
-    quality: Path | None = None,
-    description: str = "",
-    prompts: int = 50,
-    faces: int = 4,
-    largest_bytes: int | None = None,
     traced: Traced | None = None,
     progress: Callable[[str], None] = print,
 ) -> Path:
@@ -94,14 +86,8 @@ def export_tensorrt(
 
     Args:
         models: the trained parts.
-        out: the bundle's folder, named as the bundle is called; an existing one is replaced.
+        request: see :class:`export.request.ExportRequest`.
         options: see :class:`export.tensorrt_graphs.TensorRTOptions`.
-        text: ``tokenizer.json`` of the text tokenizer.
-        quality: JSON of ``python -m bench quality``, copied into the manifest.
-        description: one sentence for people.
-        prompts: how many calibration and the parity figures rest on.
-        faces: likewise.
-        largest_bytes: refuse a larger bundle.
         traced: the graphs of ``models`` where they are at hand.
         progress: told what happens.
 
@@ -111,21 +97,11 @@ def export_tensorrt(
         LostExpertError: a graph routes otherwise than PyTorch.
         OutputError: the folder cannot be written.
     """
-    manner = manner_of(models.configuration)
-    card = Card(
-        description=description,
-        generation=manner.generation,
-        editing=manner.editing,
-        question_template=manner.question_template,
-        describe_question=manner.describe_question,
-        alignment={"landmarks": landmark_template(), "margins": list(PORTRAIT_MARGINS)},
-        quality=None if quality is None else json.loads(quality.read_text(encoding="utf-8")),
-    )
-    layout = layout_of(models.configuration, text, card.question_template)
-    size, schedule = models.configuration.tokenizer.image_size, schedule_of(card.generation)
-    inputs = real_inputs(text, schedule, prompts, faces, size=size, template=card.question_template)
+    check_place(request.out, least_bytes(models, [options.recipes[graph].name for graph in models.graphs]))
+    card, layout, inputs = prepared(models.configuration, request)
     graphs = traced or trace_all(models, progress)
-    progress("calibrating")
+    if any(recipe.calibrated for recipe in options.recipes.values()):
+        progress("calibrating")
     calibration = calibrated(graphs, options, layout, inputs)
 
     def figures(_folder: Path, _document: dict[str, Any]) -> Mapping[str, Any]:
@@ -133,14 +109,14 @@ def export_tensorrt(
         return measured(models, graphs, open_form, layout, inputs)
 
     return write_bundle(
-        out,
+        request.out,
         models=models,
-        text_tokenizer_path=text,
+        text_tokenizer_path=request.text,
         card=card,
         traced=graphs,
         form=tensorrt_form(models.configuration, options, calibration),
         flavour=FLAVOUR,
-        largest_bytes=largest_bytes,
+        largest_bytes=request.largest_bytes,
         measure=figures,
         progress=progress,
     )

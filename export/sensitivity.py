@@ -9,6 +9,7 @@ Errors of single layers add up roughly in squares, so the few far above the medi
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from export.calibration import only
+from export.calibration import only, save_scratch
 from export.lower import Array
 from export.quantise import Calibration, layer_name, linear_layers, quantise
 from export.recipes import Recipe, recipe_named
@@ -31,6 +32,7 @@ from f2edge.backends.base import Value, host, pack_arrays
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.bundle import TOKENIZER, Bundle
 from f2edge.errors import InputError
+from f2edge.saving import check_writable, write_atomically
 
 #: What is compared in each graph; the logits of a step are an inner value.
 _OUTPUTS: Mapping[str, tuple[str, ...]] = {
@@ -105,7 +107,7 @@ def _outputs(model: ir.Model, graph: str, calls: Sequence[Mapping[str, Array]]) 
             model.graph.outputs.append(values[name])
     with tempfile.TemporaryDirectory(prefix="f2edge-sensitivity-") as scratch:
         path = Path(scratch) / "graph.onnx"
-        ir.save(model, path, external_data="weights.bin")
+        save_scratch(model, path)
         backend = OnnxRuntimeBackend(partial(only, path))
         return [host(backend.run(f"one layer of {graph}", call)[name]) for call in calls for name in _OUTPUTS[graph]]
 
@@ -215,6 +217,11 @@ def run_sensitivity(bundle: Path, recipe: str, *, prompts: int = 2, times: float
     """:func:`sensitivity` on held-out prompts, questions and a picture: a table on stderr, JSON to ``out`` or stdout."""
     from export.run_onnx import real_inputs
 
+    if not 0 < times < math.inf:
+        raise InputError(f"--times {times}: must be a number above 0")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(out)
     loaded = Bundle.load(bundle)
     size, template = loaded.configuration.tokenizer.image_size, loaded.layout.question_template
     inputs = real_inputs(bundle / TOKENIZER, loaded.generation, prompts, 1, size=size, template=template)
@@ -224,5 +231,4 @@ def run_sensitivity(bundle: Path, recipe: str, *, prompts: int = 2, times: float
     if out is None:
         print(text)
     else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text + "\n", encoding="utf-8")
+        write_atomically(out, f"{text}\n".encode())

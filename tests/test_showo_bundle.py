@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from export.import_showo import import_show_o
 from export.manner import manner_of
 from export.model.magvit2 import encoder_blocks
-from export.run_onnx import run_onnx
+from export.request import ExportRequest
+from export.run_onnx import export_models, load_models
 from f2edge.configuration import NANO, PAPER, SHOW_O
 from f2edge.decoding.noise import gumbel, noise_key
 from f2edge.pipeline import FacePipeline
@@ -48,17 +49,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> FacePipeline:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("export.run_onnx._LANDMARK_FACES", 1)
         patch.setattr("export.run_onnx.CONFIGURATIONS", {"show-o": MODEL})
-        bundle = run_onnx(
-            unified=root / "weights",
-            tokenizer=root / "weights",
-            encoders=None,
-            text=root / "tokenizer.json",
-            out=root / "small-show-o",
-            recipe="fp32",
-            configuration="show-o",
-            prompts=2,
-            faces=1,
-        )
+        model = load_models(root / "weights", root / "weights", None, "show-o")
+        bundle = export_models(model, ExportRequest(root / "small-show-o", root / "tokenizer.json", prompts=2, faces=1), "fp32")
     return FacePipeline.load(bundle, threads=1)
 
 

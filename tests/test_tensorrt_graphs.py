@@ -268,8 +268,9 @@ def test_profiles_and_recipes_know_the_same_names() -> None:
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["--flavour", "tensor-rt"], "the other is onnxruntime"),
-        (["--moe", "plugin"], "belong to --flavour tensorrt"),
+        (["--flavour", "tensor-rt"], "choose one of: onnxruntime, tensorrt"),
+        (["--moe", "plugin"], "--moe: for --flavour tensorrt only"),
+        (["--tensorrt", "10.9", "--images", "2"], "--tensorrt, --images: for --flavour tensorrt only"),
         (["--flavour", "tensorrt", "--recipe", "fp32"], "choose one of: fp16"),
         (["--flavour", "tensorrt", "--tensorrt", "8.6"], "10.3"),
         (["--flavour", "tensorrt", "--moe", "dense"], "plain, plugin"),

@@ -84,7 +84,7 @@ def test_layers_that_must_stay_higher_are_int8() -> None:
 
 def test_missing_calibration_unknown_methods_and_blocks_are_refused() -> None:
     weight = np.zeros((64, 64), dtype=np.float32)
-    with pytest.raises(InputError, match=r"recipe 'int4-gptq': no calibration figures for g/w of graph 'g'; .* \('int4'\)"):
+    with pytest.raises(InputError, match=r"recipe 'int4-gptq': no calibration figures for g/w of graph 'g'; .* \('int8', 'int4'\)"):
         quantise(linear(weight), RECIPES["int4-gptq"])
     with pytest.raises(InputError, match="gptq needs calibration figures"):
         to_blocks(weight, 32, "gptq")

@@ -81,9 +81,12 @@ def _render_shard(job: _Job) -> int:
     draft = job.directory / f".{job.path.name}.{os.getpid()}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
-    for name, array in arrays.items():
-        np.save(draft / f"{name}.npy", array)
-    draft.replace(job.path)
+    try:
+        for name, array in arrays.items():
+            np.save(draft / f"{name}.npy", array)
+        draft.replace(job.path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)  # gone already, unless the shard was not written
     return job.count
 
 

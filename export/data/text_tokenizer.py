@@ -22,6 +22,7 @@ from export.data.phrases import ALIASES
 from export.data.questions import every_question, questions
 from f2edge.attributes import F2EDGE_SCHEMA
 from f2edge.errors import InputError
+from f2edge.saving import check_writable, write_atomically
 
 START_OF_TEXT, END_OF_TEXT = "<|startoftext|>", "<|endoftext|>"
 _PIECES = Regex(r" ?\p{L}+(?:'\p{L}+)?|-\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]|\n|\s+")
@@ -79,6 +80,14 @@ def _pieces(tokenizer: Tokenizer, texts: list[str]) -> list[str]:
     return sorted(counts, key=lambda piece: (-counts[piece], piece))
 
 
+def read_text_tokenizer(path: Path) -> Tokenizer:
+    """A text tokenizer; raises :class:`InputError` where there is none or it is damaged."""
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise InputError(f"text tokenizer {path}: cannot be read ({error}); give a tokenizer.json of Hugging Face") from error
+
+
 def train_text_tokenizer(path: str | Path, vocabulary: int = 1024, seed: int = 0) -> Tokenizer:
     """Train the tokenizer and save it as ``path`` (``tokenizer.json``), with exactly ``vocabulary`` ids.
 
@@ -88,7 +97,9 @@ def train_text_tokenizer(path: str | Path, vocabulary: int = 1024, seed: int = 0
 
     Raises:
         InputError: ``vocabulary`` is too small for the bytes and the words of the schema's answers.
+        OutputError: the file cannot be written.
     """
+    target = check_writable(path)
     texts = list(corpus(seed))
     learner = Tokenizer(models.BPE())
     _text_rules(learner)
@@ -110,7 +121,7 @@ def train_text_tokenizer(path: str | Path, vocabulary: int = 1024, seed: int = 0
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=True))
     _text_rules(tokenizer)
     tokenizer.add_special_tokens([START_OF_TEXT, END_OF_TEXT])
-    tokenizer.save(str(path))
+    write_atomically(target, tokenizer.to_str(pretty=True).encode())
     return tokenizer
 
 

@@ -128,6 +128,8 @@ class TrainOptions:
             raise InputError(f"training: unknown schedule {self.schedule!r}; choose cosine, constant or wsd")
         if self.optimizer not in ("adamw", "muon"):
             raise InputError(f"training: unknown optimizer {self.optimizer!r}; choose adamw or muon")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"training: the learning rate must be a number above 0, got {self.learning_rate}")
         if not 0 <= self.ema < 1:
             raise InputError(f"training: ema must lie in [0, 1), got {self.ema}")
 
@@ -137,9 +139,15 @@ class TrainOptions:
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """``"auto"`` is this process' GPU where there is one, else the CPU."""
+    """``"auto"`` is this process' GPU where there is one, else the CPU; raises :class:`InputError` for one that is not here."""
     if name != "auto":
-        return torch.device(name)
+        try:
+            device = torch.device(name)
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"device {name!r} cannot be used here ({reason[:200]}); choose auto or cpu") from error
+        return device
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", Processes.local_rank() % torch.cuda.device_count())

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from export.data.dialogues import TextMaker
+from export.data.text_tokenizer import read_text_tokenizer
 from export.data.tokens import TokenCache
 from export.model.transformer import Routing, UnifiedTransformer
 from export.training.checkpoint import latest_checkpoint, load_weights, save_weights
@@ -348,8 +349,6 @@ def run(
         mixture: of the batches.
         validation_rows: faces at the cache's end that are not trained on.
     """
-    from tokenizers import Tokenizer
-
     if not text.is_file():
         raise InputError(f"{text}: no text tokenizer here; make one: python -m export text-tokenizer --out {text}")
     decoder = None
@@ -357,7 +356,7 @@ def run(
         from export.training.tokenizer import load_tokenizer
 
         decoder = load_tokenizer(image_tokenizer).to(resolve_device(options.device)).decode
-    texts = TextMaker(Tokenizer.from_file(str(text)), configuration)
+    texts = TextMaker(read_text_tokenizer(text), configuration)
     task = UnifiedTask(
         TokenCache(tokens), texts, options.batch, configuration=configuration, mixture=mixture, image_decoder=decoder,
         validation_rows=validation_rows, seed=options.seed,
