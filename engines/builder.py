@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -31,10 +32,12 @@ from f2edge.backends.cuda import CudaDevice
 from f2edge.backends.plans import FORMAT_VERSION, PLANS, Machine, PlanFolder, manifest_sha256, plan_roots, port_json
 from f2edge.backends.tensorrt_library import LogLines, import_tensorrt, machine_of
 from f2edge.bundle import TOKENIZER, Bundle
-from f2edge.errors import BackendError, BundleError, InputError
+from f2edge.errors import BackendError, BundleError, InputError, OutputError
 from f2edge.graph_fit import GraphEntry
+from f2edge.saving import check_writable
 
 FLAVOUR = "tensorrt"
+_log = logging.getLogger(__name__)
 
 
 class ToolchainError(InputError, ImportError):
@@ -103,6 +106,10 @@ def build(source: str | os.PathLike[str], request: BuildRequest, *, quiet: bool 
     profile = load_profile(request.profile)
     bundle = Bundle.load(source)
     tools = toolchain()
+    cache = request.timing_cache or _timing_cache(tools.machine)
+    if request.timing_cache is not None:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(cache)
     graphs = _graphs(bundle, request.graphs, profile)
     sizes = Sizes.of(profile.build, request.image_rows, request.answer_rows, request.answer_tokens)
     shapes = {name: graph_shapes(entry, bundle.layout, sizes) for name, entry in graphs.items()}
@@ -127,7 +134,7 @@ def build(source: str | os.PathLike[str], request: BuildRequest, *, quiet: bool 
         register(tools.trt, tools.log, plugins)
         start = perf_counter()
         document["graphs"][name] = _build_graph(
-            bundle, entry, shapes=shapes[name], options=options, tools=tools, folder=folder, request=request, quiet=quiet
+            bundle, entry, shapes=shapes[name], options=options, tools=tools, folder=folder, cache=cache, force=request.force, quiet=quiet
         ) | {
             "key": key,
             "plugins": to_load(plugins),
@@ -226,15 +233,17 @@ def _build_graph(
     options: BuildOptions,
     tools: _Toolchain,
     folder: Path,
-    request: BuildRequest,
+    cache: Path,
+    force: bool,
     quiet: bool,
 ) -> dict[str, Any]:
     """Build one graph and write its plan; its row of ``plans.json`` without key and plug-ins."""
-    memory = memory_guard.HostMemory.read()
-    if memory is not None and not request.force:
+    if not force:
         weights = sum(f.size for n, f in bundle.manifest.files.items() if n != TOKENIZER and (not n.endswith(".onnx") or n == entry.file))
-        memory_guard.check(memory, weights, options.workspace_mib << 20, integrated=tools.integrated)
-    cache = request.timing_cache or _timing_cache(tools.machine)
+        memory_guard.check_disk(folder, weights)
+        memory = memory_guard.HostMemory.read()
+        if memory is not None:
+            memory_guard.check(memory, weights, options.workspace_mib << 20, integrated=tools.integrated)
     with BuildProgress(entry.name, quiet=quiet) as progress:
         monitor = progress.monitor(tools.trt)
         try:
@@ -256,7 +265,10 @@ def _build_graph(
     data = memoryview(built.plan)
     file = f"{entry.name}.plan"
     write_atomically(folder / file, data)
-    write_atomically(cache, built.timing_cache)
+    try:
+        write_atomically(cache, built.timing_cache)
+    except OutputError as error:  # the plan is made; timings only spare the next build some minutes
+        _log.warning("timings are not kept: %s", error)
     return {
         "file": file,
         "sha256": hashlib.sha256(data).hexdigest(),

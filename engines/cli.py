@@ -145,7 +145,10 @@ def aot_nodes(
     *,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Rows that the kernels' tile is chosen for.")],
 ) -> None:
-    """Rewrite the fused experts for TensorRT 10.9 and later, so that plans load without Python."""
+    """Rewrite the fused experts for TensorRT 10.9 and later, so that plans load without Python.
+
+    Writes NAME.aot.onnx beside the graph. `build` takes only what the bundle's manifest names: see docs/fused-experts.md.
+    """
     from engines.plugins.aot_graph import rewrite_file
 
     target, count = rewrite_file(graph, tokens)

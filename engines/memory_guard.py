@@ -1,4 +1,4 @@
-"""Whether a build may start: on a board whose CPU and GPU share 8 GB, one that runs out of memory takes the desktop with it.
+"""Whether a build may start.  On a board whose CPU and GPU share 8 GB, one that runs out of memory takes the desktop with it.
 
 A build needs, beside its work space: TensorRT's kernel library (1.15 to 1.75 GB of host memory in reports on Orin Nano:
 NVIDIA/TensorRT#3657, #4493), the weights as read and as the plan holds them, and what candidate kernels are timed with.  Only a part of
@@ -7,10 +7,11 @@ that can be swapped out, for the GPU's share of common memory cannot; so swap co
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from f2edge.errors import InputError
+from f2edge.errors import InputError, OutputError
 
 LIBRARY_BYTES = 1750 << 20
 CURE = (
@@ -56,6 +57,14 @@ def check(memory: HostMemory, weight_bytes: int, workspace_bytes: int, *, integr
             f"are free; {CURE}"
         )
     return f"about {_gb(host + device)} of {_gb(free)} free"
+
+
+def check_disk(folder: Path, weight_bytes: int) -> None:
+    """Refuse a build whose plan, about as large as its weights, has no room in ``folder``; raises :class:`OutputError`."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < weight_bytes:
+        raise OutputError(f"{folder}: a plan takes about {_gb(weight_bytes)}, the disk has {_gb(free)} free; make room, or say --force")
 
 
 def _gb(size: int) -> str:

@@ -69,7 +69,6 @@ class Build:
         max_aux_streams: extra streams within one engine.
         images: requests R of one decoding step for which engines are built; each is one static profile.
         questions: most questions B answered together.
-        build_free_gb: free memory that a build of the paper-size model asks for before it starts.
     """
 
     workspace_mib: int
@@ -77,7 +76,6 @@ class Build:
     max_aux_streams: int
     images: tuple[int, ...]
     questions: int
-    build_free_gb: float
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ def load_profile(name: str) -> Profile:
     Raises:
         InputError: no such profile, or a file that is no valid profile; the message names the key.
     """
-    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    path = Path(name) if name.endswith(".toml") or Path(name).name != name else FOLDER / f"{name}.toml"
     if path.parent == FOLDER and not path.is_file():
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.toml")))
         raise InputError(f"unknown device profile {name!r}; choose one of: {known}; or give a TOML file")
@@ -187,7 +185,6 @@ def _check(profile: Profile, where: str) -> None:
         "build.optimization_level in 0 … 5": 0 <= build.optimization_level <= 5,
         "build.max_aux_streams in 0 … 16": 0 <= build.max_aux_streams <= 16,
         "build.workspace_mib in 16 … 262144": 16 <= build.workspace_mib <= 1 << 18,
-        "build.build_free_gb, not negative": 0 <= build.build_free_gb <= 1e4,
     }
     for rule, kept in rules.items():
         if not kept:

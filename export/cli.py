@@ -232,7 +232,9 @@ def onnx(
     encoders: Annotated[Path | None, typer.Option(help="Run folder of the encoders, for configurations that have them.")] = None,
     text: Text,
     out: Annotated[Path, typer.Option(help="Folder of the bundle, named as the bundle is called; an existing one is replaced.")],
-    recipe: Annotated[str, typer.Option(help=_RECIPE + "; of the tensorrt flavour: fp16, int8,mmu_extend=int4 …")] = "int8",
+    recipe: Annotated[
+        str, typer.Option(help=_RECIPE + "; of the tensorrt flavour: fp16, fp8, int8,mmu_extend=int4 … (int4 without GPTQ)")
+    ] = "int8",
     configuration: Annotated[str, typer.Option(help="nano, show-o or 1.8b.")] = "nano",
     quality: Annotated[Path | None, typer.Option(help="JSON of `python -m bench quality`, copied into the manifest.")] = None,
     description: Annotated[str, typer.Option(help="One sentence for people.")] = "",

@@ -7,6 +7,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -275,6 +276,49 @@ def test_too_little_memory_stops_a_build_before_it_starts(bundle: Path, tmp_path
         here.build(bundle, force=False)
     assert not here.calls("Builder", "create_network")
     here.build(bundle, graphs=("regions",), force=True)
+
+
+def test_too_little_disk_stops_a_build_before_it_starts(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = machine(monkeypatch, tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _place: SimpleNamespace(free=10))
+    with pytest.raises(OutputError, match=r"a plan takes about .* the disk has 0\.0 GB free"):
+        here.build(bundle, force=False)
+    assert not here.calls("Builder", "create_network")
+    assert not (bundle / "plans").exists()
+
+
+def test_a_timing_cache_that_cannot_be_written_costs_no_plan(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = machine(monkeypatch, tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match="is a folder"):
+        here.build(bundle, graphs=("regions",), timing_cache=tmp_path / "folder")
+    assert not here.calls("Builder", "create_network")
+    monkeypatch.setattr("engines.builder._timing_cache", lambda _machine: bundle / "manifest.json" / "timings")
+    folder = here.build(bundle, graphs=("regions",))
+    assert list(PlanFolder.load(folder).graphs) == ["regions"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("profiles ./absent", "device profile ./absent: No such file"),
+        ("profiles ./folder", "device profile ./folder: Is a directory"),
+        ("kernels --model nano --target 87 --out new --table folder", "folder: is a folder"),
+        ("aot-nodes absent.onnx --tokens 4", "give a graph of a bundle"),
+        ("aot-nodes junk --tokens 4", "is not an ONNX file"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    line: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "junk").write_bytes(bytes(range(256)))
+    assert run(line.split()) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert words in error
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "junk"]
 
 
 # Refusals --------------------------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from engines.plugins.tensorrt_aot import NAMESPACE, OPERATORS
 from f2edge.errors import BackendError, InputError
 
 NODE = "F2FusedMoE"
+_CURE = "give a graph of a bundle exported with `--flavour tensorrt --moe plugin`"
 
 
 def _attributes(node: Any) -> dict[str, int]:
@@ -104,6 +105,8 @@ def rewrite(onnx: Any, model: Any, tokens: int) -> int:
 def rewrite_file(path: Path, tokens: int) -> tuple[Path, int]:
     """Write ``NAME.aot.onnx`` beside a graph, over the same weights; its path, and how many nodes were replaced.
 
+    ``python -m engines build`` takes the graphs that a bundle's manifest names, so not this one (docs/fused-experts.md).
+
     Raises:
         InputError: no graph, or nothing to replace.
         BackendError: the onnx package is missing.
@@ -116,11 +119,11 @@ def rewrite_file(path: Path, tokens: int) -> tuple[Path, int]:
     try:
         model = onnx.load(path, load_external_data=False)
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise InputError(f"{path} cannot be read as ONNX ({error})") from error
+        raise InputError(f"{path} cannot be read as ONNX ({error}); {_CURE}") from error
     except Exception as error:
         if type(error).__name__ != "DecodeError":  # protobuf's; which of its packages has it depends on the version
             raise
-        raise InputError(f"{path} is not an ONNX file ({error})") from error
+        raise InputError(f"{path} is not an ONNX file ({error}); {_CURE}") from error
     count = rewrite(onnx, model, tokens)
     if not count:
         raise InputError(f'{path} has no node {NODE}; export with `python -m export onnx --flavour tensorrt` in the form "plugin"')

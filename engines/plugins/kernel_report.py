@@ -13,6 +13,7 @@ from engines.plugins.fused_moe import MoEShape
 from engines.plugins.kernel_folder import TARGETS, Compiled, default_folder
 from f2edge.configuration import CONFIGURATIONS
 from f2edge.errors import InputError
+from f2edge.saving import check_writable
 
 _HEAD = """# Registers, shared memory and spills of the fused experts' kernels
 
@@ -58,6 +59,8 @@ def make_kernels(out: Path | None, model: str, targets: Sequence[int], table: Pa
     """Compile, write the table if asked to, and print what was made."""
     shape = shape_of(model)
     root = default_folder() if out is None else out
+    if table is not None:
+        check_writable(table)
     terminal = sys.stderr.isatty()
 
     def progress(text: str) -> None:
