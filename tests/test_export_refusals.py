@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from export.bundle_writer import TINY, check_place, layout_of, replaced_folder
 from export.calibration import save_scratch
@@ -23,6 +25,8 @@ from export.recipes import recipe_named
 from export.request import ExportRequest
 from export.run_onnx import export_models, least_bytes
 from export.trace import Models
+from export.training.encoders import load_encoders
+from export.training.tokenizer import load_tokenizer
 from f2edge.bundle import embedded_folder
 from f2edge.errors import InputError, OutputError
 
@@ -192,3 +196,15 @@ def test_an_existing_bundle_and_an_empty_folder_may_be_replaced(tmp_path: Path) 
         before = tree(tmp_path)
         check_place(tmp_path / name)
         assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "stored", [{}, {"configuration": "nano"}, {"configuration": "[1]"}, {"configuration": '{"a": 1, "channels": [1]}'}]
+)
+def test_weights_of_another_part_are_refused_by_name(stored: dict[str, str], tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(2)}, str(tmp_path / "tokenizer.safetensors"), stored)
+    with pytest.raises(InputError, match=r"tokenizer\.safetensors: .* image tokenizer"):
+        load_tokenizer(tmp_path)
+    save_file({"x": torch.zeros(2)}, str(tmp_path / "regions.safetensors"), stored)
+    with pytest.raises(InputError, match=r"regions\.safetensors: these are no weights of the encoders' region parser"):
+        load_encoders(tmp_path)

@@ -15,7 +15,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +25,7 @@ from torch import nn
 from f2edge.errors import InputError
 
 KEEP = 2
+T = TypeVar("T")
 _STEP = re.compile(r"step-(\d{6,})")
 
 
@@ -118,6 +119,17 @@ def weights_metadata(path: Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be read as safetensors ({error}); the file is missing or damaged") from error
+
+
+def stored_json(path: Path, key: str, kind: type[T], part: str) -> T:
+    """What a weights file says of itself in JSON; raises :class:`InputError` where it is no file of ``part``, as "an image tokenizer"."""
+    try:
+        value = json.loads(weights_metadata(path)[key])
+    except (KeyError, ValueError, RecursionError):
+        value = None
+    if not isinstance(value, kind):
+        raise InputError(f"{path}: these are no weights of {part} (no {key} in the file); give the file or run folder of that part")
+    return value
 
 
 def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:

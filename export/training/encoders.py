@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from export.model.encoders import AttributeReadout, IdentityEncoder, RegionParser, SemanticEncoder
-from export.training.checkpoint import load_weights, save_weights, weights_metadata
+from export.training.checkpoint import load_weights, save_weights, stored_json
 from export.training.loop import Batch, Figures, TrainOptions, train
 from f2edge.attributes import F2EDGE_SCHEMA, AttributeSchema
 from f2edge.configuration import NANO, ModelConfiguration
@@ -265,7 +265,7 @@ def load_encoders(directory: Path, configuration: ModelConfiguration = NANO) -> 
     names = directory / "regions.safetensors"
     if not names.is_file():
         raise InputError(f"{directory}: no encoders here; train them: python -m export train encoders --data SHARDS --out {directory}")
-    region_names = tuple(json.loads(weights_metadata(names)["region_names"]))
+    region_names = tuple(stored_json(names, "region_names", list, "the encoders' region parser"))
     semantic, identity = SemanticEncoder(configuration.semantic), IdentityEncoder(configuration.identity)
     regions = RegionParser(len(region_names))
     for name, module in (("semantic", semantic), ("identity", identity), ("regions", regions)):
@@ -274,7 +274,9 @@ def load_encoders(directory: Path, configuration: ModelConfiguration = NANO) -> 
     file = directory / "readout.safetensors"
     if not file.is_file():
         return Encoders(semantic, identity, regions, region_names)
-    readout = AttributeReadout(AttributeSchema.from_json(json.loads(weights_metadata(file)["schema"])), configuration.semantic)
+    readout = AttributeReadout(
+        AttributeSchema.from_json(stored_json(file, "schema", list, "the encoders' attribute readout")), configuration.semantic
+    )
     load_weights(file, readout)
     return Encoders(semantic, identity, regions, region_names, readout.eval())
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from export.model.discriminator import PatchDiscriminator, critic_loss, generator_loss
 from export.model.image_tokenizer import ImageTokenizer, bit_statistics
 from export.model.magvit2 import Magvit2Tokenizer, build_tokenizer
-from export.training.checkpoint import latest_checkpoint, load_weights, save_weights, weights_metadata
+from export.training.checkpoint import latest_checkpoint, load_weights, save_weights, stored_json
 from export.training.encoders import attribute_loss
 from export.training.loop import Batch, Figures, TrainOptions, resolve_device, train
 from f2edge.configuration import NANO, ImageTokenizerConfiguration
@@ -241,8 +241,12 @@ def load_tokenizer(path: Path) -> ImageTokenizer | Magvit2Tokenizer:
     file = path / "tokenizer.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise InputError(f"{file}: no tokenizer here; train one: python -m export train tokenizer --data SHARDS --out {file.parent}")
-    row = json.loads(weights_metadata(file)["configuration"])
-    tokenizer = build_tokenizer(ImageTokenizerConfiguration(**{**row, "channels": tuple(row["channels"])}))
+    row = stored_json(file, "configuration", dict, "an image tokenizer")
+    try:
+        configuration = ImageTokenizerConfiguration(**{**row, "channels": tuple(row["channels"])})
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{file}: describes another model than an image tokenizer ({error}); give the tokenizer's run") from error
+    tokenizer = build_tokenizer(configuration)
     load_weights(file, tokenizer)
     return tokenizer.eval()
 
