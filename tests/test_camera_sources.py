@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,24 @@ def test_a_folder_gives_its_pictures_in_order_and_names_the_damaged_one(tmp_path
     (empty := tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no"):
         open_source(parse_source(str(empty)))
+
+
+def test_a_recording_goes_on_behind_a_damaged_frame(tmp_path: Path) -> None:
+    video = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (160, 120))
+    for seed in range(8):
+        video.write(picture(seed=seed))
+    video.release()
+    data = bytearray((tmp_path / "a.avi").read_bytes())
+    fourth = [found.start() for found in re.finditer(rb"\xff\xd8\xff", data)][3]
+    data[fourth : fourth + 700] = bytes(700)
+    (tmp_path / "a.avi").write_bytes(data)
+    source = open_source(parse_source(str(tmp_path / "a.avi")))
+    times = [capture.media_s for _ in range(3) if (capture := source.read()) is not None]
+    with pytest.raises(FrameError, match="1 damaged frame passed over"):
+        source.read()
+    while (capture := source.read()) is not None:
+        times.append(capture.media_s)
+    assert times == pytest.approx([0.0, 0.1, 0.2, 0.4, 0.5, 0.6, 0.7])
 
 
 def test_a_recording_can_be_played_and_lasts_as_long_as_what_it_shows(tmp_path: Path) -> None:

@@ -29,6 +29,10 @@ from f2edge.imaging import load_image
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 _SMALLEST_SIDE, _LARGEST_SIDE = 16, 1920
+# Of network streams.  FFmpeg would else wait for 20 pictures to learn their rate, which nobody asks for: 0.8 s at 25 a second, and a camera
+# of three a second is never opened in time.  Sound is not asked for.  UDP loses packets.
+_STREAM_OPTIONS = "rtsp_transport;tcp|allowed_media_types;video|fpsprobesize;0"
+_UNDECODED_IN_A_ROW = 16
 _PHOTOGRAPHS = ImageLimits(largest_bytes=64 << 20, largest_side=16384, largest_pixels=64_000_000)
 _CSI = (
     "nvarguscamerasrc sensor-id={number} ! video/x-raw(memory:NVMM),width={width},height={height},framerate={fps}/1,format=NV12 ! "
@@ -182,20 +186,44 @@ class VideoSource:
             message = f"{url.shown}: cannot be opened; {_CURE[url.kind]}"
             raise SourceLostError(message) if url.live else InputError(message)
         self._fps = float(self._capture.get(cv2.CAP_PROP_FPS)) or 25.0
+        self._timeout_s = options.timeout_s
+        self._tries = _UNDECODED_IN_A_ROW if url.kind in ("stream", "file") else 1
+        self._waiting: np.ndarray[Any, Any] | None = None
         self._count = 0
 
     def read(self) -> Capture | None:
-        try:
-            good, image = self._capture.read()
-        except cv2.error as error:
-            raise FrameError(f"{self._shown}: the decoder failed on a frame") from error
-        if not good or image is None:
-            if self._live:
-                raise SourceLostError(f"{self._shown}: no more frames")
-            return None
+        image, self._waiting = self._waiting, None
+        if image is None:
+            try:
+                image, damaged = self._next()
+            except cv2.error as error:
+                raise FrameError(f"{self._shown}: the decoder failed on a frame") from error
+            if image is None:
+                if self._live:
+                    raise SourceLostError(f"{self._shown}: no more frames")
+                return None
+            if damaged:
+                self._count += damaged
+                self._waiting = image
+                raise FrameError(f"{self._shown}: {damaged} damaged frame{'s' if damaged > 1 else ''} passed over")
         media_s = None if self._live else self._count / self._fps
         self._count += 1
         return Capture(checked(image), media_s)
+
+    def _next(self) -> tuple[np.ndarray[Any, Any] | None, int]:
+        """The next picture, None where none comes, and how many before it could not be decoded.
+
+        OpenCV gives the same answer for a picture that its decoder refuses, a lost connection and a read that took too long.  Only after
+        the first does reading go on, and only the last takes long.
+        """
+        end = monotonic() + self._timeout_s
+        for damaged in range(self._tries):
+            good, image = self._capture.read()
+            if good and image is not None:
+                return image, damaged
+            if monotonic() >= end:
+                break
+        return None, 0
 
     def close(self) -> None:
         self._capture.release()
@@ -212,7 +240,6 @@ _CURE = {
 def _opened(url: SourceUrl, options: SourceOptions) -> Any:
     """An OpenCV capture, opened or not.  FFmpeg's own log is off because it may print addresses with their passwords."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_transport;tcp")
     os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(max(1, round(options.timeout_s))))
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     if url.kind == "csi":
@@ -230,6 +257,8 @@ def _opened(url: SourceUrl, options: SourceOptions) -> Any:
             capture.set(key, value)
         capture.set(cv2.CAP_PROP_FPS, options.fps)
         return capture
+    if url.kind == "stream":
+        os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", _STREAM_OPTIONS)
     timeout_ms = round(1e3 * options.timeout_s)
     limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, timeout_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, timeout_ms]
     return cv2.VideoCapture(url.value, cv2.CAP_FFMPEG, limits)
