@@ -126,6 +126,13 @@ def test_credentials_are_accepted_and_written_nowhere(
     assert not secret_in(lines.getvalue() + repr(heard) + repr(request) + caplog.text + out + err)
 
 
+def test_a_password_with_slashes_may_be_written_as_it_is() -> None:
+    with RtspServer(COLOURS, SIZE, user="admin", password="a/b?c#d") as server:
+        source = open_source(parse_source(f"rtsp://admin:a/b?c#d@127.0.0.1:{server.port}/live"))
+        assert source.read() is not None
+        source.close()
+
+
 @pytest.mark.parametrize("digest", [False, True])
 def test_a_wrong_password_is_told_of_and_not_told(digest: bool, capfd: pytest.CaptureFixture[str]) -> None:
     settings = ReaderSettings(first_wait_s=0.05, longest_wait_s=0.1, give_up_s=0.3)

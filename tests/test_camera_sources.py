@@ -69,6 +69,22 @@ def test_no_password_survives(user: str, password: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "opened"),
+    [
+        ("rtsp://me:a/b?c#d@cam:554/live", "rtsp://me:a%2Fb%3Fc%23d@cam:554/live"),
+        ("rtsp://me:a@b/c@cam/live", "rtsp://me:a@b/c@cam/live"),
+        ("rtsp://me:a%2Fb/c@cam/live", "rtsp://me:a%2Fb%2Fc@cam/live"),
+        ("rtsp://me:a%2Fb@cam/live", "rtsp://me:a%2Fb@cam/live"),
+        ("rtsp://cam:554/live@2x", "rtsp://cam:554/live@2x"),
+        ("rtsp://cam/live@2x", "rtsp://cam/live@2x"),
+        ("rtsp://[fe80::1]/live@2x", "rtsp://[fe80::1]/live@2x"),
+    ],
+)
+def test_a_password_with_slashes_is_opened_as_one(text: str, opened: str) -> None:
+    assert parse_source(text).value == opened
+
+
 def test_opencv_itself_prints_no_password(tmp_path: Path) -> None:
     program = (
         "from f2edge.camera.source_url import parse_source\n"

@@ -12,6 +12,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from f2edge.errors import InputError
 
@@ -63,7 +64,17 @@ def _address(text: str) -> SourceUrl:
         raise InputError(f"--source {redact(text)}: unknown; give {_KINDS}")
     if not rest.strip("/"):
         raise InputError(f"--source {redact(text)}: the address has no host")
-    return SourceUrl("stream", text, redact(text), live=True)
+    return SourceUrl("stream", f"{scheme}://{_encoded(rest)}", redact(text), live=True)
+
+
+def _encoded(rest: str) -> str:
+    """An address behind its scheme; where a password holds ``/``, ``?`` or ``#`` as it is, FFmpeg would take the user for the host."""
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    port = authority.rpartition(":")[2]
+    if "@" in authority or "@" not in rest or ":" not in authority or authority.startswith("[") or port.isdecimal():
+        return rest
+    credentials, _, host = rest.rpartition("@")
+    return f"{quote(credentials, safe=':%')}@{host}"
 
 
 def _path(text: str) -> SourceUrl:
