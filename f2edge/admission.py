@@ -5,7 +5,7 @@ Refusing early is better than failing late: a caller who is told at once can go 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from math import inf
 
 from f2edge.errors import DeadlineUnreachableError, QueueFullError
@@ -26,17 +26,19 @@ class Admission:
     Args:
         limits: of counts and work.
         times: measured, by :class:`~f2edge.scheduling.Stage` value; steps by branches.
+        lanes: how many pieces of work the backend does side by side.
 
     Attributes:
         quantum_ms: see :class:`~f2edge.requests.Limits`.
         live: whether live answers were asked for of late.
     """
 
-    def __init__(self, limits: Limits, times: StepTimes) -> None:
+    def __init__(self, limits: Limits, times: StepTimes, lanes: Callable[[], int] = lambda: 1) -> None:
         self.quantum_ms = limits.quantum_ms
         self.live = False
         self._limits = limits
         self._times = times
+        self._lanes = lanes
         self._answer_tokens = ASSUMED_TOKENS
         self._known_rows: tuple[object, int] = (None, 1)
 
@@ -45,9 +47,11 @@ class Admission:
         self._answer_tokens += 0.1 * (tokens - self._answer_tokens)
 
     def rows(self, stage: Stage) -> int:
-        """How many requests share a turn of this stage."""
-        if stage is not Stage.STEP:
+        """How many requests share a turn of this stage: forward passes take many, everything else runs side by side."""
+        if stage in (Stage.QUESTION, Stage.TOKEN):
             return self._limits.answer_rows
+        if stage is not Stage.STEP:
+            return self._lanes()
         state = self._times.version, self.quantum_ms, self.live
         if self._known_rows[0] != state:
             self._known_rows = state, self._image_rows()

@@ -1,6 +1,7 @@
 """Whose turn it is: the engine's policy, without threads, tensors or clocks.
 
-A turn is one unit of work: one stage of one request, or of several that share a forward pass.  Three rules, each a law that is tested:
+A turn is one unit of work: one stage of one request, or of several that share a forward pass or run side by side.  Three rules, each a law
+that is tested:
 
 1. Between lanes (LIVE, NORMAL, BACKGROUND): the highest goes first, but a lane that waits earns credit, its guaranteed share of the time
    spent on others, and has its turn once the credit pays for it (:class:`Shares`).  So live work waits for one turn at most while nobody
@@ -43,10 +44,6 @@ class Stage(Enum):
     DRAW = "draw"  #: the finished picture of one request
     PREVIEW = "preview"  #: an unfinished one
     STEP = "step"  #: one step of parallel decoding
-
-
-#: Stages in which several requests share a forward pass.
-SHARED_STAGES = frozenset({Stage.QUESTION, Stage.TOKEN, Stage.STEP})
 
 
 class Shares(Generic[Key]):
@@ -151,7 +148,7 @@ class Scheduler:
         if not stages:
             self._last = None
             return None
-        rows = {stage: min(sum(r.stage is stage for r in ready), self._most(stage)) for stage in set(stages.values())}
+        rows = {stage: min(sum(r.stage is stage for r in ready), self._rows(stage)) for stage in set(stages.values())}
         lane = self._lanes.choose({key: self._cost_ms(stage, rows[stage]) for key, stage in stages.items()})
         if self._last is not None and lane < self._last and self._last in stages:
             self.preemptions += 1
@@ -159,9 +156,6 @@ class Scheduler:
         stage = stages[lane]
         together = sorted((r for r in ready if r.stage is stage), key=lambda r: (r.lane != lane, r.lane, r.due, r.request))
         return Turn(lane, stage, tuple(r.request for r in together[: rows[stage]]))
-
-    def _most(self, stage: Stage) -> int:
-        return self._rows(stage) if stage in SHARED_STAGES else 1
 
     def charge(self, turn: Turn, ms: float) -> None:
         """The turn chosen last took ``ms``."""

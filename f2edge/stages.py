@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from f2edge.answer_rows import AnswerRows, TextRow
 from f2edge.decoding.parallel import Row, StepFunction, advance
@@ -21,10 +22,10 @@ from f2edge.jobs import AnswerJob, EditWork, ImageJob, Job, ReportJob
 from f2edge.layout import Ids
 from f2edge.pipeline import FacePipeline
 from f2edge.prefix_cache import PromptPrefix
-from f2edge.regions import paste_outside
+from f2edge.regions import Cells, paste_outside
 from f2edge.requests import Progress, Report, Token
-from f2edge.results import Answer, EditedFace, GeneratedFace
-from f2edge.scheduling import SHARED_STAGES, Stage
+from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace
+from f2edge.scheduling import Stage
 
 
 class Stages:
@@ -53,13 +54,13 @@ class Stages:
         self._step: tuple[tuple[PromptPrefix, ...], StepFunction] | None = None
         self._run: Mapping[Stage, Callable[[Any], None]] = {
             Stage.ENCODE: self._encode,
-            Stage.PROMPT: self._prompt,
+            Stage.PROMPT: self._prompts,
             Stage.STEP: self._steps,
-            Stage.PREVIEW: self._preview,
+            Stage.PREVIEW: self._previews,
             Stage.DRAW: self._draw,
             Stage.QUESTION: self._questions,
             Stage.TOKEN: self._tokens,
-            Stage.REPORT: self._report,
+            Stage.REPORT: self._reports,
         }
 
     def begin(self, job: Job) -> None:
@@ -80,7 +81,7 @@ class Stages:
 
     def run(self, stage: Stage, jobs: Sequence[Job]) -> None:
         """One turn; what it raises, it raises before anything has changed."""
-        self._run[stage](jobs if stage in SHARED_STAGES else jobs[0])
+        self._run[stage](jobs)
 
     def size(self, stage: Stage, jobs: Sequence[Job]) -> int:
         """What a turn's duration depends on: branches of a step, padding included, rows otherwise."""
@@ -96,19 +97,30 @@ class Stages:
 
     # Pictures ------------------------------------------------------------------------------------------------------------------------
 
-    def _encode(self, job: Job) -> None:
-        if isinstance(job, ImageJob):
-            assert job.edit is not None
-            cells = self._pipeline.cells(job.edit.region, job.edit.image_wh, job.edit.pixels)
-            job.edit.original = self._pipeline.encode_pixels(job.edit.pixels[None])[0]
-            job.edit.cells = cells
-        elif isinstance(job, AnswerJob | ReportJob):
-            job.prefix = self._pipeline.understanding.prefix(_pixels(job), _image_key(job))
-        self.begin(job)
+    def _encode(self, jobs: Sequence[Job]) -> None:
+        edits = [job.edit for job in jobs if isinstance(job, ImageJob) and job.edit is not None]
+        others = [job for job in jobs if isinstance(job, AnswerJob | ReportJob)]
+        seen = {_image_key(job): _pixels(job) for job in others}
+        encoded = self._pipeline.backend.each(self._encoded, edits)
+        made = self._pipeline.backend.each(lambda key: self._pipeline.understanding.prefix(seen[key], key), list(seen))
+        prefixes = dict(zip(seen, made, strict=True))
+        for edit, (original, cells) in zip(edits, encoded, strict=True):
+            edit.original, edit.cells = original, cells
+        for asker in others:
+            asker.prefix = prefixes[_image_key(asker)]
+        for job in jobs:
+            self.begin(job)
 
-    def _prompt(self, job: ImageJob) -> None:
-        job.prefix = self._pipeline.prompts.prompt(job.prompt_ids)
-        self.begin(job)
+    def _encoded(self, edit: EditWork) -> tuple[Ids, Cells]:
+        cells = self._pipeline.cells(edit.region, edit.image_wh, edit.pixels)
+        return self._pipeline.encode_pixels(edit.pixels[None])[0], cells
+
+    def _prompts(self, jobs: Sequence[ImageJob]) -> None:
+        asked = {job.prompt_key: job.prompt_ids for job in jobs}
+        prefixes = dict(zip(asked, self._pipeline.backend.each(self._pipeline.prompts.prompt, list(asked.values())), strict=True))
+        for job in jobs:
+            job.prefix = prefixes[job.prompt_key]
+            self.begin(job)
 
     def _steps(self, jobs: Sequence[ImageJob]) -> None:
         start = self._clock()
@@ -150,14 +162,23 @@ class Stages:
             self._step = prefixes, self._pipeline.prompts.step(prefixes)
         return self._step[1]
 
-    def _preview(self, job: ImageJob) -> None:
-        assert job.row is not None
-        assert job.proposal is not None
-        (image,) = self._pipeline.draw(job.proposal[None])
-        job.stage = Stage.STEP
-        job.ticket.tell(Progress(job.row.step, job.row.plan.steps, job.row.codes, job.proposal, image))
+    def _previews(self, jobs: Sequence[ImageJob]) -> None:
+        images = self._pipeline.backend.each(self._previewed, jobs)
+        for job, image in zip(jobs, images, strict=True):
+            assert job.row is not None
+            assert job.proposal is not None
+            job.stage = Stage.STEP
+            job.ticket.tell(Progress(job.row.step, job.row.plan.steps, job.row.codes, job.proposal, image))
 
-    def _draw(self, job: ImageJob) -> None:
+    def _previewed(self, job: ImageJob) -> Image.Image:
+        assert job.proposal is not None
+        return self._pipeline.draw(job.proposal[None])[0]
+
+    def _draw(self, jobs: Sequence[ImageJob]) -> None:
+        for job, result in zip(jobs, self._pipeline.backend.each(self._drawn, jobs), strict=True):
+            job.result = result
+
+    def _drawn(self, job: ImageJob) -> GeneratedFace | EditedFace:
         assert job.row is not None
         codes = job.proposal if job.truncated else job.row.codes
         assert codes is not None
@@ -165,13 +186,12 @@ class Stages:
         if job.edit is None:
             schedule = replace(job.schedule, steps=job.row.plan.steps)
             image = self._pipeline.mark(image)
-            job.result = GeneratedFace(image, codes, job.prompt, job.seed, schedule, tuple(job.step_ms), self._pipeline.marks)
-            return
+            return GeneratedFace(image, codes, job.prompt, job.seed, schedule, tuple(job.step_ms), self._pipeline.marks)
         assert job.edit.cells is not None
         assert job.edit.original is not None
         if job.edit.keep_outside:
             image = paste_outside(from_pixels(job.edit.pixels), image, job.edit.cells)
-        job.result = EditedFace(self._pipeline.mark(image), codes, job.edit.original, job.edit.cells, self._pipeline.marks)
+        return EditedFace(self._pipeline.mark(image), codes, job.edit.original, job.edit.cells, self._pipeline.marks)
 
     # Words ---------------------------------------------------------------------------------------------------------------------------
 
@@ -211,17 +231,22 @@ class Stages:
             tokens_per_second=(len(job.tokens) - 1) / (now - first) if now > first and len(job.tokens) > 1 else 0.0,
         )
 
-    def _report(self, job: ReportJob) -> None:
+    def _reports(self, jobs: Sequence[ReportJob]) -> None:
+        reports = self._pipeline.backend.each(self._reported, jobs)
+        now = self._clock()
+        for job, report in zip(jobs, reports, strict=True):
+            job.seen(now)
+            job.ticket.tell(Report(len(job.reports), report))
+            job.reports.append(report)
+            job.prefix = None
+            if len(job.reports) == len(job.pixels):
+                job.result = tuple(job.reports)
+            else:
+                self.begin(job)
+
+    def _reported(self, job: ReportJob) -> FaceReport:
         assert job.prefix is not None
-        report = self._pipeline.understanding.analyze(job.prefix, job.schema)
-        job.seen(self._clock())
-        job.ticket.tell(Report(len(job.reports), report))
-        job.reports.append(report)
-        job.prefix = None
-        if len(job.reports) == len(job.pixels):
-            job.result = tuple(job.reports)
-        else:
-            self.begin(job)
+        return self._pipeline.understanding.analyze(job.prefix, job.schema)
 
 
 def _image_key(job: AnswerJob | ReportJob) -> bytes:

@@ -49,6 +49,7 @@ class ScriptedBackend(PaperBackend):
     Attributes:
         rows: of every run, by graph.
         fails: asked before each run with the graph and its inputs.
+        beside: pieces of work that it says it does side by side.
         gate: while it is cleared, runs wait; ``inside`` tells that one does.
     """
 
@@ -57,9 +58,14 @@ class ScriptedBackend(PaperBackend):
         self.clock = clock
         self.rows: list[tuple[str, int]] = []
         self.slowness = 1.0
+        self.beside = 1
         self.fails: Callable[[str, Mapping[str, Value]], bool] = lambda _graph, _feeds: False
         self.gate, self.inside = Flag(), Flag()
         self.gate.set()
+
+    @property
+    def lanes(self) -> int:
+        return self.beside
 
     def run(self, graph: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
         if not self.gate.is_set():

@@ -114,8 +114,7 @@ def test_a_turn_is_one_stage_of_the_highest_lane_first_come_first_served_and_fil
     assert {r.stage for r in chosen} == {turn.stage}
     assert chosen[0].lane == turn.lane
     alike = [r for r in ready if r.stage is turn.stage]
-    shared = turn.stage in (Stage.STEP, Stage.QUESTION, Stage.TOKEN)
-    assert len(chosen) == (min(rows, len(alike)) if shared else 1)
+    assert len(chosen) == min(rows, len(alike))
     assert [(r.lane, r.due) for r in chosen] == sorted((r.lane, r.due) for r in alike)[: len(chosen)]
 
 

@@ -101,6 +101,7 @@ def test_every_request_ends_as_it_would_alone_whoever_joins_leaves_or_is_cancell
     random = Random(seed)
     limits = Limits(image_rows=3, answer_rows=3, padded_rows=(1, 3) if seed else (), margin_ms=0)
     bench = Bench(bundle, limits)
+    bench.backend.beside = 1 + seed
     asked: list[tuple[Request, Heard]] = []
     gone: set[int] = set()
     for _ in range(16):
@@ -157,6 +158,27 @@ def test_one_prompt_with_many_seeds_is_prefilled_once(bench: Bench) -> None:
     assert bench.backend.runs["t2i_prefill"] == 2  # and the empty prompt
     assert bench.steps() == [4] * 4
     assert len({h.done.result.codes.tobytes() for h in heard}) == 4  # type: ignore[union-attr]
+
+
+def test_work_that_is_apart_goes_side_by_side_as_far_as_the_backend_does(bench: Bench) -> None:
+    bench.backend.beside = 2
+    pictures = [bench.ask(generate(seed, prompt=prompt)) for seed, prompt in enumerate(("an old man", "a smile", "an old man"))]
+    reports = [bench.ask(AnalyzeRequest((face(number),), ("hat", "age"))) for number in (1, 1, 2)]
+    bench.run()
+    rows = bench.loop.stats().rows
+    assert rows["report"] == {2: 1, 1: 1}
+    assert [bench.backend.runs[graph] for graph in ("t2i_prefill", "image_encode", "mmu_prefill")] == [3, 2, 2]  # no prompt or face twice
+    for request, heard in zip([generate(0), generate(1, prompt="a smile"), generate(2)], pictures, strict=True):
+        assert is_what_it_is_alone(bench, request, heard.done)
+    assert reports[0].done.result == reports[1].done.result != reports[2].done.result
+
+
+def test_pictures_that_end_together_are_drawn_side_by_side(bench: Bench) -> None:
+    bench.backend.beside = 2
+    heard = [bench.ask(generate(seed, preview_every=2)) for seed in range(3)]
+    bench.run()
+    assert bench.loop.stats().rows["draw"] == {2: 1, 1: 1}
+    assert all(is_what_it_is_alone(bench, generate(seed), h.done) for seed, h in enumerate(heard))
 
 
 def test_more_requests_than_rows_are_served_in_the_order_of_their_arrival(bundle: Bundle) -> None:

@@ -47,6 +47,11 @@ class Backend(Protocol):
         """Keys or values of single sequences, each (L, 1, H, P_b, W), as one (L, B, H, max P, W), right-aligned, zeros before."""
         ...
 
+    @property
+    def lanes(self) -> int:
+        """How many pieces of work :meth:`each` does side by side in about the time of one."""
+        ...
+
     def each(self, call: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """``call`` of every item, in order: work on this backend that is apart for each item, side by side where the device gains by it."""
         ...
@@ -54,6 +59,11 @@ class Backend(Protocol):
 
 class InTurn:
     """:meth:`Backend.each` of a device whose pieces of work wait for each other in any case."""
+
+    @property
+    def lanes(self) -> int:
+        """One."""
+        return 1
 
     def each(self, call: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """One after another."""

@@ -102,12 +102,16 @@ class OnnxRuntimeBackend:
     def pack(self, caches: Sequence[Value]) -> Value:
         return pack_arrays([host(c) for c in caches])
 
+    @property
+    def lanes(self) -> int:
+        return self._lanes.count if self._large is False else 1
+
     def each(self, call: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        return [call(item) for item in items] if self._large is not False else self._lanes.each(call, items)
+        return self._lanes.each(call, items) if self.lanes > 1 else [call(item) for item in items]
 
     def _rows_at_once(self, rows: int) -> int:
         """Rows of each part of a step: all lanes have work, and none of them more than ``ROWS_PER_STEP`` rows at once."""
-        lanes = 1 if self._large or self._lanes.inside else self._lanes.count
+        lanes = 1 if self._lanes.inside else self.lanes
         return min(ROWS_PER_STEP, -(-rows // lanes))
 
     def _weigh(self, graph: Path) -> None:
