@@ -9,6 +9,7 @@ Each task runs in a process of its own without PyTorch.  "mapped" are pages of f
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,7 @@ from typing import Annotated
 import typer
 
 from bench.paper_size import compare, memory_of_bundle, print_comparison, size_of
+from f2edge.backends.onnxruntime import LEAN
 
 
 def memory(
@@ -28,9 +30,11 @@ def memory(
     recipes: Annotated[str, typer.Option(help="With --config: comma-separated recipes of the engines.")] = "int8,mixed,int4",
     baselines: Annotated[str, typer.Option(help="With --config: also lineage, cached, compiled, llama.cpp.")] = "",
     work: Annotated[Path, typer.Option(help="With --config: folder of the bundles, which are kept.")] = Path("runs/bench"),
+    lean: Annotated[bool, typer.Option("--lean/--roomy", help="Large models: graphs that run once are closed again, or stay open.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")] = False,
 ) -> None:
     """Measure the memory of drawing and of reading, each in a process of its own."""
+    os.environ[LEAN] = "1" if lean else "0"  # of the processes that are measured
     if config is None and not random_weights:
         measured = memory_of_bundle(bundle, threads)
     else:

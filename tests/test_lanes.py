@@ -1,4 +1,4 @@
-"""Work side by side: the order of results, errors, nesting, and the same bits as alone."""
+"""Work side by side: the order of results, errors, nesting, the same bits as alone; what large models keep in memory."""
 
 from __future__ import annotations
 
@@ -78,12 +78,39 @@ def test_large_weights_are_in_memory_once(monkeypatch: pytest.MonkeyPatch) -> No
     opened: list[tuple[str, int]] = []
     load = OnnxRuntimeBackend._load
 
-    def count(self: OnnxRuntimeBackend, graph: str, path: Path, threads: int, *, passing: bool) -> object:
+    def count(self: OnnxRuntimeBackend, graph: str, path: Path, threads: int, *, packed: bool) -> object:
         opened.append((graph, threads))
-        return load(self, graph, path, threads, passing=passing)
+        return load(self, graph, path, threads, packed=packed)
 
     monkeypatch.setattr(OnnxRuntimeBackend, "_load", count)
     monkeypatch.setattr(backend_module, "LARGE_BYTES", 1)
     FacePipeline(Bundle.load("nano"), backend(2)).generate("a man", seeds=[1, 2, 3, 4])
     assert ("t2i_step", 2) in opened
     assert {threads for _, threads in opened} == {2}
+
+
+@pytest.mark.parametrize(("choice", "kept"), [("1", False), ("0", True)])
+def test_where_memory_is_scarce_a_large_models_prefill_is_closed_again(monkeypatch: pytest.MonkeyPatch, choice: str, *, kept: bool) -> None:
+    opened: list[tuple[str, bool]] = []
+    load = OnnxRuntimeBackend._load
+
+    def count(self: OnnxRuntimeBackend, graph: str, path: Path, threads: int, *, packed: bool) -> object:
+        opened.append((graph, packed))
+        return load(self, graph, path, threads, packed=packed)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "_load", count)
+    monkeypatch.setattr(backend_module, "LARGE_BYTES", 1)
+    monkeypatch.setenv(backend_module.LEAN, choice)
+    pipeline = FacePipeline(Bundle.load("nano"), backend(2))
+    faces = [pipeline.generate(prompt)[0] for prompt in ("a man", "a woman")]
+    assert opened.count(("t2i_prefill", False)) == (1 if kept else 3)  # the empty prompt, and each of the two
+    assert opened.count(("t2i_step", True)) == 1
+    monkeypatch.setattr(backend_module, "LARGE_BYTES", 1 << 40)
+    assert np.array_equal(FacePipeline(Bundle.load("nano"), backend(2)).generate("a woman")[0].codes, faces[1].codes)
+
+
+def test_memory_is_scarce_below_four_times_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(backend_module.LEAN, raising=False)
+    assert not backend_module._lean(1 << 20)
+    if Path("/proc/meminfo").is_file():
+        assert backend_module._lean(1 << 60)

@@ -75,7 +75,7 @@ def test_options_reach_the_session(bundle: Bundle, tmp_path: Path, monkeypatch: 
     seen: list[Any] = []
 
     class Session:
-        def __init__(self, _path: str, _options: Any, providers: Any) -> None:
+        def __init__(self, _path: str, _options: Any, providers: Any, disabled_optimizers: Any) -> None:
             seen.extend(providers)
 
         def get_providers(self) -> list[str]:

@@ -13,9 +13,12 @@ Settings that differ from ONNX Runtime's own, and why, measured on nano in int8:
 * Pairs of a small model run side by side, each on one core (:mod:`f2edge.backends.lanes`), in sessions of one thread that stand beside the
   usual ones; so do pictures in the encoders.  Of a model with large weights there are no second sessions: their weights would be in memory
   twice.
-* Of a model with large weights, the two prefill graphs are closed after each run.  They run once for a prompt or a face, and an open
-  session keeps a copy of its weights in the order that the processor likes; the prefill graph's would stand beside the same weights of
-  the graph that does the work.  They are opened without that copy, so that opening them is quick.
+* Of a model with large weights, the two prefill graphs are opened without a copy of their weights in the order that the processor likes:
+  they run once for a prompt or a face, straight from the mapped file, beside the graph that does the work and has such a copy.  Products
+  with four-bit weights are three times slower without it and have it in any case.  Where memory is scarce (``F2EDGE_LEAN``), these graphs
+  are moreover closed after each run.  Show-o, a picture and a question: 0.7 s open, 1.9 s closed in between.
+* ONNX Runtime would cut keys and values into layers all at once, copying 100 MB of Show-o's for each answer token into memory that the
+  system has to find anew: 63 ms a token.  Cut layer by layer: 34 ms.
 * A decoding step of one branch runs as two alike.  A product of one row is summed in another order than the same row among others; in int8
   the difference becomes a step, and a face would depend on its company.  Guided steps have two branches anyway.
 * Nothing is logged: errors are raised, and what is logged would land in a user's terminal.
@@ -23,7 +26,9 @@ Settings that differ from ONNX Runtime's own, and why, measured on nano in int8:
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
@@ -42,8 +47,14 @@ from f2edge.graphs import IMAGE_ENCODE, MMU_PREFILL, SEMANTIC, T2I_PREFILL, T2I_
 ROWS_PER_STEP = 2
 #: Graphs of pictures, which know nothing of each other.
 ENCODERS = (IMAGE_ENCODE.name, SEMANTIC.name)
-#: Graphs that run once for a prompt or a face; of a large model they do not stay open.
+#: Graphs that run once for a prompt or a face.
 PASSING = (T2I_PREFILL.name, MMU_PREFILL.name)
+#: "1": large models take less memory and more time; "0": the other way; neither: by the memory that is available when a model is loaded.
+LEAN = "F2EDGE_LEAN"
+#: Memory is plenty where so many times a model's weights are available.
+PLENTY = 4
+#: ONNX Runtime's optimizers that cost more than they save.
+DISABLED = ("GatherSliceToSplitFusion",)
 #: A model is large from so many bytes on.
 LARGE_BYTES = 1 << 29
 
@@ -71,6 +82,7 @@ class OnnxRuntimeBackend:
         self._lock = Lock()
         self._lanes = Lanes(self.threads)
         self._large: bool | None = None  # known from the first graph's folder
+        self._lean = False
 
     def run(self, graph: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
         arrays = {name: host(value) for name, value in feeds.items()}
@@ -98,6 +110,10 @@ class OnnxRuntimeBackend:
             return dict(zip(names, session.run(names, arrays), strict=True))
         except Exception as error:  # ONNX Runtime raises its own classes and builtins alike
             raise BackendError(f"graph {graph!r} failed in ONNX Runtime: {first_line(error)}") from error
+        finally:
+            if self._lean and graph in PASSING:
+                del session
+                _give_back()
 
     def pack(self, caches: Sequence[Value]) -> Value:
         return pack_arrays([host(c) for c in caches])
@@ -116,7 +132,9 @@ class OnnxRuntimeBackend:
 
     def _weigh(self, graph: Path) -> None:
         if self._large is None:
-            self._large = sum(entry.stat().st_size for entry in graph.parent.iterdir() if entry.is_file()) >= LARGE_BYTES
+            weights = sum(entry.stat().st_size for entry in graph.parent.iterdir() if entry.is_file())
+            self._lean = weights >= LARGE_BYTES and _lean(weights)
+            self._large = weights >= LARGE_BYTES
 
     def _session(self, graph: str) -> tuple[Any, list[str]]:
         key = graph, 1 if self._lanes.inside else self.threads
@@ -127,22 +145,22 @@ class OnnxRuntimeBackend:
             path = self._path(graph)
             self._weigh(path)
             passing = graph in PASSING and bool(self._large)
-            loaded = self._load(graph, path, key[1], passing=passing)
-            if not passing:
+            loaded = self._load(graph, path, key[1], packed=not passing or b"MatMulNBits" in path.read_bytes())
+            if not (passing and self._lean):
                 self._sessions[key] = loaded
             return loaded
 
-    def _load(self, graph: str, path: Path, threads: int, *, passing: bool) -> tuple[Any, list[str]]:
+    def _load(self, graph: str, path: Path, threads: int, *, packed: bool) -> tuple[Any, list[str]]:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.enable_cpu_mem_arena = False
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if passing:
+        if not packed:
             options.add_session_config_entry("session.disable_prepacking", "1")
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=list(self.providers))
+            session = onnxruntime.InferenceSession(str(path), options, providers=list(self.providers), disabled_optimizers=list(DISABLED))
         except Exception as error:
             raise BackendError(
                 f"graph {graph!r} cannot be loaded by ONNX Runtime {onnxruntime.__version__} from {path}: {first_line(error)}; "
@@ -154,3 +172,24 @@ class OnnxRuntimeBackend:
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its class."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _lean(weights: int) -> bool:
+    """Whether a model of so many bytes shall spare memory."""
+    chosen = os.environ.get(LEAN, "")
+    if chosen in ("0", "1"):
+        return chosen == "1"
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        available = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):  # not Linux
+        return False
+    return available < PLENTY * weights
+
+
+def _give_back() -> None:
+    """Freed memory goes back to the system; glibc would keep what a large session leaves."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

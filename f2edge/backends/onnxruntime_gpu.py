@@ -144,12 +144,12 @@ class OnnxRuntimeGpuBackend(InTurn, OnnxRuntimeBackend):
         key = graph, self.threads
         with self._lock:  # every session is kept: weights that went to the device stay there
             if key not in self._sessions:
-                self._sessions[key] = self._load(graph, self._path(graph), self.threads, passing=False)
+                self._sessions[key] = self._load(graph, self._path(graph), self.threads, packed=True)
             found: tuple[Any, list[str]] = self._sessions[key]
             return found
 
-    def _load(self, graph: str, path: Path, threads: int, *, passing: bool) -> tuple[Any, list[str]]:
-        session, names = super()._load(graph, path, threads, passing=passing)
+    def _load(self, graph: str, path: Path, threads: int, *, packed: bool) -> tuple[Any, list[str]]:
+        session, names = super()._load(graph, path, threads, packed=packed)
         if session.get_providers()[0] != self._wanted:  # ONNX Runtime goes on without one that does not start
             raise BackendError(
                 f"backend {self.name!r}: {self._wanted} does not start on this machine; are the driver, CUDA and cuDNN of the versions "
