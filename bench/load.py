@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +30,7 @@ from bench.load_run import Progress, Run
 from bench.load_server import ServerProcess, health_sampler, target
 from bench.load_soak import CLIENTS, figures_of_soak, memory_sampler, replies_alone, soak
 from bench.load_work import DEFAULT_MIX, callers
+from f2edge.cli_serve import SWITCH_S
 from f2edge.connection import Connection
 from f2edge.console import Output
 from f2edge.errors import InputError, ServerError
@@ -153,6 +155,7 @@ def load(
     options = {"--bundle": bundle, "--backend": backend, "--threads": threads}
     arguments = [text for option, value in options.items() if value is not None for text in (option, str(value))]
     speak = Output(json=as_json)
+    sys.setswitchinterval(SWITCH_S)  # callers' threads must not keep the sampler of health checks waiting
     figures: dict[str, Any]
     if plan.scenario == "promises":
         if server is not None:

@@ -37,6 +37,8 @@ logger = logging.getLogger("f2edge.server")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 #: What a process that a second signal ended is said to end with.
 _AT_ONCE = 130
+#: Threads that draw, mark and compress take turns with the event loop this often instead of every 5 ms, or health checks wait for several.
+SWITCH_S = 0.001
 
 TokenFileOption = Annotated[
     Path | None, typer.Option("--token-file", metavar="FILE", help="Ask for one of these tokens (`f2edge token`).", show_default=False)
@@ -121,6 +123,7 @@ def token(
 async def _serve(settings: ServerSettings, load: Any) -> int:
     from f2edge.server.lifecycle import serve as run
 
+    sys.setswitchinterval(SWITCH_S)
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
     def on_signal() -> None:
