@@ -16,7 +16,7 @@ Settings that differ from ONNX Runtime's own, and why, measured on nano in int8:
 * Of a model with large weights, the two prefill graphs are opened without a copy of their weights in the order that the processor likes:
   they run once for a prompt or a face, straight from the mapped file, beside the graph that does the work and has such a copy.  Products
   with four-bit weights are three times slower without it and have it in any case.  Where memory is scarce (``F2EDGE_LEAN``), these graphs
-  are moreover closed after each run.  Show-o, a picture and a question: 0.7 s open, 1.9 s closed in between.
+  are moreover closed after each run.  Show-o in int8, a picture and a question: 0.7 s kept open, 1.6 s closed in between.
 * ONNX Runtime would cut keys and values into layers all at once, copying 100 MB of Show-o's for each answer token into memory that the
   system has to find anew: 63 ms a token.  Cut layer by layer: 34 ms.
 * A decoding step of one branch runs as two alike.  A product of one row is summed in another order than the same row among others; in int8
@@ -96,7 +96,9 @@ class OnnxRuntimeBackend:
         """The inputs of a graph, cut into what its runs take."""
         if graph == T2I_STEP.name:
             self._weigh(self._path(graph))
-            for group in row_groups(arrays, self._rows_at_once(len(arrays["codes"]))):
+            rows = len(arrays["codes"])
+            size = self._rows_at_once(rows)
+            for group in row_groups(arrays, size) if rows > size else (arrays,):  # cutting copies
                 yield paired_branch(group)
         elif graph in ENCODERS:
             for row in range(len(arrays["pixels"])):
