@@ -335,7 +335,7 @@ def asking(address: str, threads: int = 4) -> Iterator[Asked]:
             worker.join(30)
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
     """Whether a condition comes true in time."""
     until = time.monotonic() + seconds
     while not condition():
