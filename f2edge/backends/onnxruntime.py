@@ -8,11 +8,11 @@ Settings that differ from ONNX Runtime's own, and why, measured on nano in int8:
 * Idle threads sleep instead of spinning.  Every session has its own threads, and spinning ones take the cores from the next session and
   from everybody else: with the machine's two cores shared, ``analyze`` took 544 ms spinning and 87 ms sleeping.
 * A decoding step of many requests runs in pairs, and without the memory arena.  A face costs the same alone and in a batch (about 120 ms of
-  one core), while memory grows with the batch: sixteen faces at once, then ``analyze``, leave 178 MB; in pairs with the arena 248 MB; the
+  one core), while memory grows with the batch: sixteen faces at once, then ``analyze``, leave 180 MB; in pairs with the arena 248 MB; the
   whole batch with the arena peaked at 514 MB.
 * Pairs of a small model run side by side, each on one core (:mod:`f2edge.backends.lanes`), in sessions of one thread that stand beside the
-  usual ones; so do pictures in the encoders.  Of a model with large weights there are no second sessions: their weights would be in memory
-  twice.
+  usual ones (57 MB on two cores); so do pictures in the encoders.  Of a model with large weights there are no second sessions: their
+  weights would be in memory twice.
 * Of a model with large weights, the two prefill graphs are opened without a copy of their weights in the order that the processor likes:
   they run once for a prompt or a face, straight from the mapped file, beside the graph that does the work and has such a copy.  Products
   with four-bit weights are three times slower without it and have it in any case.  Where memory is scarce (``F2EDGE_LEAN``), these graphs
