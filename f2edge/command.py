@@ -1,4 +1,4 @@
-"""How the command lines of ``export`` and ``engines`` end: an exit code, and for each failure one line."""
+"""How the command lines of ``export`` and ``engines`` end: an exit code, and for each failure a message."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import typer
 
 from f2edge.errors import F2EdgeError, InputError
-from f2edge.text import one_line
 
 
 def run_command(app: typer.Typer, name: str, arguments: Sequence[str]) -> int:
@@ -47,6 +46,7 @@ def end_as_interrupted() -> None:
 def _report(name: str, message: str, code: int) -> int:
     if os.environ.get("F2EDGE_DEBUG") == "1":
         traceback.print_exc()
-    if message.strip():  # empty where the help was printed
-        print(f"{name}: {one_line(message)}", file=sys.stderr)
+    said = "".join(c if c.isprintable() or c == "\n" else " " for c in message).strip()  # a list of differences has several lines
+    if said:  # nothing where the help was printed
+        print(f"{name}: {said}", file=sys.stderr)
     return code

@@ -128,8 +128,8 @@ class TrainOptions:
             raise InputError(f"training: unknown schedule {self.schedule!r}; choose cosine, constant or wsd")
         if self.optimizer not in ("adamw", "muon"):
             raise InputError(f"training: unknown optimizer {self.optimizer!r}; choose adamw or muon")
-        if not 0 < self.learning_rate < math.inf:
-            raise InputError(f"training: the learning rate must be a number above 0, got {self.learning_rate}")
+        if not 0 <= self.learning_rate < math.inf:
+            raise InputError(f"training: the learning rate must be a number, 0 or above, got {self.learning_rate}")
         if not 0 <= self.ema < 1:
             raise InputError(f"training: ema must lie in [0, 1), got {self.ema}")
 
