@@ -74,37 +74,36 @@ def test_side_by_side_is_alone_to_the_last_bit(threads: int) -> None:
     assert company.analyze(images) == [alone.analyze(image)[0] for image in images]
 
 
-def test_large_weights_are_in_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[tuple[str, int]] = []
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, bool]]:
+    """Sessions as they are made: graph, threads, and whether their weights are packed anew; every model counts as large."""
+    made: list[tuple[str, int, bool]] = []
     load = OnnxRuntimeBackend._load
 
-    def count(self: OnnxRuntimeBackend, graph: str, path: Path, threads: int, *, packed: bool) -> object:
-        opened.append((graph, threads))
+    def note(self: OnnxRuntimeBackend, graph: str, path: Path, threads: int, *, packed: bool) -> object:
+        made.append((graph, threads, packed))
         return load(self, graph, path, threads, packed=packed)
 
-    monkeypatch.setattr(OnnxRuntimeBackend, "_load", count)
+    monkeypatch.setattr(OnnxRuntimeBackend, "_load", note)
     monkeypatch.setattr(backend_module, "LARGE_BYTES", 1)
+    return made
+
+
+def test_large_weights_are_in_memory_once(opened: list[tuple[str, int, bool]]) -> None:
     FacePipeline(Bundle.load("nano"), backend(2)).generate("a man", seeds=[1, 2, 3, 4])
-    assert ("t2i_step", 2) in opened
-    assert {threads for _, threads in opened} == {2}
+    assert ("t2i_step", 2, True) in opened
+    assert {threads for _, threads, _ in opened} == {2}
 
 
 @pytest.mark.parametrize(("choice", "kept"), [("1", False), ("0", True)])
-def test_where_memory_is_scarce_a_large_models_prefill_is_closed_again(monkeypatch: pytest.MonkeyPatch, choice: str, *, kept: bool) -> None:
-    opened: list[tuple[str, bool]] = []
-    load = OnnxRuntimeBackend._load
-
-    def count(self: OnnxRuntimeBackend, graph: str, path: Path, threads: int, *, packed: bool) -> object:
-        opened.append((graph, packed))
-        return load(self, graph, path, threads, packed=packed)
-
-    monkeypatch.setattr(OnnxRuntimeBackend, "_load", count)
-    monkeypatch.setattr(backend_module, "LARGE_BYTES", 1)
+def test_where_memory_is_scarce_a_large_models_prefill_is_closed_again(
+    opened: list[tuple[str, int, bool]], monkeypatch: pytest.MonkeyPatch, choice: str, *, kept: bool
+) -> None:
     monkeypatch.setenv(backend_module.LEAN, choice)
     pipeline = FacePipeline(Bundle.load("nano"), backend(2))
     faces = [pipeline.generate(prompt)[0] for prompt in ("a man", "a woman")]
-    assert opened.count(("t2i_prefill", False)) == (1 if kept else 3)  # the empty prompt, and each of the two
-    assert opened.count(("t2i_step", True)) == 1
+    assert opened.count(("t2i_prefill", 2, False)) == (1 if kept else 3)  # the empty prompt, and each of the two
+    assert opened.count(("t2i_step", 2, True)) == 1
     monkeypatch.setattr(backend_module, "LARGE_BYTES", 1 << 40)
     assert np.array_equal(FacePipeline(Bundle.load("nano"), backend(2)).generate("a woman")[0].codes, faces[1].codes)
 
