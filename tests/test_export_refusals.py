@@ -96,9 +96,10 @@ def test_bad_input_is_one_line_and_nothing_is_written(
 
 
 _HOLD = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from export import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs in the background inherits that it is ignored
 from export.bundle_writer import replaced_folder
 
 @cli.app.command("hold")
