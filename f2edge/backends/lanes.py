@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock, local
-from typing import TypeVar
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from f2edge.backends.base import Item, Result
 
 
 class Lanes:
