@@ -346,15 +346,7 @@ def _paper_size(
     as_json: bool,
 ) -> None:
     """Engines beside PyTorch; see :mod:`bench.paper_size`."""
-    from bench.paper_size import compare, print_comparison, size_of
+    from bench.paper_size import compare_asked, print_comparison
 
-    compared = compare(
-        size_of(config, layers, random_weights=random_weights),
-        work,
-        recipes=[name for name in recipes.split(",") if name],
-        baselines=[name for name in baselines.split(",") if name],
-        threads=threads,
-        repeats=repeats,
-        progress=lambda message: print(message, file=sys.stderr, flush=True),
-    )
+    compared = compare_asked(config, layers, work, recipes, baselines, random_weights=random_weights, threads=threads, repeats=repeats)
     print(json.dumps(compared)) if as_json else print_comparison(compared)

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bench.paper_size import compare, memory_of_bundle, print_comparison, size_of
+from bench.paper_size import compare_asked, memory_of_bundle, print_comparison
 from f2edge.backends.onnxruntime import LEAN
 
 
@@ -38,13 +37,5 @@ def memory(
     if config is None and not random_weights:
         measured = memory_of_bundle(bundle, threads)
     else:
-        measured = compare(
-            size_of(config, layers, random_weights=random_weights),
-            work,
-            recipes=[name for name in recipes.split(",") if name],
-            baselines=[name for name in baselines.split(",") if name],
-            threads=threads,
-            repeats=2,
-            progress=lambda message: print(message, file=sys.stderr, flush=True),
-        )
+        measured = compare_asked(config, layers, work, recipes, baselines, random_weights=random_weights, threads=threads, repeats=2)
     print(json.dumps(measured)) if as_json else print_comparison(measured, times=False)

@@ -159,6 +159,29 @@ def shares(row: Results, model: ModelConfiguration, limits: Mapping[str, float],
         row["token_share"] = read_bytes / (row["token_ms"]["median"] / 1e3) / (limits["read_gb_per_s"] * 1e9)
 
 
+def compare_asked(
+    config: str | None,
+    layers: int | None,
+    work: Path,
+    recipes: str,
+    baselines: str,
+    *,
+    random_weights: bool,
+    threads: int | None,
+    repeats: int,
+) -> Results:
+    """:func:`compare` with the options of a command line, lists separated by commas; progress goes to stderr."""
+    return compare(
+        size_of(config, layers, random_weights=random_weights),
+        work,
+        recipes=[name for name in recipes.split(",") if name],
+        baselines=[name for name in baselines.split(",") if name],
+        threads=threads,
+        repeats=repeats,
+        progress=lambda message: print(message, file=sys.stderr, flush=True),
+    )
+
+
 def compare(
     size: Size,
     work: Path,
