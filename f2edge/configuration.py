@@ -95,7 +95,8 @@ class ModelConfiguration:
             instead of 8192, and codes that differ in one bit start alike).
         task_sees_image: in MMU, whether ``<|mmu|>`` sees the image behind it, as in Show-o, where every row sees all columns up to
             ``<|eoi|>``; else it is text before the image and sees itself alone.
-        parallel_block: Phi's ``x + Attn(LN x) + FFN(LN x)``.
+        query_key_norm: whether queries and keys are normalised before they are rotated: LayerNorm over a head's width, one for all heads
+            of a layer (Show-o).
     """
 
     name: str
@@ -117,6 +118,7 @@ class ModelConfiguration:
     identity: FeatureShape | None = None
     image_input: str = "table"
     task_sees_image: bool = False
+    query_key_norm: bool = False
     specials: tuple[str, ...] = field(
         default=("<|soi|>", "<|eoi|>", "<|sov|>", "<|eov|>", "<|t2i|>", "<|mmu|>", "<|t2v|>", "<|v2v|>", "<|lvg|>", "[PAD]")
     )
@@ -210,6 +212,7 @@ SHOW_O = ModelConfiguration(
     tokenizer=_MAGVIT2,
     sequence_experts=False,
     task_sees_image=True,
+    query_key_norm=True,
     specials=("[PAD]", "<|soi|>", "<|eoi|>", "<|sov|>", "<|eov|>", "<|t2i|>", "<|mmu|>", "<|t2v|>", "<|v2v|>", "<|lvg|>"),
 )
 
@@ -228,6 +231,7 @@ PAPER = ModelConfiguration(
     semantic=FeatureShape(vectors=256, width=1024),
     identity=FeatureShape(vectors=1, width=512),
     task_sees_image=True,
+    query_key_norm=True,
     specials=SHOW_O.specials,
 )
 

@@ -78,6 +78,7 @@ class PlainShowO:
             query, key, value = (
                 self.linear(f"{at}.self_attn.{part}_proj", h).reshape(B, L, self.heads, D // self.heads).transpose(1, 2) for part in "qkv"
             )
+            query, key = self.norm(f"{at}.self_attn.q_layernorm", query), self.norm(f"{at}.self_attn.k_layernorm", key)
             scores = self.turned(query) @ self.turned(key).transpose(2, 3) / math.sqrt(D // self.heads)
             mixed = torch.softmax(scores.masked_fill(~allowed[:, None], -1e9), dim=-1) @ value
             attended = self.linear(f"{at}.self_attn.dense", mixed.transpose(1, 2).reshape(B, L, D))

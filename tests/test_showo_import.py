@@ -90,19 +90,34 @@ def prefix(model: UnifiedTransformer, prompts: list[list[int]]) -> tuple[Tensor,
 # The published sizes -------------------------------------------------------------------------------------------------
 
 
+def published_tensors() -> dict[str, tuple[int, ...]]:
+    """Names and shapes as the published classes have them when they are made at full size, CLIP-ViT's projector included."""
+    rows = (Path(__file__).parent / "support" / "showo_tensors.txt").read_text().splitlines()
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, size in (row.split() for row in rows if not row.startswith("#")):
+        names = [name.replace("*", str(layer)) for layer in range(24)] if "*" in name else [name]
+        shapes |= dict.fromkeys(names, tuple(map(int, size.split("x"))))
+    return shapes
+
+
+def test_names_and_shapes_are_those_of_the_published_classes() -> None:
+    ours = showo_checkpoint.foreign_shapes(SHOW_O, projector=True) | magvit2_checkpoint.foreign_shapes(SHOW_O.tokenizer)
+    assert ours == published_tensors()
+
+
 @pytest.mark.parametrize("size", [256, 512])
 def test_names_and_shapes_of_the_published_transformer(size: int) -> None:
     configuration = replace(SHOW_O, tokenizer=replace(SHOW_O.tokenizer, image_size=size))
     shapes = showo_checkpoint.foreign_shapes(configuration)
-    assert len(shapes) == 341
-    assert sum(prod(shape) for shape in shapes.values()) == 1_448_170_626
+    assert len(shapes) == 437
+    assert sum(prod(shape) for shape in shapes.values()) == 1_448_176_770
     assert shapes["showo.model.embed_tokens.weight"] == (58498, 2048)
     assert shapes["showo.model.layers.23.mlp.fc1.weight"] == (8192, 2048)
     state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     ours = {name: tuple(tensor.shape) for name, tensor in showo_checkpoint.renamed(state, configuration)}
     assert ours == showo_checkpoint.own_shapes(configuration)
     with_clip = showo_checkpoint.foreign_shapes(configuration, projector=True)
-    assert len(with_clip) == 345
+    assert len(with_clip) == 441
     assert with_clip["mm_projector.0.weight"] == (2048, 1024)
 
 
@@ -290,7 +305,7 @@ def test_import_writes_checkpoints_that_load(tmp_path: Path, save: Save, dtype: 
     out = tmp_path / "out"
     assert import_show_o(showo, tokenizer, out, dry_run=True, base=SMALL, progress=lines.append) == []
     assert not out.exists()
-    assert "(51 tensors)" in lines[0]
+    assert "(63 tensors)" in lines[0]
     written = import_show_o(showo, tokenizer, out, base=SMALL, progress=lines.append)
     assert [file.name for file in written] == ["unified.safetensors", "tokenizer.safetensors", "projector.safetensors"]
     assert sorted(file.name for file in out.iterdir()) == sorted(file.name for file in written)

@@ -1,4 +1,4 @@
-"""The published Show-o checkpoint (``showlab/show-o``, 341 tensors) as weights of :class:`export.model.transformer.UnifiedTransformer`.
+"""The published Show-o checkpoint (``showlab/show-o``, 437 tensors) as weights of :class:`export.model.transformer.UnifiedTransformer`.
 
 One table and one head over the whole vocabulary are cut in two: text with the specials, and image codes with the mask.  Rows of the head
 that nothing reads (specials and mask) are dropped.  Query, key and value become one matrix.  Checkpoints with CLIP-ViT have four tensors
@@ -23,6 +23,8 @@ CLIP_WIDTH = 1024
 _LAYER = "showo.model.layers.{}."
 #: Our block's linears and norm → theirs, beside the attention's input.
 _BLOCK = {"norm": "input_layernorm", "attention.output": "self_attn.dense", "dense.up": "mlp.fc1", "dense.down": "mlp.fc2"}
+#: The norms of queries and keys, where the configuration has them.
+_HEAD_NORMS = {"attention.query_norm": "self_attn.q_layernorm", "attention.key_norm": "self_attn.k_layernorm"}
 _INPUT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _PROJECTOR = "mm_projector."
 
@@ -55,6 +57,8 @@ def foreign_shapes(configuration: ModelConfiguration, *, projector: bool = False
         shapes |= {f"{at}input_layernorm.weight": (D,), f"{at}input_layernorm.bias": (D,)}
         for linear, out, into in (*((name, D, D) for name in (*_INPUT, "self_attn.dense")), ("mlp.fc1", hidden, D), ("mlp.fc2", D, hidden)):
             shapes |= {f"{at}{linear}.weight": (out, into), f"{at}{linear}.bias": (out,)}
+        for norm in _HEAD_NORMS.values() if configuration.query_key_norm else ():
+            shapes |= {f"{at}{norm}.weight": (configuration.head_width,), f"{at}{norm}.bias": (configuration.head_width,)}
     shapes |= {"showo.model.final_layernorm.weight": (D,), "showo.model.final_layernorm.bias": (D,)}
     shapes |= {"showo.lm_head.weight": (rows, D), "showo.lm_head.bias": (rows,)}
     if projector:
@@ -71,6 +75,7 @@ def renamed(state: Mapping[str, Tensor], configuration: ModelConfiguration) -> I
     """Our names and tensors of a published checkpoint, one at a time; the projector's are left to :func:`projector`."""
     text, V = configuration.text_vocabulary, configuration.codes
     image = text + len(configuration.specials)
+    block = _BLOCK | (_HEAD_NORMS if configuration.query_key_norm else {})
     table = state["showo.model.embed_tokens.weight"]
     yield "embedding.text.weight", table[:image]
     yield "embedding.table.weight", table[image:]
@@ -82,7 +87,7 @@ def renamed(state: Mapping[str, Tensor], configuration: ModelConfiguration) -> I
         for layer in range(configuration.layers):
             at = _LAYER.format(layer)
             yield f"blocks.{layer}.attention.input.{kind}", torch.cat([state[f"{at}{name}.{kind}"] for name in _INPUT])
-            for ours, theirs in _BLOCK.items():
+            for ours, theirs in block.items():
                 yield f"blocks.{layer}.{ours}.{kind}", state[f"{at}{theirs}.{kind}"]
 
 

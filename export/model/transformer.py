@@ -79,7 +79,7 @@ class Block(nn.Module):
         width, shape = configuration.width, configuration.token_experts
         self.image_columns = configuration.image_columns
         self.norm = nn.LayerNorm(width, eps=configuration.layer_norm_eps)
-        self.attention = Attention(width, configuration.heads)
+        self.attention = Attention(width, configuration.heads, configuration.layer_norm_eps if configuration.query_key_norm else None)
         self.routed = shape.routed > 0
         if self.routed:
             self.experts = nn.ModuleDict({group: TokenExpertLayer(width, shape) for group in KINDS})
