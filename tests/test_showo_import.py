@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -246,7 +248,7 @@ def test_answer_logits_equal_the_plain_sequence_in_training_form() -> None:
 def test_codes_and_pixels_equal_the_plain_tokenizer() -> None:
     state = magvit_state()
     tokenizer = Magvit2Tokenizer(SMALL_TOKENIZER).eval().requires_grad_(requires_grad=False)
-    tokenizer.load_state_dict(dict(magvit2_checkpoint.renamed(state, SMALL_TOKENIZER)))
+    tokenizer.load_state_dict(dict(magvit2_checkpoint.renamed(state)))
     pixels = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(4)) * 2 - 1
     codes = tokenizer.encode(pixels)
     expected = plain_magvit2.encoded(state, pixels, encoder_blocks(SMALL_TOKENIZER))
@@ -352,7 +354,7 @@ def test_a_shortened_checkpoint_is_exported_with_its_own_layers(tmp_path: Path, 
 def test_the_size_comes_from_the_configuration_or_is_asked_for(tmp_path: Path) -> None:
     showo, magvit = folders(tmp_path, show_o_state(), magvit_state(), num_vq_tokens=64)
     assert recognise(showo, magvit, base=SMALL).configuration.tokenizer.image_size == 128
-    assert recognise(showo, magvit, size=64, base=SMALL).configuration == SMALL
+    assert recognise(showo, magvit, size=128, base=SMALL).configuration.tokenizer.image_size == 128
     (showo / "config.json").unlink()
     with pytest.raises(InputError, match="give --size 256 or --size 512"):
         recognise(showo, magvit, base=SMALL)
@@ -386,15 +388,95 @@ def test_every_difference_is_listed_in_one_error(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_swapped_folders_and_other_codes_are_refused(tmp_path: Path) -> None:
-    magvit = magvit_state()
-    magvit["quantize.embedding"] = magvit["quantize.embedding"].flip(1)
-    showo, tokenizer = folders(tmp_path, show_o_state(), magvit)
-    with pytest.raises(InputError, match="swapped"):
-        recognise(tokenizer, showo, size=64, base=SMALL)
-    with pytest.raises(InputError, match="numbers its codes otherwise"):
-        import_show_o(showo, tokenizer, tmp_path / "out", base=SMALL, progress=lambda _: None)
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["unified.safetensors"]  # no half tokenizer
+def test_a_size_that_contradicts_the_configuration_is_refused(tmp_path: Path) -> None:
+    showo, magvit = folders(tmp_path, show_o_state(), magvit_state(), num_vq_tokens=64)
+    with pytest.raises(InputError, match=r"--size 64: .*config\.json says 64 tokens, which is 128 pixels"):
+        recognise(showo, magvit, size=64, base=SMALL)
+
+
+def test_exchanged_folders_are_named_as_such(tmp_path: Path) -> None:
+    showo, magvit = folders(tmp_path, show_o_state(), magvit_state())
+    for first, second, complaint in ((magvit, showo, "swapped"), (showo, showo, "holds Show-o"), (magvit, magvit, "holds MAGVIT-v2")):
+        with pytest.raises(InputError, match=complaint) as caught:
+            recognise(first, second, size=64, base=SMALL)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_failure_while_writing_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    showo, magvit = folders(tmp_path, show_o_state(), magvit_state())
+    disk_usage = shutil.disk_usage
+    sizes = iter((2**40, 0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: disk_usage(path)._replace(free=next(sizes)))
+    with pytest.raises(OutputError, match="MiB free"):
+        import_show_o(showo, magvit, tmp_path / "out", base=SMALL, progress=lambda _: None)
+    assert not (tmp_path / "out").exists()
+
+
+def broken_bin(folder: Path, _state: dict[str, Tensor]) -> None:
+    """A file that would run code."""
+    torch.save({"showo.lm_head.weight": Poison(folder.parent / "touched")}, folder / "pytorch_model.bin")
+
+
+def truncated(save: Save) -> Save:
+    def write(folder: Path, state: dict[str, Tensor]) -> None:
+        save(folder, state)
+        for file in (*folder.glob("*.safetensors"), *folder.glob("*.bin")):
+            file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
+
+    return write
+
+
+def without(name: str) -> Callable[[dict[str, Tensor]], None]:
+    return lambda state: state.__delitem__(name)
+
+
+def spoilt(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Tensor]], None]:
+    return lambda state: state.__setitem__(name, change(state[name]))
+
+
+NORM, CODES = "showo.model.layers.1.self_attn.q_layernorm.weight", "quantize.embedding"
+
+
+@pytest.mark.parametrize(
+    ("damage", "save", "complaint"),
+    [
+        (without(NORM), save_safetensors, f"missing    {NORM} 8"),
+        (lambda state: state.__setitem__("showo.more", torch.zeros(2)), save_safetensors, "unexpected showo.more 2"),
+        (spoilt(NORM, lambda tensor: tensor[:7]), save_safetensors, f"misshapen  {NORM} is 7, must be 8"),
+        (spoilt(NORM, lambda tensor: tensor * torch.nan), save_safetensors, f"NaN or infinite values in {NORM} (8 of 8)"),
+        (spoilt(NORM, lambda tensor: tensor / 0), save_bin, f"NaN or infinite values in {NORM} (8 of 8)"),
+        (spoilt(CODES, lambda tensor: tensor.flip(1)), save_safetensors, f"{CODES} numbers its codes otherwise"),
+        (spoilt("encoder.conv_in.bias", lambda tensor: tensor / 0), save_safetensors, "NaN or infinite values in encoder.conv_in.bias"),
+        (lambda _: None, truncated(save_safetensors), "cannot be read as safetensors"),
+        (lambda _: None, truncated(save_shards), "cannot be read as safetensors"),
+        (lambda _: None, truncated(save_bin), "cannot be read as PyTorch weights"),
+        (lambda _: None, broken_bin, "would run code"),
+    ],
+)
+def test_damaged_checkpoints_end_in_one_line_and_leave_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[dict[str, Tensor]], None],
+    save: Save,
+    complaint: str,
+) -> None:
+    monkeypatch.setattr("export.random_weights.CONFIGURATIONS", {"show-o": SMALL})
+    both = show_o_state() | magvit_state()
+    names = set(show_o_state())
+    with contextlib.suppress(KeyError):
+        damage(both)
+    state = {name: tensor for name, tensor in both.items() if name in names or name.startswith("showo.")}
+    showo, magvit = folders(tmp_path, state, {name: tensor for name, tensor in both.items() if name not in state}, save)
+    code = run(["import-showo", "--showo", str(showo), "--magvit", str(magvit), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr()
+    assert code == 2
+    assert complaint in said.err
+    assert not said.out
+    lines = said.err.strip().splitlines()
+    assert len(lines) <= 2, lines  # a heading and its one difference, or one line
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "touched").exists()
 
 
 class Poison:

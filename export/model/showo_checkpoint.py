@@ -66,6 +66,11 @@ def foreign_shapes(configuration: ModelConfiguration, *, projector: bool = False
     return shapes
 
 
+def is_transformer(names: Mapping[str, object]) -> bool:
+    """Whether these are a Show-o checkpoint's names."""
+    return "showo.lm_head.weight" in names
+
+
 def has_projector(names: Mapping[str, object]) -> bool:
     """Whether a checkpoint was trained with CLIP-ViT features."""
     return any(name.startswith(_PROJECTOR) for name in names)
