@@ -63,7 +63,7 @@ def load_models(unified: Path, tokenizer: Path, encoders: Path | None, configura
     stored = weights_metadata(weights_file(source)).get("configuration", "")
     described = json.loads(stored) if stored.startswith("{") else {}  # a training run writes the name alone
     if described.get("name") == configuration:
-        chosen = replace(chosen, layers=described["layers"])  # of a shortened model, for rehearsals
+        chosen = replace(ModelConfiguration.from_json(described), tokenizer=image_tokenizer.configuration)
     with torch.device("meta"):
         transformer = UnifiedTransformer(chosen)
     transformer.to_empty(device="cpu")  # not filled with random numbers first: that takes a minute and a second copy at paper size

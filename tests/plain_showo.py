@@ -119,10 +119,14 @@ class PlainShowO:
         guidance: float,
         temperature: float,
         noise: Callable[[int], tuple[Tensor, Tensor]],
+        codes: Tensor | None = None,
     ) -> Tensor:
-        """Show-o's loop for one picture; ``noise(step)`` gives Gumbel noise of the codes (N, V) and of the confidence (N,)."""
+        """Show-o's loop for one picture; ``noise(step)`` gives Gumbel noise of the codes (N, V) and of the confidence (N,).
+
+        ``codes`` (N,), V where masked, begin an edit.
+        """
         N, V = self.image, self.mask - self.first_code
-        codes = torch.full((N,), V)
+        codes = torch.full((N,), V) if codes is None else codes
         sampled = codes
         for step in range(steps):
             conditional, unconditional = self.image_logits([prompt, []], start, end, codes.expand(2, N))

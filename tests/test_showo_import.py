@@ -32,8 +32,8 @@ from export.training.checkpoint import load_weights
 from export.training.tokenizer import load_tokenizer
 from f2edge.configuration import SHOW_O, FeatureShape, ImageTokenizerConfiguration, ModelConfiguration, TokenExperts
 from f2edge.decoding.noise import noise_key
-from f2edge.decoding.parallel import Feeds, decode
-from f2edge.decoding.schedule import Schedule, masked_counts, plan, show_o_cosine
+from f2edge.decoding.parallel import Feeds, StepFunction, decode
+from f2edge.decoding.schedule import Schedule, plan
 from f2edge.errors import InputError, OutputError
 from f2edge.layout import Ids, left_pad
 from tests import plain_magvit2
@@ -156,11 +156,8 @@ def gumbel_noise(seed: int, step: int) -> tuple[Tensor, Tensor]:
     return table[:, :V], table[:, V]
 
 
-@pytest.mark.parametrize(("steps", "guidance"), [(5, 1.75), (8, 5.0), (1, 2.0), (6, 1.75), (12, 0.0)])
-def test_pictures_are_the_plain_loops_token_for_token(steps: int, guidance: float) -> None:
-    state = show_o_state()
-    model = imported(state)
-    prompts, seeds = [[3, 7, 1], [11, 2], [30]], [7, 8, 2**40 + 3]
+def stepping(model: UnifiedTransformer, prompts: list[list[int]]) -> StepFunction:
+    """One step of the imported model behind these prompts."""
     key, value, lengths = prefix(model, [*prompts, []])
 
     def step(feeds: Feeds, prefixes: tuple[int, ...]) -> tuple[Ids, Ids]:
@@ -175,6 +172,15 @@ def test_pictures_are_the_plain_loops_token_for_token(steps: int, guidance: floa
         next_codes, proposal = sample(guided, *rest)
         return next_codes.numpy(), proposal.numpy()
 
+    return step
+
+
+@pytest.mark.parametrize(("steps", "guidance"), [(5, 1.75), (8, 5.0), (1, 2.0), (6, 1.75), (12, 0.0)])
+def test_pictures_are_the_plain_loops_token_for_token(steps: int, guidance: float) -> None:
+    state = show_o_state()
+    model = imported(state)
+    prompts, seeds = [[3, 7, 1], [11, 2], [30]], [7, 8, 2**40 + 3]
+    step = stepping(model, prompts)
     schedule = Schedule(steps=steps, guidance=guidance, temperature=1.0, temperature_law="show-o", mask_law="show-o")
     everything = np.ones(N, dtype=bool)
     got = decode(step, np.full((3, N), V), [plan(schedule, everything, seed) for seed in seeds], seeds)
@@ -187,15 +193,36 @@ def test_pictures_are_the_plain_loops_token_for_token(steps: int, guidance: floa
 
 
 @pytest.mark.parametrize("tokens", [256, 1024])
-def test_counts_are_those_of_the_published_loop(tokens: int) -> None:
-    """``max(1, min(unknown - 1, floor(N cos)))`` in single precision, but for the last step, which keeps everything."""
-    for steps in range(1, 101):
-        unknown, counts = tokens, []
+@pytest.mark.parametrize("masked", [1, 5, 100, 255, 1024])
+def test_counts_are_those_of_the_published_loop(tokens: int, masked: int) -> None:
+    """``max(1, min(unknown - 1, floor(N cos)))`` in single precision over the whole grid, but for the last step, which keeps everything."""
+    masked = min(masked, tokens)
+    for steps in (*range(1, 40), 50, 64, 100):
+        unknown, counts = masked, []
         for k in range(steps):
             wanted = float((tokens * torch.cos(torch.tensor((k + 1) / steps) * torch.pi * 0.5)).floor())
             unknown = int(max(1, min(unknown - 1, wanted)))
             counts.append(unknown)
-        assert masked_counts(show_o_cosine, tokens, steps)[:-1] == counts[:-1], steps
+        chosen = np.arange(tokens) < masked
+        found = plan(Schedule(steps=steps, mask_law="show-o"), chosen, seed=0).masked_after.tolist()
+        assert found == [*counts[:-1], 0], steps
+
+
+@pytest.mark.parametrize("masked", [2, 5, 9, 15])
+@pytest.mark.parametrize("guidance", [0.0, 1.75])
+def test_edits_are_the_plain_loops_token_for_token(masked: int, guidance: float) -> None:
+    """Few masked tokens and many: the mask law is that of the whole grid, so most of an edit is decoded one by one at first."""
+    state, steps, seed = show_o_state(), 8, 5
+    model, known = imported(state), torch.arange(N) * 7 % V
+    codes = torch.where(torch.arange(N) < masked, V, known)
+    everything = codes.numpy() == V
+    schedule = Schedule(steps=steps, guidance=guidance, temperature=1.0, temperature_law="show-o", mask_law="show-o")
+    got = decode(stepping(model, [[3, 7, 1]]), codes.numpy()[None], [plan(schedule, everything, seed)], [seed])[0]
+    expected = plain(state).draw(
+        [3, 7, 1], START, END, steps=steps, guidance=guidance, temperature=1.0, noise=partial(gumbel_noise, seed), codes=codes
+    )
+    assert got.tolist() == expected.tolist()
+    assert got[masked:].tolist() == known[masked:].tolist()
 
 
 def test_answers_are_the_plain_greedy_ones_token_for_token() -> None:

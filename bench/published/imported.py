@@ -1,0 +1,91 @@
+"""What :mod:`bench.published.classes` does, by the imported checkpoint: our graphs in PyTorch, behind the runtime's own loops.
+
+Axes: N image tokens, V image codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from export.import_showo import import_show_o
+from export.manner import manner_of
+from export.run_onnx import load_models, schedule_of
+from export.trace import Models
+from export.verify import TorchBackend
+from f2edge.backends.base import host
+from f2edge.configuration import ModelConfiguration
+from f2edge.decoding.autoregressive import answer
+from f2edge.decoding.parallel import decode
+from f2edge.decoding.schedule import Schedule, plan
+from f2edge.layout import Ids, TokenLayout, left_pad
+from f2edge.prefix_cache import PromptPrefixes
+
+
+@dataclass
+class Imported:
+    """One imported checkpoint.
+
+    Attributes:
+        models: its parts.
+        layout: of its tokens.
+        backend: runs its graphs.
+    """
+
+    models: Models
+    layout: TokenLayout = field(init=False)
+    backend: TorchBackend = field(init=False)
+
+    def __post_init__(self) -> None:
+        end = self.models.configuration.text_vocabulary - 1
+        self.layout = TokenLayout.of(self.models.configuration, end, end)
+        self.backend = TorchBackend(self.models)
+        self.prompts = PromptPrefixes(self.backend, self.layout)
+
+    @classmethod
+    def of(cls, folders: tuple[Path, Path], out: Path, base: ModelConfiguration) -> Imported:
+        """Import two published folders to ``out`` and open what was written."""
+        import_show_o(*folders, out, base=base, progress=lambda _: None)
+        return cls(load_models(out, out, None, "show-o"))
+
+    # Pictures from words ---------------------------------------------------------------------------------------------
+
+    def image_logits(self, prompts: Sequence[Sequence[int]], codes: Ids) -> Tensor:
+        """(B, N, V)."""
+        transformer = self.models.transformer
+        assert transformer is not None
+        ids, lengths = left_pad([self.layout.prompt(prompt) for prompt in prompts], self.layout.pad)
+        valid = torch.from_numpy(lengths)
+        key, value = transformer.prefill_prompt(torch.from_numpy(ids), valid)
+        rows = torch.from_numpy(codes).expand(len(prompts), -1)
+        return transformer.image_logits(rows, key, value, valid, torch.zeros(len(prompts)))
+
+    def draw(self, prompt: Sequence[int], codes: Ids, *, steps: int, guidance: float, seed: int) -> Ids:
+        """One picture (N,), V where masked → (N,)."""
+        schedule = Schedule(**{**vars(schedule_of(manner_of(self.models.configuration).generation)), "steps": steps, "guidance": guidance})
+        step = self.prompts.step([self.prompts.prompt(prompt)])
+        return decode(step, codes[None], [plan(schedule, codes == self.layout.mask_code, seed)], [seed])[0]
+
+    # Words off pictures ----------------------------------------------------------------------------------------------
+
+    def answer(self, codes: Ids, question: Sequence[int], longest: int) -> tuple[Tensor, list[int]]:
+        """Logits behind the question (T,), and the greedy answer without its end."""
+        image = self.backend.run("mmu_prefill", {"codes": codes[None]})
+        c = self.models.configuration
+        empty = np.zeros((c.layers, 1, c.heads, 0, c.head_width), dtype=np.float32)
+        first: list[Tensor] = []
+
+        def extend(text: Ids, lengths: Ids, cache: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+            text_cache = {"text_key": cache[0], "text_value": cache[1]}
+            outputs = self.backend.run("mmu_extend", {"text_ids": text, "text_lengths": lengths, **image, **text_cache})
+            first.append(torch.from_numpy(host(outputs["logits"])[0]))
+            return host(outputs["logits"]), (host(outputs["next_text_key"]), host(outputs["next_text_value"]))
+
+        ids, lengths = left_pad([self.layout.question(question)], self.layout.pad)
+        (tokens,) = answer(extend, (empty, empty), ids, lengths, end_of_text=self.layout.end_of_text, max_tokens=longest)
+        return first[0], tokens
