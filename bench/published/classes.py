@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from export.random_weights import fill
-from f2edge.configuration import ModelConfiguration
+from export.checkpoints.random_weights import fill
 from f2edge.errors import InputError
+from f2edge.spec.configuration import ModelConfiguration
 
 #: What a head that says ids other than text gets added to their scores: random weights would answer with image codes.
 _NO_TEXT = -30.0
@@ -234,7 +234,7 @@ class Published:
         """The tokens (N,) that a mask covers, as inference_t2i.py finds them."""
         size = self.configuration.tokenizer.image_size
         shares = self.code.utils.image_transform(mask.convert("L"), resolution=size, normalize=False)[None]
-        return (torch.nn.functional.interpolate(shares, size=size // 16, mode="bicubic") >= 0.5).flatten()  # noqa: PLR2004 - theirs
+        return (torch.nn.functional.interpolate(shares, size=size // 16, mode="bicubic") >= 0.5).flatten()
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Codes (N,)."""
@@ -258,9 +258,12 @@ def chance(code: SimpleNamespace, noise: Noise) -> Iterator[None]:
         drawn = noise(step)
         return (probability.log() + drawn[0]).argmax(dim=-1, keepdim=True)
 
+    def confidence(_probability: Tensor, **_: object) -> Tensor:
+        return drawn[1][None]
+
     with (
         mock.patch.object(torch, "multinomial", multinomial),
-        mock.patch.object(code.sampling, "gumbel_noise", lambda _probability, generator=None: drawn[1][None]),  # noqa: ARG005 - theirs
+        mock.patch.object(code.sampling, "gumbel_noise", confidence),
         torch.no_grad(),
     ):
         yield

@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.import_showo import import_show_o
-from export.manner import manner_of
-from export.run_onnx import load_models, schedule_of
-from export.trace import Models
-from export.verify import TorchBackend
+from export.checkpoints.import_showo import import_show_o
+from export.defaults import manner_of
+from export.graph.trace import Models
+from export.onnx_export import load_models, schedule_of
+from export.verify.parity import TorchBackend
 from f2edge.backends.base import host
-from f2edge.configuration import ModelConfiguration
 from f2edge.decoding.autoregressive import answer
 from f2edge.decoding.parallel import decode
 from f2edge.decoding.schedule import Schedule, plan
-from f2edge.layout import Ids, TokenLayout, left_pad
 from f2edge.prefix_cache import PromptPrefixes
+from f2edge.spec.configuration import ModelConfiguration
+from f2edge.spec.layout import Ids, TokenLayout, left_pad
 
 
 @dataclass

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from export.model.experts import DenseFeedForward, TokenExpertLayer
 from export.model.sequence_experts import KINDS
-from f2edge.configuration import ModelConfiguration, TokenExperts
 from f2edge.errors import InputError
+from f2edge.spec.configuration import ModelConfiguration, TokenExperts
 
 _UP = re.compile(r"blocks\.(\d+)\.dense\.up\.weight")
 
@@ -43,7 +43,8 @@ def upcycle(state: Mapping[str, Tensor], configuration: ModelConfiguration, *, s
         ``UnifiedTransformer(configuration).load_state_dict(weights, strict=False)``.
 
     Raises:
-        InputError: no dense FFN in ``state``, no routed experts in ``configuration``, other sizes, or norms of queries and keys in one only.
+        InputError: no dense FFN in ``state``, no routed experts in ``configuration``, other sizes,
+            or norms of queries and keys in one only.
     """
     layers = sorted(int(match[1]) for name in state if (match := _UP.fullmatch(name)))
     if not layers or not configuration.token_experts.routed:
