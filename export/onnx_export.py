@@ -85,6 +85,10 @@ def _with_clip(configuration: ModelConfiguration, transformer: nn.Module, image_
     """A model that reads pictures by CLIP's features, with the vision tower in folder ``clip``; its system prompt is yet to come."""
     from export.checkpoints.clip_vision import clip_vision
 
+    if clip is None:
+        raise InputError(
+            f"configuration {configuration.name!r} reads pictures by CLIP; give its folder: --encoders clip-vit-large-patch14-336"
+        )
     encoder, found = clip_vision(clip)
     wanted = FeatureShape(found.vectors, found.width, found.image_size)
     if wanted != configuration.semantic:

@@ -97,13 +97,11 @@ class Published:
         source: the checkout.
         configuration: our name for the size.
         seed: of the weights.
-        with_clip: whether the model answers through CLIP-ViT and the projector.
     """
 
     source: Path
     configuration: ModelConfiguration
     seed: int = 0
-    with_clip: bool = False
     code: SimpleNamespace = field(init=False)
     model: Any = field(init=False)
     tokenizer: Any = field(init=False)
@@ -119,21 +117,22 @@ class Published:
 
     def make(self, work: Path) -> tuple[Path, Path]:
         """Make both models and save them as their own code does: the folders of Show-o and of MAGVIT-v2."""
-        from transformers import PhiConfig
-
         c = self.configuration
-        phi = PhiConfig(
+        phi = import_module("transformers").PhiConfig(
             vocab_size=c.vocabulary, hidden_size=c.width, intermediate_size=c.token_experts.shared_width, num_hidden_layers=c.layers,
             num_attention_heads=c.heads, partial_rotary_factor=c.rotary / c.head_width, layer_norm_eps=c.layer_norm_eps,
             rope_theta=c.rotary_base,
         )  # fmt: skip
         phi.save_pretrained(work / "phi")
         with quietly(), torch.device("meta"):
-            # the projector's width is a number in their code, so models of another width go without it
             self.model = self.code.models.Showo(
-                w_clip_vit=self.with_clip, vocab_size=c.vocabulary, llm_vocab_size=c.text_vocabulary, llm_model_path=str(work / "phi"),
-                codebook_size=c.codes, num_vq_tokens=c.image_tokens,
-            )  # fmt: skip
+                w_clip_vit=c.understanding == "features",
+                vocab_size=c.vocabulary,
+                llm_vocab_size=c.text_vocabulary,
+                llm_model_path=str(work / "phi"),
+                codebook_size=c.codes,
+                num_vq_tokens=c.image_tokens,
+            )
         with quietly():
             self.tokenizer = self.code.models.MAGVITv2()
             self._materialise()
@@ -172,7 +171,8 @@ class Published:
     def image_logits(self, prompts: Sequence[Sequence[int]], codes: Tensor) -> Tensor:
         """(B, N, V), as its loop cuts them out."""
         c = self.configuration
-        logits: Tensor = self.model(*self.drawing(prompts, codes)[:1], attention_mask=self.drawing(prompts, codes)[1])
+        sequence, mask = self.drawing(prompts, codes)
+        logits: Tensor = self.model(sequence, attention_mask=mask)
         return logits[:, -(c.image_tokens + 1) : -1, c.text_vocabulary + len(c.specials) : -1]
 
     def draw(self, prompt: Sequence[int], codes: Tensor, *, steps: int, guidance: float, noise: Noise) -> Tensor:
@@ -221,6 +221,29 @@ class Published:
         said = self.model.mmu_generate(
             sequence, attention_mask=mask, max_new_tokens=longest, top_k=1, eot_token=self.prompting.sptids_dict["<|eot|>"]
         )
+        return [int(token) for token in said]
+
+    def _reading_features(self, features: Tensor, system: Sequence[int], question: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Embeddings (1, S, D) and mask of a question behind CLIP's features (1, M, F), as inference_mmu.py lays them out."""
+        ids, table = self.prompting.sptids_dict, self.model.showo.model.embed_tokens
+        before = torch.cat((ids["<|mmu|>"], torch.tensor(list(system)), ids["<|soi|>"])).long()
+        after = torch.cat((ids["<|eoi|>"], torch.tensor(list(question)))).long()
+        x = torch.cat((table(before)[None], self.model.mm_projector(features), table(after)[None]), dim=1)
+        mask = self.code.prompting.create_attention_mask_for_mmu_vit(x, system_prompt_len=len(system))
+        return x, mask[0][None]
+
+    def feature_logits(self, features: Tensor, system: Sequence[int], question: Sequence[int]) -> Tensor:
+        """Behind the last column, text vocabulary (T,)."""
+        x, mask = self._reading_features(features, system, question)
+        logits: Tensor = self.model(None, input_embeddings=x, attention_mask=mask)
+        return logits[0, -1, : self.configuration.text_vocabulary]
+
+    def answer_by_features(self, features: Tensor, system: Sequence[int], question: Sequence[int], longest: int) -> list[int]:
+        """Its own loop, greedy, ended by the end of text."""
+        x, mask = self._reading_features(features, system, question)
+        end = self.prompting.sptids_dict["<|eot|>"]
+        with quietly():
+            said = self.model.mmu_generate(input_embeddings=x, attention_mask=mask, max_new_tokens=longest, top_k=1, eot_token=end)
         return [int(token) for token in said]
 
     # Pictures ---------------------------------------------------------------------------------------------------------

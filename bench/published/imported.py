@@ -5,12 +5,14 @@ Axes: N image tokens, V image codes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from export.checkpoints.import_showo import import_show_o
@@ -18,13 +20,15 @@ from export.defaults import manner_of
 from export.graph.trace import Models
 from export.onnx_export import load_models, schedule_of
 from export.verify.parity import TorchBackend
-from f2edge.backends.base import host
+from f2edge.backends.base import Value, host
 from f2edge.decoding.autoregressive import answer
 from f2edge.decoding.parallel import decode
 from f2edge.decoding.schedule import Schedule, plan
 from f2edge.prefix_cache import PromptPrefixes
 from f2edge.spec.configuration import ModelConfiguration
 from f2edge.spec.layout import Ids, TokenLayout, left_pad
+
+Features = NDArray[np.float32]
 
 
 @dataclass
@@ -48,10 +52,14 @@ class Imported:
         self.prompts = PromptPrefixes(self.backend, self.layout)
 
     @classmethod
-    def of(cls, folders: tuple[Path, Path], out: Path, base: ModelConfiguration) -> Imported:
+    def of(cls, folders: tuple[Path, Path], out: Path, base: ModelConfiguration, clip: Path | None = None) -> Imported:
         """Import two published folders to ``out`` and open what was written."""
         import_show_o(*folders, out, base=base, progress=lambda _: None)
-        return cls(load_models(out, out, None, "show-o"))
+        return cls(load_models(out, out, clip, "show-o"))
+
+    def with_system(self, system: Sequence[int]) -> Imported:
+        """The same behind this system prompt."""
+        return Imported(replace(self.models, system_ids=tuple(system)))
 
     # Pictures from words ---------------------------------------------------------------------------------------------
 
@@ -69,22 +77,29 @@ class Imported:
         """One picture (N,), V where masked → (N,)."""
         schedule = Schedule(**{**vars(schedule_of(manner_of(self.models.configuration).generation)), "steps": steps, "guidance": guidance})
         step = self.prompts.step([self.prompts.prompt(prompt)])
-        return decode(step, codes[None], [plan(schedule, codes == self.layout.mask_code, seed)], [seed])[0]
+        drawn: Ids = decode(step, codes[None], [plan(schedule, codes == self.layout.mask_code, seed)], [seed])[0]
+        return drawn
 
     # Words off pictures ----------------------------------------------------------------------------------------------
 
     def answer(self, codes: Ids, question: Sequence[int], longest: int) -> tuple[Tensor, list[int]]:
         """Logits behind the question (T,), and the greedy answer without its end."""
-        image = self.backend.run("mmu_prefill", {"codes": codes[None]})
+        return self._answer(self.backend.run("mmu_prefill", {"codes": codes[None]}), question, longest)
+
+    def answer_by_features(self, features: Features, question: Sequence[int], longest: int) -> tuple[Tensor, list[int]]:
+        """The same by CLIP's features (1, M, F)."""
+        return self._answer(self.backend.run("mmu_prefill", {"semantic": features}), question, longest)
+
+    def _answer(self, image: Mapping[str, Value], question: Sequence[int], longest: int) -> tuple[Tensor, list[int]]:
         c = self.models.configuration
-        empty = np.zeros((c.layers, 1, c.heads, 0, c.head_width), dtype=np.float32)
+        empty: Any = np.zeros((c.layers, 1, c.heads, 0, c.head_width), dtype=np.float32)
         first: list[Tensor] = []
 
-        def extend(text: Ids, lengths: Ids, cache: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+        def extend(text: Ids, lengths: Ids, cache: Any) -> tuple[Features, Any]:
             text_cache = {"text_key": cache[0], "text_value": cache[1]}
             outputs = self.backend.run("mmu_extend", {"text_ids": text, "text_lengths": lengths, **image, **text_cache})
             first.append(torch.from_numpy(host(outputs["logits"])[0]))
-            return host(outputs["logits"]), (host(outputs["next_text_key"]), host(outputs["next_text_value"]))
+            return host(outputs["logits"]), (outputs["next_text_key"], outputs["next_text_value"])
 
         ids, lengths = left_pad([self.layout.question(question)], self.layout.pad)
         (tokens,) = answer(extend, (empty, empty), ids, lengths, end_of_text=self.layout.end_of_text, max_tokens=longest)

@@ -16,13 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from export.checkpoints.external_encoders import CLIP_LAYERS, ForeignEncoder, semantic_encoder
-from export.checkpoints.weight_files import open_weights
+from export.checkpoints.external_encoders import CLIP, CLIP_LAYERS, CLIP_PATCH, CLIP_WIDTH, ForeignEncoder, semantic_encoder
+from export.checkpoints.weight_files import Shape, mismatches, open_weights
+from f2edge.errors import InputError
 
 #: Mean and spread of CLIP's pixels in [0, 1].
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 SPREAD = (0.26862954, 0.26130258, 0.27577711)
-_PATCH, _HEAD_WIDTH, _EPS = 14, 64, 1e-5
+_HEAD_WIDTH, _EPS = 64, 1e-5
 #: Our names of a layer → theirs.
 _LAYER = {"norm1": "layer_norm1", "norm2": "layer_norm2", "output": "self_attn.out_proj", "up": "mlp.fc1", "down": "mlp.fc2"}
 _INPUT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -53,22 +54,42 @@ class ClipVision(nn.Module):
 
     def __init__(self, width: int, layers: int, image_size: int) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(3, width, _PATCH, _PATCH, bias=False)
+        self.patches = nn.Conv2d(3, width, CLIP_PATCH, CLIP_PATCH, bias=False)
         self.class_token = nn.Parameter(torch.zeros(width))
-        self.places = nn.Parameter(torch.zeros((image_size // _PATCH) ** 2 + 1, width))
+        self.places = nn.Parameter(torch.zeros((image_size // CLIP_PATCH) ** 2 + 1, width))
         self.norm = nn.LayerNorm(width, eps=_EPS)
         self.layers = nn.ModuleList(ClipLayer(width) for _ in range(layers))
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("spread", torch.tensor(SPREAD).view(3, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """See the class."""
-        patches = self.patches(((pixels + 1) / 2 - self.mean) / self.spread).flatten(2).transpose(1, 2)  # (B, M, F)
+        mean, spread = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (MEAN, SPREAD))
+        patches = self.patches(((pixels + 1) / 2 - mean) / spread).flatten(2).transpose(1, 2)  # (B, M, F)
         first = self.class_token.expand(patches.shape[0], 1, -1)
-        x = self.norm(torch.cat((first, patches), dim=1) + self.places)
+        x: Tensor = self.norm(torch.cat((first, patches), dim=1) + self.places)
         for layer in self.layers:
             x = layer(x)
         return x[:, 1:]
+
+
+def foreign_shapes(patches: int) -> dict[str, Shape]:
+    """Names and shapes of the tensors that are read of a checkpoint for pictures of so many patches: all layers but the last."""
+    F, at = CLIP_WIDTH, "vision_model."
+    shapes: dict[str, Shape] = {
+        f"{at}embeddings.class_embedding": (F,),
+        f"{at}embeddings.patch_embedding.weight": (F, 3, CLIP_PATCH, CLIP_PATCH),
+        f"{at}embeddings.position_embedding.weight": (patches + 1, F),
+    }
+    norms, linears = [f"{at}pre_layrnorm"], dict[str, Shape]()
+    for layer in range(CLIP_LAYERS - 1):
+        of = f"{at}encoder.layers.{layer}."
+        norms += [f"{of}layer_norm1", f"{of}layer_norm2"]
+        linears |= {f"{of}self_attn.{name}_proj": (F, F) for name in ("q", "k", "v", "out")}
+        linears |= {f"{of}mlp.fc1": (4 * F, F), f"{of}mlp.fc2": (F, 4 * F)}
+    for name in norms:
+        shapes |= {f"{name}.weight": (F,), f"{name}.bias": (F,)}
+    for name, shape in linears.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return shapes
 
 
 def renamed(state: Mapping[str, Tensor], layers: int) -> Iterator[tuple[str, Tensor]]:
@@ -94,11 +115,12 @@ def clip_vision(folder: Path) -> tuple[ClipVision, ForeignEncoder]:
     """
     found = semantic_encoder(folder)
     weights = open_weights(folder)
-    layers = CLIP_LAYERS - 1
+    layers, expected = CLIP_LAYERS - 1, foreign_shapes(found.vectors)
+    lines = mismatches({name: info for name, info in weights.infos.items() if name in expected}, expected)
+    if lines:
+        raise InputError("\n  ".join((f"{folder}: is another model; bring {CLIP}", *lines)))
     with torch.device("meta"):
         model = ClipVision(found.width, layers, found.image_size)
     tensors = {name: tensor.float() for name, tensor in renamed(weights, layers)}
-    mean, spread = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, SPREAD))
     model.load_state_dict(tensors, assign=True)
-    model.mean, model.spread = mean, spread
     return model.eval().requires_grad_(requires_grad=False), found

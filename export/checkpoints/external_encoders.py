@@ -24,7 +24,7 @@ ANTELOPE = "AntelopeV2 (glintr100.onnx of InsightFace's antelopev2 pack; licence
 CLIP = "CLIP ViT-L/14 (a folder with config.json and weights, such as openai/clip-vit-large-patch14; licence: MIT)"
 _FACE: Shape = (1, 3, 112, 112)
 _IDENTITY = 512
-_CLIP_WIDTH, CLIP_LAYERS, _CLIP_PATCH = 1024, 24, 14
+CLIP_WIDTH, CLIP_LAYERS, CLIP_PATCH = 1024, 24, 14
 
 
 @dataclass(frozen=True)
@@ -92,44 +92,29 @@ def semantic_encoder(path: Path | None, sha256: str | None = None) -> ForeignEnc
         raise InputError(f"{folder}: has no config.json; bring {CLIP}")
     config = read_json(folder / "config.json")
     vision = config.get("vision_config", config)
-    wanted = {"hidden_size": _CLIP_WIDTH, "num_hidden_layers": CLIP_LAYERS, "patch_size": _CLIP_PATCH}
+    wanted = {"hidden_size": CLIP_WIDTH, "num_hidden_layers": CLIP_LAYERS, "patch_size": CLIP_PATCH}
     wrong = [f"{key} is {vision.get(key)}, must be {value}" for key, value in wanted.items() if vision.get(key, value) != value]
     size = vision.get("image_size", 224)
-    if not isinstance(size, int) or size < _CLIP_PATCH or size % _CLIP_PATCH:
-        wrong.append(f"image_size is {size}, must be a multiple of {_CLIP_PATCH}")
+    if not isinstance(size, int) or size < CLIP_PATCH or size % CLIP_PATCH:
+        wrong.append(f"image_size is {size}, must be a multiple of {CLIP_PATCH}")
     if wrong:
         raise InputError(f"{folder}/config.json: {'; '.join(wrong)}; bring {CLIP}")
-    patches = (size // _CLIP_PATCH) ** 2
+    patches = (size // CLIP_PATCH) ** 2
     weights = open_weights(folder)
-    expected = clip_shapes(patches)
+    at = "vision_model.embeddings."
+    expected = {
+        f"{at}class_embedding": (CLIP_WIDTH,),
+        f"{at}patch_embedding.weight": (CLIP_WIDTH, 3, CLIP_PATCH, CLIP_PATCH),
+        f"{at}position_embedding.weight": (patches + 1, CLIP_WIDTH),
+        **{f"vision_model.encoder.layers.{i}.self_attn.q_proj.weight": (CLIP_WIDTH, CLIP_WIDTH) for i in range(CLIP_LAYERS)},
+    }
     lines = mismatches({name: info for name, info in weights.infos.items() if name in expected}, expected)
     if lines:
         raise InputError("\n  ".join((f"{folder}: is another model; bring {CLIP}", *lines)))
     files = [file for file in (*folder.glob("*.safetensors"), *folder.glob("*.bin")) if file.is_file()]
     if sha256 is not None and len(files) != 1:
         raise InputError(f"{folder}: holds {len(files)} weights files, a sum can be checked for one only; keep the one that is meant")
-    return ForeignEncoder(folder, CLIP, size, patches, _CLIP_WIDTH, _checked_sum(files[0], sha256, CLIP) if len(files) == 1 else "")
-
-
-def clip_shapes(patches: int) -> dict[str, Shape]:
-    """Names and shapes of the tensors that are read of a checkpoint for pictures of so many patches: all layers but the last."""
-    F, at = _CLIP_WIDTH, "vision_model."
-    shapes: dict[str, Shape] = {
-        f"{at}embeddings.class_embedding": (F,),
-        f"{at}embeddings.patch_embedding.weight": (F, 3, _CLIP_PATCH, _CLIP_PATCH),
-        f"{at}embeddings.position_embedding.weight": (patches + 1, F),
-    }
-    norms, linears = [f"{at}pre_layrnorm"], dict[str, Shape]()
-    for layer in range(CLIP_LAYERS - 1):
-        of = f"{at}encoder.layers.{layer}."
-        norms += [f"{of}layer_norm1", f"{of}layer_norm2"]
-        linears |= {f"{of}self_attn.{name}_proj": (F, F) for name in ("q", "k", "v", "out")}
-        linears |= {f"{of}mlp.fc1": (4 * F, F), f"{of}mlp.fc2": (F, 4 * F)}
-    for name in norms:
-        shapes |= {f"{name}.weight": (F,), f"{name}.bias": (F,)}
-    for name, shape in linears.items():
-        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-    return shapes
+    return ForeignEncoder(folder, CLIP, size, patches, CLIP_WIDTH, _checked_sum(files[0], sha256, CLIP) if len(files) == 1 else "")
 
 
 def _given(path: Path | None, what: str, part: str) -> Path:

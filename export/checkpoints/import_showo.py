@@ -159,7 +159,7 @@ def _configured(showo: Path, size: int | None, base: ModelConfiguration) -> tupl
     known = isinstance(tokens, int) and tokens > 0 and isqrt(tokens) ** 2 == tokens
     if size is None and not known:
         raise InputError(f"{showo}: config.json does not tell the size of its pictures (num_vq_tokens); give --size 256 or --size 512")
-    if known:
+    if isinstance(tokens, int) and known:
         stated = isqrt(tokens) * base.tokenizer.downsampling
         if size not in {None, stated}:
             raise InputError(f"--size {size}: {showo}/config.json says {tokens} tokens, which is {stated} pixels; leave --size out")
