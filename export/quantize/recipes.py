@@ -22,7 +22,9 @@ class Recipe:
         precision: "float32", "int8" or "int4": of the linear layers.
         weight_limit: largest int8 weight code; 127 is all of int8, 64 is safe without VNNI.
         tables: whether embedding tables are int8 per row.
-        convolutions: how convolution weights are stored: "float32", "float16" or "int8".
+        convolutions: how convolution weights are stored: "float32", "float16" or "int8"; "computed" also multiplies in int8, with static
+            scales from calibration (:mod:`export.quantize.convolutions`).
+        keep_convolutions: convolutions whose name matches are stored only, where the others are computed.
         smooth: SmoothQuant's alpha (arXiv 2211.10438) for linear layers with calibration figures, or None.
         keep: constants whose name matches stay fp32.
         smallest: linear layers and tables with fewer rows or columns than this stay fp32: nothing to win.
@@ -39,6 +41,7 @@ class Recipe:
     weight_limit: int = 64
     tables: bool = True
     convolutions: str = "int8"
+    keep_convolutions: str | None = None
     smooth: float | None = None
     keep: str = r"router"
     smallest: int = 32
@@ -55,7 +58,7 @@ class Recipe:
     @property
     def calibrated(self) -> bool:
         """Whether it needs calibration figures, itself or for one of its graphs."""
-        own = self.smooth is not None or (self.precision == "int4" and self.method != "rtn")
+        own = self.smooth is not None or (self.precision == "int4" and self.method != "rtn") or self.convolutions == "computed"
         return own or any(recipe_named(other).calibrated for other in self.graphs.values())
 
     @property
