@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import nn
 
@@ -28,7 +29,8 @@ from export.graph.lower import Array
 from export.graph.trace import Models
 from export.model.transformer import UnifiedTransformer
 from export.quantize.calibration import Calibrator
-from export.quantize.recipes import recipe_named
+from export.quantize.quantize import Calibration
+from export.quantize.recipes import Recipe, recipe_named
 from export.training.checkpoint import load_weights, weights_file, weights_metadata
 from export.verify.census import census_of_folder
 from export.verify.parity import Inputs, generate, measure, understand
@@ -45,6 +47,7 @@ from f2edge.spec.layout import TokenLayout
 _FIRST_SEED = 900_000
 _LANDMARK_FACES = 64
 SMOKE_SEED = 7
+_TRANSFORMER = ("t2i_prefill", "t2i_step", "mmu_prefill", "mmu_extend")
 #: Bits of a stored weight by precision.
 _BITS: Mapping[str, int] = {"fp32": 32, "fp16": 16, "int8": 8, "fp8": 8, "int4": 4}
 
@@ -199,6 +202,18 @@ def prepared(configuration: ModelConfiguration, request: ExportRequest) -> tuple
     return card, layout_of(configuration, request.text, card.question_template, card.long_prompts), inputs
 
 
+def calibration_of(traced: Mapping[str, ir.Model], recipe: Recipe, layout: TokenLayout, inputs: Inputs) -> Calibration:
+    """Figures for a recipe: whole decodings and answers, or pictures alone where only graphs around the transformer need any."""
+    reading = {graph for graph in traced if recipe.of(graph).reads_figures}
+    around = [graph for graph in traced if graph not in _TRANSFORMER]
+    with Calibrator(traced, recipe) as calibrator:
+        if reading & {"t2i_prefill", "t2i_step"}:
+            generate(calibrator, layout, inputs)
+        understand(calibrator, around if reading <= set(around) else list(traced), layout, inputs)
+    calibrator.check()
+    return calibrator.figures
+
+
 def export_models(
     models: Models,
     request: ExportRequest,
@@ -231,11 +246,7 @@ def export_models(
     traced, calibration = trace_all(models, progress), None
     if chosen.calibrated:
         progress("calibrating")
-        with Calibrator(traced, chosen) as calibrator:
-            generate(calibrator, layout, inputs)
-            understand(calibrator, models.graphs, layout, inputs)
-        calibrator.check()
-        calibration = calibrator.figures
+        calibration = calibration_of(traced, chosen, layout, inputs)
 
     def figures(folder: Path, _document: dict[str, Any]) -> Mapping[str, Any]:
         alive = census_of_folder(folder, models.transformer)

@@ -19,7 +19,7 @@ import numpy as np
 
 from bench.latency.decoders import Graphs, Way
 from export.defaults import manner_of
-from f2edge.backends.base import Backend
+from f2edge.backends.base import Backend, host
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend, usable_cores
 from f2edge.bundle.bundle import Bundle
 from f2edge.decoding.parallel import Row, advance
@@ -160,6 +160,24 @@ def _around(backend: Backend, layout: TokenLayout, model: ModelConfiguration, ta
     return {f"{graph}_ms": times}
 
 
+def first_token(backend: Backend, way: Way, layout: TokenLayout, model: ModelConfiguration, repeats: int) -> dict[str, list[float]]:
+    """From a picture's pixels to the first token of an answer: encoders, image prefill and question; the first time is not counted."""
+    rng, side = np.random.default_rng(0), model.tokenizer.image_size
+    question = left_pad([[layout.start_of_text, *rng.integers(2, 1000, QUESTION_TOKENS - 1).tolist()]], layout.pad)
+    times = []
+    for number in range(min(repeats, 3) + 1):
+        pixels = rng.uniform(-1, 1, (1, 3, side, side)).astype(np.float32)
+        start = perf_counter()
+        codes = np.asarray(host(backend.run("image_encode", {"pixels": pixels})["codes"]))
+        encoders = [name for name in ("semantic", "identity") if getattr(model, name) is not None]
+        features = {name: np.asarray(host(backend.run(name, {"pixels": pixels})["features"])) for name in encoders}
+        extend, state = way.reading(codes, features)
+        extend(*question, state)
+        if number:
+            times.append(1e3 * (perf_counter() - start))
+    return {"first_token_ms": times}
+
+
 def run(job: Job) -> dict[str, Any]:
     """Measure; see :class:`Job`.
 
@@ -188,6 +206,8 @@ def run(job: Job) -> dict[str, Any]:
         times = read(way, layout, model, job.repeats)
     if backend is not None:
         times |= _around(backend, layout, model, job.task, job.repeats)
+        if job.task == "mmu":
+            times |= first_token(backend, way, layout, model, job.repeats)
     return {**times, "loaded": loaded, "memory": memory()}
 
 

@@ -285,10 +285,12 @@ def print_comparison(results: Results, *, times: bool = True) -> None:
             f"fp32 {limits['fp32_gops']:.0f} Gop/s, int8 {limits['int8_gops']:.0f} Gop/s, reading {limits['read_gb_per_s']:.1f} GB/s"
         )
     if times:
-        table = Table("ms", "guided step", "image + question", "answer token", box=box.SIMPLE)
+        heads = ("guided step", "image + question", "answer token", "encode image", "decode image", "image in, first token out")
+        table = Table("ms", *heads, box=box.SIMPLE)
         table.columns[0].no_wrap = True
         for name, row in results["contenders"].items():
-            table.add_row(name, _cell(row, "step_ms", "step_share"), _cell(row, "prefill_ms"), _cell(row, "token_ms", "token_share"))
+            cells = [_cell(row, "step_ms", "step_share"), _cell(row, "prefill_ms"), _cell(row, "token_ms", "token_share")]
+            table.add_row(name, *cells, *(_cell(row, f"{part}_ms") for part in ("image_encode", "image_decode", "first_token")))
         console.print(table)
     table = Table("MB", "t2i size", "t2i memory", "mapped", "peak", "mmu size", "mmu memory", "mapped", "peak", box=box.SIMPLE)
     table.columns[0].no_wrap = True

@@ -56,10 +56,14 @@ class Recipe:
         return recipe_named(self.graphs[graph]) if graph in self.graphs else self
 
     @property
+    def reads_figures(self) -> bool:
+        """Whether the graphs that follow it, and no recipe that it names, need calibration figures."""
+        return self.smooth is not None or (self.precision == "int4" and self.method != "rtn") or self.convolutions == "computed"
+
+    @property
     def calibrated(self) -> bool:
         """Whether it needs calibration figures, itself or for one of its graphs."""
-        own = self.smooth is not None or (self.precision == "int4" and self.method != "rtn") or self.convolutions == "computed"
-        return own or any(recipe_named(other).calibrated for other in self.graphs.values())
+        return self.reads_figures or any(recipe_named(other).calibrated for other in self.graphs.values())
 
     @property
     def label(self) -> str:

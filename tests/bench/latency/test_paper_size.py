@@ -44,6 +44,7 @@ def test_a_comparison_has_every_figure(tiny_bundle: Path, monkeypatch: pytest.Mo
     assert engine["ratio"]["token_ms"] == pytest.approx(lineage["token_ms"]["median"] / engine["token_ms"]["median"])
     assert lineage["ratio"] == {"step_ms": 1.0, "prefill_ms": 1.0, "token_ms": 1.0}
     assert "image_decode_ms" in engine
+    assert engine["first_token_ms"]["median"] > engine["image_encode_ms"]["median"]
     assert engine["memory"]["t2i"]["peak"] < lineage["memory"]["t2i"]["peak"]  # PyTorch alone is larger than the tiny engine
 
 
