@@ -3,33 +3,50 @@ r"""Bundles of random weights for the benches, written in a process of its own, 
     python -m bench.latency.random_bundles \
         '{"configuration": "show-o", "layers": 2, "seed": 0, "recipes": ["int8"], "folder": "runs/show-o"}'
 
-Times do not depend on values, so recipes that would calibrate round to nearest instead, and no parity is measured; ``python -m export
-random-bundle`` does both.
+Times do not depend on values, so recipes that would calibrate the transformer round to nearest instead, and no parity is measured;
+``python -m export random-bundle`` does both.  Convolutions that are computed in int8 are calibrated on two pictures.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import onnx_ir as ir
 
 from export.bundle_writer import Card, recipe_form, trace_all, write_bundle
 from export.checkpoints.random_weights import random_models_of, shortened
 from export.defaults import manner_of
+from export.graph.trace import Models
+from export.onnx_export import calibration_of, held_out, pixels_of
+from export.quantize.quantize import Calibration
 from export.quantize.recipes import RECIPES, Recipe, recipe_named
+from export.verify.parity import Inputs
 from f2edge.bundle.bundle import TOKENIZER, embedded_folder
+from f2edge.spec.layout import TokenLayout
 
 
 def uncalibrated(recipe: Recipe) -> Recipe:
-    """The same kernels without calibration."""
+    """The same kernels without calibration of linear layers."""
 
     def plain(name: str) -> str:
         own = recipe_named(name)
-        return next(other.name for other in (own, *RECIPES.values()) if not other.calibrated and other.precision == own.precision)
+        rounded = own.smooth is None and own.method == "rtn"
+        return name if rounded else next(r.name for r in RECIPES.values() if not r.calibrated and r.precision == own.precision)
 
     return replace(recipe, method="rtn", smooth=None, graphs={graph: plain(name) for graph, name in recipe.graphs.items()})
+
+
+def pictures_seen(traced: Mapping[str, ir.Model], recipe: Recipe, models: Models) -> Calibration | None:
+    """Ranges of the convolutions that ``recipe`` computes in int8, from two rendered pictures; None where it computes none."""
+    if all(recipe.of(graph).convolutions != "computed" for graph in traced):
+        return None
+    layout = TokenLayout.of(models.configuration, 0, 1)
+    pixels = pixels_of(held_out(2, models.configuration.tokenizer.image_size))
+    return calibration_of(traced, recipe, layout, Inputs([], [], pixels, []))
 
 
 def write(configuration: str, layers: int | None, seed: int, recipes: Sequence[str], folder: Path) -> None:
@@ -45,7 +62,7 @@ def write(configuration: str, layers: int | None, seed: int, recipes: Sequence[s
             models=models,
             text_tokenizer_path=embedded_folder() / "nano" / TOKENIZER,
             recipe=recipe.name,
-            form=recipe_form(uncalibrated(recipe)),
+            form=recipe_form(uncalibrated(recipe), pictures_seen(traced, uncalibrated(recipe), models)),
             card=card,
             traced=traced,
         )

@@ -81,6 +81,9 @@ class Recipe:
 #: Graphs outside the transformer: a few megabytes of convolutions and small maps, where four bits win nothing.
 _AROUND = dict.fromkeys(("image_encode", "image_decode", "semantic", "identity", "regions"), "int8")
 
+#: The image tokenizer with its convolutions computed in int8 too.
+_COMPUTED = {"image_encode": "int8-computed", "image_decode": "int8-computed"}
+
 #: Layers that lose three times their graph's median in four bits and more, by ``python -m export sensitivity`` on nano: what makes queries,
 #: keys and values, what reads the features of a picture, and what writes codes and words.  In int8 they halve the error of MMU's logits.
 _SENSITIVE = r"attention\.input\.|head\.weight|^split\.|semantic\."
@@ -94,8 +97,10 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("int8-smooth", smooth=0.5),
         Recipe("int8-fp16conv", convolutions="float16"),
         Recipe("int8-gathered", experts="gathered"),
+        Recipe("int8-computed", convolutions="computed"),
         Recipe("int4", precision="int4", graphs=_AROUND),
         Recipe("int4-128", precision="int4", block=128, graphs=_AROUND),
+        Recipe("int4-128-computed", precision="int4", block=128, graphs={**_AROUND, **_COMPUTED}),
         Recipe("int4-gptq", precision="int4", method="gptq", graphs=_AROUND),
         Recipe("int4-careful", precision="int4", method="gptq", higher=_SENSITIVE, graphs=_AROUND),
         Recipe("mixed", graphs={"mmu_extend": "int4"}),

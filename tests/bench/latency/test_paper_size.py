@@ -111,7 +111,9 @@ def test_the_compiled_and_the_cached_way_are_known_and_others_are_not() -> None:
     assert any(recipe.calibrated for recipe in RECIPES.values())
     for recipe in RECIPES.values():
         plain = uncalibrated(recipe)
-        assert not plain.calibrated
+        assert plain.smooth is None
+        assert plain.method == "rtn"
+        assert all(RECIPES[name].method == "rtn" for name in plain.graphs.values())
         assert plain.of("mmu_extend").precision == recipe.of("mmu_extend").precision
     for wrong in ({"kind": "fast", "task": "t2i"}, {"kind": "engine", "task": "sing"}, {"kind": "engine", "task": "t2i", "repeats": 0}):
         with pytest.raises(InputError):
