@@ -1,14 +1,16 @@
 """gRPC's asyncio server, made to survive what anybody may send it, and the limits that it is run with.
 
 grpc.aio decodes the ``:path`` of every call in its accept loop and ends for good where the bytes are no UTF-8: one request, without a
-token, and nobody is served again.  Here every method is registered with gRPC's core, which compares bytes, and a loop of our own takes
-the calls of all other names: it never looks at the name.
+token, and nobody is served again.  Here every method is registered with gRPC's core, which compares bytes; loops of our own take the
+calls, and the one for all other names never looks at the name.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
@@ -30,31 +32,58 @@ _METADATA_BYTES = 16 << 10
 _STREAMS_OF_CONNECTION = 128
 
 
-class _NoHandlers:
-    """A resolver of methods that knows none."""
+class _Handlers:
+    """A resolver of methods, as gRPC's loop wants one."""
 
-    def resolve_handler(self, _details: object) -> None:
-        return None
+    def __init__(self, handlers: Handlers) -> None:
+        self._table = {f"/{service}/{method}": handler for service, methods in handlers.items() for method, handler in methods.items()}
+
+    def resolve_handler(self, details: Any) -> grpc.RpcMethodHandler | None:
+        return self._table.get(details.method)
+
+
+@dataclass(eq=False)
+class _Accepted:
+    """The task behind one call; gRPC's core gives the call up when the task is gone."""
+
+    task: asyncio.Task[None] | None = None
+
+
+_accepted: ContextVar[_Accepted] = ContextVar("f2edge_accepted_call")
+
+
+def drop_call() -> None:
+    """Reset the stream of the call whose handler this is.
+
+    For a caller who does not read: a status would wait behind what is written already, for as long as the caller likes.
+    """
+    accepted = _accepted.get(None)
+    if accepted is not None and accepted.task is not None:
+        accepted.task.cancel()
 
 
 class _Core(cygrpc.AioServer):  # type: ignore[misc]  # gRPC is not typed
-    """The accept loop: calls of registered methods are gRPC's, all others are answered with UNIMPLEMENTED, unread."""
+    """The accept loops: one for each method, and one for the calls of all other names, which it answers with UNIMPLEMENTED, unread."""
 
-    _unknown_gate: tuple[Any, ...] = ()
+    def guard(self, handlers: Handlers, interceptors: tuple[Any, ...]) -> None:
+        """Set what is served, before the start."""
+        self._handlers, self._gates = _Handlers(handlers), interceptors
 
     def _make_request_call_future(self, method: bytes | None) -> Any:
-        if method is not None:
-            return super()._make_request_call_future(method)
-        return asyncio.get_running_loop().create_task(self._turn_away())
+        """gRPC's own loop asks for its next call here, and waits until the server ends."""
+        return asyncio.get_running_loop().create_task(self._accept(method))
 
-    async def _turn_away(self) -> None:
-        loop, tasks = asyncio.get_running_loop(), set()
+    async def _accept(self, method: bytes | None) -> None:
+        loop, name, tasks = asyncio.get_running_loop(), "" if method is None else method.decode(), set()
         while True:
-            state = await self._request_call()
-            answer = cygrpc._handle_rpc("", _NoHandlers(), self._unknown_gate, state, loop, False)
-            task = loop.create_task(cygrpc._schedule_rpc_coro(answer, state, loop, ""))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+            state = await (self._request_call() if method is None else self._request_registered_call(method))
+            accepted = _Accepted()
+            _accepted.set(accepted)
+            work = cygrpc._handle_rpc(name, self._handlers, self._gates, state, loop, False)
+            accepted.task = loop.create_task(cygrpc._schedule_rpc_coro(work, state, loop, name))
+            tasks.add(accepted.task)
+            accepted.task.add_done_callback(tasks.discard)
+            del state, work
 
 
 class GuardedServer(Server):  # type: ignore[misc]  # gRPC is not typed
@@ -75,7 +104,7 @@ class GuardedServer(Server):  # type: ignore[misc]  # gRPC is not typed
         self._loop = cygrpc.get_working_loop()
         newer = (False,) if "xds" in signature(Server.__init__).parameters else ()
         self._server = _Core(self._loop, None, (), interceptors, tuple(options), None, *newer)
-        self._server._unknown_gate = tuple(interceptors)
+        self._server.guard(handlers, tuple(interceptors))
         for service, methods in handlers.items():
             self.add_registered_method_handlers(service, dict(methods))
 
