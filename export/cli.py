@@ -27,7 +27,7 @@ from typing import Annotated, Any
 
 import typer
 
-from f2edge.command import end_as_interrupted, run_command
+from f2edge.cli.command import end_as_interrupted, run_command
 from f2edge.errors import InputError
 
 app = typer.Typer(
@@ -140,7 +140,7 @@ def text_tokenizer(
     vocabulary: Annotated[int, typer.Option(help="Ids of the text vocabulary.")] = 1024,
 ) -> None:
     """Train the text tokenizer on the captions and questions of the grammar."""
-    from export.data.text_tokenizer import train_text_tokenizer
+    from export.data.text.tokenizer import train_text_tokenizer
 
     train_text_tokenizer(out, vocabulary=vocabulary)
     typer.echo(out)
@@ -252,13 +252,13 @@ def onnx(
     fused_attention: Annotated[bool, typer.Option(help="tensorrt flavour: half-precision softmax in attention, so that it fuses.")] = False,
 ) -> None:
     """Export a trained model as a bundle: trace, lower, quantise, and measure parity with PyTorch."""
-    from export.recipes import recipe_named
-    from export.request import ExportRequest
-    from export.run_onnx import export_models, load_models
-    from export.run_tensorrt import export_tensorrt
-    from export.tensorrt_graphs import TensorRTOptions
-    from export.tensorrt_recipes import recipes_of
-    from f2edge.manifest import FLAVOURS
+    from export.export_request import ExportRequest
+    from export.onnx_export import export_models, load_models
+    from export.quantize.recipes import recipe_named
+    from export.tensorrt.graphs import TensorRTOptions
+    from export.tensorrt.recipes import recipes_of
+    from export.tensorrt_export import export_tensorrt
+    from f2edge.bundle.manifest import FLAVOURS
 
     if flavour not in FLAVOURS:
         raise InputError(f"unknown flavour {flavour!r}; choose one of: {', '.join(FLAVOURS)}")
@@ -289,8 +289,8 @@ def import_showo(
     layers: Layers = None,
 ) -> None:
     """Turn published Show-o and MAGVIT-v2 weights into checkpoints of this project, tensor by tensor."""
-    from export.import_showo import import_show_o
-    from export.random_weights import shortened
+    from export.checkpoints.import_showo import import_show_o
+    from export.checkpoints.random_weights import shortened
 
     import_show_o(showo, magvit, out, size=size, dry_run=dry_run, base=shortened("show-o", layers), progress=typer.echo)
 
@@ -303,7 +303,7 @@ def random_showo(
     seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
 ) -> None:
     """Write random weights in the published layouts of Show-o and MAGVIT-v2, to rehearse an import at full size."""
-    from export.random_weights import shortened, write_published
+    from export.checkpoints.random_weights import shortened, write_published
 
     for folder in write_published(out, shortened("show-o", layers), seed):
         typer.echo(folder)
@@ -322,11 +322,11 @@ def random_bundle(
     faces: Faces = 1,
 ) -> None:
     """Export a model of random weights, to rehearse an export at full size; what it draws and says means nothing."""
-    from export.random_weights import random_models_of, shortened
-    from export.recipes import recipe_named
-    from export.request import ExportRequest
-    from export.run_onnx import export_models
-    from f2edge.bundle import TOKENIZER, embedded_folder
+    from export.checkpoints.random_weights import random_models_of, shortened
+    from export.export_request import ExportRequest
+    from export.onnx_export import export_models
+    from export.quantize.recipes import recipe_named
+    from f2edge.bundle.bundle import TOKENIZER, embedded_folder
 
     chosen, model = recipe_named(recipe), shortened(configuration, layers)
     description = f"Random weights of seed {seed}; for rehearsals."
@@ -344,13 +344,13 @@ def sensitivity(
     out: Annotated[Path | None, typer.Option(help="File for the report as JSON; printed where none is given.")] = None,
 ) -> None:
     """Say which layers lose most by a recipe: each alone, on real inputs, beside fp32."""
-    from export.sensitivity import run_sensitivity
+    from export.quantize.sensitivity import run_sensitivity
 
     run_sensitivity(bundle, recipe, prompts=prompts, times=times, out=out)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command; see :func:`f2edge.command.run_command`."""
+    """Run one command; see :func:`f2edge.cli.command.run_command`."""
     return run_command(app, "python -m export", arguments)
 
 

@@ -28,9 +28,9 @@ from torch.nn import functional
 from export.model.encoders import AttributeReadout, IdentityEncoder, RegionParser, SemanticEncoder
 from export.training.checkpoint import load_weights, save_weights, stored_json
 from export.training.loop import Batch, Figures, TrainOptions, train
-from f2edge.attributes import F2EDGE_SCHEMA, AttributeSchema
-from f2edge.configuration import NANO, ModelConfiguration
 from f2edge.errors import InputError
+from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
+from f2edge.spec.configuration import NANO, ModelConfiguration
 
 TEMPERATURE = 0.1
 _VALIDATION_CHUNK = 64
