@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from bench.wire.http2 import ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PREFACE, SETTINGS, Header, block, frame, grpc_message
+from bench.load.load.wire.http2 import ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PREFACE, SETTINGS, Header, block, frame, grpc_message
 
 ESCAPE = b"\x1b]0;owned\x07\x1b[2J\r\nforged line"
 _GREETING = frame(SETTINGS, 0, 0) + frame(SETTINGS, ACK, 0)

@@ -6,7 +6,7 @@ import random
 import socket
 from collections.abc import Iterator, Sequence
 
-from bench.wire.http2 import (
+from bench.load.load.wire.http2 import (
     ACK,
     CONTINUATION,
     DATA,

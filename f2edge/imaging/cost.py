@@ -4,7 +4,7 @@ A progressive JPEG of 4 MiB can hold 400,000 scans, each of which visits every b
 into objects.  The estimate is in milliseconds of one core of an AMD EPYC (Zen 4), from timings of Pillow 13 over pictures of 12 million
 pixels; it is meant to be right within a third, and high rather than low.
 
->>> from f2edge.imaging.cost import decode_ms                                               # doctest: +SKIP
+>>> from f2edge.imaging.images.cost import decode_ms                                               # doctest: +SKIP
 >>> decode_ms(data, "JPEG", "the image")                                                    # doctest: +SKIP
 1.3
 """

@@ -10,7 +10,7 @@ import select
 import time
 from collections.abc import Callable, Mapping
 
-from bench.wire.http2 import ACK, DATA, INITIAL_WINDOW, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE, Connection, frame, grpc_message
+from bench.load.load.wire.http2 import ACK, DATA, INITIAL_WINDOW, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE, Connection, frame, grpc_message
 
 SERVICE, HEALTH = b"/f2edge.v1.FaceService/", b"/grpc.health.v1.Health/"
 REFLECTION = b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
