@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from f2edge.server.listener import Handlers
+from f2edge.server.listener import Handlers, drop_call
 from f2edge.server.status import RefusedError, bad_field, draining, trailers
 from f2edge.server.uploads import Uploads
 
@@ -178,7 +178,8 @@ async def _write(context: grpc.aio.ServicerContext, message: Any) -> None:
     try:
         await asyncio.wait_for(context.write(message.SerializeToString()), _LONGEST_WRITE_S)
     except asyncio.TimeoutError:
-        raise RefusedError(grpc.StatusCode.DEADLINE_EXCEEDED, "the caller does not read what it asked for", "DEADLINE") from None
+        drop_call()
+        raise asyncio.CancelledError from None
 
 
 def _parsed(kind: Any, data: bytes) -> Any:
