@@ -117,7 +117,7 @@ def _jpeg_segment(data: bytes, position: int, marker: int, seen: _Jpeg, name: st
     """Take in one segment; returns where the next begins."""
     if position + 4 > len(data):
         raise _damaged(name, "JPEG")
-    length = struct.unpack_from(">H", data, position + 2)[0]
+    length = int.from_bytes(data[position + 2 : position + 4], "big")
     end = position + 2 + length
     if length < 2 or end > len(data):
         raise _damaged(name, "JPEG")

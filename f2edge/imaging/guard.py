@@ -153,6 +153,11 @@ def check_dimensions(size_wh: tuple[int, int], name: str, limits: ImageLimits) -
         raise ImageError(f"{name} is {size} pixels, longer than {limits.largest_ratio:g} times its width; crop it")
 
 
+def _check_work(work_ms: float, name: str, limits: ImageLimits) -> None:
+    if work_ms > limits.largest_decode_ms:
+        raise ImageError(f"{name} would take too long to decode; scale it down, or save it as a JPEG that is not progressive")
+
+
 def _decode(data: bytes, kind: str, name: str, limits: ImageLimits, work_ms: float) -> Image.Image:
     """Open with the one decoder of that kind.  ``Image.open`` would also try MPO (a JPEG with a second picture for depth or stereo)."""
     from PIL import JpegImagePlugin, PngImagePlugin, WebPImagePlugin
@@ -165,8 +170,7 @@ def _decode(data: bytes, kind: str, name: str, limits: ImageLimits, work_ms: flo
     try:
         image = decoders[kind](io.BytesIO(data))
         check_dimensions(image.size, name, limits)
-        if work_ms > limits.largest_decode_ms:
-            raise ImageError(f"{name} would take too long to decode; scale it down, or save it as a JPEG that is not progressive")
+        _check_work(work_ms, name, limits)
         image.load()
     except ImageError:
         raise

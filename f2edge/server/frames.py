@@ -26,8 +26,8 @@ from f2edge.wire import report_message, timings_message
 logger = logging.getLogger(__name__)
 
 _BUSY_RETRY_MS = 1000.0
-#: Without a frame: a stream makes room for another after the first, and ends after the second.
-_PATIENCE_S, _LONGEST_SILENCE_S = 5.0, 120.0
+#: Without a frame: a stream that never had one makes room for another after the first, any other after the second; the third ends it.
+_FIRST_FRAME_S, _PATIENCE_S, _LONGEST_SILENCE_S = 0.5, 5.0, 120.0
 #: Of a problem that is a busy moment and not the frame's fault.
 _PAUSE_S = 0.05
 
@@ -54,8 +54,8 @@ class Streams:
             self._open.discard(stream)
 
     def _make_room(self) -> bool:
-        silent = max(self._open, key=lambda stream: stream.silent_s)
-        if silent.silent_s < _PATIENCE_S:
+        silent = max(self._open, key=lambda stream: stream.overdue_s)
+        if silent.overdue_s < 0:
             return False
         silent.leave()
         self._open.discard(silent)
@@ -87,13 +87,14 @@ class FrameStream:
         self._finished = False
         self._closed = False
         self._left = False
-        self._working = False
+        self._working = self._used = False
         self._heard = time.monotonic()
 
     @property
-    def silent_s(self) -> float:
-        """Seconds without a frame; 0 while one is in hand."""
-        return 0.0 if self._working or self._slot is not None else time.monotonic() - self._heard
+    def overdue_s(self) -> float:
+        """Seconds that the next frame is late, below 0 where there is time."""
+        patience_s = _PATIENCE_S if self._used else _FIRST_FRAME_S
+        return -patience_s if self._working or self._slot is not None else time.monotonic() - self._heard - patience_s
 
     def close(self) -> None:
         """Take no more frames."""
@@ -129,8 +130,7 @@ class FrameStream:
                     self._dropped += 1
                     if self._slot.HasField("settings") and not message.HasField("settings"):
                         message.settings.CopyFrom(self._slot.settings)  # settings outlive the frame that brought them
-                self._slot = message
-                self._heard = time.monotonic()
+                self._slot, self._used, self._heard = message, True, time.monotonic()
                 self._filled.set()
         finally:
             self._finished = True

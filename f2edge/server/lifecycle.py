@@ -20,6 +20,7 @@ from contextlib import asynccontextmanager
 from threading import Thread
 from typing import Any
 
+from f2edge.memory import give_back
 from f2edge.server.engine_protocol import Served
 from f2edge.server.health import Readiness
 from f2edge.server.listener import GuardedServer, bind, options
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 #: Beyond the grace period, for cut-off calls and the engine to end; and for a last status to reach its caller.
 LAST_S, _FAREWELL_S = 5.0, 0.3
+#: Between two looks for memory to give back.
+_TIDY_S = 5.0
 #: What the port of health checks takes: bytes of a message, connections, streams of each.
 _PROBE_BYTES, _PROBES, _PROBE_STREAMS = 1 << 10, 64, 16
 
@@ -89,6 +92,7 @@ class FaceServer:
             self._stop_metrics, self.metrics_port = self.metrics.serve(self.settings.metrics_host, self.settings.metrics_port)
         await self._server.start()
         self._tasks = [asyncio.create_task(self._keep_listening()), asyncio.create_task(self._calls.watch_tokens())]
+        self._tasks.append(asyncio.create_task(self._tidy()))
         self._supervise()
         logger.info("listening", extra={"address": self.address, "tls": self.settings.tls, "metrics_port": self.metrics_port})
 
@@ -153,6 +157,15 @@ class FaceServer:
                 logger.exception("no other listener can take its place")
                 self.readiness.given_up.set()
                 return
+
+    async def _tidy(self) -> None:
+        """Give memory back that a burst of callers has left, until cancelled."""
+        loop, calls = asyncio.get_running_loop(), 0
+        while True:
+            await asyncio.sleep(_TIDY_S)
+            if self._calls.begun + self._standard.begun != calls:
+                calls = self._calls.begun + self._standard.begun
+                await loop.run_in_executor(None, give_back)
 
     def _supervise(self) -> None:
         loop = asyncio.get_running_loop()

@@ -32,6 +32,10 @@ _METADATA_BYTES = 16 << 10
 _STREAMS_OF_CONNECTION = 128
 
 
+#: What the guard takes from gRPC.
+_NEEDED = ("_make_request_call_future", "_request_call", "_request_registered_call", "add_registered_method_handlers")
+
+
 class _Handlers:
     """A resolver of methods, as gRPC's loop wants one."""
 
@@ -70,7 +74,7 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # gRPC is not typed
         self._handlers, self._gates = _Handlers(handlers), interceptors
 
     def _make_request_call_future(self, method: bytes | None) -> Any:
-        """gRPC's own loop asks for its next call here, and waits until the server ends."""
+        """GRPC's own loop asks for its next call here, and waits until the server ends."""
         return asyncio.get_running_loop().create_task(self._accept(method))
 
     async def _accept(self, method: bytes | None) -> None:
@@ -79,8 +83,8 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # gRPC is not typed
             state = await (self._request_call() if method is None else self._request_registered_call(method))
             accepted = _Accepted()
             _accepted.set(accepted)
-            work = cygrpc._handle_rpc(name, self._handlers, self._gates, state, loop, False)
-            accepted.task = loop.create_task(cygrpc._schedule_rpc_coro(work, state, loop, name))
+            work = cygrpc._handle_rpc(name, self._handlers, self._gates, state, loop, False)  # noqa: SLF001  gRPC has no other way
+            accepted.task = loop.create_task(cygrpc._schedule_rpc_coro(work, state, loop, name))  # noqa: SLF001
             tasks.add(accepted.task)
             accepted.task.add_done_callback(tasks.discard)
             del state, work
@@ -99,7 +103,7 @@ class GuardedServer(Server):  # type: ignore[misc]  # gRPC is not typed
     """
 
     def __init__(self, handlers: Handlers, interceptors: Sequence[Any], options: Sequence[tuple[str, Any]]) -> None:
-        if not all(hasattr(cygrpc.AioServer, name) for name in ("_make_request_call_future", "_request_call", "add_registered_method_handlers")):
+        if not all(hasattr(cygrpc.AioServer, name) for name in _NEEDED):
             raise BackendError(f"grpcio {grpc.__version__}: its accept loop cannot be guarded; install the version of constraints.txt")
         self._loop = cygrpc.get_working_loop()
         newer = (False,) if "xds" in signature(Server.__init__).parameters else ()

@@ -39,7 +39,9 @@ _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 _SNAKE = re.compile(r"(?<!^)(?=[A-Z])")
 #: Calls at once, whatever their state; a caller who does not read for a second makes room, and is cut off after half a minute anyway.
 _MOST_OPEN, _PATIENCE_S, _LONGEST_WRITE_S = 2048, 1.0, 30.0
-_TOKEN_LOOK_S = 0.25
+#: At shutdown nobody waits longer for a caller to read.
+_LAST_WRITE_S = 3.0
+_LOOK_S = 0.25
 _RETRY_MS = 500.0
 
 
@@ -122,6 +124,11 @@ class Calls:
         self._open: dict[asyncio.Task[Any], Call] = {}
         self.closed = False
 
+    @property
+    def begun(self) -> int:
+        """Calls with one request so far."""
+        return self._uploads.begun
+
     def handlers(self, service: object) -> Handlers:
         """Return the handlers of a service object with one coroutine method for each method of the contract, in snake case."""
         table = {method.name: self._method(method, getattr(service, _SNAKE.sub("_", method.name).lower())) for method in SERVICE.methods}
@@ -136,13 +143,16 @@ class Calls:
         """Wait for the calls that are open; False where some are still open after ``timeout_s``."""
         until = time.monotonic() + timeout_s
         while self._open and time.monotonic() < until:
-            await asyncio.wait(set(self._open), timeout=max(0.0, until - time.monotonic()), return_when=asyncio.FIRST_COMPLETED)
+            left_s = max(0.0, until - time.monotonic())
+            await asyncio.wait(set(self._open), timeout=min(left_s, _LOOK_S), return_when=asyncio.FIRST_COMPLETED)
+            if self.closed:
+                self._make_room(_LAST_WRITE_S)
         return not self._open
 
     async def watch_tokens(self) -> None:
         """End calls whose token does not count any more, until cancelled."""
         while self._tokens is not None:
-            await asyncio.sleep(_TOKEN_LOOK_S)
+            await asyncio.sleep(_LOOK_S)
             for call in list(self._open.values()):
                 if self._tokens.holder(call.authorization) is None:
                     call.end(no_token())
@@ -223,19 +233,18 @@ class Calls:
     async def _admitted(self, call: Call, work: Callable[[Call], Awaitable[Message | None]]) -> Message | None:
         if self.closed:
             raise draining()
-        if len(self._open) > _MOST_OPEN and not self._make_room():
+        if len(self._open) > _MOST_OPEN and not self._make_room(_PATIENCE_S):
             message = "as many calls are open as this server takes; try again"
             raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, "QUEUE_FULL", retry_after_ms=_RETRY_MS)
         return await work(call)
 
-    def _make_room(self) -> bool:
-        """End the call whose caller has not read for longest; False where everybody reads."""
-        stuck = [call for call in self._open.values() if call.writing_since is not None and call.refusal is None]
-        longest = min(stuck, key=lambda call: call.writing_since or inf, default=None)
-        if longest is None or time.monotonic() - (longest.writing_since or inf) < _PATIENCE_S:
-            return False
-        longest.end(_unread())
-        return True
+    def _make_room(self, patience_s: float) -> bool:
+        """End the calls whose callers have not read for so long; False where there are none."""
+        latest = time.monotonic() - patience_s
+        stuck = [call for call in self._open.values() if (call.writing_since or inf) <= latest and call.refusal is None]
+        for call in stuck:
+            call.end(_unread())
+        return bool(stuck)
 
     async def _abort(self, call: Call, refusal: RefusedError) -> NoReturn:
         """End a call with a status, or without one where it would wait behind what the caller does not read."""

@@ -26,23 +26,23 @@ _MOST_WATCHERS, _MOST_OF_CONNECTION = 64, 8
 _LONGEST_WATCH_S, _LONGEST_REFLECTION_S, _LONGEST_WRITE_S = 3600.0, 60.0, 10.0
 _RETRY_MS = 1000.0
 
-Status = health_pb2.HealthCheckResponse.ServingStatus
+Status: Any = health_pb2.HealthCheckResponse.ServingStatus
 
 
 class HealthState:
     """What health checks say, by the name of the service."""
 
     def __init__(self) -> None:
-        self._status: dict[str, Status] = {}
+        self._status: dict[str, int] = {}
         self._changed: set[asyncio.Event] = set()
 
-    def set(self, name: str, status: Status) -> None:
+    def set(self, name: str, status: int) -> None:
         """Change one; those who watch are woken."""
         self._status[name] = status
         for event in self._changed:
             event.set()
 
-    def get(self, name: str) -> Status | None:
+    def get(self, name: str) -> int | None:
         """Return the state of a service, None where there is no such service."""
         return self._status.get(name)
 
@@ -79,7 +79,7 @@ class HeldStreams:
             raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, "QUEUE_FULL", retry_after_ms=_RETRY_MS)
         self._open[peer] += 1
         task = asyncio.ensure_future(work())
-        self._tasks.add(task)  # type: ignore[arg-type]
+        self._tasks.add(task)
         try:
             await asyncio.wait({task}, timeout=longest_s)
             if task.done() and not task.cancelled():
@@ -87,7 +87,7 @@ class HeldStreams:
             raise draining() if self._closed else _too_old(longest_s)
         finally:
             task.cancel()
-            self._tasks.discard(task)  # type: ignore[arg-type]
+            self._tasks.discard(task)
             self._open[peer] -= 1
             self._open += Counter()  # drops zeros
 
@@ -110,6 +110,11 @@ class StandardServices:
         self._uploads = Uploads(slots=32, waiting=256, seconds=5.0, patience_s=0.05)
         self._watchers, self._reflections = HeldStreams(), HeldStreams(16, 4)
 
+    @property
+    def begun(self) -> int:
+        """Calls so far."""
+        return self._uploads.begun
+
     def health(self) -> Handlers:
         """Return the handlers of ``grpc.health.v1``."""
         return {HEALTH: {"Check": _handler(self._check), "Watch": _handler(self._watch)}}
@@ -118,12 +123,12 @@ class StandardServices:
         """Return the handlers of reflection over these services."""
         servicer = reflection.aio.ReflectionServicer((*names, reflection.SERVICE_NAME))
 
-        async def info(context: grpc.aio.ServicerContext) -> None:
+        async def info(caller: _Caller) -> None:
             async def work() -> None:
-                async for answer in servicer.ServerReflectionInfo(self._reflection_requests(context), context):
-                    await _write(context, answer)
+                async for answer in servicer.ServerReflectionInfo(self._reflection_requests(caller.context), None):
+                    await caller.write(answer)
 
-            await self._reflections.run(context.peer(), work, _LONGEST_REFLECTION_S)
+            await self._reflections.run(caller.peer, work, _LONGEST_REFLECTION_S)
 
         return {reflection.SERVICE_NAME: {"ServerReflectionInfo": _handler(info)}}
 
@@ -133,14 +138,14 @@ class StandardServices:
         self._reflections.close()
         self._uploads.close()
 
-    async def _check(self, context: grpc.aio.ServicerContext) -> None:
-        status = self._state.get(await self._service(context))
+    async def _check(self, caller: _Caller) -> None:
+        status = self._state.get(await self._service(caller))
         if status is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
-        await _write(context, health_pb2.HealthCheckResponse(status=status))
+            await caller.context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
+        await caller.write(health_pb2.HealthCheckResponse(status=status))
 
-    async def _watch(self, context: grpc.aio.ServicerContext) -> None:
-        name = await self._service(context)
+    async def _watch(self, caller: _Caller) -> None:
+        name = await self._service(caller)
 
         async def work() -> None:
             last = None
@@ -150,36 +155,50 @@ class StandardServices:
                     status = self._state.get(name)
                     status = Status.SERVICE_UNKNOWN if status is None else status
                     if status != last:
-                        await _write(context, health_pb2.HealthCheckResponse(status=status))
+                        await caller.write(health_pb2.HealthCheckResponse(status=status))
                         last = status
                     await changed.wait()
 
-        await self._watchers.run(context.peer(), work, _LONGEST_WATCH_S)
+        await self._watchers.run(caller.peer, work, _LONGEST_WATCH_S)
 
-    async def _service(self, context: grpc.aio.ServicerContext) -> str:
-        return str(_parsed(health_pb2.HealthCheckRequest, await self._uploads.read(context)).service)
+    async def _service(self, caller: _Caller) -> str:
+        return str(_parsed(health_pb2.HealthCheckRequest, await self._uploads.read(caller.context)).service)
 
     async def _reflection_requests(self, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
         while (data := await context.read()) is not grpc.aio.EOF:
             yield _parsed(reflection_pb2.ServerReflectionRequest, data)
 
 
-def _handler(work: Callable[[grpc.aio.ServicerContext], Awaitable[None]]) -> grpc.RpcMethodHandler:
+def _handler(work: Callable[[_Caller], Awaitable[None]]) -> grpc.RpcMethodHandler:
     async def run(_messages: Any, context: grpc.aio.ServicerContext) -> None:
+        caller = _Caller(context)
         try:
-            await work(context)
+            await work(caller)
         except RefusedError as error:
+            if caller.waits:  # a status would wait behind the message
+                drop_call()
+                raise asyncio.CancelledError from None
             await context.abort(error.code, str(error), trailers(error, ""))
 
     return grpc.stream_stream_rpc_method_handler(run)
 
 
-async def _write(context: grpc.aio.ServicerContext, message: Any) -> None:
-    try:
-        await asyncio.wait_for(context.write(message.SerializeToString()), _LONGEST_WRITE_S)
-    except asyncio.TimeoutError:
-        drop_call()
-        raise asyncio.CancelledError from None
+class _Caller:
+    """The other end of a call, and whether a message waits for it to be read."""
+
+    def __init__(self, context: grpc.aio.ServicerContext) -> None:
+        self.context = context
+        self.peer = context.peer()
+        self.waits = False
+
+    async def write(self, message: Any) -> None:
+        """Send a message; raises :class:`RefusedError` where nobody reads."""
+        self.waits = True
+        try:
+            await asyncio.wait_for(self.context.write(message.SerializeToString()), _LONGEST_WRITE_S)
+        except asyncio.TimeoutError:
+            raise RefusedError(grpc.StatusCode.DEADLINE_EXCEEDED, "the caller does not read", "DEADLINE") from None
+        self.waits = False
 
 
 def _parsed(kind: Any, data: bytes) -> Any:
@@ -190,4 +209,5 @@ def _parsed(kind: Any, data: bytes) -> Any:
 
 
 def _too_old(seconds: float) -> RefusedError:
-    return RefusedError(grpc.StatusCode.UNAVAILABLE, f"the stream is older than {seconds:g} s; open another", "AGE", retry_after_ms=_RETRY_MS)
+    message = f"the stream is older than {seconds:g} s; open another"
+    return RefusedError(grpc.StatusCode.UNAVAILABLE, message, "AGE", retry_after_ms=_RETRY_MS)

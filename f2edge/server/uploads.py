@@ -38,6 +38,9 @@ class Uploads:
         waiting: requests that wait for a slot; beyond it the connection with most of them loses its oldest.
         seconds: for a request to be complete, its wait for a slot included.
         patience_s: a request is not made to give way before it has had its slot for so long.
+
+    Attributes:
+        begun: requests so far.
     """
 
     def __init__(self, slots: int = 32, waiting: int = 512, seconds: float = 20.0, patience_s: float = 0.25) -> None:
@@ -49,6 +52,7 @@ class Uploads:
         self._waiting: dict[_Upload, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self.begun = 0
 
     async def read(self, context: grpc.aio.ServicerContext) -> bytes:
         """Return the one message of a call.
@@ -56,6 +60,7 @@ class Uploads:
         Raises:
             RefusedError: there is none, it does not arrive in time, it had to make room, or the server ends.
         """
+
         async def message() -> Any:
             return await context.read()
 
@@ -98,6 +103,7 @@ class Uploads:
     @contextmanager
     def _place(self, peer: str) -> Iterator[_Upload]:
         upload = _Upload(peer, time.monotonic())
+        self.begun += 1
         self._waiting[upload] = None
         self._arrange()
         try:

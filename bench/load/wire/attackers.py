@@ -1,4 +1,4 @@
-"""Every attacker at once against one server, from a process of its own: ``python -m bench.load.load.wire.attackers HOST:PORT --seconds 60``.
+"""Every attacker at once against one server, from a process of its own: ``python -m bench.load.wire.attackers HOST:PORT --seconds 60``.
 
 One thread sends mutated conversations, one holds on to connections, calls and windows in every way there is, one sends hostile pictures.
 The process is nice, so that on the same cores it costs the server's other callers no more than its connections do.  It ends with a line
@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterator
 
 import grpc
 
-from bench.load.load.wire.held import ATTACKS
-from bench.load.load.wire.mutations import Conversations, say
-from bench.load.load.wire.pictures import bombs, damaged
+from bench.load.wire.held import ATTACKS
+from bench.load.wire.mutations import Conversations, say
+from bench.load.wire.pictures import bombs, damaged
 from f2edge.v1 import face_pb2 as pb
 
 _NICE = 10
@@ -105,7 +105,7 @@ class Attackers:
 @contextlib.contextmanager
 def attacking(address: str, seconds: float, *, seed: int = 1, rate: float = 200.0) -> Iterator[Callable[[], dict[str, int]]]:
     """Run the attackers in a process of their own for the length of a block; the callable waits for them and gives their counts."""
-    command = [sys.executable, "-m", "bench.load.load.wire.attackers", address]
+    command = [sys.executable, "-m", "bench.load.wire.attackers", address]
     options = ["--seconds", f"{seconds:g}", "--seed", str(seed), "--rate", f"{rate:g}"]
     process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)  # noqa: S603
 
@@ -126,7 +126,7 @@ def attacking(address: str, seconds: float, *, seed: int = 1, rate: float = 200.
 
 def main() -> None:
     """Attack from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.load.load.wire.attackers", description="Attack a server of your own on loopback.")
+    parser = argparse.ArgumentParser(prog="python -m bench.load.wire.attackers", description="Attack a server of your own on loopback.")
     parser.add_argument("address", metavar="HOST:PORT")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=1)

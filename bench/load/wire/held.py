@@ -10,7 +10,7 @@ import select
 import time
 from collections.abc import Callable, Mapping
 
-from bench.load.load.wire.http2 import ACK, DATA, INITIAL_WINDOW, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE, Connection, frame, grpc_message
+from bench.load.wire.http2 import ACK, DATA, INITIAL_WINDOW, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE, Connection, frame, grpc_message
 
 SERVICE, HEALTH = b"/f2edge.v1.FaceService/", b"/grpc.health.v1.Health/"
 REFLECTION = b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
@@ -122,7 +122,7 @@ def unread_pings(address: str, stack: contextlib.ExitStack) -> None:
     """Pings whose answers nobody reads, until the server's buffers and the kernel's are full."""
     connection = stack.enter_context(Connection(address, receive_bytes=2048, timeout_s=1.0))
     with contextlib.suppress(OSError):
-        for _ in range(5000):
+        for _ in range(1000):
             connection.send(frame(PING, 0, 0, bytes(8)) * 200)
 
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from bench.load.load.wire.http2 import ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PREFACE, SETTINGS, Header, block, frame, grpc_message
+from bench.load.wire.http2 import ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PREFACE, SETTINGS, Header, block, frame, grpc_message
 
 ESCAPE = b"\x1b]0;owned\x07\x1b[2J\r\nforged line"
 _GREETING = frame(SETTINGS, 0, 0) + frame(SETTINGS, ACK, 0)
@@ -103,7 +103,7 @@ def hostile(script: Script) -> Iterator[str]:
         accepting = threading.Thread(target=accept, daemon=True)
         accepting.start()
         try:
-            yield "127.0.0.1:{}".format(listener.getsockname()[1])
+            yield f"127.0.0.1:{listener.getsockname()[1]}"
         finally:
             end.set()
             for thread in (accepting, *threads):

@@ -6,7 +6,7 @@ import random
 import socket
 from collections.abc import Iterator, Sequence
 
-from bench.load.load.wire.http2 import (
+from bench.load.wire.http2 import (
     ACK,
     CONTINUATION,
     DATA,
@@ -40,7 +40,20 @@ _PATHS = (
 )
 _NAMES = (b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding", b"authorization", b"x-request-id", b"traceparent", b"x-bin", b":path",
           b"content-length", b"host", b"Te", b"grpc-status", b"grpc-tags-bin", b"connection", b"\x00", b"")  # fmt: skip
-_VALUES = (b"", b"1S", b"99999999999H", b"-1m", b"gzip", b"identity,\xff", b"Bearer \xff\xfe", b"\r\nx: y", b"a" * 5000, b"\x00", b"%FF%", b"====")
+_VALUES = (
+    b"",
+    b"1S",
+    b"99999999999H",
+    b"-1m",
+    b"gzip",
+    b"identity,\xff",
+    b"Bearer \xff\xfe",
+    b"\r\nx: y",
+    b"a" * 5000,
+    b"\x00",
+    b"%FF%",
+    b"====",
+)
 
 Frame = tuple[int, int, int, bytes]
 
