@@ -53,8 +53,8 @@ def decode_ms(data: bytes, kind: str, name: str) -> float:
     return {"JPEG": _jpeg_ns, "PNG": _png_ns, "WEBP": _webp_ns}[kind](data, name) / 1e6
 
 
-def _damaged(name: str, kind: str) -> ImageError:
-    return ImageError(f"{name} is damaged ({kind} ends early); save or send it again")
+def _damaged(name: str, why: str) -> ImageError:
+    return ImageError(f"{name} is damaged ({why}); save or send it again")
 
 
 def _unusual(name: str, what: str) -> ImageError:
@@ -75,12 +75,12 @@ class _Jpeg:
     def frame(self, marker: int, body: bytes, name: str) -> None:
         """Take in a start of frame."""
         if self.blocks or len(body) < 6 or len(body) < 6 + 3 * body[5]:
-            raise _unusual(name, "has a damaged or a second JPEG header")
+            raise _damaged(name, "a JPEG header that is cut off, or a second one")
         height, width = struct.unpack_from(">HH", body, 1)
         parts = [(body[at], body[at + 1] >> 4, body[at + 1] & 15) for at in range(6, 6 + 3 * body[5], 3)]
         across, down = max((h for _, h, _ in parts), default=0), max((v for _, _, v in parts), default=0)
         if not (parts and across and down and all(h and v for _, h, v in parts)):
-            raise _unusual(name, "has a damaged JPEG header")
+            raise _damaged(name, "a JPEG header without a size")
         self.pixels, self.progressive = width * height * max(3, len(parts)) // 3, marker == _SOF_PROGRESSIVE
         for number, h, v in parts:
             self.blocks[number] = -(-width * h // (across * _BLOCK)) * -(-height * v // (down * _BLOCK))
@@ -96,7 +96,7 @@ def _jpeg_ns(data: bytes, name: str) -> float:
     while position + 1 < len(data):
         marker = data[position + 1]
         if data[position] != 0xFF or marker == 0x00:
-            raise _unusual(name, "has bytes between the parts of a JPEG")
+            raise _damaged(name, "bytes between the parts of a JPEG")
         if marker == 0xFF:
             fill += 1
             position += 1
@@ -116,11 +116,11 @@ def _jpeg_ns(data: bytes, name: str) -> float:
 def _jpeg_segment(data: bytes, position: int, marker: int, seen: _Jpeg, name: str) -> int:
     """Take in one segment; returns where the next begins."""
     if position + 4 > len(data):
-        raise _damaged(name, "JPEG")
+        raise _damaged(name, "JPEG ends early")
     length = int.from_bytes(data[position + 2 : position + 4], "big")
     end = position + 2 + length
     if length < 2 or end > len(data):
-        raise _damaged(name, "JPEG")
+        raise _damaged(name, "JPEG ends early")
     seen.parts += 1
     if marker in _OTHER_SOF or marker in (_DNL, _DHP, _EXP):
         raise _unusual(name, "is coded as few JPEGs are (lossless, hierarchical or arithmetic)")
@@ -143,7 +143,7 @@ def _png_ns(data: bytes, name: str) -> float:
         parts += 1
         if parts > _MOST_PARTS:
             raise _unusual(name, "is a PNG of too many parts")
-        if kind == b"IHDR" and length == 13:
+        if kind == b"IHDR" and length == 13 and position + 21 <= len(data):
             width, height, depth, color, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, position + 8)
             bits = depth * _PNG_CHANNELS.get(color, 4)
             pixels, alpha = float(width * height), color in (4, 6)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
 from collections.abc import Mapping
 from itertools import islice
+from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from bench.load.wire.pictures import bombs, damaged, encoded, jpeg, smooth
 from f2edge.errors import ImageError
@@ -19,23 +20,34 @@ from f2edge.server.settings import PICTURES
 pytestmark = pytest.mark.runtime
 
 BOMBS: Mapping[str, bytes] = bombs()
-#: Refused or decoded, a picture takes so long at most, on a machine that is busy with other things too.
-PROCESSOR_S = 0.5
 #: Those that are large and no more: their limit is what an ordinary picture of their size costs.
 CHEAP = frozenset({"a JPEG whose EXIF repeats one tag 5,000 times"})
 
 
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The class of every picture whose pixels are decoded."""
+    seen: list[str] = []
+    load = ImageFile.ImageFile.load
+
+    def noted(image: ImageFile.ImageFile) -> Any:
+        seen.append(type(image).__name__)
+        return load(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", noted)
+    return seen
+
+
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_bombs_are_refused_before_they_are_decoded(bomb: str) -> None:
+def test_bombs_are_refused_before_they_are_decoded(bomb: str, decoded: list[str]) -> None:
     """The worst took 31 s of processor time before."""
     assert len(BOMBS[bomb]) <= 4 << 20
-    processor = time.process_time()
     if bomb in CHEAP:
         assert load_image(BOMBS[bomb], limits=PICTURES).size == (64, 64)
-    else:
-        with pytest.raises(ImageError, match=r"^the image "):
-            load_image(BOMBS[bomb], limits=PICTURES)
-    assert time.process_time() - processor < PROCESSOR_S
+        return
+    with pytest.raises(ImageError, match=r"^the image "):
+        load_image(BOMBS[bomb], limits=PICTURES)
+    assert decoded == []
 
 
 ORDINARY = {
@@ -82,14 +94,12 @@ def test_codings_that_few_programs_write_are_refused(marker: int) -> None:
         load_image(data)
 
 
-def test_damaged_pictures_are_decoded_or_refused_in_little_time() -> None:
-    """Two thousand of them; any other error fails."""
-    slowest = 0.0
+def test_damaged_pictures_are_decoded_or_refused() -> None:
+    """Two thousand of them; any other error fails, and most are refused."""
+    refusals = set()
     for data in islice(damaged(3), 2000):
-        processor = time.process_time()
-        try:
+        with contextlib.suppress(ImageError):
             load_image(data, limits=PICTURES)
-        except ImageError as error:
-            assert "\n" not in str(error)
-        slowest = max(slowest, time.process_time() - processor)
-    assert slowest < PROCESSOR_S
+            continue
+        refusals.add(data)
+    assert 1000 < len(refusals) < 2000
