@@ -145,10 +145,8 @@ class StandardServices:
         await caller.write(health_pb2.HealthCheckResponse(status=status))
 
     async def _watch(self, caller: _Caller) -> None:
-        name = await self._service(caller)
-
         async def work() -> None:
-            last = None
+            name, last = await self._service(caller), None
             with self._state.changes() as changed:
                 while True:
                     changed.clear()
