@@ -89,7 +89,7 @@ def run_soak(plan: Plan, connection: Connection, process: ServerProcess | None, 
             with memory_sampler(pid) as memory, health_sampler(connection) as health, files, threads, besieged as attacks:
                 run, findings = await soak(made, session.mixed(), alone, seconds=plan.seconds, seed=plan.seed, progress=progress)
                 counts = await asyncio.to_thread(attacks)
-            return run, run_alone, figures_of_soak(findings, memory, health, (files, threads), plan.seconds), counts
+            return run, run_alone, figures_of_soak(findings, memory, health, (files, threads), plan.seconds, wire=plan.wire), counts
 
     with speak.progress("soak") as progress:
         run, run_alone, found, attacks = asyncio.run(everything(lambda _done, _all: None, progress))

@@ -149,10 +149,13 @@ def growth(seen: Sequence[tuple[float, float]], seconds: float) -> float | None:
 
 
 def figures_of_soak(
-    findings: Findings, memory: Sampler, health: Sampler, held: tuple[Sampler, Sampler], seconds: float
+    findings: Findings, memory: Sampler, health: Sampler, held: tuple[Sampler, Sampler], seconds: float, *, wire: bool = False
 ) -> dict[str, Any]:
-    """The soak's own figures, beside those of its run; ``held`` are samples of open files and of threads."""
-    drift = drift_mb(memory.seen, seconds)
+    """The soak's own figures, beside those of its run; ``held`` are samples of open files and of threads.
+
+    Attackers (``wire``) make memory rise and fall by what they may hold; the drift beside them is that of its lowest values.
+    """
+    drift = growth(memory.seen, seconds) if wire else drift_mb(memory.seen, seconds)
     files, threads = (growth(sampler.seen, seconds) for sampler in held)
     flat = all(grown is None or grown <= _MOST_GROWTH for grown in (files, threads))
     return {
