@@ -24,7 +24,7 @@ from tests.support.tensorrt.tensorrt_api import compile_stubs, read_bindings
 from tests.support.tensorrt.tensorrt_double import VERSIONS, table, tensorrt_double
 
 ROOT = Path(__file__).parents[4]
-SOURCES = sorted([*(ROOT / "engines").rglob("*.py"), *(ROOT / "f2edge" / "backends").rglob("*.py")])
+SOURCES = sorted([*(ROOT / "engines").glob("*.py"), *(ROOT / "f2edge" / "backends").rglob("*.py")])
 #: Enumerators and attributes that only some versions have, each behind a question to its class (``__members__``, ``hasattr``).
 ASKED_FOR = {"SAME_COMPUTE_CAPABILITY"}
 
