@@ -12,6 +12,7 @@ python -m bench provenance
 python -m bench recipes --bundle runs/fp32/nano
 python -m bench forms --config 1.8b
 python -m bench fuzz --duration 600
+python -m bench showo --source Show-o
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from bench.latency.latency import latency
 from bench.latency.memory import memory
 from bench.load.fuzz import fuzz
 from bench.load.load import load
+from bench.published.showo import showo
 from bench.quality.provenance import provenance
 from bench.quality.recipes import recipes
 from f2edge.errors import F2EdgeError, InputError
@@ -67,6 +69,7 @@ app.command()(provenance)
 app.command()(recipes)
 app.command()(forms)
 app.command()(fuzz)
+app.command()(showo)
 
 
 @app.command()
