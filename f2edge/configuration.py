@@ -48,7 +48,10 @@ class ImageTokenizerConfiguration:
 
     ``channels`` lists the width at full resolution, then after each halving; ``len(channels) - 1`` halvings.  ``codes_per_cell`` (ours):
     a cell of the grid is written by that many codes, one token each, cell by cell; more bits for a picture without a larger vocabulary
-    and without convolutions at a finer grid.
+    and without convolutions at a finer grid.  ``patch`` (ours): side of the pixel square that the first layer takes as channels; widths at
+    resolutions finer than that are the decoder's alone.  ``block`` (ours): side of the square of cells that one column of the transformer
+    stands for; tokens are ordered column by column, then cell by cell.  ``mixing``: whether every cell sees the whole picture once in
+    encoder and decoder.
     """
 
     image_size: int
@@ -57,6 +60,19 @@ class ImageTokenizerConfiguration:
     blocks: int
     family: str = "nano"  # "nano": ours, fast on CPUs; "magvit2": the published showlab/magvitv2 architecture
     codes_per_cell: int = 1
+    patch: int = 2
+    block: int = 1
+    mixing: bool = False
+
+    @property
+    def codes_per_column(self) -> int:
+        """Tokens that share one column of the transformer."""
+        return self.codes_per_cell * self.block**2
+
+    @property
+    def columns(self) -> int:
+        """Columns of the transformer that one image takes."""
+        return (self.grid // self.block) ** 2
 
     @property
     def downsampling(self) -> int:
