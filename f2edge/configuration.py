@@ -5,7 +5,7 @@ The symbols of every file of this project: B batch, S text tokens, P prompt toke
 D width, E experts, K experts active, I width of one expert, M feature vectors of an encoder, F width of such a vector.
 
 >>> NANO.image_tokens, NANO.codes
-(128, 4096)
+(512, 1024)
 """
 
 from __future__ import annotations
@@ -156,8 +156,8 @@ class ModelConfiguration:
 
     @property
     def image_columns(self) -> int:
-        """Columns that an image takes in the transformer: one for each cell, whatever number of codes a cell has."""
-        return self.tokenizer.grid**2
+        """Columns that an image takes in the transformer: one for each block of cells, whatever number of codes a cell has."""
+        return self.tokenizer.columns
 
     @property
     def codes(self) -> int:
@@ -204,7 +204,9 @@ NANO = ModelConfiguration(
     heads=8,
     rotary=32,
     token_experts=TokenExperts(shared_width=256, routed=4, routed_width=128, active=2),
-    tokenizer=ImageTokenizerConfiguration(image_size=128, bits=12, channels=(24, 48, 96, 128, 192), blocks=1, codes_per_cell=2),
+    tokenizer=ImageTokenizerConfiguration(
+        image_size=256, bits=10, channels=(24, 32, 48, 96, 192), blocks=1, codes_per_cell=2, patch=4, block=2, mixing=True
+    ),
     resampler_width=128,
     semantic=FeatureShape(vectors=64, width=128),
     identity=FeatureShape(vectors=1, width=64),
