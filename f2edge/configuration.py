@@ -5,13 +5,15 @@ The symbols of every file of this project: B batch, S text tokens, P prompt toke
 D width, E experts, K experts active, I width of one expert, M feature vectors of an encoder, F width of such a vector.
 
 >>> NANO.image_tokens, NANO.codes
-(512, 1024)
+(128, 4096)
+>>> NANO_2.image_tokens, NANO_2.codes, NANO_2.image_columns
+(512, 1024, 64)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from f2edge.errors import InputError
@@ -204,13 +206,20 @@ NANO = ModelConfiguration(
     heads=8,
     rotary=32,
     token_experts=TokenExperts(shared_width=256, routed=4, routed_width=128, active=2),
-    tokenizer=ImageTokenizerConfiguration(
-        image_size=256, bits=10, channels=(24, 32, 48, 96, 192), blocks=1, codes_per_cell=2, patch=4, block=2, mixing=True
-    ),
+    tokenizer=ImageTokenizerConfiguration(image_size=128, bits=12, channels=(24, 48, 96, 128, 192), blocks=1, codes_per_cell=2),
     resampler_width=128,
     semantic=FeatureShape(vectors=64, width=128),
     identity=FeatureShape(vectors=1, width=64),
     image_input="bits",
+)
+
+#: 256 pixels in the columns of :data:`NANO`: a column carries four cells of two 10-bit codes, so that a step costs about what it did.
+NANO_2 = replace(
+    NANO,
+    name="nano-2",
+    tokenizer=ImageTokenizerConfiguration(
+        image_size=256, bits=10, channels=(24, 32, 48, 96, 192), blocks=1, codes_per_cell=2, patch=4, block=2, mixing=True
+    ),
 )
 
 _MAGVIT2 = ImageTokenizerConfiguration(image_size=256, bits=13, channels=(128, 128, 256, 256, 512), blocks=4, family="magvit2")
@@ -249,4 +258,4 @@ PAPER = ModelConfiguration(
     specials=SHOW_O.specials,
 )
 
-CONFIGURATIONS: Mapping[str, ModelConfiguration] = {c.name: c for c in (NANO, SHOW_O, PAPER)}
+CONFIGURATIONS: Mapping[str, ModelConfiguration] = {c.name: c for c in (NANO, NANO_2, SHOW_O, PAPER)}
