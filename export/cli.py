@@ -56,6 +56,7 @@ _RECIPE = "Precision: fp32, int8, mixed, int4, int4-gptq … (docs/recipes.md)"
 #: Fields of TrainOptions that every `train` command offers: field → (flag, type, help). Not given, the command's own default holds.
 _TRAIN_OPTIONS: dict[str, tuple[str, type, str]] = {
     "steps": ("--steps", int, "Optimizer steps in all, counted from the first start."),
+    "minutes": ("--minutes", float, "Time in all, of all starts; the schedule runs by steps or time, whichever is further on."),
     "batch": ("--batch", int, "Rows of one micro batch in one process."),
     "accumulate": ("--accumulate", int, "Micro batches of one step."),
     "learning_rate": ("--rate", float, "Peak learning rate."),

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from f2edge.configuration import ModelConfiguration
+from f2edge.configuration import ImageTokenizerConfiguration, ModelConfiguration
 from f2edge.errors import InputError, PromptError
 
 Ids = NDArray[np.int64]
@@ -70,7 +70,7 @@ class TokenLayout:
             start_of_text=start_of_text,
             end_of_text=end_of_text,
             question_template=question_template,
-            codes_per_cell=configuration.tokenizer.codes_per_cell,
+            codes_per_cell=configuration.tokenizer.codes_per_column,
         )
 
     def special(self, token: str) -> int:
@@ -133,6 +133,14 @@ class TokenLayout:
             return cls(**{**row, "specials": tuple(row["specials"])})
         except (KeyError, TypeError) as error:
             raise InputError(f"token layout: {error}") from error
+
+
+def tokens_of_cells(cells: NDArray[Any], tokenizer: ImageTokenizerConfiguration) -> NDArray[Any]:
+    """Values of cells (…, G, G) → of tokens (…, N): column by column of the transformer, each cell's value for all of its codes."""
+    side = tokenizer.block
+    across = cells.shape[-1] // side
+    blocks = cells.reshape(*cells.shape[:-2], across, side, across, side).swapaxes(-3, -2)
+    return np.repeat(blocks.reshape(*cells.shape[:-2], -1), tokenizer.codes_per_cell, axis=-1)
 
 
 def left_pad(sequences: Sequence[Sequence[int]], pad: int, length: int | None = None) -> tuple[Ids, NDArray[np.int64]]:

@@ -24,7 +24,7 @@ from f2edge.decoding.parallel import StepEvent, decode
 from f2edge.decoding.schedule import plan
 from f2edge.errors import InputError
 from f2edge.imaging import fit_square, from_pixels, to_pixels
-from f2edge.layout import Ids
+from f2edge.layout import Ids, tokens_of_cells
 from f2edge.pairing import paired
 from f2edge.prefix_cache import PromptPrefixes
 from f2edge.regions import Cells, Region, paste_outside, region_cells
@@ -250,7 +250,7 @@ class FacePipeline:
 
     def token_mask(self, cells: Cells) -> NDArray[np.bool_]:
         """The tokens (N,) of cells (G, G)."""
-        return np.repeat(cells.ravel(), self.bundle.configuration.tokenizer.codes_per_cell)
+        return tokens_of_cells(cells, self.bundle.configuration.tokenizer)
 
     def cells(self, region: Region, image_wh: tuple[int, int], pixels: NDArray[np.float32]) -> Cells:
         """Token cells (G, G) of a region of a picture of that size, whose ``pixels`` the parser sees where the region is a name."""

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from f2edge.attributes import F2EDGE_SCHEMA
+from f2edge.attributes import F2EDGE_SCHEMA, AttributeSchema
 
 Images = NDArray[np.uint8]
 Slots = NDArray[np.int8]
@@ -117,23 +117,25 @@ def disturbed(
     *,
     regions: NDArray[np.uint8] | None = None,
     names: Sequence[str] = (),
+    schema: AttributeSchema = F2EDGE_SCHEMA,
 ) -> Disturbed:
     """Change pictures as ``conditions`` say.
 
     Args:
         images: (B, Y, X, 3) uint8.
-        slots: (B, K), in the schema's order, -1 where hidden.
+        slots: (B, K), -1 where hidden.
         rng: source of all chance.
         conditions: how far.
         regions: (B, R, G, G) coverage times 255; needed where things may stand in the way.
         names: of the R regions.
+        schema: of the columns of ``slots``.
     """
     B = len(images)
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
     maps = torch.zeros(B, 0, 1, 1) if regions is None else torch.from_numpy(regions.astype(np.float32) / 255)
     changed = rng.random(B) < conditions.share
     mirrored = rng.random(B) < conditions.mirror
-    pixels, maps, slots = _mirror(pixels, maps, slots, mirrored)
+    pixels, maps, slots = _mirror(pixels, maps, slots, mirrored, schema)
     moved = changed & (rng.random(B) < conditions.moved)
     if moved.any():
         rows = torch.from_numpy(np.flatnonzero(moved))
@@ -144,18 +146,20 @@ def disturbed(
     covered = np.zeros(slots.shape, bool)
     for row in np.flatnonzero(changed & (rng.random(B) < conditions.covered)):
         behind = _cover(pixels[row], rng, conditions.cover)
-        covered[row] = _lost(maps[row], behind, names)
+        covered[row] = _lost(maps[row], behind, names, schema)
     slots = np.where(covered, np.int8(HIDDEN), slots)
     _worsen(pixels, changed, rng, conditions)
     return Disturbed(pixels.clamp_(-1, 1).contiguous(memory_format=torch.channels_last), slots, maps, covered)
 
 
-def _mirror(pixels: Tensor, maps: Tensor, slots: Slots, chosen: NDArray[np.bool_]) -> tuple[Tensor, Tensor, Slots]:
+def _mirror(
+    pixels: Tensor, maps: Tensor, slots: Slots, chosen: NDArray[np.bool_], schema: AttributeSchema
+) -> tuple[Tensor, Tensor, Slots]:
     rows = torch.from_numpy(np.flatnonzero(chosen))
     pixels[rows], maps[rows] = pixels[rows].flip(3), maps[rows].flip(3)
     slots = slots.copy()
-    for name, (left, right) in _MIRRORED.items():
-        column, slot = list(F2EDGE_SCHEMA).index(name), F2EDGE_SCHEMA[name]
+    for name in set(_MIRRORED) & set(schema):
+        column, slot, (left, right) = list(schema).index(name), schema[name], _MIRRORED[name]
         a, b = slot.index(left), slot.index(right)
         values = slots[:, column]
         slots[:, column] = np.where(chosen & (values == a), b, np.where(chosen & (values == b), a, values))
@@ -201,13 +205,13 @@ def _cover(picture: Tensor, rng: np.random.Generator, most: float) -> Tensor:
     return torch.from_numpy(behind.astype(np.float32))
 
 
-def _lost(maps: Tensor, behind: Tensor, names: Sequence[str]) -> NDArray[np.bool_]:
+def _lost(maps: Tensor, behind: Tensor, names: Sequence[str], schema: AttributeSchema) -> NDArray[np.bool_]:
     """Which slots (K,) cannot be told any more when ``behind`` (Y, X) is hidden; maps (R, G, G)."""
     grid = maps.shape[-1]
     hidden = functional.adaptive_avg_pool2d(behind[None], grid)[0]
     whole = maps.sum((1, 2)).clamp(min=1e-6)
     share = dict(zip(names, ((maps * hidden).sum((1, 2)) / whole).tolist(), strict=True))
-    return np.array([max((share[p] for p in PLACES.get(slot, ()) if p in share), default=0.0) > COVERED for slot in F2EDGE_SCHEMA])
+    return np.array([max((share[p] for p in PLACES.get(slot, ()) if p in share), default=0.0) > COVERED for slot in schema])
 
 
 def _worsen(pixels: Tensor, changed: NDArray[np.bool_], rng: np.random.Generator, c: Conditions) -> None:

@@ -166,7 +166,10 @@ class EncodersTask:
         persons = generator.choice((len(self.data) - self.validation_rows) // 2, size=self.rows // 2, replace=False)
         rows = (persons[:, None] * 2 + np.arange(2)).reshape(-1)
         images, coverage = reduced(self.data.images(rows)), self.data.regions(rows)
-        seen = disturbed(images, self.data.slots(rows), generator, self.conditions, regions=coverage, names=self.data.region_names)
+        seen = disturbed(
+            images, self.data.slots(rows), generator, self.conditions,
+            regions=coverage, names=self.data.region_names, schema=self.schema,
+        )  # fmt: skip
         return {"pixels": seen.pixels, "slots": torch.from_numpy(seen.slots.astype(np.int64)), "regions": seen.regions}
 
     def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Figures]:
