@@ -32,7 +32,7 @@ from f2edge.attributes import F2EDGE_SCHEMA
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.bundle import TOKENIZER
 from f2edge.camera.crops import PORTRAIT_MARGINS
-from f2edge.configuration import CONFIGURATIONS, ModelConfiguration
+from f2edge.configuration import ModelConfiguration, configuration_named
 from f2edge.decoding.schedule import Schedule
 from f2edge.errors import InputError
 from f2edge.layout import TokenLayout
@@ -54,10 +54,8 @@ def load_models(unified: Path, tokenizer: Path, encoders: Path | None, configura
     from export.training.encoders import load_encoders
     from export.training.tokenizer import load_tokenizer
 
-    if configuration not in CONFIGURATIONS:
-        raise InputError(f"unknown configuration {configuration!r}; choose one of: {', '.join(CONFIGURATIONS)}")
-    image_tokenizer = load_tokenizer(tokenizer)
-    chosen = replace(CONFIGURATIONS[configuration], tokenizer=image_tokenizer.configuration)
+    named, image_tokenizer = configuration_named(configuration), load_tokenizer(tokenizer)
+    chosen = replace(named, tokenizer=image_tokenizer.configuration)
     finished = unified / "unified.safetensors"
     source = finished if finished.is_file() else unified
     stored = weights_metadata(weights_file(source)).get("configuration", "")

@@ -259,3 +259,10 @@ PAPER = ModelConfiguration(
 )
 
 CONFIGURATIONS: Mapping[str, ModelConfiguration] = {c.name: c for c in (NANO, NANO_2, SHOW_O, PAPER)}
+
+
+def configuration_named(name: str) -> ModelConfiguration:
+    """One of :data:`CONFIGURATIONS`; another name raises :class:`InputError` listing them."""
+    if name not in CONFIGURATIONS:
+        raise InputError(f"unknown configuration {name!r}; choose one of: {', '.join(CONFIGURATIONS)}")
+    return CONFIGURATIONS[name]

@@ -152,6 +152,7 @@ class RegionParser(nn.Module):
 
     def __init__(self, regions: int, grid: int = 8) -> None:
         super().__init__()
+        self.grid = grid
         channels, blocks = ((24, 40, 64), (0, 1, 1)) if grid == 8 else ((64,), (3,))
         self.trunk = Trunk(SIDE // grid >> len(channels) - 1, channels, blocks)
         self.context = GlobalContext(channels[-1], 32)

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from export.data.conditions import REAL, Conditions, disturbed
 from export.model.encoders import SIDE, AttributeReadout, IdentityEncoder, RegionParser, SemanticEncoder
-from export.training.checkpoint import load_weights, save_weights, stored_json
+from export.training.checkpoint import load_weights, save_weights, stored_json, weights_metadata
 from export.training.loop import Batch, Figures, TrainOptions, train
 from f2edge.attributes import F2EDGE_SCHEMA, AttributeSchema
 from f2edge.configuration import NANO, ModelConfiguration
@@ -251,7 +251,7 @@ def write_encoders(run: Path, task: EncodersTask) -> None:
     """Take the averaged weights of a run's newest checkpoint and write one weights file per encoder beside it."""
     for name, module in task.modules.items():
         load_weights(run, module, name=name)
-    metadata = {"region_names": json.dumps(list(task.data.region_names))}
+    metadata = {"region_names": json.dumps(list(task.data.region_names)), "grid": str(task.regions.grid)}
     save_weights(run / "semantic.safetensors", task.semantic.encoder)
     save_weights(run / "readout.safetensors", task.semantic.readout, {"schema": json.dumps(task.schema.to_json())})
     save_weights(run / "identity.safetensors", task.identity)
@@ -267,7 +267,7 @@ def load_encoders(directory: Path, configuration: ModelConfiguration = NANO) -> 
         raise InputError(f"{directory}: no encoders here; train them: python -m export train encoders --data SHARDS --out {directory}")
     region_names = tuple(stored_json(names, "region_names", list, "the encoders' region parser"))
     semantic, identity = SemanticEncoder(configuration.semantic), IdentityEncoder(configuration.identity)
-    regions = RegionParser(len(region_names), configuration.tokenizer.grid)
+    regions = RegionParser(len(region_names), int(weights_metadata(names).get("grid", "8")))
     for name, module in (("semantic", semantic), ("identity", identity), ("regions", regions)):
         load_weights(directory / f"{name}.safetensors", module)
         module.eval()
@@ -281,11 +281,11 @@ def load_encoders(directory: Path, configuration: ModelConfiguration = NANO) -> 
     return Encoders(semantic, identity, regions, region_names, readout.eval())
 
 
-def run(data: Path, options: TrainOptions, *, validation_rows: int = 1000) -> Path:
+def run(data: Path, options: TrainOptions, *, configuration: ModelConfiguration = NANO, validation_rows: int = 1000) -> Path:
     """Train (or resume) on the shards in ``data`` and write the weights files; returns the run's folder."""
     from export.data.shards import FaceShards
 
-    task = EncodersTask(FaceShards(data), options.batch, validation_rows=validation_rows, seed=options.seed)
+    task = EncodersTask(FaceShards(data), options.batch, configuration=configuration, validation_rows=validation_rows, seed=options.seed)
     train(task, options)
     write_encoders(options.out, task)
     return options.out

@@ -24,7 +24,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from export.training.checkpoint import latest_checkpoint, read_checkpoint, write_checkpoint
 from export.training.distributed import Processes
@@ -44,6 +45,8 @@ Batch = dict[str, torch.Tensor]
 Figures = dict[str, "float | torch.Tensor"]
 
 _MAX_SKIPPED = 20
+#: Steps that one loader process makes batches for at a time.
+_CHUNK = 4
 
 
 class DivergedError(F2EdgeError, ArithmeticError):
@@ -98,6 +101,7 @@ class TrainOptions:
         bf16: autocast to bfloat16.
         validate_every, save_every, log_every: in steps; 0 means only at the end.
         threads: torch threads; 0 keeps torch's choice.
+        loaders: processes that make batches; 0: a thread of this one, which is enough on two cores.
         device: "auto", "cpu", "cuda" …
     """
 
@@ -123,6 +127,7 @@ class TrainOptions:
     threads: int = 0
     device: str = "auto"
     minutes: float = 0.0
+    loaders: int = 0
     rate_scale: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -274,7 +279,33 @@ class _Run:
         return total
 
     def _batches(self) -> Iterator[list[Batch]]:
-        """The micro batches of each step still to do, on the device; made two steps ahead by a background thread."""
+        """The micro batches of each step still to do, on the device; made ahead by other processes or by a background thread."""
+        if self.options.loaders:
+            yield from self._loaded()
+        else:
+            yield from self._threaded()
+
+    def _loaded(self) -> Iterator[list[Batch]]:
+        """From processes of their own, which are forked: they share the task's memory-mapped data and never touch the device."""
+        options = self.options
+        chunks = [range(first, min(first + _CHUNK, options.steps)) for first in range(self.step, options.steps, _CHUNK)]
+        loader = DataLoader(
+            _Chunks(self.task, chunks, options.accumulate, self.processes.rank, self.processes.world),
+            batch_size=None,
+            num_workers=options.loaders,
+            prefetch_factor=2,
+            multiprocessing_context="fork",
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_one_thread,
+        )
+        for steps in loader:
+            for batches in steps:
+                yield [self._placed(batch) for batch in batches]
+
+    def _placed(self, batch: Batch) -> Batch:
+        return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+
+    def _threaded(self) -> Iterator[list[Batch]]:
         ready: queue.Queue[list[Batch] | BaseException] = queue.Queue(maxsize=2)
         closed = threading.Event()
 
@@ -302,7 +333,7 @@ class _Run:
                 item = ready.get()
                 if isinstance(item, BaseException):
                     raise item
-                yield [{key: value.to(self.device, non_blocking=True) for key, value in batch.items()} for batch in item]
+                yield [self._placed(batch) for batch in item]
         finally:
             closed.set()
             thread.join()
@@ -362,6 +393,24 @@ class _Run:
         if state["task"] != self.task.name:
             raise InputError(f"{self.options.out} holds a run of {state['task']!r}, not of {self.task.name!r}; choose another folder")
         return int(state["step"]), float(state.get("seconds", 0.0))
+
+
+class _Chunks(Dataset[list[list[Batch]]]):
+    """Batches of consecutive steps, made together: a task may keep what they share."""
+
+    def __init__(self, task: Task, chunks: Sequence[range], accumulate: int, rank: int, world: int) -> None:
+        self.task, self.chunks, self.accumulate, self.rank, self.world = task, chunks, accumulate, rank, world
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, index: int) -> list[list[Batch]]:
+        make = self.task.batch
+        return [[make(step, micro, self.rank, self.world) for micro in range(self.accumulate)] for step in self.chunks[index]]
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
 
 
 def _due(step: int, every: int) -> bool:

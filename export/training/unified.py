@@ -384,7 +384,15 @@ def run(
 
 
 def run_cache(
-    data: Path, tokenizer: Path, encoders: Path, out: Path, *, limit: int | None = None, batch: int = 64, device: str = "auto"
+    data: Path,
+    tokenizer: Path,
+    encoders: Path,
+    out: Path,
+    *,
+    configuration: ModelConfiguration = NANO,
+    limit: int | None = None,
+    batch: int = 64,
+    device: str = "auto",
 ) -> Path:
     """Encode the first ``limit`` faces (None: all) of the shards in ``data`` with trained tokenizer and encoders into the cache ``out``."""
     from tqdm import tqdm
@@ -395,7 +403,7 @@ def run_cache(
     from export.training.tokenizer import load_tokenizer
 
     place = resolve_device(device)
-    faces, trained, codes = FaceShards(data, limit), load_encoders(encoders), load_tokenizer(tokenizer).to(place)
+    faces, trained, codes = FaceShards(data, limit), load_encoders(encoders, configuration), load_tokenizer(tokenizer).to(place)
     with tqdm(total=math.ceil(len(faces)), unit="faces", disable=None) as bar:
         return cache_tokens(
             faces, codes, trained.semantic.to(place), trained.identity.to(place), out, batch=batch, device=place,
