@@ -1,0 +1,1 @@
+"""Benchmarks: quality, latency, load, hardware, camera."""

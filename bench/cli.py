@@ -23,16 +23,16 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.camera import camera
-from bench.forms import forms
-from bench.fuzz import fuzz
-from bench.kernels import kernels
-from bench.latency import latency
-from bench.load import load
-from bench.memory import memory
-from bench.provenance import provenance
-from bench.recipes import recipes
-from bench.roofline import roofline
+from bench.camera.camera import camera
+from bench.hardware.expert_kernels import forms
+from bench.hardware.kernels import kernels
+from bench.hardware.roofline import roofline
+from bench.latency.latency import latency
+from bench.latency.memory import memory
+from bench.load.fuzz import fuzz
+from bench.load.load import load
+from bench.quality.provenance import provenance
+from bench.quality.recipes import recipes
 from f2edge.errors import F2EdgeError, InputError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Measure the model.")
@@ -84,7 +84,7 @@ def judge(
     device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda" …')] = "auto",
 ) -> None:
     """Train the attribute judge and measure it."""
-    from bench.judge_training import run
+    from bench.quality.judge_training import run
     from export.training.loop import TrainOptions
 
     options = TrainOptions(
@@ -127,9 +127,9 @@ def quality(
     """Measure a bundle on held-out renders and prompts."""
     from rich.console import Console
 
-    from bench.judge import Judge
-    from bench.quality import Bench
-    from bench.report import chosen_sections, print_results, run_sections
+    from bench.quality.judge import Judge
+    from bench.quality.quality import Bench
+    from bench.quality.report import chosen_sections, print_results, run_sections
     from f2edge.pipeline import FacePipeline
     from f2edge.results import GenerateOptions
 

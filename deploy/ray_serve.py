@@ -28,14 +28,14 @@ from ray import serve
 from ray.serve.config import ProxyLocation, gRPCOptions
 from ray.serve.grpc_util import RayServegRPCContext
 
-from f2edge.requests import EngineState
-from f2edge.server.calls import Call
+from f2edge.engine.requests import EngineState
+from f2edge.server.engine_protocol import open_served
 from f2edge.server.metrics import Metrics
 from f2edge.server.pictures import PicturePool
-from f2edge.server.port import open_served
-from f2edge.server.refusals import refusal_of, shown
+from f2edge.server.rpc import Call
 from f2edge.server.service import FaceService
 from f2edge.server.settings import ServerSettings
+from f2edge.server.status import refusal_of, shown
 from f2edge.wire import REQUEST_ID_KEY
 
 SERVICER = "f2edge.v1.face_pb2_grpc.add_FaceServiceServicer_to_server"

@@ -28,13 +28,13 @@ from engines.plugin_nodes import plugins_of, register, to_load
 from engines.profile import RECIPE_SM, Profile, load_profile
 from engines.progress import BuildProgress
 from engines.shapes import GraphShapes, Sizes, graph_shapes
-from f2edge.backends.cuda import CudaDevice
-from f2edge.backends.plans import FORMAT_VERSION, PLANS, Machine, PlanFolder, manifest_sha256, plan_roots, port_json
-from f2edge.backends.tensorrt_library import LogLines, import_tensorrt, machine_of
-from f2edge.bundle import TOKENIZER, Bundle
+from f2edge.backends.tensorrt.cuda import CudaDevice
+from f2edge.backends.tensorrt.library import LogLines, import_tensorrt, machine_of
+from f2edge.backends.tensorrt.plans import FORMAT_VERSION, PLANS, Machine, PlanFolder, manifest_sha256, plan_roots, port_json
+from f2edge.bundle.bundle import TOKENIZER, Bundle
 from f2edge.errors import BackendError, BundleError, InputError, OutputError
-from f2edge.graph_fit import GraphEntry
-from f2edge.saving import check_writable
+from f2edge.provenance.saving import check_writable
+from f2edge.spec.graph_checks import GraphEntry
 
 FLAVOUR = "tensorrt"
 _log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from f2edge.command import end_as_interrupted, run_command
+from f2edge.cli.command import end_as_interrupted, run_command
 from f2edge.errors import InputError
 
 app = typer.Typer(
@@ -69,7 +69,7 @@ def build(
     """Build a bundle's plans for the GPU of this machine."""
     from engines.builder import BuildRequest, print_report
     from engines.builder import build as build_plans
-    from f2edge.backends.plans import HARDWARE
+    from f2edge.backends.tensorrt.plans import HARDWARE
 
     if hardware not in HARDWARE:
         raise InputError(f"--hardware {hardware!r}: unknown; choose one of: {', '.join(HARDWARE)}")
@@ -156,7 +156,7 @@ def aot_nodes(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command; see :func:`f2edge.command.run_command`."""
+    """Run one command; see :func:`f2edge.cli.command.run_command`."""
     return run_command(app, "python -m engines", arguments)
 
 

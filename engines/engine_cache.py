@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from engines.shapes import GraphShapes
-from f2edge.backends.plans import Machine, file_sha256
-from f2edge.bundle import TOKENIZER, Bundle
+from f2edge.backends.tensorrt.plans import Machine, file_sha256
+from f2edge.bundle.bundle import TOKENIZER, Bundle
 
 
 def engine_key(

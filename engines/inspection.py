@@ -10,11 +10,11 @@ from typing import Any
 
 from engines.builder import toolchain
 from engines.plugin_nodes import register
-from f2edge.backends.cuda import CudaDevice
-from f2edge.backends.engine_session import checked_dtypes
-from f2edge.backends.plans import PLANS, PlanFolder, find_plans, manifest_sha256, unfit
-from f2edge.backends.tensorrt_library import LogLines
-from f2edge.bundle import Bundle
+from f2edge.backends.tensorrt.cuda import CudaDevice
+from f2edge.backends.tensorrt.library import LogLines
+from f2edge.backends.tensorrt.plans import PLANS, PlanFolder, find_plans, manifest_sha256, unfit
+from f2edge.backends.tensorrt.session import checked_dtypes
+from f2edge.bundle.bundle import Bundle
 from f2edge.errors import BackendError, BundleError, InputError
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from engines.shapes import GraphShapes, input_shapes
-from f2edge.backends.tensorrt_library import LogLines
+from f2edge.backends.tensorrt.library import LogLines
 from f2edge.errors import BackendError, InputError
-from f2edge.graph_fit import GraphEntry, Port
+from f2edge.spec.graph_checks import GraphEntry, Port
 
-#: ``HARDWARE`` of :mod:`f2edge.backends.plans` → member of ``tensorrt.HardwareCompatibilityLevel``.
+#: ``HARDWARE`` of :mod:`f2edge.backends.tensorrt.plans` → member of ``tensorrt.HardwareCompatibilityLevel``.
 LEVELS: Mapping[str, str] = {"none": "NONE", "same-compute-capability": "SAME_COMPUTE_CAPABILITY", "ampere-plus": "AMPERE_PLUS"}
 
 
@@ -30,7 +30,7 @@ class BuildOptions:
         workspace_mib: scratch memory that a kernel may ask for.
         optimization_level: 0 … 5; how long kernels are searched for.
         max_aux_streams: streams beside the main one.
-        hardware: one of ``f2edge.backends.plans.HARDWARE``; ``same-compute-capability`` needs 10.9.
+        hardware: one of ``f2edge.backends.tensorrt.plans.HARDWARE``; ``same-compute-capability`` needs 10.9.
         version_compatible: whether other TensorRT versions may load the plan, which then carries code and is slower.
         detailed: keep every layer's description in the plan, for ``inspect --layers``.
     """

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from engines.engine_cache import code_sha256
-from f2edge.backends.tensorrt_library import missing_plugins, register_plugins
+from f2edge.backends.tensorrt.library import missing_plugins, register_plugins
 from f2edge.errors import InputError
 
 

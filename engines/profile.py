@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from f2edge.errors import InputError
-from f2edge.graphs import SIGNATURES
+from f2edge.spec.graphs import SIGNATURES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,7 +26,7 @@ else:
     import tomli as tomllib
 
 FOLDER = Path(__file__).parent / "profiles"
-#: Recipes of the "tensorrt" flavour (``export.tensorrt_recipes``) and the oldest compute capability that gains from each.
+#: Recipes of the "tensorrt" flavour (``export.tensorrt.recipes``) and the oldest compute capability that gains from each.
 RECIPE_SM: Mapping[str, int] = MappingProxyType({"fp16": 75, "int8": 75, "int4": 80, "fp8": 89})
 #: Rates that a profile may give, in tera-operations a second, dense, tensor cores.
 RATES = ("fp16", "bf16", "int8", "fp8", "fp4")

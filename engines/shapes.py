@@ -6,7 +6,7 @@
   ``FIRST_TEXT`` columns, padding where there is none, so that no engine meets an empty tensor.
 * every other graph: one picture or prompt preferred, more allowed.
 
-Axes are those of :mod:`f2edge.graphs`.
+Axes are those of :mod:`f2edge.spec.graphs`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from engines.profile import Build
-from f2edge.backends.plans import Range
+from f2edge.backends.tensorrt.plans import Range
 from f2edge.errors import InputError
-from f2edge.graph_fit import GraphEntry
-from f2edge.graphs import MMU_EXTEND, SIGNATURES, T2I_STEP
-from f2edge.layout import TokenLayout
+from f2edge.spec.graph_checks import GraphEntry
+from f2edge.spec.graphs import MMU_EXTEND, SIGNATURES, T2I_STEP
+from f2edge.spec.layout import TokenLayout
 
 #: Columns of earlier text that an engine sees at least; bucket sizes double from here.
 FIRST_TEXT = 16

@@ -1,0 +1,1 @@
+"""The workstation side: train, trace, lower, quantise, verify, write a bundle."""

@@ -26,17 +26,17 @@ import onnx_ir as ir
 import torch
 from typing_extensions import Self
 
-from export.data.text_tokenizer import read_text_tokenizer
-from export.lower import constant
-from export.manner import GENERATION, Manner
-from export.quantise import Calibration, Recipe, quantise, recipe_named
-from export.trace import Models, trace
-from f2edge.attributes import F2EDGE_SCHEMA, AttributeSchema
-from f2edge.bundle import MANIFEST, TOKENIZER, write_manifest
-from f2edge.configuration import FeatureShape, ImageTokenizerConfiguration, ModelConfiguration, TokenExperts
+from export.data.text.tokenizer import read_text_tokenizer
+from export.defaults import GENERATION, Manner
+from export.graph.lower import constant
+from export.graph.trace import Models, trace
+from export.quantize.quantize import Calibration, Recipe, quantise, recipe_named
+from f2edge.bundle.bundle import MANIFEST, TOKENIZER, write_manifest
+from f2edge.bundle.manifest import FLAVOURS
 from f2edge.errors import F2EdgeError, InputError, OutputError
-from f2edge.layout import TokenLayout
-from f2edge.manifest import FLAVOURS
+from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
+from f2edge.spec.configuration import FeatureShape, ImageTokenizerConfiguration, ModelConfiguration, TokenExperts
+from f2edge.spec.layout import TokenLayout
 
 WEIGHTS = "weights.bin"
 #: Constants from this size on go to the file of weights; smaller ones stay in their graph, where a runtime's optimiser sees them.
@@ -256,7 +256,7 @@ def layout_of(
 
 @dataclass(frozen=True)
 class Card:
-    """What a manifest says about a model beside its graphs; see ``f2edge.manifest``."""
+    """What a manifest says about a model beside its graphs; see ``f2edge.bundle.manifest``."""
 
     description: str = ""
     licence: str = "Apache-2.0"
@@ -291,13 +291,13 @@ def write_bundle(
         out: the bundle's folder; an existing one is replaced when the new one is whole.
         models: the trained parts; absent parts give no graphs.
         text_tokenizer_path: a ``tokenizer.json``.
-        recipe: a name of :data:`export.quantise.RECIPES`.
+        recipe: a name of :data:`export.quantize.quantize.RECIPES`.
         schema: attributes that ``analyze`` asks for.
         card: what else the manifest says.
         traced: the graphs of ``models`` where :func:`trace_all` was already called, for instance for another recipe.
         calibration: for recipes that need it.
         form: what is written for each graph, where that is not ``recipe``'s.
-        flavour: of :data:`f2edge.manifest.FLAVOURS`.
+        flavour: of :data:`f2edge.bundle.manifest.FLAVOURS`.
         largest_bytes: refuse a bundle above this size.
         measure: called with the folder and its manifest before the bundle gets its place; what it returns (parity, experts, smoke) joins
             the manifest, and what it raises fails the export.
@@ -397,7 +397,7 @@ def random_bundle(
     traced: Traced | None = None,
 ) -> Path:
     """A bundle of :func:`random_models` with a real text tokenizer (trained here where none is given): for tests and rehearsals."""
-    from export.data.text_tokenizer import train_text_tokenizer
+    from export.data.text.tokenizer import train_text_tokenizer
 
     card = Card(description="Random weights; for tests.", generation={**GENERATION, "steps": 4})
     models = random_models(configuration, seed)

@@ -27,7 +27,7 @@ from typing import Annotated, Any
 
 import typer
 
-from f2edge.command import end_as_interrupted, run_command
+from f2edge.cli.command import end_as_interrupted, run_command
 from f2edge.errors import InputError
 
 app = typer.Typer(
@@ -143,7 +143,7 @@ def text_tokenizer(
     vocabulary: Annotated[int, typer.Option(help="Ids of the text vocabulary.")] = 1024,
 ) -> None:
     """Train the text tokenizer on the captions and questions of the grammar."""
-    from export.data.text_tokenizer import train_text_tokenizer
+    from export.data.text.tokenizer import train_text_tokenizer
 
     train_text_tokenizer(out, vocabulary=vocabulary)
     typer.echo(out)
@@ -163,9 +163,10 @@ def cache(
 ) -> None:
     """Encode rendered faces once, so that the unified model trains on tokens and features alone."""
     from export.training.unified import run_cache
-    from f2edge.configuration import configuration_named
+    from f2edge.spec.configuration import configuration_named
 
-    typer.echo(run_cache(data, tokenizer, encoders, out, configuration=configuration_named(configuration), limit=limit, batch=batch, device=device))
+    shape = configuration_named(configuration)
+    typer.echo(run_cache(data, tokenizer, encoders, out, configuration=shape, limit=limit, batch=batch, device=device))
 
 
 @train_app.command("tokenizer")
@@ -188,7 +189,7 @@ def train_tokenizer(
 ) -> None:
     """Train the image tokenizer: pixels to a grid of codes and back."""
     from export.training.tokenizer import defaults, run
-    from f2edge.configuration import configuration_named
+    from f2edge.spec.configuration import configuration_named
 
     typer.echo(
         run(
@@ -208,7 +209,7 @@ def train_encoders(*, data: Data, out: Run, configuration: Configuration = "nano
     """Train the semantic encoder, the identity encoder and the region parser together."""
     from export.training.encoders import run
     from export.training.loop import TrainOptions
-    from f2edge.configuration import configuration_named
+    from f2edge.spec.configuration import configuration_named
 
     if smoke:
         options = TrainOptions(out=out, steps=40, batch=16, warmup=10, ema=0.9)
@@ -236,7 +237,7 @@ def train_unified(
 ) -> None:
     """Train the transformer: pictures from captions, and answers about faces."""
     from export.training.unified import defaults, run
-    from f2edge.configuration import configuration_named
+    from f2edge.spec.configuration import configuration_named
 
     options, shape = replace(defaults(out, smoke=smoke), **changes), configuration_named(configuration)
     typer.echo(
@@ -295,13 +296,13 @@ def onnx(
     fused_attention: Annotated[bool, typer.Option(help="tensorrt flavour: half-precision softmax in attention, so that it fuses.")] = False,
 ) -> None:
     """Export a trained model as a bundle: trace, lower, quantise, and measure parity with PyTorch."""
-    from export.recipes import recipe_named
-    from export.request import ExportRequest
-    from export.run_onnx import export_models, load_models
-    from export.run_tensorrt import export_tensorrt
-    from export.tensorrt_graphs import TensorRTOptions
-    from export.tensorrt_recipes import recipes_of
-    from f2edge.manifest import FLAVOURS
+    from export.export_request import ExportRequest
+    from export.onnx_export import export_models, load_models
+    from export.quantize.recipes import recipe_named
+    from export.tensorrt.graphs import TensorRTOptions
+    from export.tensorrt.recipes import recipes_of
+    from export.tensorrt_export import export_tensorrt
+    from f2edge.bundle.manifest import FLAVOURS
 
     if flavour not in FLAVOURS:
         raise InputError(f"unknown flavour {flavour!r}; choose one of: {', '.join(FLAVOURS)}")
@@ -332,8 +333,8 @@ def import_showo(
     layers: Layers = None,
 ) -> None:
     """Turn published Show-o and MAGVIT-v2 weights into checkpoints of this project, tensor by tensor."""
-    from export.import_showo import import_show_o
-    from export.random_weights import shortened
+    from export.checkpoints.import_showo import import_show_o
+    from export.checkpoints.random_weights import shortened
 
     import_show_o(showo, magvit, out, size=size, dry_run=dry_run, base=shortened("show-o", layers), progress=typer.echo)
 
@@ -346,7 +347,7 @@ def random_showo(
     seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
 ) -> None:
     """Write random weights in the published layouts of Show-o and MAGVIT-v2, to rehearse an import at full size."""
-    from export.random_weights import shortened, write_published
+    from export.checkpoints.random_weights import shortened, write_published
 
     for folder in write_published(out, shortened("show-o", layers), seed):
         typer.echo(folder)
@@ -365,11 +366,11 @@ def random_bundle(
     faces: Faces = 1,
 ) -> None:
     """Export a model of random weights, to rehearse an export at full size; what it draws and says means nothing."""
-    from export.random_weights import random_models_of, shortened
-    from export.recipes import recipe_named
-    from export.request import ExportRequest
-    from export.run_onnx import export_models
-    from f2edge.bundle import TOKENIZER, embedded_folder
+    from export.checkpoints.random_weights import random_models_of, shortened
+    from export.export_request import ExportRequest
+    from export.onnx_export import export_models
+    from export.quantize.recipes import recipe_named
+    from f2edge.bundle.bundle import TOKENIZER, embedded_folder
 
     chosen, model = recipe_named(recipe), shortened(configuration, layers)
     description = f"Random weights of seed {seed}; for rehearsals."
@@ -387,13 +388,13 @@ def sensitivity(
     out: Annotated[Path | None, typer.Option(help="File for the report as JSON; printed where none is given.")] = None,
 ) -> None:
     """Say which layers lose most by a recipe: each alone, on real inputs, beside fp32."""
-    from export.sensitivity import run_sensitivity
+    from export.quantize.sensitivity import run_sensitivity
 
     run_sensitivity(bundle, recipe, prompts=prompts, times=times, out=out)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command; see :func:`f2edge.command.run_command`."""
+    """Run one command; see :func:`f2edge.cli.command.run_command`."""
     return run_command(app, "python -m export", arguments)
 
 

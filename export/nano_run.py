@@ -157,9 +157,7 @@ def plan_named(name: str, minutes: float | None = None) -> Plan:
     return PLANS[name].within(minutes)
 
 
-def run_nano(
-    out: Path, plan: Plan, *, until: str | None = None, dry_run: bool = False, say: Callable[[str], None] = print
-) -> list[str]:
+def run_nano(out: Path, plan: Plan, *, until: str | None = None, dry_run: bool = False, say: Callable[[str], None] = print) -> list[str]:
     """Run what is not done yet; returns the names of the stages that ran (or, with ``dry_run``, would have).
 
     ``out/stages.jsonl`` gets a row for each stage: its command, seconds and the machine's cores.

@@ -12,9 +12,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from f2edge.bundle import Bundle, list_bundles
+    from f2edge.bundle.bundle import Bundle, list_bundles
     from f2edge.errors import F2EdgeError, InputError
-    from f2edge.imaging import load_image
+    from f2edge.imaging.images import load_image
     from f2edge.pipeline import FacePipeline
     from f2edge.results import GenerateOptions
 
@@ -25,13 +25,13 @@ __version__ = "0.1.0"
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
-    "Bundle": "f2edge.bundle",
+    "Bundle": "f2edge.bundle.bundle",
     "F2EdgeError": "f2edge.errors",
     "FacePipeline": "f2edge.pipeline",
     "GenerateOptions": "f2edge.results",
     "InputError": "f2edge.errors",
-    "list_bundles": "f2edge.bundle",
-    "load_image": "f2edge.imaging",
+    "list_bundles": "f2edge.bundle.bundle",
+    "load_image": "f2edge.imaging.images",
 }
 
 __all__ = ["Bundle", "F2EdgeError", "FacePipeline", "GenerateOptions", "InputError", "__version__", "list_bundles", "load_image"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from f2edge.cli import main
+from f2edge.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from f2edge.configuration import FeatureShape
 from f2edge.errors import BundleError
+from f2edge.spec.configuration import FeatureShape
 
 Features = NDArray[np.float32]
 

@@ -1,4 +1,6 @@
-"""What the command line needs of a model; :class:`~f2edge.pipeline.FacePipeline` has it here, :class:`~f2edge.client.Client` elsewhere."""
+"""What the command line needs of a model; :class:`~f2edge.pipeline.FacePipeline` has it here, :class:`~f2edge.client.sync.Client`
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from PIL import Image
 
-    from f2edge.attributes import AttributeSchema
     from f2edge.decoding.parallel import StepEvent
-    from f2edge.regions import Region
+    from f2edge.imaging.regions import Region
     from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
+    from f2edge.spec.attributes import AttributeSchema
 
 
 class ModelDescription(Protocol):

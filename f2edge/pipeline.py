@@ -19,19 +19,19 @@ from PIL import Image
 
 from f2edge.backends.base import Backend, host
 from f2edge.backends.registry import choose_backend
-from f2edge.bundle import Bundle
+from f2edge.bundle.bundle import Bundle
 from f2edge.decoding.parallel import StepEvent, decode
 from f2edge.decoding.schedule import plan
 from f2edge.errors import InputError
-from f2edge.imaging import fit_square, from_pixels, to_pixels
-from f2edge.layout import Ids, tokens_of_cells
+from f2edge.imaging.images import fit_square, from_pixels, to_pixels
+from f2edge.imaging.regions import Cells, Region, paste_outside, region_cells
 from f2edge.pairing import paired
 from f2edge.prefix_cache import PromptPrefixes
-from f2edge.regions import Cells, Region, paste_outside, region_cells
+from f2edge.provenance.watermark import PUBLIC, Watermark
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
+from f2edge.spec.layout import Ids, tokens_of_cells
 from f2edge.text import TextTokenizer, check_text
 from f2edge.understanding import Understanding
-from f2edge.watermark import PUBLIC, Watermark
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,8 @@ class FacePipeline:
 
     Pictures given may have any size; of one that is not square the centred square is taken.  Pictures returned have the model's size.
 
-    What :meth:`generate` and :meth:`edit` return is marked as drawn by a model, in its pixels (:mod:`f2edge.watermark`); so is all that is
-    made of it, whoever saves or sends it.  Tokens never change by that, and :meth:`decode` gives the pixels unmarked.
+    What :meth:`generate` and :meth:`edit` return is marked as drawn by a model, in its pixels (:mod:`f2edge.provenance.watermark`); so is
+    all that is made of it, whoever saves or sends it.  Tokens never change by that, and :meth:`decode` gives the pixels unmarked.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, watermark: Watermark | None = None) -> None:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from f2edge.backends.base import Backend, Value
 from f2edge.decoding.parallel import UNCONDITIONAL, Feeds, StepFunction
-from f2edge.layout import Ids, TokenLayout, left_pad
-from f2edge.recent import Recent
+from f2edge.lru_cache import Recent
+from f2edge.spec.layout import Ids, TokenLayout, left_pad
 
 
 @dataclass(frozen=True)

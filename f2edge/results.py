@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from f2edge.decoding.schedule import Schedule
-from f2edge.layout import Ids
+from f2edge.spec.layout import Ids
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Prompts and questions: the rules that text must keep, and the tokenizer behind them; and text of strangers as it may be shown.
 
-Text is taken whole or refused; it is never cut without a word (:meth:`f2edge.layout.TokenLayout.prompt` refuses what has too many
+Text is taken whole or refused; it is never cut without a word (:meth:`f2edge.spec.layout.TokenLayout.prompt` refuses what has too many
 tokens).  What looks like a special token (``<|endoftext|>``) is read as plain characters, so a prompt cannot end itself early.
 
 >>> check_text("  a smiling woman ", "prompt")

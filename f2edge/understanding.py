@@ -13,16 +13,16 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from f2edge.attributes import AttributeSchema, Slot
 from f2edge.backends.base import Backend, Value, host
-from f2edge.bundle import Bundle
+from f2edge.bundle.bundle import Bundle
 from f2edge.decoding.autoregressive import TextStream, answer
 from f2edge.decoding.choice import Tokens, answer_probabilities, branching_nodes, tempered
 from f2edge.errors import PromptError
-from f2edge.layout import Ids, left_pad
+from f2edge.lru_cache import Recent
 from f2edge.prefix_cache import pixel_hash
-from f2edge.recent import Recent
 from f2edge.results import Answer, FaceReport
+from f2edge.spec.attributes import AttributeSchema, Slot
+from f2edge.spec.layout import Ids, left_pad
 from f2edge.text import TextTokenizer
 
 Pixels = NDArray[np.float32]
@@ -44,7 +44,7 @@ class ImagePrefix:
 
 @dataclass(frozen=True)
 class SlotQuestions:
-    """A slot with the tokens of its answers (each ended by the end of text; last, if there is one, that it is hidden), and where they part."""
+    """A slot with the tokens of its answers, each ended by the end of text, and where they part; "hidden" is the last one."""
 
     slot: Slot
     question: tuple[int, ...]

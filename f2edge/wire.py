@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from f2edge.attributes import AttributeSchema
 from f2edge.decoding.schedule import Schedule
-from f2edge.layout import Ids
-from f2edge.requests import Priority, Timings
+from f2edge.engine.requests import Priority, Timings
 from f2edge.results import Answer, FaceReport, GenerateOptions
+from f2edge.spec.attributes import AttributeSchema
+from f2edge.spec.layout import Ids
 from f2edge.v1 import face_pb2 as pb
 
 #: Domain of ErrorInfo, and the metadata keys of the contract.

@@ -16,8 +16,8 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from export.trace import Models
-    from tests.serving import ScriptedEngine, ServerThread
+    from export.graph.trace import Models
+    from tests.support.serving import ScriptedEngine, ServerThread
 
 # The same cases in every run: a failure tells of the change and not of the day.  ``--hypothesis-profile=default`` draws new ones.
 settings.register_profile("repeatable", derandomize=True, database=None)
@@ -25,12 +25,12 @@ settings.load_profile("repeatable")
 
 _ROOT = Path(__file__).parent.parent
 _SOURCES = (
-    *(
-        f"export/{name}.py"
-        for name in ("bundle_writer", "expert_forms", "lower", "quantise", "recipes", "sampling_graph", "trace", "weight_only")
-    ),
+    "export/bundle_writer.py",
+    "export/graph/*.py",
+    "export/quantize/*.py",
     "export/model/*.py",
-    *(f"f2edge/{name}.py" for name in ("attributes", "configuration", "graphs", "layout", "manifest")),
+    "f2edge/bundle/manifest.py",
+    "f2edge/spec/*.py",
 )
 RECIPES = ("fp32", "int8", "int8-vnni")
 
@@ -59,7 +59,7 @@ def tiny_models() -> Models:
 def tiny_bundles(pytestconfig: Any) -> dict[str, Path]:
     """Bundles of ``tiny_models`` by recipe."""
     from export.bundle_writer import TINY, random_bundle, random_models, trace_all
-    from export.data.text_tokenizer import train_text_tokenizer
+    from export.data.text.tokenizer import train_text_tokenizer
 
     folder = pytestconfig.cache.mkdir("tiny-bundles") / _digest()
     bundles = {recipe: folder / recipe / "tiny" for recipe in RECIPES}
@@ -87,7 +87,7 @@ def tiny_int8_bundle(tiny_bundles: dict[str, Path]) -> Path:
 @pytest.fixture
 def engine() -> ScriptedEngine:
     """What ``server`` runs, to be watched and disturbed."""
-    from tests.serving import ScriptedEngine
+    from tests.support.serving import ScriptedEngine
 
     return ScriptedEngine()
 
@@ -95,7 +95,7 @@ def engine() -> ScriptedEngine:
 @pytest.fixture
 def server(engine: ScriptedEngine) -> Iterator[ServerThread]:
     """A server with ``engine``."""
-    from tests.serving import scripted, serving
+    from tests.support.serving import scripted, serving
 
     with serving(scripted(engine)) as running:
         yield running
@@ -104,7 +104,7 @@ def server(engine: ScriptedEngine) -> Iterator[ServerThread]:
 @pytest.fixture
 def face(server: ServerThread) -> Iterator[Any]:
     """A plain gRPC stub of ``server``."""
-    from tests.serving import stub
+    from tests.support.serving import stub
 
     with stub(server.address) as made:
         yield made

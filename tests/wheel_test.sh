@@ -17,5 +17,5 @@ cp -r "$root/tests" "$work/run/tests"
 cp "$root/pyproject.toml" "$work/run/"
 cd "$work/run"
 # Files that need torch cannot even be collected here; those of the runtime say so with a marker.
-mapfile -t files < <(grep -l "pytest.mark.runtime" tests/test_*.py)
+mapfile -t files < <(grep -rl --include="test_*.py" "pytest.mark.runtime" tests)
 "$work/venv/bin/pytest" -m "runtime and not long and not gpu" "${files[@]}"

@@ -11,9 +11,9 @@ from engines.atomic import write_atomically
 from engines.plugins.compile_kernels import compile_shape, import_triton
 from engines.plugins.fused_moe import MoEShape
 from engines.plugins.kernel_folder import TARGETS, Compiled, default_folder
-from f2edge.configuration import CONFIGURATIONS
 from f2edge.errors import InputError
-from f2edge.saving import check_writable
+from f2edge.provenance.saving import check_writable
+from f2edge.spec.configuration import CONFIGURATIONS
 
 _HEAD = """# Registers, shared memory and spills of the fused experts' kernels
 

@@ -14,7 +14,7 @@ chain, with ordinary tensors between (:mod:`engines.plugins.aot_graph` rewrites 
 ``rows`` names the tile by its rows (:data:`engines.plugins.fused_moe.TILES`); it is fixed when the graph is rewritten.
 
 Not run on a GPU yet.  Checked without one: NVIDIA's own ``tensorrt.plugin`` 11.4 takes every definition, and shapes, grids and arguments
-equal those of the plan (tests/test_plugin_aot.py).
+equal those of the plan (tests/engines/test_plugin_aot.py).
 
 >>> register(tensorrt)  # doctest: +SKIP
 """

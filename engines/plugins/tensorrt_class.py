@@ -5,7 +5,7 @@ in ``F2EDGE_TENSORRT_PLUGINS``; ``trtexec`` cannot).  Kernels come from :mod:`en
 called when the graph is captured only; without one each layer costs a call into Python and five launches.
 
 Not run on a GPU yet.  Checked without one: every name and signature against NVIDIA's bindings 10.3 and 11.4, and the launches, in order
-and with their arguments, by interpreting the kernels behind a double of the CUDA driver (tests/test_plugin_tensorrt.py).
+and with their arguments, by interpreting the kernels behind a double of the CUDA driver (tests/engines/test_plugin_tensorrt.py).
 
 >>> register(tensorrt)  # doctest: +SKIP
 """

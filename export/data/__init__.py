@@ -1,0 +1,1 @@
+"""Training data: rendered or external faces, their words, and tokens."""

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from f2edge.attributes import F2EDGE_SCHEMA, AttributeSchema
+from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
 
 Images = NDArray[np.uint8]
 Slots = NDArray[np.int8]
@@ -152,9 +152,7 @@ def disturbed(
     return Disturbed(pixels.clamp_(-1, 1).contiguous(memory_format=torch.channels_last), slots, maps, covered)
 
 
-def _mirror(
-    pixels: Tensor, maps: Tensor, slots: Slots, chosen: NDArray[np.bool_], schema: AttributeSchema
-) -> tuple[Tensor, Tensor, Slots]:
+def _mirror(pixels: Tensor, maps: Tensor, slots: Slots, chosen: NDArray[np.bool_], schema: AttributeSchema) -> tuple[Tensor, Tensor, Slots]:
     rows = torch.from_numpy(np.flatnonzero(chosen))
     pixels[rows], maps[rows] = pixels[rows].flip(3), maps[rows].flip(3)
     slots = slots.copy()

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.data.renderer import REGIONS, RENDER_VERSION, sample_face
+from export.data.render.renderer import REGIONS, RENDER_VERSION, sample_face
 from export.data.slots import SPLITS
-from f2edge.attributes import F2EDGE_SCHEMA, AttributeSchema
 from f2edge.errors import InputError
+from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
 
 META = "meta.json"
 HIDDEN = -1
@@ -273,5 +273,5 @@ class FaceShards:
         return self._gather("identity", rows)
 
     def seeds(self, rows: Rows) -> NDArray[np.int64]:
-        """Seed of each picture, (n,) int64; :func:`export.data.renderer.sample_face` gives it again."""
+        """Seed of each picture, (n,) int64; :func:`export.data.render.renderer.sample_face` gives it again."""
         return self._gather("seeds", rows)

@@ -17,8 +17,8 @@ from functools import cache
 
 import numpy as np
 
-from f2edge.attributes import ACTIONS, EMOTIONS, F2EDGE_SCHEMA
 from f2edge.errors import InputError
+from f2edge.spec.attributes import ACTIONS, EMOTIONS, F2EDGE_SCHEMA
 
 #: Slots that stay when the same person is drawn again.
 PERSON_SLOTS = (

@@ -19,12 +19,12 @@ import skia
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.data.geometry import measure
-from export.data.render_brush import Brush
-from export.data.render_look import Look, look_at
-from export.data.render_marks import PICTURE_MARKS
-from export.data.render_scene import paint_light
-from export.data.renderer import RENDER_VERSION, _paint_figure
+from export.data.render.brush import Brush
+from export.data.render.geometry import measure
+from export.data.render.look import Look, look_at
+from export.data.render.marks import PICTURE_MARKS
+from export.data.render.renderer import RENDER_VERSION, _paint_figure
+from export.data.render.scene import paint_light
 from export.data.slots import sample_slots, visible
 
 #: Turns of the head; the model's "left" is about -0.9, "right" 0.9.  Between them the pose is nobody's truth.

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.data.conditions import REAL, Conditions, disturbed
-from f2edge.attributes import F2EDGE_SCHEMA
 from f2edge.errors import InputError
+from f2edge.spec.attributes import F2EDGE_SCHEMA
 
 META = "meta.json"
 _FORMAT = 3

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from export.model.resampler import grid_code
-from f2edge.configuration import ModelConfiguration
 from f2edge.errors import InputError
+from f2edge.spec.configuration import ModelConfiguration
 
 
 def code_bits(codes: Tensor, bits: int) -> Tensor:

@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from f2edge.attributes import AttributeSchema
-from f2edge.configuration import FeatureShape
 from f2edge.errors import InputError
-
+from f2edge.spec.attributes import AttributeSchema
+from f2edge.spec.configuration import FeatureShape
 
 #: Pixels along a side of what the encoders look at.
 SIDE = 128

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from f2edge.configuration import TokenExperts
+from f2edge.spec.configuration import TokenExperts
 
 
 class Router(nn.Module):

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from f2edge.configuration import ImageTokenizerConfiguration
 from f2edge.errors import InputError
+from f2edge.spec.configuration import ImageTokenizerConfiguration
 
 
 @dataclass(frozen=True)

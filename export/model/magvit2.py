@@ -1,7 +1,7 @@
 """The published MAGVIT-v2 image tokenizer (arXiv 2310.05737, as released with Show-o): pixels ↔ a 16 x 16 grid of 13-bit codes.
 
 The interface is that of :class:`export.model.image_tokenizer.ImageTokenizer`; names of tensors are the published ones, so that a
-checkpoint loads as it is (export/model/magvit2_checkpoint.py).  Widths come from the configuration: the decoder has ``channels[l]`` at
+checkpoint loads as it is (export/checkpoints/magvit2.py).  Widths come from the configuration: the decoder has ``channels[l]`` at
 level l, the encoder widens one level earlier.
 
     tokenizer = Magvit2Tokenizer(SHOW_O.tokenizer)
@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.model.image_tokenizer import ImageTokenizer, bits_of, codes_of
-from f2edge.configuration import ImageTokenizerConfiguration
 from f2edge.errors import InputError
+from f2edge.spec.configuration import ImageTokenizerConfiguration
 
 _GROUPS = 32  # of every GroupNorm, so widths are multiples of it
 

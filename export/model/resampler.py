@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from f2edge.configuration import FeatureShape
+from f2edge.spec.configuration import FeatureShape
 
 _HEADS = 4
 

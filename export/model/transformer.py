@@ -9,11 +9,12 @@ cost no longer sequences (ours).
 
 Everything is one function, :meth:`UnifiedTransformer.run`, called with different columns, masks and caches:
 
-* graph forms, one per graph of f2edge/graphs.py: ``prefill_prompt``, ``image_logits``, ``prefill_image``, ``extend_text``.  They use two
+* graph forms, one per graph of f2edge/spec/graphs.py: ``prefill_prompt``, ``image_logits``, ``prefill_image``, ``extend_text``.  They use
+two
   exact caches of the omni mask: nothing in a prompt sees the image, and nothing in the image segment of MMU sees the question;
 * whole-sequence forms for training, without caches: ``generation_states`` (several mask draws of an image behind one prompt) and
-  ``understanding_states`` (several questions behind one image).  Both forms give the same numbers; tests/test_transformer.py holds them
-  together.
+  ``understanding_states`` (several questions behind one image).  Both forms give the same numbers; tests/export/model/test_transformer.py
+  holds them together.
 
 >>> model = UnifiedTransformer(NANO)
 >>> key, value = model.prefill_prompt(prompt_ids, prompt_lengths)
@@ -34,8 +35,8 @@ from export.model.embedding import Embedding, ImageHead
 from export.model.experts import DenseFeedForward, TokenExpertLayer
 from export.model.resampler import NoiseEmbedding, Resampler
 from export.model.sequence_experts import KINDS, SequenceExpertLayer
-from f2edge.configuration import ModelConfiguration
 from f2edge.errors import InputError
+from f2edge.spec.configuration import ModelConfiguration
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from export.model.experts import DenseFeedForward, TokenExpertLayer
 from export.model.sequence_experts import KINDS
-from f2edge.configuration import ModelConfiguration, TokenExperts
 from f2edge.errors import InputError
+from f2edge.spec.configuration import ModelConfiguration, TokenExperts
 
 _UP = re.compile(r"blocks\.(\d+)\.dense\.up\.weight")
 

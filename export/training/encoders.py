@@ -29,9 +29,9 @@ from export.data.conditions import REAL, Conditions, disturbed
 from export.model.encoders import SIDE, AttributeReadout, IdentityEncoder, RegionParser, SemanticEncoder
 from export.training.checkpoint import load_weights, save_weights, stored_json, weights_metadata
 from export.training.loop import Batch, Figures, TrainOptions, train
-from f2edge.attributes import F2EDGE_SCHEMA, AttributeSchema
-from f2edge.configuration import NANO, ModelConfiguration
 from f2edge.errors import InputError
+from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
+from f2edge.spec.configuration import NANO, ModelConfiguration
 
 TEMPERATURE = 0.1
 _VALIDATION_CHUNK = 64

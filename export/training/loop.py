@@ -369,7 +369,8 @@ class _Run:
     def _save(self) -> None:
         self._share_buffers()
         if self.processes.rank == 0:
-            state = {"task": self.task.name, "step": self.step, "seconds": self._seconds(), "options": {k: str(v) for k, v in asdict(self.options).items()}}
+            options = {k: str(v) for k, v in asdict(self.options).items()}
+            state = {"task": self.task.name, "step": self.step, "seconds": self._seconds(), "options": options}
             self.last = write_checkpoint(self.options.out, self.step, self._tensors(), state)
         self.processes.barrier()
         self.last = latest_checkpoint(self.options.out)

@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from export.data.dialogues import TextMaker
-from export.data.questions import QuestionAnswer
+from export.data.text.dialogues import TextMaker
+from export.data.text.questions import QuestionAnswer
 from export.data.tokens import TokenCache
 from export.model.transformer import Routing, UnifiedTransformer
 from export.training.losses import expert_usage
-from f2edge.attributes import F2EDGE_SCHEMA
 from f2edge.decoding.noise import gumbel
 from f2edge.decoding.parallel import UNCONDITIONAL, Feeds, decode
 from f2edge.decoding.schedule import Schedule, plan
-from f2edge.layout import Ids, left_pad
+from f2edge.spec.attributes import F2EDGE_SCHEMA
+from f2edge.spec.layout import Ids, left_pad
 
 #: Codes (B, N) → pixels (B, 3, Y, X) in [-1, 1].
 ImageDecoder = Callable[[Tensor], Tensor]
@@ -167,7 +167,9 @@ def sample(model: UnifiedTransformer, texts: TextMaker, prompts: Sequence[Sequen
 
 
 def _next_codes(logits: Tensor, feeds: Feeds, V: int) -> tuple[Ids, Ids]:
-    """What the ``t2i_step`` graph does after the transformer (f2edge/graphs.py), with this file's own key for the confidence's noise."""
+    """What the ``t2i_step`` graph does after the transformer (f2edge/spec/graphs.py), with this file's own key for the confidence's
+    noise.
+    """
     codes = torch.from_numpy(feeds["codes"])
     R = len(codes)
     g, heat = (torch.from_numpy(feeds[name])[:, None] for name in ("guidance", "temperature"))

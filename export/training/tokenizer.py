@@ -33,9 +33,9 @@ from export.model.magvit2 import Magvit2Tokenizer, build_tokenizer
 from export.training.checkpoint import latest_checkpoint, load_weights, save_weights, stored_json
 from export.training.encoders import attribute_loss
 from export.training.loop import Batch, Figures, TrainOptions, resolve_device, train
-from f2edge.attributes import F2EDGE_SCHEMA
-from f2edge.configuration import NANO, ImageTokenizerConfiguration
 from f2edge.errors import InputError
+from f2edge.spec.attributes import F2EDGE_SCHEMA
+from f2edge.spec.configuration import NANO, ImageTokenizerConfiguration
 
 Perceptual = Callable[[Tensor], list[Tensor]]
 #: Pixels (B, 3, H, W) → slot logits (B, K, V) of a frozen network.

@@ -23,19 +23,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.data.dialogues import TextMaker
-from export.data.text_tokenizer import read_text_tokenizer
+from export.data.text.dialogues import TextMaker
+from export.data.text.tokenizer import read_text_tokenizer
 from export.data.tokens import TokenCache, slots_of
 from export.model.transformer import Routing, UnifiedTransformer
 from export.training.checkpoint import latest_checkpoint, load_weights, save_weights
 from export.training.loop import Batch, Figures, TrainOptions, resolve_device, train
 from export.training.losses import balance_loss, cosine_mask_ratio, expert_usage, generation_loss, text_loss
 from export.training.preview import ImageDecoder, measure
-from f2edge.attributes import F2EDGE_SCHEMA
-from f2edge.configuration import NANO, ImageTokenizerConfiguration, ModelConfiguration
 from f2edge.errors import InputError
-from f2edge.layout import left_pad, tokens_of_cells
-from f2edge.regions import PRESENT, select_cells
+from f2edge.imaging.regions import PRESENT, select_cells
+from f2edge.spec.attributes import F2EDGE_SCHEMA
+from f2edge.spec.configuration import NANO, ImageTokenizerConfiguration, ModelConfiguration
+from f2edge.spec.layout import left_pad, tokens_of_cells
 
 #: Micro batches whose prompts are sorted by length together.
 _POOL = 4

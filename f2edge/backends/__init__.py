@@ -1,0 +1,1 @@
+"""Backends: one call signature, several runtimes."""

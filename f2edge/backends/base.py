@@ -32,7 +32,7 @@ Value: TypeAlias = Array | DeviceValue
 
 
 class Backend(Protocol):
-    """Runs the graphs of one bundle (:mod:`f2edge.graphs`) on one device; safe to call from several threads."""
+    """Runs the graphs of one bundle (:mod:`f2edge.spec.graphs`) on one device; safe to call from several threads."""
 
     @property
     def name(self) -> str:

@@ -10,7 +10,8 @@ Settings that differ from ONNX Runtime's own, and why, measured on nano in int8:
 * A decoding step of many requests runs in pairs, and without the memory arena.  A face costs the same alone and in a batch (about 120 ms of
   one core), while memory grows with the batch: sixteen faces at once, then ``analyze``, leave 180 MB; in pairs with the arena 248 MB; the
   whole batch with the arena peaked at 514 MB.
-* Pairs of a small model run side by side, each on one core (:mod:`f2edge.backends.lanes`), in sessions of one thread that stand beside the
+* Pairs of a small model run side by side, each on one core (:mod:`f2edge.backends.worker_pool`), in sessions of one thread that stand
+beside the
   usual ones (57 MB on two cores); so do pictures in the encoders.  Of a model with large weights there are no second sessions: their
   weights would be in memory twice.
 * Of a model with large weights, the two prefill graphs are opened without a copy of their weights in the order that the processor likes:
@@ -38,10 +39,10 @@ import numpy as np
 import onnxruntime
 
 from f2edge.backends.base import Array, Item, Result, Value, host, pack_arrays
-from f2edge.backends.lanes import Lanes
 from f2edge.backends.row_groups import paired_branch, row_groups
+from f2edge.backends.worker_pool import Lanes
 from f2edge.errors import BackendError
-from f2edge.graphs import IMAGE_ENCODE, MMU_PREFILL, SEMANTIC, T2I_PREFILL, T2I_STEP
+from f2edge.spec.graphs import IMAGE_ENCODE, MMU_PREFILL, SEMANTIC, T2I_PREFILL, T2I_STEP
 
 #: Requests in one run of the step graph; more are split.
 ROWS_PER_STEP = 2

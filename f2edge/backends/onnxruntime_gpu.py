@@ -31,7 +31,7 @@ import onnxruntime
 from f2edge.backends.base import Array, InTurn, Value, host, pack_arrays
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend, first_line
 from f2edge.errors import BackendError
-from f2edge.graphs import SIGNATURES
+from f2edge.spec.graphs import SIGNATURES
 
 INSTALL = (
     "`pip uninstall onnxruntime && pip install onnxruntime-gpu` (on a Jetson: a wheel built for its CUDA and GPU, docs/jetson.md); "

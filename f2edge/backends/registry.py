@@ -46,8 +46,8 @@ def _onnxruntime_gpu(name: str) -> Callable[[GraphFiles, int | None], Backend]:
 
 
 def _tensorrt(bundle: GraphFiles, _threads: int | None) -> Backend:
-    from f2edge.backends.tensorrt import TensorRTBackend
-    from f2edge.bundle import Bundle
+    from f2edge.backends.tensorrt.backend import TensorRTBackend
+    from f2edge.bundle.bundle import Bundle
 
     if not isinstance(bundle, Bundle):
         raise BackendError("backend 'tensorrt' needs an opened bundle, in whose folder its plans are looked for")
@@ -80,8 +80,8 @@ def choose_backend(name: str, bundle: GraphFiles, threads: int | None = None) ->
 
 def _automatic(bundle: GraphFiles, threads: int | None) -> tuple[Backend, str]:
     """TensorRT where somebody has built plans of this bundle for this machine, otherwise the CPU."""
-    from f2edge.backends.plans import find_plans
-    from f2edge.bundle import Bundle
+    from f2edge.backends.tensorrt.plans import find_plans
+    from f2edge.bundle.bundle import Bundle
 
     reason = "auto: onnxruntime, the CPU backend, runs everywhere"
     if isinstance(bundle, Bundle) and any(find_plans(bundle)):

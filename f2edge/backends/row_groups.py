@@ -1,7 +1,7 @@
 """Cutting a decoding step of many requests into steps of a few.
 
 Where a batch is no faster per request than a pair (a CPU), small groups keep the working set in the caches and the memory low.
-R requests, B branches; names and axes are those of :data:`f2edge.graphs.T2I_STEP`.
+R requests, B branches; names and axes are those of :data:`f2edge.spec.graphs.T2I_STEP`.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from f2edge.bundle.manifest import Alignment
 from f2edge.camera.detect import Detection
 from f2edge.camera.frames import Box, Frame, grown
-from f2edge.imaging import align, crop_face
-from f2edge.manifest import Alignment
+from f2edge.imaging.images import align, crop_face
 
 #: A detector's box within a portrait's square: left, top, side, in parts of the square's side.
 FACE_IN_PORTRAIT = (0.19, 0.21, 0.62)

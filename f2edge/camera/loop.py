@@ -15,7 +15,6 @@ from typing import Protocol
 from f2edge.camera.answers import AnswerBook
 from f2edge.camera.describe import Describer
 from f2edge.camera.events import Notify
-from f2edge.camera.figures import Ages, Agreement, Rate
 from f2edge.camera.frames import Frame
 from f2edge.camera.reader import Reader
 from f2edge.camera.reports import Seen, View, report
@@ -23,6 +22,7 @@ from f2edge.camera.slots import Slot
 from f2edge.camera.source_errors import FrameError
 from f2edge.camera.source_url import redact
 from f2edge.camera.sources import Source
+from f2edge.camera.stats import Ages, Agreement, Rate
 from f2edge.camera.watch import Watcher
 from f2edge.errors import F2EdgeError
 

@@ -18,7 +18,7 @@ from f2edge.camera.overlay import Overlay
 from f2edge.camera.record import Recorder, save_still
 from f2edge.camera.reports import Seen
 from f2edge.errors import BackendError, OutputError
-from f2edge.saving import write_atomically
+from f2edge.provenance.saving import write_atomically
 
 _FIGURES_EVERY_S = 1.0
 _SAY_EVERY_S = 1.0

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import cv2
 
-from f2edge.attributes import AttributeSchema, Slot
 from f2edge.camera.answers import Shown
 from f2edge.camera.cards import Card, Color, Row, draw_card, draw_strip, lay
 from f2edge.camera.frames import Box, Picture, grown
 from f2edge.camera.privacy import blur
 from f2edge.camera.reports import FaceNow, Seen
+from f2edge.spec.attributes import AttributeSchema, Slot
 
 _COLORS: tuple[Color, ...] = ((45, 212, 191), (251, 191, 36), (167, 139, 250), (251, 113, 133), (56, 189, 248), (163, 230, 53))
 _QUIET = (150, 156, 170)

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
-from f2edge.attributes import AttributeSchema
 from f2edge.camera.frames import Box, Picture, grown
 from f2edge.errors import InputError
+from f2edge.spec.attributes import AttributeSchema
 
 _WORDS = frozenset(
     """

@@ -10,7 +10,7 @@ import cv2
 
 from f2edge.camera.frames import Picture
 from f2edge.errors import InputError, OutputError
-from f2edge.saving import check_writable, write_atomically
+from f2edge.provenance.saving import check_writable, write_atomically
 
 #: File endings and their codecs, all of which pip's OpenCV can write.
 CODECS = {".mp4": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}

@@ -13,9 +13,9 @@ from threading import Lock, Thread
 from PIL import Image
 
 from f2edge.camera.frames import Box
-from f2edge.client import Client
+from f2edge.client.messages import Frame, FrameAnswer
+from f2edge.client.sync import Client
 from f2edge.errors import BackendError, DeadlineExceededError, F2EdgeError
-from f2edge.exchange import Frame, FrameAnswer
 from f2edge.results import Answer, FaceReport
 
 #: A face with what is around it, and its box in that picture.

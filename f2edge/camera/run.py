@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
-from f2edge.attributes import AttributeSchema
+from f2edge.bundle.manifest import Alignment
 from f2edge.camera.answers import AnswerBook, Freshness
 from f2edge.camera.crops import Cutter
 from f2edge.camera.describe import Describer, FaceModel, Work
@@ -27,7 +27,7 @@ from f2edge.camera.sources import SourceOptions, open_source
 from f2edge.camera.track import Tracker
 from f2edge.camera.watch import Watcher
 from f2edge.errors import OutputError
-from f2edge.manifest import Alignment
+from f2edge.spec.attributes import AttributeSchema
 
 _FPS = 24
 

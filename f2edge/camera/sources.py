@@ -24,8 +24,8 @@ from f2edge.camera.mjpeg import MjpegPipe
 from f2edge.camera.source_errors import FrameError, SourceLostError
 from f2edge.camera.source_url import SourceUrl
 from f2edge.errors import BackendError, ImageError, InputError
-from f2edge.image_guard import ImageLimits
-from f2edge.imaging import load_image
+from f2edge.imaging.guard import ImageLimits
+from f2edge.imaging.images import load_image
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 _SMALLEST_SIDE, _LARGEST_SIDE = 16, 1920

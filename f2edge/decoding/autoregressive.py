@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from f2edge.decoding.sample import Chooser, greedy
 from f2edge.errors import CancelledError
-from f2edge.layout import Ids
+from f2edge.spec.layout import Ids
 
 State = TypeVar("State")
 

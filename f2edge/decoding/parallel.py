@@ -19,7 +19,7 @@ from PIL import Image
 from f2edge.decoding.noise import noise_key
 from f2edge.decoding.schedule import Plan
 from f2edge.errors import CancelledError
-from f2edge.layout import Ids
+from f2edge.spec.layout import Ids
 
 #: Marks the empty prompt among the prefixes of a step.
 UNCONDITIONAL = -1

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from f2edge.decoding.noise import gumbel, noise_key
 from f2edge.errors import InputError
-from f2edge.layout import Ids
+from f2edge.spec.layout import Ids
 
 #: ``choose(logits float32 (B, V), step) -> int64 (B,)``.
 Chooser = Callable[[NDArray[np.float32], int], Ids]

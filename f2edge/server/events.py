@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Callable
 from threading import Lock
 
+from f2edge.engine.requests import Event, Failed, Progress, Token
 from f2edge.errors import CancelledError
-from f2edge.requests import Event, Failed, Progress, Token
-from f2edge.server.port import TicketPort
+from f2edge.server.engine_protocol import TicketPort
 
 
 class Events:

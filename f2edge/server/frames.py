@@ -12,13 +12,13 @@ from contextlib import contextmanager
 
 import grpc
 
-from f2edge.attributes import AttributeSchema
+from f2edge.engine.requests import Done
 from f2edge.errors import EngineClosedError
-from f2edge.requests import Done
 from f2edge.results import FaceReport
 from f2edge.server import validation
-from f2edge.server.calls import Call
-from f2edge.server.refusals import RefusedError, draining, refusal_of, shown
+from f2edge.server.rpc import Call
+from f2edge.server.status import RefusedError, draining, refusal_of, shown
+from f2edge.spec.attributes import AttributeSchema
 from f2edge.v1 import face_pb2 as pb
 from f2edge.wire import report_message, timings_message
 

@@ -12,10 +12,10 @@ import time
 
 from grpc_health.v1 import health, health_pb2
 
-from f2edge.requests import EngineState, EngineStats
-from f2edge.server.calls import SERVICE
+from f2edge.engine.requests import EngineState, EngineStats
+from f2edge.server.engine_protocol import EnginePort
 from f2edge.server.metrics import Metrics
-from f2edge.server.port import EnginePort
+from f2edge.server.rpc import SERVICE
 
 logger = logging.getLogger(__name__)
 

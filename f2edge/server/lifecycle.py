@@ -25,11 +25,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from f2edge.errors import InputError
-from f2edge.server.calls import SERVICE, Calls
+from f2edge.server.engine_protocol import Served
 from f2edge.server.health import Readiness
 from f2edge.server.metrics import Metrics
 from f2edge.server.pictures import PicturePool
-from f2edge.server.port import Served
+from f2edge.server.rpc import SERVICE, Calls
 from f2edge.server.security import Certificates, TokenGate
 from f2edge.server.service import FaceService
 from f2edge.server.settings import ServerSettings

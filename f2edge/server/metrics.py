@@ -11,9 +11,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
+from f2edge.engine.requests import EngineStats, Timings
 from f2edge.errors import InputError
-from f2edge.requests import EngineStats, Timings
-from f2edge.server.calls import SERVICE, Call
+from f2edge.server.rpc import SERVICE, Call
 from f2edge.wire import ModelFacts
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc
 from PIL import Image
 
-from f2edge import provenance
-from f2edge.imaging import resize
+from f2edge.imaging.images import resize
+from f2edge.provenance.label import Label
+from f2edge.provenance.saving import encode
 from f2edge.results import EditedFace, GeneratedFace
-from f2edge.saving import encode
-from f2edge.server.refusals import RefusedError
+from f2edge.server.status import RefusedError
 from f2edge.v1 import face_pb2 as pb
 from f2edge.wire import IMAGE_KINDS
 
 if TYPE_CHECKING:
-    from f2edge.credentials import Signer
+    from f2edge.provenance.c2pa import Signer
 
 Result = TypeVar("Result")
 
@@ -67,9 +67,7 @@ class PicturePool:
             return True
 
 
-def picture_message(
-    face: GeneratedFace | EditedFace, output: pb.OutputOptions, label: provenance.Label, signer: Signer | None
-) -> pb.Picture:
+def picture_message(face: GeneratedFace | EditedFace, output: pb.OutputOptions, label: Label, signer: Signer | None) -> pb.Picture:
     """A finished picture as the caller wants it, labelled and, with a signer, signed."""
     picture = resize(face.image, output.side) if output.side else face.image
     return pb.Picture(
@@ -88,6 +86,6 @@ def picture_message(
     )
 
 
-def preview_picture(image: Image.Image, side: int, label: provenance.Label) -> bytes:
+def preview_picture(image: Image.Image, side: int, label: Label) -> bytes:
     """A guess as a small labelled JPEG."""
     return encode(resize(image, side), "JPEG", label, quality=_PREVIEW_QUALITY)

@@ -11,8 +11,8 @@ import grpc
 
 from f2edge.errors import InputError
 from f2edge.pem import read_pem
-from f2edge.server.refusals import RefusedError, trailers
 from f2edge.server.settings import ServerSettings
+from f2edge.server.status import RefusedError, trailers
 from f2edge.server.tokens import Tokens
 
 logger = logging.getLogger(__name__)

@@ -15,20 +15,20 @@ from typing import TypeVar
 import numpy as np
 from google.protobuf.message import Message
 
-from f2edge import provenance
+from f2edge.engine.requests import AnalyzeRequest, Done, EditRequest, EngineState, GenerateRequest, Priority, Progress, Request, Token
 from f2edge.errors import InputError, PromptError
-from f2edge.layout import Ids
-from f2edge.requests import AnalyzeRequest, Done, EditRequest, EngineState, GenerateRequest, Priority, Progress, Request, Token
+from f2edge.provenance.label import label as new_label
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace
 from f2edge.server import validation
-from f2edge.server.calls import Call
+from f2edge.server.engine_protocol import Served
 from f2edge.server.events import Events
 from f2edge.server.frames import FrameStream, Streams
 from f2edge.server.metrics import Metrics
 from f2edge.server.pictures import PicturePool, picture_message, preview_picture
-from f2edge.server.port import Served
-from f2edge.server.refusals import draining, starting
+from f2edge.server.rpc import Call
 from f2edge.server.settings import ServerSettings
+from f2edge.server.status import draining, starting
+from f2edge.spec.layout import Ids
 from f2edge.v1 import face_pb2 as pb
 from f2edge.wire import ModelFacts, answer_message, cells_message, model_message, options_message, report_message, timings_message
 
@@ -66,7 +66,7 @@ class FaceService:
         face = done.result
         assert isinstance(face, GeneratedFace)
         self._metrics.engine_finished(call.method, done.timings)
-        label = provenance.label(prompt=face.prompt, seed=face.seed, bundle=served.facts.name)
+        label = new_label(prompt=face.prompt, seed=face.seed, bundle=served.facts.name)
         picture = await self._pool.write(lambda: picture_message(face, message.output, label, served.signer))
         decoding = _decoding(done, face.seed, options_message(face.options), face.step_ms)
         result = pb.GenerateResult(picture=picture, decoding=decoding, timings=timings_message(done.timings))
@@ -91,7 +91,7 @@ class FaceService:
         face = done.result
         assert isinstance(face, EditedFace)
         self._metrics.engine_finished(call.method, done.timings)
-        label = provenance.label(prompt=request.prompt, seed=request.seed, bundle=served.facts.name, edited=True)
+        label = new_label(prompt=request.prompt, seed=request.seed, bundle=served.facts.name, edited=True)
         picture = await self._pool.write(lambda: picture_message(face, message.output, label, served.signer))
         options = options_message(request.options.resolve(served.facts.editing))
         options.steps = done.steps_planned
@@ -185,7 +185,7 @@ class FaceService:
     ) -> Done:
         """Send previews until the image is done."""
         edited = isinstance(request, EditRequest)
-        label = provenance.label(prompt=request.prompt, seed=request.seed, bundle=self._facts.name, edited=edited)
+        label = new_label(prompt=request.prompt, seed=request.seed, bundle=self._facts.name, edited=edited)
         known: Ids | None = None
         while not isinstance(event := await events.next(), Done):
             assert isinstance(event, Progress)

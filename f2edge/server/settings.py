@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from f2edge.errors import InputError
-from f2edge.image_guard import ImageLimits
+from f2edge.imaging.guard import ImageLimits
 from f2edge.loopback import is_loopback
 
 DEFAULT_PORT = 8033

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from f2edge.attributes import AttributeSchema
 from f2edge.decoding.schedule import Schedule
+from f2edge.engine.requests import AnalyzeRequest, AskRequest, DescribeRequest, EditRequest, GenerateRequest, Priority
 from f2edge.errors import ImageError, InputError
-from f2edge.image_guard import ImageLimits
-from f2edge.imaging import crop_face, load_image
-from f2edge.regions import Region
-from f2edge.requests import AnalyzeRequest, AskRequest, DescribeRequest, EditRequest, GenerateRequest, Priority
+from f2edge.imaging.guard import ImageLimits
+from f2edge.imaging.images import crop_face, load_image
+from f2edge.imaging.regions import Region
 from f2edge.results import GenerateOptions
-from f2edge.server.port import Served
-from f2edge.server.refusals import bad_field
+from f2edge.server.engine_protocol import Served
+from f2edge.server.status import bad_field
+from f2edge.spec.attributes import AttributeSchema
 from f2edge.text import check_text
 from f2edge.v1 import face_pb2 as pb
 from f2edge.wire import IMAGE_KINDS, PRIORITIES, cells_of, options_fields
@@ -37,7 +37,7 @@ MOST_FACES = 8
 
 
 def generate_request(message: pb.GenerateRequest) -> GenerateRequest:
-    """The engine's form of ``Generate``; raises :class:`~f2edge.server.refusals.RefusedError` or :class:`PromptError`."""
+    """The engine's form of ``Generate``; raises :class:`~f2edge.server.status.RefusedError` or :class:`PromptError`."""
     return GenerateRequest(
         prompt=check_text(message.prompt, "prompt"),
         seed=_seed(message),

@@ -1,0 +1,1 @@
+"""Ceilings, kernels, power and rooflines."""

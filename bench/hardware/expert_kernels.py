@@ -1,0 +1,149 @@
+"""Which form of the experts is fastest at which width and number of rows: what the table in ``export/graph/expert_kernels.py`` rests on.
+
+    python -m bench forms --config nano
+    python -m bench forms --config 1.8b --rows 1,20,257,516
+
+One mixture of random weights alone in a graph, as lowering leaves it, by every recipe and form; milliseconds, the best of several calls.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import replace
+from typing import Annotated, Any
+
+import numpy as np
+import onnx_ir as ir
+import typer
+
+from export.graph.expert_kernels import FORMS
+from export.graph.lower import OPSET
+from export.quantize.quantize import quantise
+from export.quantize.recipes import RECIPES
+from f2edge.backends.onnxruntime import usable_cores
+from f2edge.errors import InputError
+from f2edge.spec.configuration import CONFIGURATIONS, TokenExperts
+
+_NAME = "model.blocks.0.experts.t2i"
+_TEXT = """
+<ir_version: 10, opset_import: ["" : {opset}]>
+t2i_step (float[B,S,{D}] x) => (float[B,S,{D}] y)
+<
+    int64[1] last = {{-1}}, int64[1] beside = {{-2}}, int64[1] active = {{{K}}}, int64[2] sizes = {{{shared}, {routed}}},
+    int64[4] apart = {{0, 0, {E}, {I}}}, int64[3] together = {{0, 0, {routed}}}
+>
+{{
+    scores = MatMul (x, router)
+    probability = Softmax <axis = -1> (scores)
+    best, chosen = TopK <axis = -1> (probability, active)
+    column = Unsqueeze (chosen, last)
+    equal = Equal (column, experts)
+    ones = Cast <to = 1> (equal)
+    mask = ReduceSum <keepdims = 0> (ones, beside)
+    kept = Mul (probability, mask)
+    total = ReduceSum <keepdims = 1> (kept, last)
+    gates = Div (kept, total)
+    up_product = MatMul (x, up)
+    up_sum = Add (up_product, up_bias)
+    hidden = Gelu <approximate = "tanh"> (up_sum)
+    shared, routed = Split <axis = 2> (hidden, sizes)
+    by_expert = Reshape (routed, apart)
+    gate_column = Unsqueeze (gates, last)
+    gated = Mul (by_expert, gate_column)
+    flat = Reshape (gated, together)
+    all_hidden = Concat <axis = -1> (shared, flat)
+    down_product = MatMul (all_hidden, down)
+    y = Add (down_product, down_bias)
+}}
+"""
+
+
+def mixture(width: int, shape: TokenExperts, seed: int = 0) -> ir.Model:
+    """A lowered mixture of experts with random weights, ``x`` (B, S, D) → ``y`` (B, S, D)."""
+    E, I, J = shape.routed, shape.routed_width, shape.shared_width + shape.routed * shape.routed_width
+    text = _TEXT.format(opset=OPSET, D=width, K=shape.active, shared=shape.shared_width, routed=E * I, E=E, I=I)
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # the constants are missing from the text on purpose
+    model, rng = ir.from_onnx_text(text), np.random.default_rng(seed)
+    logger.setLevel(level)
+    values = {value.name: value for node in model.graph for value in node.inputs if value is not None}
+    constants = {
+        "router": ("router.weight.T", rng.normal(size=(width, E)).astype(np.float32)),
+        "experts": ("numbers", np.arange(E, dtype=np.int64)),
+        "up": ("up.weight.T", (rng.normal(size=(width, J)) / width**0.5).astype(np.float32)),
+        "up_bias": ("up.bias", np.zeros(J, dtype=np.float32)),
+        "down": ("down.weight.T", (rng.normal(size=(J, width)) / J**0.5).astype(np.float32)),
+        "down_bias": ("down.bias", np.zeros(width, dtype=np.float32)),
+    }
+    for name, (own, array) in constants.items():
+        value = values[name]
+        value.name = f"{_NAME}.{own}"
+        value.const_value = ir.tensor(array, name=value.name)
+        model.graph.register_initializer(value)
+    return model
+
+
+def milliseconds(model: ir.Model, x: Any, threads: int, seconds: float) -> float:
+    """The best call of those that fit into ``seconds``, at least three."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    times: list[float] = []
+    session.run(None, {"x": x})
+    while len(times) < 3 or sum(times) < seconds:
+        start = time.perf_counter()
+        session.run(None, {"x": x})
+        times.append(time.perf_counter() - start)
+    return 1e3 * min(times)
+
+
+def measure(width: int, shape: TokenExperts, rows: list[int], *, threads: int | None = None, seconds: float = 0.5) -> list[dict[str, Any]]:
+    """Every recipe and form: ``{"recipe", "form", "ms": {rows: best}}``."""
+    model, rng, used = mixture(width, shape), np.random.default_rng(1), threads or usable_cores()
+    found = []
+    for recipe, form in (
+        ("fp32", "dense"),
+        ("fp32", "gathered"),
+        ("int8", "dense"),
+        ("int8", "gathered"),
+        ("int4", "dense"),
+        ("int4", "fused"),
+    ):
+        made = quantise(model.clone(), replace(RECIPES[recipe], experts=form))
+        inputs = {count: rng.normal(size=(1, count, width)).astype(np.float32) for count in rows}
+        found.append({"recipe": recipe, "form": form, "ms": {count: milliseconds(made, x, used, seconds) for count, x in inputs.items()}})
+    return found
+
+
+def forms(
+    *,
+    config: Annotated[str, typer.Option(help="Configuration whose mixture is measured: nano or 1.8b.")] = "nano",
+    rows: Annotated[str, typer.Option(help="Comma-separated numbers of rows.")] = "1,20,130,260",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; every usable core by default.")] = None,
+    seconds: Annotated[float, typer.Option(help="Time given to each figure.")] = 0.5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")] = False,
+) -> None:
+    """Time every form of the token-level experts."""
+    if config not in CONFIGURATIONS or not CONFIGURATIONS[config].token_experts.routed:
+        known = [name for name, model in CONFIGURATIONS.items() if model.token_experts.routed]
+        raise InputError(f"configuration {config!r} has no routed experts; choose one of: {', '.join(known)}")
+    if not all(count.strip().isdigit() and int(count) for count in rows.split(",")):
+        raise InputError(f"rows {rows!r}: give whole numbers of at least 1, separated by commas")
+    model, counts = CONFIGURATIONS[config], [int(count) for count in rows.split(",")]
+    found = measure(model.width, model.token_experts, counts, threads=threads, seconds=seconds)
+    document = {"config": config, "threads": threads or usable_cores(), "rows": found, "table": [vars(choice) for choice in FORMS]}
+    if not as_json:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("recipe", "form", *(f"{count} rows, ms" for count in counts), box=box.SIMPLE)
+        for row in found:
+            table.add_row(row["recipe"], row["form"], *(f"{value:.3f}" for value in row["ms"].values()))
+        Console().print(table)
+    print(json.dumps(document))

@@ -1,0 +1,269 @@
+"""What a device can do at best with a model, and what part of that devices of its kind were seen to reach.
+
+A call (a decoding step, a token of an answer, a prefill) takes the longest of three times, and is bound by it:
+
+* arithmetic: its matrix products (:mod:`f2edge.spec.flops`; in the form "plain" all routed experts, in "plugin" the active ones) at the
+dense
+  rate of its recipe's type;
+* memory: its weights once, the keys and values it reads and writes, and its activations: ``ACTIVATIONS`` half-precision values a token and
+  layer for each of the width's and the experts' columns, at the device's bandwidth;
+* launches: ``KERNELS`` kernels a layer, ``LAUNCH_US`` each, replayed from a CUDA graph.
+
+Arithmetic and memory count at the shares of the ceilings in ``SHARES``.  These are no measurement of this project: they are what eight
+published figures of another model and runtime amount to (``PUBLISHED``), and :func:`published_errors` says how far the model is from
+each of them.  Encoders, the image tokenizer's encoder and the transfer of pictures are left out.
+
+Axes: B branches or questions, P prompt columns, S text columns, N image tokens, R requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import exp, log
+
+from engines.profile import Profile
+from f2edge.spec.configuration import ModelConfiguration
+from f2edge.spec.flops import image_flops, prompt_flops, step_flops, text_flops
+
+#: Bytes of a weight by recipe; INT4 with a half-precision scale for each 128.
+WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "fp8": 1.0, "int4": 0.5 + 2 / 128}
+#: Types of arithmetic by recipe, the first that the device has: weights alone are small in INT4.
+_ARITHMETIC = {"fp16": ("fp16",), "int8": ("int8", "fp16"), "fp8": ("fp8", "int8", "fp16"), "int4": ("fp16",)}
+#: Half-precision values read or written for each column of a token in a layer: of the width, of the experts' hidden values.
+ACTIVATIONS = (14, 3)
+#: Kernels of one layer and of the rest of a call, and what one costs in a replayed graph (an assumption, not measured).
+KERNELS, OTHER_KERNELS, LAUNCH_US = 18, 60, 2.0
+#: Columns of an ordinary prompt or question, and the answer's tokens that memory is reserved for.
+PROMPT, ANSWER = 32, 128
+
+
+@dataclass(frozen=True)
+class Work:
+    """One call: operations, bytes of weights and of everything else, kernels, and the recipe that decides the rate."""
+
+    flops: float
+    weights: float
+    moved: float
+    kernels: int
+    recipe: str
+
+
+@dataclass(frozen=True)
+class Time:
+    """Milliseconds of one call and what they are bound by."""
+
+    ms: float
+    bound: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure of somebody else: Qwen3-1.7B, batch 1, W4A16 with a half-precision head (TensorRT-Edge-LLM 0.10.0, JetPack 7.2)."""
+
+    device: str
+    gb_s: float
+    fp16: float
+    tokens_s: float
+    prefill_ms: float
+
+
+PUBLISHED = (
+    Published("thor-t5000", 273.0, 258.0, 135.1, 145.0),
+    Published("agx-orin-64", 204.8, 42.6, 89.5, 308.0),
+    Published("orin-nx", 102.4, 19.2, 52.2, 674.0),
+    Published("orin-nano", 102.0, 16.7, 32.3, 1021.0),
+)
+#: Qwen3-1.7B: 28 layers, width 2048, 16 query and 8 key heads of 128, SwiGLU of 6144, vocabulary 151936; 2048 prompt tokens.
+_QWEN_LAYERS = 28 * (2 * 2048**2 + 2 * 2048 * 1024 + 3 * 2048 * 6144)
+_QWEN_TOKEN_GB = (_QWEN_LAYERS * WEIGHT_BYTES["int4"] + 151936 * 2048 * 2) / 1e9
+_QWEN_PREFILL_TFLOP = (2 * _QWEN_LAYERS * 2048 + 28 * 2 * 2048 * 2048**2) / 1e12
+
+
+def _reached(measured: Published) -> tuple[float, float]:
+    """Shares of the bandwidth (one token) and of the arithmetic (prefill) that a published figure amounts to."""
+    return measured.tokens_s * _QWEN_TOKEN_GB / measured.gb_s, _QWEN_PREFILL_TFLOP / (measured.prefill_ms / 1e3) / measured.fp16
+
+
+def _mean_shares() -> tuple[float, float]:
+    pairs = [_reached(row) for row in PUBLISHED]
+    bandwidth, arithmetic = (exp(sum(map(log, column)) / len(pairs)) for column in zip(*pairs, strict=True))
+    return bandwidth, arithmetic
+
+
+#: Shares of bandwidth and arithmetic that count as reachable: geometric means over PUBLISHED.
+SHARES = _mean_shares()
+
+
+def published_errors() -> list[tuple[str, str, float, float]]:
+    """Device, figure, published value and the model's: tokens a second and prefill milliseconds of Qwen3-1.7B."""
+    rows = []
+    for row in PUBLISHED:
+        rows.append((row.device, "tokens/s", row.tokens_s, row.gb_s * SHARES[0] / _QWEN_TOKEN_GB))
+        rows.append((row.device, "prefill ms", row.prefill_ms, 1e3 * _QWEN_PREFILL_TFLOP / (row.fp16 * SHARES[1])))
+    return rows
+
+
+# The model's own sizes --------------------------------------------------------------------------------------------------
+
+
+def hidden_columns(model: ModelConfiguration, moe: str) -> int:
+    """Columns of experts that one token's arithmetic runs through."""
+    experts = model.token_experts
+    return experts.shared_width + (experts.routed if moe == "plain" else experts.active) * experts.routed_width
+
+
+def layer_weights(model: ModelConfiguration, group: str) -> tuple[float, float]:
+    """Weights of one layer of a task group outside its routed experts, and in them."""
+    experts, mixing = model.token_experts, {"t2i": 1, "mmu": 2}[group] if model.sequence_experts else 0
+    base = 4 * model.width**2 + 2 * model.width * experts.shared_width + mixing * model.resampler_width * model.width
+    return base, 2 * model.width * experts.routed * experts.routed_width
+
+
+def _layers_bytes(model: ModelConfiguration, group: str, recipe: str, moe: str, read: str) -> float:
+    """Bytes of a group's layers: ``read`` "all", or "token" for what one token touches."""
+    base, routed = layer_weights(model, group)
+    experts = model.token_experts
+    if moe == "plugin" and experts.routed:
+        touched = routed if read == "all" else routed * experts.active / experts.routed
+        return model.layers * (base * WEIGHT_BYTES[recipe] + touched * WEIGHT_BYTES["fp16"])
+    return model.layers * (base + routed) * WEIGHT_BYTES[recipe]
+
+
+def _cache_bytes(model: ModelConfiguration, rows: int, columns: int) -> float:
+    """fp32 keys and values of all layers."""
+    return 8.0 * model.layers * rows * columns * model.width
+
+
+def _activation_bytes(model: ModelConfiguration, tokens: int, moe: str) -> float:
+    return 2.0 * model.layers * tokens * (ACTIVATIONS[0] * model.width + ACTIVATIONS[1] * hidden_columns(model, moe))
+
+
+def _as_form(model: ModelConfiguration, moe: str) -> ModelConfiguration:
+    """The configuration whose "active" experts are those that the form computes, for :mod:`f2edge.spec.flops`."""
+    experts = model.token_experts
+    return replace(model, token_experts=replace(experts, active=experts.routed)) if moe == "plain" and experts.routed else model
+
+
+def step_work(model: ModelConfiguration, recipe: str, moe: str, images: int = 1, prompt: int | None = None) -> Work:
+    """``t2i_step`` of guided images: two branches each; the prompt's columns as padded."""
+    columns = model.prompt_tokens + 3 if prompt is None else prompt
+    flops = step_flops(_as_form(model, moe), [columns] * 2 * images, images)
+    tokens, scores = 2 * images * (model.image_columns + 2), images * model.image_tokens * model.codes
+    moved = _activation_bytes(model, tokens, moe) + _cache_bytes(model, 2 * images, columns) + 4.0 * 12 * scores
+    weights = _layers_bytes(model, "t2i", recipe, moe, "all") + model.width * model.codes * WEIGHT_BYTES[recipe]
+    return Work(flops, weights, moved, KERNELS * model.layers + OTHER_KERNELS, recipe)
+
+
+def prompt_work(model: ModelConfiguration, recipe: str, moe: str) -> Work:
+    """``t2i_prefill`` of one prompt, padded to the longest."""
+    columns = model.prompt_tokens + 3
+    moved = _activation_bytes(model, columns, moe) + _cache_bytes(model, 1, columns)
+    flops = prompt_flops(_as_form(model, moe), columns)
+    return Work(flops, _layers_bytes(model, "t2i", recipe, moe, "all"), moved, KERNELS * model.layers, recipe)
+
+
+def image_work(model: ModelConfiguration, recipe: str, moe: str) -> Work:
+    """``mmu_prefill`` of one face."""
+    columns = model.image_columns + 3
+    moved = _activation_bytes(model, columns, moe) + _cache_bytes(model, 1, columns)
+    flops = image_flops(_as_form(model, moe))
+    return Work(flops, _layers_bytes(model, "mmu", recipe, moe, "all"), moved, KERNELS * model.layers, recipe)
+
+
+def token_work(model: ModelConfiguration, recipe: str, moe: str, earlier: int = 2 * PROMPT) -> Work:
+    """``mmu_extend`` by one token of one answer."""
+    before = model.image_columns + 3 + earlier
+    weights = _layers_bytes(model, "mmu", recipe, moe, "token") + model.width * model.text_vocabulary * WEIGHT_BYTES[recipe]
+    moved = _activation_bytes(model, 1, moe) + _cache_bytes(model, 1, before + earlier)  # the text's columns are also written
+    flops = text_flops(_as_form(model, moe), [1], earlier)
+    return Work(flops, weights, moved, KERNELS * model.layers, recipe)
+
+
+def resident_bytes(model: ModelConfiguration, profile: Profile, moe: str) -> float:
+    """Engines of both tasks loaded at once, each with weights of its own, tables, the caches of one batch of each task, and what one
+    decoding step keeps alive: scores of the sampler and activations.
+    """
+    total = 0.0
+    for graph in ("t2i_prefill", "t2i_step", "mmu_prefill", "mmu_extend"):
+        total += _layers_bytes(model, graph[:3], profile.recipes[graph], moe, "all")
+    rows = model.text_vocabulary + len(model.specials) + (model.codes if model.image_input == "table" else 0)
+    total += 2.0 * rows * model.width * 4 + model.width * model.codes * WEIGHT_BYTES[profile.recipes["t2i_step"]]
+    total += model.width * model.text_vocabulary * WEIGHT_BYTES[profile.recipes["mmu_extend"]]
+    images = max(profile.build.images)
+    total += _cache_bytes(model, 2 * images, model.prompt_tokens + 3)
+    total += _cache_bytes(model, 1, model.image_columns + 3) + _cache_bytes(model, profile.build.questions, PROMPT + ANSWER)
+    live = 4.0 * 2 * images * (model.image_columns + 2) * (8 * model.width + 2 * hidden_columns(model, moe))
+    return total + 16.0 * images * model.image_tokens * model.codes + min(live, profile.build.workspace_mib * 2**20)
+
+
+# Times ------------------------------------------------------------------------------------------------------------------
+
+
+def rate_of(profile: Profile, recipe: str) -> tuple[str, float]:
+    """Type of arithmetic that a recipe runs in on a device, and its dense rate in tera-operations a second."""
+    kind = next(kind for kind in _ARITHMETIC[recipe] if kind in profile.rates)
+    return kind, profile.rates[kind]
+
+
+def time_of(work: Work, profile: Profile, *, ideal: bool = False) -> Time:
+    """The longest of the three times; ``ideal`` counts the whole of both ceilings and no launches."""
+    bandwidth, arithmetic = (1.0, 1.0) if ideal else SHARES
+    times = {
+        "compute": 1e3 * work.flops / (rate_of(profile, work.recipe)[1] * 1e12 * arithmetic),
+        "memory": 1e3 * (work.weights + work.moved) / (profile.memory.bandwidth_gb_s * 1e9 * bandwidth),
+        "launch": 0.0 if ideal else work.kernels * LAUNCH_US / 1e3,
+    }
+    bound = max(times, key=lambda kind: times[kind])
+    return Time(times[bound], bound)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One device and model.
+
+    Attributes:
+        resident_gb: see :func:`resident_bytes`; ``fits``: whether the device's usable memory holds it.
+        step: one decoding step of one guided image; ``step_ideal_ms`` at the whole of the ceilings.
+        face_ms: two prompts and all steps of one image; decoding the tokens to pixels adds ``decode_ms``.
+        token: one token of an answer.
+        first_ms: an image's prefill, after which questions are answered.
+    """
+
+    device: str
+    model: str
+    moe: str
+    resident_gb: float
+    fits: bool
+    step: Time
+    step_ideal_ms: float
+    steps: int
+    decode_ms: float
+    face_ms: float
+    token: Time
+    token_ideal_ms: float
+    first_ms: float
+
+
+def predict(model: ModelConfiguration, profile: Profile, moe: str, steps: int, decode_flops: float) -> Prediction:
+    """All figures of one device; ``decode_flops``: of the image tokenizer's decoder, half precision."""
+    step = step_work(model, profile.recipes["t2i_step"], moe)
+    token = token_work(model, profile.recipes["mmu_extend"], moe)
+    step_time, token_time = time_of(step, profile), time_of(token, profile)
+    prompt = time_of(prompt_work(model, profile.recipes["t2i_prefill"], moe), profile)
+    decode = time_of(Work(decode_flops, 0.0, 0.0, 120, "fp16"), profile)
+    resident = resident_bytes(model, profile, moe) / 1e9
+    return Prediction(
+        device=profile.name,
+        model=model.name,
+        moe=moe,
+        resident_gb=resident,
+        fits=resident <= profile.memory.usable_gb,
+        step=step_time,
+        step_ideal_ms=time_of(step, profile, ideal=True).ms,
+        steps=steps,
+        decode_ms=decode.ms,
+        face_ms=2 * prompt.ms + steps * step_time.ms + decode.ms,
+        token=token_time,
+        token_ideal_ms=time_of(token, profile, ideal=True).ms,
+        first_ms=time_of(image_work(model, profile.recipes["mmu_prefill"], moe), profile).ms,
+    )

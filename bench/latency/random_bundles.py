@@ -1,0 +1,57 @@
+r"""Bundles of random weights for the benches, written in a process of its own, which takes PyTorch's memory with it when it ends.
+
+    python -m bench.latency.random_bundles \
+        '{"configuration": "show-o", "layers": 2, "seed": 0, "recipes": ["int8"], "folder": "runs/show-o"}'
+
+Times do not depend on values, so recipes that would calibrate round to nearest instead, and no parity is measured; ``python -m export
+random-bundle`` does both.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from export.bundle_writer import Card, recipe_form, trace_all, write_bundle
+from export.checkpoints.random_weights import random_models_of, shortened
+from export.defaults import manner_of
+from export.quantize.recipes import RECIPES, Recipe, recipe_named
+from f2edge.bundle.bundle import TOKENIZER, embedded_folder
+
+
+def uncalibrated(recipe: Recipe) -> Recipe:
+    """The same kernels without calibration."""
+
+    def plain(name: str) -> str:
+        own = recipe_named(name)
+        return next(other.name for other in (own, *RECIPES.values()) if not other.calibrated and other.precision == own.precision)
+
+    return replace(recipe, method="rtn", smooth=None, graphs={graph: plain(name) for graph, name in recipe.graphs.items()})
+
+
+def write(configuration: str, layers: int | None, seed: int, recipes: Sequence[str], folder: Path) -> None:
+    """One bundle per recipe, ``folder/<recipe>``."""
+    chosen = [recipe_named(name) for name in recipes]
+    models = random_models_of(shortened(configuration, layers), seed)
+    manner = manner_of(models.configuration)
+    card = Card("Random weights; for benches.", generation=manner.generation, question_template=manner.question_template)
+    traced = trace_all(models, lambda message: print(message, file=sys.stderr))
+    for recipe in chosen:
+        write_bundle(
+            folder / recipe.name,
+            models=models,
+            text_tokenizer_path=embedded_folder() / "nano" / TOKENIZER,
+            recipe=recipe.name,
+            form=recipe_form(uncalibrated(recipe)),
+            card=card,
+            traced=traced,
+        )
+
+
+if __name__ == "__main__":
+    row = json.loads(sys.argv[1])
+    write(row["configuration"], row["layers"], row["seed"], row["recipes"], Path(row["folder"]))
+    print(json.dumps({"written": row["recipes"], "known": sorted(RECIPES)}))

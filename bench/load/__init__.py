@@ -1,0 +1,1 @@
+"""How a server behaves under load and under hostile input."""

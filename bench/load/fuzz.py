@@ -1,0 +1,238 @@
+"""Hostile calls against a real server for as long as one likes: ``python -m bench fuzz --duration 600``.
+
+It starts ``f2edge serve`` on 127.0.0.1, sends one attempt after another and looks at the process around each: processor time, and the
+peak of its memory.  A finding is a status that the contract does not document, more than 200 ms of processor time or 200 MB for a call
+that was refused, a call that takes 20 s, a message that names something of the inside, a health check that fails, or the server's end.
+``tests/f2edge/server/test_server_fuzz.py`` does the same in a minute, with Hypothesis.  The attempts behind findings are kept where
+``--out`` says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import grpc
+import typer
+
+from bench.load.fuzz_inputs import METHODS, Attempt, Inputs
+from bench.load.server import ServerProcess, check
+from f2edge.cli.console import Output
+from f2edge.errors import InputError
+from f2edge.server.rpc import SERVICE
+
+#: What a call of at most 4 MiB may cost.
+PROCESSOR_MS, MEMORY_MB, LONGEST_S = 200.0, 200.0, 20.0
+#: Codes that the contract documents for what anybody may send; UNIMPLEMENTED and INTERNAL are gRPC's own, for what is no call of it.
+DOCUMENTED = frozenset({"OK", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "CANCELLED"})
+_WRONG_COUNT = frozenset({"UNIMPLEMENTED", "INTERNAL", "UNKNOWN"})
+_PLACES = ("Traceback", "site-packages", str(Path(__file__).parents[2]), sys.prefix, tempfile.gettempdir() + "/")
+_CHECK_EVERY = 25
+_KEPT = 20
+_NOTHING_SENT_S = 0.5
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Findings:
+    """What was seen.
+
+    Attributes:
+        codes: by kind of attempt.
+        refused_ms, refused_mb: processor time and growth of memory of the costliest call that was refused.
+        answered_ms: processor time of the costliest call that was answered: the model's work is in it.
+        found: what should not be, in words.
+    """
+
+    calls: int = 0
+    connections: int = 0
+    codes: dict[str, Counter[str]] = field(default_factory=dict)
+    refused_ms: float = 0.0
+    refused_mb: float = 0.0
+    answered_ms: float = 0.0
+    found: list[str] = field(default_factory=list)
+
+
+class Watch:
+    """Processor time and peak memory of a process around a call (Linux)."""
+
+    def __init__(self, pid: int) -> None:
+        self._folder = Path(f"/proc/{pid}")
+
+    def begin(self) -> None:
+        (self._folder / "clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+        self._before = self._ms(), self._mb("VmRSS")
+
+    def end(self) -> tuple[float, float]:
+        """Milliseconds and megabytes since :meth:`begin`."""
+        ms, mb = self._before
+        return self._ms() - ms, self._mb("VmHWM") - mb
+
+    def _ms(self) -> float:
+        fields = (self._folder / "stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return 1e3 * _TICK_S * (int(fields[11]) + int(fields[12]))
+
+    def _mb(self, name: str) -> float:
+        lines = (self._folder / "status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(name + ":"))
+
+
+def send(channel: grpc.Channel, attempt: Attempt) -> tuple[str, str]:
+    """Make a call; its code and message."""
+    # gRPC's server leaves a call without its message open for as long as the caller likes, at no cost
+    arguments = {"timeout": LONGEST_S if attempt.messages else _NOTHING_SENT_S, "metadata": attempt.metadata}
+    if attempt.gzip:
+        arguments["compression"] = grpc.Compression.Gzip
+    path = f"/{SERVICE.full_name}/{attempt.method}"
+    try:
+        if METHODS[attempt.method].client_streaming or len(attempt.messages) != 1:
+            list(channel.stream_stream(path)(iter(attempt.messages), **arguments))
+        else:
+            list(channel.unary_stream(path)(attempt.messages[0], **arguments))
+    except grpc.RpcError as error:
+        return str(error.code().name), str(error.details())
+    return "OK", ""
+
+
+def judge(attempt: Attempt, code: str, message: str, cost: tuple[float, float], seconds: float) -> list[str]:
+    """What is wrong with the end of a call."""
+    ms, mb = cost
+    allowed = DOCUMENTED | _WRONG_COUNT if len(attempt.messages) != 1 else DOCUMENTED
+    wrong = []
+    if code not in allowed:
+        wrong.append(f"ended with {code}: {message[:200]}")
+    if any(place in message for place in _PLACES):
+        wrong.append(f"names something of the inside: {message[:200]}")
+    if code not in ("OK", "DEADLINE_EXCEEDED") and len(attempt.messages) <= 1 and (ms > PROCESSOR_MS or mb > MEMORY_MB):
+        wrong.append(f"was refused after {ms:.0f} ms of processor time and {mb:.0f} MB")
+    if seconds > LONGEST_S or mb > MEMORY_MB:
+        wrong.append(f"took {seconds:.1f} s and {mb:.0f} MB")
+    return [f"{attempt.kind}, {attempt.method}: {what}" for what in wrong]
+
+
+def run(server: ServerProcess, seconds: float, seed: int, speak: Output, out: Path | None) -> Findings:
+    """Attempt after attempt until the time is over or the server is."""
+    findings, inputs, watch = Findings(), Inputs(seed), Watch(server.pid)
+    start = time.perf_counter()
+    with grpc.insecure_channel(server.address) as channel, speak.progress("fuzz") as progress:
+        check(channel)
+        while (elapsed := time.perf_counter() - start) < seconds and len(findings.found) < _KEPT:
+            progress(int(elapsed), int(seconds))
+            attempt, begun = inputs.next(), time.perf_counter()
+            watch.begin()
+            code, message = send(channel, attempt)
+            try:
+                cost = watch.end()
+            except (OSError, StopIteration):
+                findings.found.append(f"{attempt.kind}, {attempt.method}: the server ended")
+                _keep(attempt, len(findings.found), out)
+                break
+            _count(findings, attempt, code, cost)
+            wrong = judge(attempt, code, message, cost, time.perf_counter() - begun)
+            if findings.calls % _CHECK_EVERY == 0:
+                wrong += _rude_connection(server.address, inputs, findings)
+                state = check(channel)
+                wrong += [f"after {attempt.kind}: health says {state}"] if state != "SERVING" else []
+            if wrong:
+                findings.found += wrong
+                _keep(attempt, len(findings.found), out)
+    return findings
+
+
+def _count(findings: Findings, attempt: Attempt, code: str, cost: tuple[float, float]) -> None:
+    findings.calls += 1
+    findings.codes.setdefault(attempt.kind, Counter())[code] += 1
+    if code in ("OK", "DEADLINE_EXCEEDED") or len(attempt.messages) > 1:
+        findings.answered_ms = max(findings.answered_ms, cost[0])
+    else:
+        findings.refused_ms, findings.refused_mb = max(findings.refused_ms, cost[0]), max(findings.refused_mb, cost[1])
+
+
+def _rude_connection(address: str, inputs: Inputs, findings: Findings) -> list[str]:
+    """Bytes that are no gRPC, on a connection of their own."""
+    host, _, port = address.rpartition(":")
+    findings.connections += 1
+    try:
+        with socket.create_connection((host, int(port)), timeout=5) as raw:
+            raw.sendall(inputs.frames())
+            raw.settimeout(0.2)
+            raw.recv(4096)
+    except (TimeoutError, ConnectionResetError, BrokenPipeError):
+        pass
+    except OSError as error:
+        return [f"a bare connection: {error.strerror}"]
+    return []
+
+
+def _keep(attempt: Attempt, number: int, out: Path | None) -> None:
+    if out is None:
+        return
+    try:
+        folder = out / f"finding-{number:02d}-{attempt.method}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for index, message in enumerate(attempt.messages):
+            (folder / f"{index}.bin").write_bytes(message)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+def report(findings: Findings, seconds: float) -> dict[str, Any]:
+    """As one document."""
+    return {
+        "seconds": seconds,
+        "calls": findings.calls,
+        "bare_connections": findings.connections,
+        "codes": {kind: dict(codes) for kind, codes in sorted(findings.codes.items())},
+        "refused_processor_ms_most": findings.refused_ms,
+        "refused_memory_mb_most": findings.refused_mb,
+        "answered_processor_ms_most": findings.answered_ms,
+        "found": findings.found,
+    }
+
+
+def _show(document: dict[str, Any], speak: Output) -> None:
+    rows = [(kind, ", ".join(f"{count} {code}" for code, count in codes.items())) for kind, codes in document["codes"].items()]
+    speak.table(("attempts", "ended with…"), rows)
+    speak.line(
+        f"{document['calls']} calls and {document['bare_connections']} bare connections in {document['seconds']:.0f} s; refused "
+        f"calls took at most {document['refused_processor_ms_most']:.0f} ms of processor and {document['refused_memory_mb_most']:.0f} MB"
+    )
+    speak.line(f"findings: {len(document['found'])}")
+    for what in document["found"]:
+        speak.line(f"  {what}")
+
+
+def _arguments(bundle: str, threads: int | None) -> Sequence[str]:
+    return ["--bundle", bundle, *([] if threads is None else ["--threads", str(threads)])]
+
+
+def fuzz(
+    *,
+    seconds: Annotated[float, typer.Option("--duration", min=1.0, max=86_400.0, help="How long.")] = 60.0,
+    seed: Annotated[int, typer.Option(help="Of the attempts.")] = 1,
+    bundle: Annotated[str, typer.Option(help="Name or folder of a bundle.")] = "nano",
+    threads: Annotated[int | None, typer.Option(help="CPU threads of the server.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the attempts behind findings.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")] = False,
+) -> None:
+    """Send a server what nobody sane would send; exit code 1 where something is found."""
+    speak = Output(json=as_json)
+    if not Path("/proc/self/clear_refs").exists():
+        raise InputError("the fuzzing bench reads the server's memory from /proc, which this system lacks; run it on Linux")
+    with ServerProcess(_arguments(bundle, threads)) as server:
+        begun = time.perf_counter()
+        findings = run(server, seconds, seed, speak, out)
+        document = report(findings, time.perf_counter() - begun)
+    _show(document, speak)
+    print(json.dumps(document))
+    if findings.found:
+        raise typer.Exit(1)

@@ -1,0 +1,141 @@
+"""The soak: many clients with mixed work for a long time, and nothing may wear out.
+
+First every distinct request is made alone, on the idle server; then clients send them at once, and each reply must be the one it was alone.
+One call in twenty is a client's own fault or wish (a bad prompt, a deadline that cannot be met, leaving early): those must end with just
+the status that says so.  The server's memory is looked at every second: its drift is the median of the last tenth of the run less the
+median of the tenth after the warm-up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.load.loops import Progress, Run, Sample, closed_loop
+from bench.load.report import health_figures
+from bench.load.server import Sampler, resident_mb
+from bench.load.work import Caller, Query, Reply
+from f2edge.v1 import face_pb2 as pb
+
+CLIENTS = 16
+#: Part of the run after which memory should not grow any more.
+_WARM_SHARE = 0.2
+_WINDOW_SHARE = 0.1
+_OWN_FAULTS = 0.05
+_HOPELESS_S = 0.001
+_PAUSE_S = 0.05
+_LISTED = 5
+
+Alone = Mapping[tuple[str, int], bytes]
+
+
+@dataclass
+class Findings:
+    """What went wrong, with the first few cases of each in words."""
+
+    errors: list[str] = field(default_factory=list)
+    different: list[str] = field(default_factory=list)
+    own_faults: Counter[str] = field(default_factory=Counter)
+
+
+async def replies_alone(
+    caller: Caller, queries: Mapping[str, Sequence[Query]], progress: Progress
+) -> tuple[dict[tuple[str, int], bytes], Run]:
+    """The reply of every distinct request, made one at a time."""
+    every = [query for group in queries.values() for query in group]
+    run = await closed_loop([caller], iter(every), float("inf"), len(every), lambda done, _: progress(done, len(every)))
+    return {(s.method, s.number): s.reply.content for s in run.samples if s.ok}, run
+
+
+async def soak(
+    callers: Sequence[Caller], queries: Iterator[Query], alone: Alone, *, seconds: float, seed: int, progress: Progress
+) -> tuple[Run, Findings]:
+    """Every caller in a loop of its own for ``seconds``; samples are of the calls that should succeed."""
+    samples: list[Sample] = []
+    findings = Findings()
+    start = time.perf_counter()
+
+    async def client(index: int, caller: Caller) -> None:
+        rng = random.Random(seed * 1000 + index)  # noqa: S311
+        while (elapsed := time.perf_counter() - start) < seconds:
+            progress(int(elapsed), int(seconds))
+            query, intended = next(queries), time.perf_counter()
+            if rng.random() < _OWN_FAULTS:
+                await _own_fault(rng, caller, query, findings)
+                continue
+            reply = await caller(query)
+            samples.append(Sample(query.method, query.number, intended, reply))
+            _judge(samples[-1], alone, findings)
+            if reply.code != "OK":
+                await asyncio.sleep(max(reply.pushback_s, _PAUSE_S))
+
+    await asyncio.gather(*(client(index, caller) for index, caller in enumerate(callers)))
+    return Run(samples, time.perf_counter() - start), findings
+
+
+def _judge(sample: Sample, alone: Alone, findings: Findings) -> None:
+    name = f"{sample.method} {sample.number}"
+    if not sample.ok:
+        findings.errors.append(f"{name}: {sample.reply.code}")
+    elif sample.reply.content != alone.get((sample.method, sample.number)):
+        findings.different.append(name)
+
+
+async def _own_fault(rng: random.Random, caller: Caller, query: Query, findings: Findings) -> None:
+    """A call that may not succeed, by the client's own doing."""
+    kind = rng.choice(("a bad prompt", "a hopeless deadline", "leaving early"))
+    if kind == "a bad prompt":
+        reply = await caller(Query("generate", -1, pb.GenerateRequest(prompt="\x00")))
+        right = reply.code == "INVALID_ARGUMENT"
+    elif kind == "a hopeless deadline":
+        reply = await caller(query, timeout_s=_HOPELESS_S)
+        right = reply.code == "DEADLINE_EXCEEDED"
+    else:
+        reply = await _left(caller, query, 0.1 * rng.random())
+        right = reply.code in ("CANCELLED", "OK")  # it may have been quicker
+    findings.own_faults[kind] += 1
+    if not right:
+        findings.errors.append(f"{kind}, {query.method} {query.number}: {reply.code}")
+
+
+async def _left(caller: Caller, query: Query, after_s: float) -> Reply:
+    sent = time.perf_counter()
+    try:
+        return await asyncio.wait_for(caller(query), after_s)
+    except asyncio.TimeoutError:
+        return Reply("CANCELLED", sent, time.perf_counter())
+
+
+def memory_sampler(pid: int | None) -> Sampler:
+    """Resident memory once a second; sees nothing where the server is not ours."""
+    return Sampler(lambda: resident_mb(pid), 1.0)
+
+
+def drift_mb(seen: Sequence[tuple[float, float]], seconds: float) -> float | None:
+    """Growth of memory after the warm-up; None where a window has no sample."""
+    width, warm = _WINDOW_SHARE * seconds, _WARM_SHARE * seconds
+    early = [mb for at, mb in seen if warm <= at < warm + width]
+    late = [mb for at, mb in seen if seconds - width <= at <= seconds]
+    return statistics.median(late) - statistics.median(early) if early and late else None
+
+
+def figures_of_soak(findings: Findings, memory: Sampler, health: Sampler, seconds: float) -> dict[str, Any]:
+    """The soak's own figures, beside those of its run."""
+    drift = drift_mb(memory.seen, seconds)
+    return {
+        "errors": len(findings.errors),
+        "first_errors": findings.errors[:_LISTED],
+        "different_replies": len(findings.different),
+        "first_different": findings.different[:_LISTED],
+        "own_faults": dict(findings.own_faults),
+        "memory_drift_mb": drift,
+        "memory_mb": [round(mb, 1) for _, mb in memory.seen],
+        "health": health_figures(health),
+        "passed": not findings.errors and not findings.different and (drift is None or drift <= 20.0),
+    }

@@ -1,0 +1,1 @@
+"""Weight files of other projects, and random ones in their place."""

@@ -1,0 +1,199 @@
+r"""Published Show-o weights as our own: the work behind ``python -m export import-showo``.
+
+    python -m export import-showo --showo show-o --magvit magvitv2 --out runs/show-o [--dry-run]
+
+Reads the Hugging Face layouts of ``showlab/show-o`` (256 and 512 pixels, with and without CLIP-ViT) and ``showlab/magvitv2``, checks every
+name and shape, and writes, one tensor at a time and in the dtype of the source:
+
+    OUT/unified.safetensors      the transformer                  OUT/tokenizer.safetensors   the image tokenizer
+    OUT/projector.safetensors    CLIP-ViT checkpoints only: the projector, for training; bundles do not use it
+
+What works with which checkpoint: pictures from words and edits with all; answers by image tokens with those without CLIP-ViT.  A CLIP-ViT
+checkpoint answers by CLIP features behind a system prompt, which no graph of a bundle takes; its answers by image tokens are untrained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from export.checkpoints import magvit2 as magvit2_checkpoint
+from export.checkpoints import showo as showo_checkpoint
+from export.checkpoints.weight_files import ForeignWeights, Shape, TensorInfo, mismatches, open_weights, read_json, write_streamed
+from f2edge.errors import InputError
+from f2edge.spec.configuration import SHOW_O, ModelConfiguration
+
+UNIFIED, TOKENIZER, PROJECTOR = "unified.safetensors", "tokenizer.safetensors", "projector.safetensors"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file to be written: what it is, where it comes from, and its tensors.
+
+    Attributes:
+        name: for people.
+        file: its name in the output folder.
+        weights: where it is read from.
+        shapes: of the tensors written.
+        tensors: gives them, one at a time.
+        configuration: stored in the file.
+    """
+
+    name: str
+    file: str
+    weights: ForeignWeights
+    shapes: Mapping[str, Shape]
+    tensors: Callable[[], Iterable[tuple[str, Tensor]]]
+    configuration: Mapping[str, Any]
+
+    def infos(self) -> dict[str, TensorInfo]:
+        return {name: TensorInfo(shape, self.weights.float_dtype) for name, shape in self.shapes.items()}
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What the two folders hold: the configuration, and the files that they give."""
+
+    configuration: ModelConfiguration
+    parts: tuple[Part, ...]
+
+    def table(self) -> str:
+        """What was recognised, one line for each file."""
+        rows = [("part", "from", "tensors", "values", "numbers", "to")]
+        for part in self.parts:
+            infos = part.infos()
+            values = sum(info.values for info in infos.values())
+            source = f"{part.weights.source} ({len(part.weights)} tensors)"
+            rows.append(
+                (part.name, source, str(len(infos)), f"{values:,}", str(part.weights.float_dtype).removeprefix("torch."), part.file)
+            )
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def recognise(showo: Path, magvit: Path, size: int | None = None, base: ModelConfiguration = SHOW_O) -> Recognised:
+    """Look at both folders without reading a tensor.
+
+    Args:
+        showo: folder of the transformer, or its weights file.
+        magvit: likewise, of the image tokenizer.
+        size: pixels along one side of the pictures; None takes it from ``config.json``.
+        base: sizes of the transformer and the tokenizer.
+
+    Raises:
+        InputError: not there, unreadable, or other tensors than the published ones; all differences are listed.
+    """
+    transformer, tokenizer = open_weights(showo), open_weights(magvit)
+    configuration, lines = _configured(showo, size, base)
+    with_clip = showo_checkpoint.has_projector(transformer.infos) or _config(showo).get("w_clip_vit") is True
+    complaints = _listed(
+        showo, "Show-o checkpoint", lines, transformer, showo_checkpoint.foreign_shapes(configuration, projector=with_clip)
+    )
+    kind = str(_config(magvit).get("_class_name", "MAGVITv2"))
+    lines = [] if kind.lower() == "magvitv2" else [f"config.json names a {kind}"]
+    complaints += _listed(magvit, "MAGVIT-v2 checkpoint", lines, tokenizer, magvit2_checkpoint.foreign_shapes(configuration.tokenizer))
+    if complaints:
+        raise InputError("\n".join(complaints))
+    model_row, tokenizer_row = configuration.to_json(), asdict(configuration.tokenizer)
+    shapes, tokenizer_shapes = showo_checkpoint.own_shapes(configuration), magvit2_checkpoint.own_shapes(configuration.tokenizer)
+    parts = [
+        Part(
+            f"Show-o transformer, {configuration.tokenizer.image_size} px", UNIFIED, transformer, shapes,
+            lambda: showo_checkpoint.renamed(transformer, configuration), model_row,
+        ),
+        Part(
+            "MAGVIT-v2 image tokenizer", TOKENIZER, tokenizer, tokenizer_shapes,
+            lambda: magvit2_checkpoint.renamed(tokenizer, configuration.tokenizer), tokenizer_row,
+        ),
+    ]  # fmt: skip
+    if with_clip:
+        shapes = showo_checkpoint.projector_shapes(configuration)
+        parts.append(Part("CLIP-ViT projector", PROJECTOR, transformer, shapes, lambda: showo_checkpoint.projector(transformer), model_row))
+    return Recognised(configuration, tuple(parts))
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """The ``config.json`` of a folder; empty where there is none or a file was given."""
+    file = path / "config.json"
+    return read_json(file) if file.is_file() else {}
+
+
+def _configured(showo: Path, size: int | None, base: ModelConfiguration) -> tuple[ModelConfiguration, list[str]]:
+    """``base`` at the size that was asked or that the folder's configuration names, and what else of it disagrees with ``base``."""
+    config = _config(showo)
+    expected = {
+        "_class_name": "Showo",
+        "vocab_size": base.vocabulary,
+        "llm_vocab_size": base.text_vocabulary,
+        "codebook_size": base.codes,
+        "mask_token_id": base.vocabulary - 1,
+    }
+    lines = [f"config.json: {key} is {config[key]}, must be {value}" for key, value in expected.items() if config.get(key, value) != value]
+    if size is None:
+        tokens = config.get("num_vq_tokens")
+        if not isinstance(tokens, int) or tokens < 1 or isqrt(tokens) ** 2 != tokens:
+            raise InputError(f"{showo}: config.json does not tell the size of its pictures (num_vq_tokens); give --size 256 or --size 512")
+        size = isqrt(tokens) * base.tokenizer.downsampling
+    if size % base.tokenizer.downsampling or size < base.tokenizer.downsampling:
+        raise InputError(f"--size {size}: must be a multiple of {base.tokenizer.downsampling}, as 256 or 512")
+    return replace(base, tokenizer=replace(base.tokenizer, image_size=size)), lines
+
+
+def _listed(path: Path, what: str, lines: list[str], weights: ForeignWeights, expected: Mapping[str, Shape]) -> list[str]:
+    """The complaints about one folder under a heading; empty where there are none."""
+    lines = lines + mismatches(weights.infos, expected)
+    lines += [f"not float  {name} is {info.dtype}" for name, info in weights.infos.items() if _integer(name, info)]
+    if not lines:
+        return []
+    hint = "; are --showo and --magvit swapped?" if len(lines) > len(expected) else ""
+    return [f"{path}: this is no {what} ({len(lines)} differences){hint}", *(f"  {line}" for line in lines)]
+
+
+def _integer(name: str, info: TensorInfo) -> bool:
+    return not info.dtype.is_floating_point and not name.startswith("quantize.")
+
+
+def import_show_o(
+    showo: Path,
+    magvit: Path,
+    out: Path,
+    *,
+    size: int | None = None,
+    dry_run: bool = False,
+    base: ModelConfiguration = SHOW_O,
+    progress: Callable[[str], None] = print,
+) -> list[Path]:
+    """Check both folders, say what they are, and write them as our own checkpoints.
+
+    Args:
+        showo: as in :func:`recognise`.
+        magvit: likewise.
+        out: folder of the files, made where it does not exist.
+        size: as in :func:`recognise`.
+        dry_run: check and say only.
+        base: as in :func:`recognise`.
+        progress: told the table and each file written.
+
+    Returns:
+        the files written, which ``python -m export onnx --unified OUT --tokenizer OUT`` reads.
+
+    Raises:
+        InputError: as in :func:`recognise`.
+        OutputError: the folder cannot be written, or the disk is too small; no half file is left.
+    """
+    recognised = recognise(showo, magvit, size, base)
+    progress(recognised.table())
+    if dry_run:
+        return []
+    written = []
+    for part in recognised.parts:
+        write_streamed(out / part.file, part.infos(), part.tensors(), {"configuration": json.dumps(part.configuration)})
+        written.append(out / part.file)
+        progress(f"wrote {out / part.file}")
+    return written

@@ -1,0 +1,203 @@
+"""What the columns of somebody else's table hold: image, captions, conversations, questions and answers, or nothing of use.
+
+Content decides, names help: a column is only taken for what its values can be, and the reason is kept for ``explain``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.data.external.rows import IMAGE_SUFFIXES, Row
+
+_IMAGE_NAMES = ("image", "image_path", "img", "img_path", "image_file", "file_name", "filename", "file", "path", "image_name", "picture",
+                "photo", "jpg", "png", "webp", "image_id", "id", "key")  # fmt: skip
+_IMAGE_FOLDERS = ("", "images", "image", "imgs", "img", "train")
+_CAPTION_WORDS = frozenset(("caption", "text", "txt", "description", "desc", "prompt", "sentence", "comment", "summary"))
+_NOT_TEXT_WORDS = frozenset(("negative", "ocr", "id", "number", "url"))
+_QUESTION_WORDS = frozenset(("question", "query", "instruction"))
+_ANSWER_WORDS = frozenset(("answer", "response", "output", "reply"))
+_ASKERS, _ANSWERERS = frozenset(("human", "user")), frozenset(("gpt", "assistant", "model", "chatgpt"))
+_PLACEHOLDER = re.compile(r"<\|?image\|?>|<img>|\[IMG\]", re.IGNORECASE)
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its role ("image", "captions", "conversation", "pairs", "question", "answer" or "ignored") and why."""
+
+    name: str
+    role: str
+    reason: str
+
+
+def unpacked(value: Any) -> Any:
+    """Lists and objects that were stored as a JSON string (CSV does that) as what they are; anything else unchanged."""
+    if isinstance(value, str) and value[:1] in {"[", "{"}:
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def texts_of(value: Any) -> list[str]:
+    """The non-empty strings of a string or a list of strings; ``[]`` for anything else."""
+    value = unpacked(value)
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in values):
+        return []
+    return [text.strip() for text in values if text.strip()]
+
+
+def turns_of(value: Any) -> list[Pair]:
+    """Question and answer pairs of a LLaVA-style conversation (``from``/``value`` or ``role``/``content``); image marks are taken out."""
+    value = unpacked(value)
+    pairs: list[Pair] = []
+    question = ""
+    for turn in value if isinstance(value, list) else []:
+        if not isinstance(turn, dict):
+            return []
+        speaker, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+        if not isinstance(speaker, str) or not isinstance(text, str):
+            return []
+        if speaker.lower() in _ASKERS:
+            question = _PLACEHOLDER.sub("", text).strip()
+        elif speaker.lower() in _ANSWERERS and question and text.strip():
+            pairs.append((question, text.strip()))
+            question = ""
+    return pairs
+
+
+def pairs_of(value: Any) -> list[Pair]:
+    """Pairs of a list of objects with a question and an answer each."""
+    value = unpacked(value)
+    pairs = []
+    for item in value if isinstance(value, list) else [value]:
+        if not isinstance(item, dict):
+            return []
+        question = next((item[name] for name in item if _words(name) & _QUESTION_WORDS), None)
+        answer = next((item[name] for name in item if _words(name) & _ANSWER_WORDS), None)
+        if isinstance(question, str) and isinstance(answer, str) and question.strip() and answer.strip():
+            pairs.append((question.strip(), answer.strip()))
+    return pairs
+
+
+def find_image(value: Any, base: Path) -> bytes | Path | None:
+    """Bytes, or the path of an existing file, for what an image column holds: bytes, ``{bytes, path}``, a path or a bare id."""
+    if isinstance(value, Mapping):
+        data = value.get("bytes")
+        return bytes(data) if isinstance(data, bytes | bytearray) and data else find_image(value.get("path"), base)
+    if isinstance(value, bytes | bytearray):
+        return bytes(value)
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "" or "\0" in str(value):
+        return None
+    name = str(value)
+    suffixes = ("",) if name.lower().endswith(IMAGE_SUFFIXES) else IMAGE_SUFFIXES
+    for folder in _IMAGE_FOLDERS:
+        for suffix in suffixes:
+            try:
+                path = base / folder / f"{name}{suffix}"
+                if path.is_file():
+                    return path
+            except OSError:  # a name longer than the file system allows
+                return None
+    return None
+
+
+def sniff(sample: Sequence[Row], base: Path) -> tuple[Column, ...]:
+    """The role of every column, from some rows; image first by how many were found, then by name."""
+    names = list(dict.fromkeys(name for row in sample for name in row))
+    values = {name: [row[name] for row in sample if row.get(name) not in (None, "", [])] for name in names}
+    roles = {name: _role(name, values[name]) for name in names}
+    _pick_image(roles, values, base)
+    _pair_up(roles)
+    _free_text(roles, values)
+    return tuple(Column(name, *roles[name]) for name in names)
+
+
+def _words(name: str) -> set[str]:
+    """Words of a column name, without a plural s: "Long_Captions" → {"long", "caption"}; "Q" and "A" written out."""
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    words = [{"q": "question", "a": "answer"}.get(word, word) for word in words] if len(words) == 1 else words
+    return {word[:-1] if len(word) > 3 and word.endswith("s") else word for word in words}
+
+
+def _role(name: str, values: Sequence[Any]) -> tuple[str, str]:
+    """Role by content and name, images apart."""
+    words = _words(name)
+    if not values:
+        return "ignored", "empty"
+
+    def mostly(reader: Callable[[Any], object]) -> bool:
+        return sum(bool(reader(value)) for value in values) * 2 > len(values)
+
+    for reader, role, reason in (
+        (turns_of, "conversation", "conversation of a person and a model"),
+        (pairs_of, "pairs", "questions with answers"),
+    ):
+        if mostly(reader):
+            return role, reason
+    if not mostly(texts_of):
+        return "ignored", f"values of type {type(values[0]).__name__}, no text"
+    for known, role in ((_QUESTION_WORDS, "question"), (_ANSWER_WORDS, "answer"), (_CAPTION_WORDS, "captions")):
+        if words & known and not words & _NOT_TEXT_WORDS:
+            return role, role if role == "captions" else f"{role}s"
+    return "ignored", "text of unknown purpose"
+
+
+def _pick_image(roles: dict[str, tuple[str, str]], values: Mapping[str, Sequence[Any]], base: Path) -> None:
+    def rank(name: str) -> tuple[float, int]:
+        found = sum(find_image(value, base) is not None for value in values[name]) / max(len(values[name]), 1)
+        return found, -_IMAGE_NAMES.index(name.lower()) if name.lower() in _IMAGE_NAMES else -len(_IMAGE_NAMES)
+
+    likely = {name: rank(name) for name in values if values[name] and _may_be_image(name, values[name])}
+    if not likely:
+        return
+    best = max(likely, key=lambda name: likely[name])
+    found = round(likely[best][0] * len(values[best]))
+    kind = "embedded images" if isinstance(values[best][0], bytes | Mapping) else "paths of images"
+    for name in likely:
+        if name != best and roles[name][0] == "ignored":
+            roles[name] = "ignored", f"could name an image, but {best!r} serves better"
+    roles[best] = "image", f"{kind}, {found} of the first {len(values[best])} found"
+
+
+def _may_be_image(name: str, values: Sequence[Any]) -> bool:
+    first = values[0]
+    if isinstance(first, Mapping):
+        return "bytes" in first or "path" in first
+    if isinstance(first, bytes | bytearray):
+        return True
+    if isinstance(first, str) and first.lower().endswith(IMAGE_SUFFIXES) and len(first) < 1000:
+        return True
+    return isinstance(first, str | int) and not isinstance(first, bool) and name.lower() in _IMAGE_NAMES
+
+
+def _pair_up(roles: dict[str, tuple[str, str]]) -> None:
+    """A question column needs an answer column; only the first of each is taken."""
+    for role, other in (("question", "answer"), ("answer", "question")):
+        for place, name in enumerate([name for name in roles if roles[name][0] == role]):
+            if place:
+                roles[name] = "ignored", f"a second column of {role}s"
+            elif not any(found == other for found, _ in roles.values()):
+                roles[name] = "ignored", f"{role}s without a column of {other}s"
+
+
+def _free_text(roles: dict[str, tuple[str, str]], values: Mapping[str, Sequence[Any]]) -> None:
+    """Without any text of known purpose, a single column of sentences is taken for captions."""
+    if any(role not in {"image", "ignored"} for role, _ in roles.values()):
+        return
+    free = [name for name, (role, _) in roles.items() if role == "ignored" and values[name] and _sentences(values[name])]
+    if len(free) == 1:
+        roles[free[0]] = "captions", "captions: the only column of sentences"
+
+
+def _sentences(values: Sequence[Any]) -> bool:
+    texts = [text for value in values for text in texts_of(value)]
+    return bool(texts) and sum(len(text.split()) for text in texts) >= 3 * len(texts)

@@ -1,0 +1,1 @@
+"""The parametric face renderer."""

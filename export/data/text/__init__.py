@@ -1,0 +1,1 @@
+"""Captions, questions and the text tokenizer."""

@@ -1,0 +1,74 @@
+"""What an export is asked for, checked where it is made: before a model is loaded, for at paper size a wrong path would cost an hour."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.bundle_writer import check_place
+from export.data.text.tokenizer import read_text_tokenizer
+from f2edge.errors import InputError
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """Where a bundle goes, what its manifest says beside its graphs, and what its figures rest on.
+
+    Attributes:
+        out: the bundle's folder, named as the bundle is called; an existing bundle is replaced.
+        text: ``tokenizer.json`` of the text tokenizer.
+        quality: JSON of ``python -m bench quality``, copied into the manifest.
+        description: one sentence for people.
+        prompts: how many calibration and the parity figures rest on.
+        faces: likewise.
+        largest_mb: refuse a bundle above so many MiB.
+
+    Raises:
+        InputError: a number out of range, a text tokenizer or quality figures that cannot be read.
+        OutputError: no bundle can be written there.
+    """
+
+    out: Path
+    text: Path
+    quality: Path | None = None
+    description: str = ""
+    prompts: int = 50
+    faces: int = 4
+    largest_mb: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.prompts < 1 or self.faces < 1:
+            raise InputError(f"prompts {self.prompts} and faces {self.faces} must be at least 1 each: parity is measured on them")
+        if self.largest_mb is not None and not 0 < self.largest_mb < math.inf:
+            raise InputError(f"--largest-mb {self.largest_mb}: must be a number of MiB above 0")
+        check_place(self.out)
+        read_text_tokenizer(self.text)
+        self.quality_figures()
+
+    @property
+    def largest_bytes(self) -> int | None:
+        """``largest_mb`` in bytes."""
+        return None if self.largest_mb is None else int(self.largest_mb * 2**20)
+
+    def quality_figures(self) -> Mapping[str, Any] | None:
+        """What ``quality`` holds; raises :class:`InputError` for anything but a JSON object with finite numbers."""
+        if self.quality is None:
+            return None
+        try:
+            row = json.loads(self.quality.read_text(encoding="utf-8"), parse_constant=_refuse)
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"quality figures {self.quality}: cannot be read as JSON ({error}); {_QUALITY_CURE}") from error
+        if not isinstance(row, dict):
+            raise InputError(f"quality figures {self.quality}: are no JSON object; {_QUALITY_CURE}")
+        return row
+
+
+_QUALITY_CURE = "give the quality.json that `python -m bench quality --out FOLDER` wrote"
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no finite number")

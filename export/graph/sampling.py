@@ -1,0 +1,175 @@
+"""The end of a decoding step, inside the graph: noise, sampling, confidence, re-masking; the host moves token grids, never logits.
+
+Two forms of one law (``f2edge.decoding.noise``, ``f2edge.spec.graphs.T2I_STEP``): :func:`sample` in PyTorch, which the parity tests call
+the reference, and :func:`sampling_model`, the ONNX text that is spliced behind the transformer.  The noise is hashed in uint32, which
+PyTorch lacks (it works in int64 and masks) and ONNX has.
+
+Axes: R requests, N image tokens, V image codes.
+
+What costs: seventeen passes over (R, N, V).  ``argmax(z + g)`` with Gumbel noise ``g = -log(-log u)`` is ``argmax(p / -log u)`` with
+``p = softmax(z)``, which is wanted anyway for ``log p``; this saves one logarithm over all codes, the dearest of the passes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from export.graph.lower import OPSET
+from f2edge.decoding.noise import GOLDEN, MULTIPLIERS
+
+_U32 = 0xFFFFFFFF
+
+
+def uniform(key: Tensor, code: Tensor) -> Tensor:
+    """:func:`f2edge.decoding.noise.uniform` in PyTorch: int64 keys and codes, broadcast; float32 in (0, 1)."""
+    h = (key + code * GOLDEN) & _U32
+    h = ((h ^ (h >> 16)) * MULTIPLIERS[0]) & _U32
+    h = ((h ^ (h >> 13) ^ key) * MULTIPLIERS[1]) & _U32
+    return ((h >> 9).to(torch.float32) + 0.5) * 2.0**-23
+
+
+def gumbel(key: Tensor, code: Tensor) -> Tensor:
+    """Standard Gumbel noise of keys and codes, broadcast; float32."""
+    return -torch.log(-torch.log(uniform(key, code)))
+
+
+def guide(conditional: Tensor, unconditional: Tensor, guidance: Tensor) -> Tensor:
+    """Classifier-free guidance ``c + g (c - u)`` on ``(R, N, …)`` with g ``(R,)``; for logits, or for what an affine head reads."""
+    strength = guidance.view(-1, 1, 1)
+    return conditional + strength * (conditional - unconditional)
+
+
+def sample(  # noqa: PLR0917 - the graph's inputs in their order
+    logits: Tensor,
+    codes: Tensor,
+    token_temperature: Tensor,
+    temperature: Tensor,
+    noise_key: Tensor,
+    priority: Tensor,
+    masked_after: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """One step's choice of tokens, literally as the law is written.
+
+    Args:
+        logits: guided, float32 (R, N, V).
+        codes: int64 (R, N), V where masked.
+        token_temperature: float32 (R,), divides the logits.
+        temperature: float32 (R,), of the noise on the confidence.
+        noise_key: int64 (R, N).
+        priority: float32 (R, N).
+        masked_after: int64 (R,).
+
+    Returns:
+        ``next_codes`` and ``proposal``, int64 (R, N).
+    """
+    V = logits.shape[-1]
+    z = logits / token_temperature[:, None, None]
+    noise = gumbel(noise_key[..., None], torch.arange(V))  # (R, N, V)
+    token = torch.argmax(z + noise, dim=-1)  # (R, N)
+    log_p = torch.log_softmax(z, dim=-1).gather(-1, token[..., None])[..., 0]
+    masked = codes == V
+    proposal = torch.where(masked, token, codes)
+    spread = temperature[:, None] * gumbel(noise_key, torch.tensor(V))
+    confidence = torch.where(masked, log_p + spread + priority, torch.inf)
+    order = torch.sort(confidence, dim=-1, stable=True).indices
+    rank = torch.argsort(order, dim=-1)
+    again = masked & (rank < masked_after[:, None])
+    return torch.where(again, V, proposal), proposal
+
+
+_TEXT = """
+<ir_version: 10, opset_import: ["" : {opset}]>
+sampling (
+    float[R,{N},{V}] logits, int64[R,{N}] codes, float[R] token_temperature, float[R] temperature,
+    int64[R,{N}] noise_key, float[R,{N}] priority, int64[R] masked_after
+) => (int64[R,{N}] next_codes, int64[R,{N}] proposal)
+<
+    uint32 m1 = {{{m1}}}, uint32 m2 = {{{m2}}}, uint32 s16 = {{16}}, uint32 s13 = {{13}}, uint32 s9 = {{9}},
+    float half = {{0.5}}, float ulp = {{{ulp}}}, float never = {{3.0e38}}, uint32 own_stream = {{{own}}},
+    int64 mask_code = {{{V}}}, int64[1] columns = {{{N}}}, int64[1] axis1 = {{1}}, int64[2] axes12 = {{1, 2}}, int64[1] last = {{-1}}
+>
+{{
+    heat = Unsqueeze (token_temperature, axes12)
+    z = Div (logits, heat)
+    p = Softmax <axis = -1> (z)
+
+    key = Cast <to = 12> (noise_key)
+    key_column = Unsqueeze (key, last)
+    h0 = Add (key_column, stream)
+    h1 = BitShift <direction = "RIGHT"> (h0, s16)
+    h2 = BitwiseXor (h0, h1)
+    h3 = Mul (h2, m1)
+    h4 = BitShift <direction = "RIGHT"> (h3, s13)
+    h5 = BitwiseXor (h3, h4)
+    h6 = BitwiseXor (h5, key_column)
+    h7 = Mul (h6, m2)
+    h8 = BitShift <direction = "RIGHT"> (h7, s9)
+    n0 = Cast <to = 1> (h8)
+    n1 = Add (n0, half)
+    u = Mul (n1, ulp)
+    log_u = Log (u)
+    score = Div (p, log_u)
+    token = ArgMin <axis = -1, keepdims = 0> (score)
+    token_column = Unsqueeze (token, last)
+    chosen_column = GatherElements <axis = -1> (p, token_column)
+    chosen = Squeeze (chosen_column, last)
+    log_p = Log (chosen)
+
+    masked = Equal (codes, mask_code)
+    proposal = Where (masked, token, codes)
+
+    c0 = Add (key, own_stream)
+    c1 = BitShift <direction = "RIGHT"> (c0, s16)
+    c2 = BitwiseXor (c0, c1)
+    c3 = Mul (c2, m1)
+    c4 = BitShift <direction = "RIGHT"> (c3, s13)
+    c5 = BitwiseXor (c3, c4)
+    c6 = BitwiseXor (c5, key)
+    c7 = Mul (c6, m2)
+    c8 = BitShift <direction = "RIGHT"> (c7, s9)
+    c9 = Cast <to = 1> (c8)
+    c10 = Add (c9, half)
+    c11 = Mul (c10, ulp)
+    c12 = Log (c11)
+    c13 = Neg (c12)
+    minus_gumbel = Log (c13)
+    temperature_column = Unsqueeze (temperature, axis1)
+    minus_spread = Mul (temperature_column, minus_gumbel)
+    noisy = Sub (log_p, minus_spread)
+    wished = Add (noisy, priority)
+    confidence = Where (masked, wished, never)
+    least, order = TopK <axis = -1, largest = 0, sorted = 1> (confidence, columns)
+    after_column = Unsqueeze (masked_after, axis1)
+    ranked = Less (positions, after_column)
+    low = ScatterElements <axis = 1> (masked, order, ranked)
+    again = And (masked, low)
+    next_codes = Where (again, mask_code, proposal)
+}}
+"""
+
+
+def sampling_model(image_tokens: int, codes: int) -> ir.Model:
+    """:func:`sample` as an ONNX graph of the same inputs and outputs, for N = ``image_tokens`` and V = ``codes``.
+
+    Ties in confidence are broken by position (``TopK`` ranks equal values by index), so exactly ``masked_after`` positions stay masked.
+    """
+    text = _TEXT.format(
+        opset=OPSET,
+        N=image_tokens,
+        V=codes,
+        m1=MULTIPLIERS[0],
+        m2=MULTIPLIERS[1],
+        ulp=2.0**-23,
+        own=codes * GOLDEN & _U32,
+    )
+    model = onnx.parser.parse_model(text)
+    stream = (np.arange(codes, dtype=np.uint64) * GOLDEN).astype(np.uint32)
+    positions = np.arange(image_tokens, dtype=np.int64)[None]
+    for name, array in (("stream", stream), ("positions", positions)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    onnx.checker.check_model(model)
+    return ir.from_proto(model)

@@ -1,0 +1,1 @@
+"""Recipes, and quantisation of graphs by them."""

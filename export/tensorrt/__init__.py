@@ -1,0 +1,1 @@
+"""The TensorRT flavour of a bundle's graphs."""

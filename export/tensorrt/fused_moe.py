@@ -1,0 +1,155 @@
+"""Two forms of the routed experts in a TensorRT graph.
+
+* "plain": as traced, static standard operators: one up- and one down-projection over all experts, hidden values multiplied by the gates,
+  zero for experts that were not chosen.  Works everywhere and quantises as any linear layer; computes E / K times the routed arithmetic.
+* "plugin": the routed part becomes one node ``F2FusedMoE`` (contract: ``engines/plugins/__init__.py``), the shared expert two ordinary
+  layers beside it.
+
+Axes: D width, E routed experts, I width of one expert, H width of the shared expert.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from export.graph.lower import Array, Inserter, LoweringError, add_constant, constant, replace
+from export.quantize.quantize import Calibration
+from export.tensorrt.half_precision import as_half, retype
+from f2edge.errors import InputError
+from f2edge.spec.configuration import TokenExperts
+
+FORMS = ("plain", "plugin")
+OP, DOMAIN = "F2FusedMoE", "f2edge"
+_PRODUCT = re.compile(r"^(?P<layer>.*experts\.\w+)\.(?P<part>up|down)\.weight\.T$")
+_UP = re.compile(r"^(?P<layer>.*experts\.\w+)\.up\.weight\.T$")
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Nodes of one traced mixture: the two products, the sum that ends it, and what the router reads."""
+
+    name: str
+    up: ir.Node
+    down: ir.Node
+    end: ir.Node
+    exact: ir.Value
+    router: ir.Value
+
+
+def check_form(form: str) -> str:
+    """``form``, or :class:`InputError` with the known ones."""
+    if form not in FORMS:
+        raise InputError(f"unknown form of the experts {form!r}; choose one of: {', '.join(FORMS)}")
+    return form
+
+
+def _products(graph: ir.Graph) -> dict[str, ir.Node]:
+    """Products with a constant by the constant's name."""
+    return {str(node.inputs[1].name): node for node in graph if node.op_type == "MatMul" and node.inputs[1] is not None}
+
+
+def _layers(graph: ir.Graph) -> list[_Layer]:
+    products = _products(graph)
+    found = []
+    for name, up in products.items():
+        match = _UP.match(name)
+        if match is None:
+            continue
+        layer = match["layer"]
+        try:
+            down, router = products[f"{layer}.down.weight.T"], products[f"{layer}.router.weight.T"]
+        except KeyError as error:
+            raise LoweringError(f"graph {graph.name!r}: mixture {layer} lacks {error}; its names were lost while tracing") from error
+        (use,) = down.outputs[0].uses()
+        exact, weight = router.inputs
+        assert exact is not None
+        assert weight is not None
+        found.append(_Layer(layer, up, down, use.node, exact, weight))
+    return found
+
+
+def _array(value: ir.Value | None) -> Array:
+    array = constant(value)
+    if array is None:
+        raise LoweringError(f"value {value.name if value else None!r} should be a constant of a mixture")
+    return array
+
+
+def _bias_of(node: ir.Node) -> Array:
+    """The bias that is added to a product."""
+    (use,) = node.outputs[0].uses()
+    return next(array for array in map(constant, use.node.inputs) if array is not None)
+
+
+def _half(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    return _typed(add_constant(graph, name, as_half(np.ascontiguousarray(array), name)), ir.DataType.FLOAT16)
+
+
+def _typed(value: ir.Value, dtype: ir.DataType) -> ir.Value:
+    retype(value, dtype)
+    return value
+
+
+def _fuse(graph: ir.Graph, layer: _Layer, shape: TokenExperts) -> None:
+    up, down = _array(layer.up.inputs[1]), _array(layer.down.inputs[1])
+    up_bias, down_bias = _bias_of(layer.up), _bias_of(layer.down)
+    D, H, E, I = up.shape[0], shape.shared_width, shape.routed, shape.routed_width
+    insert, name, single = Inserter(graph, layer.end, f"{layer.name}/fused"), layer.name, ir.DataType.FLOAT
+    routed = insert(
+        OP,
+        layer.exact,
+        layer.router,
+        _typed(add_constant(graph, f"{name}.router.bias", np.zeros(E, dtype=np.float32)), single),
+        _half(graph, f"{name}.routed.up.weight", up[:, H:].reshape(D, E, I).transpose(1, 0, 2)),
+        _half(graph, f"{name}.routed.up.bias", up_bias[H:].reshape(E, I)),
+        _half(graph, f"{name}.routed.down.weight", down[H:].reshape(E, I, D)),
+        _half(graph, f"{name}.routed.down.bias", np.zeros((E, D), dtype=np.float32)),
+        domain=DOMAIN,
+        active=shape.active,
+        gated=0,
+        plugin_namespace=DOMAIN,
+        plugin_version="1",
+    )
+    routed.shape = layer.exact.shape
+    retype(routed, ir.DataType.FLOAT16)
+
+    def constants(part: str, array: Array) -> ir.Value:
+        return _typed(add_constant(graph, f"{name}.shared.{part}", np.ascontiguousarray(array)), single)
+
+    hidden = insert("MatMul", layer.up.inputs[0], constants("up.weight.T", up[:, :H]))
+    hidden = insert("Add", hidden, constants("up.bias", up_bias[:H]))
+    hidden = insert("Gelu", hidden, approximate="tanh")
+    shared = insert("Add", insert("MatMul", hidden, constants("down.weight.T", down[:H])), constants("down.bias", down_bias))
+    replace(layer.end, insert("Add", shared, insert("Cast", routed, to=single)))
+
+
+def shared_calibration(calibration: Calibration, shape: TokenExperts) -> Calibration:
+    """Calibration figures of traced mixtures, with those of the shared experts that :func:`fuse_experts` cuts out of them."""
+    found = dict(calibration)
+    for name, largest in calibration.items():
+        match = _PRODUCT.match(name)
+        if match is not None:
+            inputs = largest if match["part"] == "up" else largest[: shape.shared_width]
+            found[f"{match['layer']}.shared.{match['part']}.weight.T"] = inputs
+    return found
+
+
+def fuse_experts(model: ir.Model, shape: TokenExperts) -> ir.Model:
+    """Bring a lowered fp32 graph into the form "plugin"; the same object, edited in place.  A graph without mixtures stays as it is.
+
+    Raises:
+        LoweringError: a mixture is not as :class:`export.model.experts.TokenExpertLayer` traces.
+    """
+    graph = model.graph
+    layers = _layers(graph) if shape.routed else []
+    for layer in layers:
+        _fuse(graph, layer, shape)
+    if layers:
+        graph.opset_imports[DOMAIN] = 1
+        passes.RemoveUnusedNodesPass()(model)
+    return model

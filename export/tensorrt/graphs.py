@@ -1,0 +1,163 @@
+"""The "tensorrt" flavour of a bundle's graphs: what one builder can read from TensorRT 10.3 to 11.4, typed and quantised.
+
+From a lowered fp32 graph of :func:`export.graph.trace.trace`:
+
+1. what TensorRT lacks is said otherwise: the sampler (:mod:`export.tensorrt.sampling`), bitwise operators;
+2. axes that one deployment fixes are pinned (:mod:`export.graph.static_shapes`): the prompt's width always, and with ``images`` the
+decoding step
+   as a whole, so that a step is one CUDA graph;
+3. the experts take one of two forms (:mod:`export.tensorrt.fused_moe`);
+4. linear layers get explicit Q/DQ (:mod:`export.tensorrt.recipes`), everything its type (:mod:`export.tensorrt.half_precision`);
+5. the result must be what the target version's parser takes (:mod:`export.tensorrt.parser_rules`), else nothing is written.
+
+>>> tensorrt_graph("t2i_step", traced["t2i_step"], configuration, TensorRTOptions())  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from export.graph.lower import Inserter, LoweringError, add_constant, constant, merge, replace
+from export.graph.static_shapes import infer, pin
+from export.quantize.quantize import Calibration
+from export.tensorrt.fused_moe import check_form, fuse_experts, shared_calibration
+from export.tensorrt.half_precision import to_half
+from export.tensorrt.parser_rules import check_version, refuse_unreadable
+from export.tensorrt.recipes import TensorRTRecipe, quantise_tensorrt, recipes_of
+from export.tensorrt.sampling import tensorrt_sampling_model
+from f2edge.errors import InputError
+from f2edge.spec.configuration import ModelConfiguration
+
+FLAVOUR = "tensorrt"
+
+
+@dataclass(frozen=True)
+class TensorRTOptions:
+    """Choices of the flavour.
+
+    Attributes:
+        version: oldest TensorRT that must read the graphs, "major.minor".
+        moe: form of the routed experts: "plain" or "plugin".
+        recipes: of each graph, from :func:`export.tensorrt.recipes.recipes_of`.
+        images: R of a decoding step that serves R guided images and nothing else, every size static; None leaves R and B dynamic, for
+            engines with one static profile per batch size.
+        fused_attention: half-precision softmax, so that TensorRT may fuse attention into one kernel.
+    """
+
+    version: str = "10.3"
+    moe: str = "plain"
+    recipes: Mapping[str, TensorRTRecipe] = field(default_factory=lambda: recipes_of("fp16"))
+    images: int | None = None
+    fused_attention: bool = False
+
+    def __post_init__(self) -> None:
+        check_version(self.version)
+        check_form(self.moe)
+        if self.images is not None and not 1 <= self.images <= 1024:
+            raise InputError(f"a decoding step of {self.images} images: choose 1 … 1024, or none for dynamic sizes")
+
+    def to_json(self, graph: str) -> dict[str, Any]:
+        """What the manifest says of one graph's recipe."""
+        row = {"flavour": FLAVOUR, "tensorrt": self.version, "moe": self.moe, "fused_attention": self.fused_attention}
+        return {**asdict(self.recipes[graph]), **row}
+
+
+def prompt_columns(configuration: ModelConfiguration) -> int:
+    """P, always that of the longest prompt: its text and ``<|t2i|> <sot> <eot>``."""
+    return configuration.prompt_tokens + 3
+
+
+def _sizes(name: str, configuration: ModelConfiguration, images: int | None) -> dict[str, int]:
+    sizes = {"P": prompt_columns(configuration)} if name.startswith("t2i") else {}
+    return sizes | ({"R": images, "B": 2 * images} if name == "t2i_step" and images is not None else {})
+
+
+def _replace_sampler(model: ir.Model, configuration: ModelConfiguration) -> ir.Model:
+    """The traced step with the sampler that TensorRT can run behind the same logits."""
+    order, name = [str(value.name) for value in model.graph.inputs], model.graph.name
+    logits = next((value for node in model.graph for value in node.outputs if value.name == "logits"), None)
+    if logits is None:
+        raise LoweringError("graph 't2i_step': no value 'logits'; the sampler cannot be replaced")
+    codes = next(value for value in model.graph.inputs if value.name == "codes")
+    model.graph.outputs[:] = [logits]
+    passes.RemoveUnusedNodesPass()(model)
+    sampler = tensorrt_sampling_model(configuration.image_tokens, configuration.codes)
+    outputs = [value.shape for value in sampler.graph.outputs]
+    merged = merge(model, sampler, {"logits": "logits"}, str(name))
+    given = {value.name: value for value in merged.graph.inputs}
+    merged.graph.inputs[:] = [given[wanted] for wanted in order]
+    for value, shape in zip(merged.graph.outputs, outputs, strict=True):
+        value.shape = shape if codes.shape is None else ir.Shape(codes.shape)
+    return merged
+
+
+def _replace_bitwise(graph: ir.Graph) -> None:
+    """``BitwiseAnd(x, 1)`` of integers that are not negative is ``x - 2 · (x / 2)``."""
+    for node in list(graph):
+        if node.op_type != "BitwiseAnd":
+            continue
+        mask = constant(node.inputs[1])
+        if mask is None or not (mask == 1).all():
+            raise LoweringError(
+                f"graph {graph.name!r}: BitwiseAnd {node.name!r} with another mask than 1; TensorRT has no bitwise operators"
+            )
+        insert = Inserter(graph, node, node.name or "BitwiseAnd")
+        two = add_constant(graph, "two", (mask * 2).astype(mask.dtype))
+        half = insert("Div", node.inputs[0], two)
+        replace(node, insert("Sub", node.inputs[0], insert("Mul", half, two)))
+
+
+def _complete_norms(graph: ir.Graph) -> None:
+    """A LayerNormalization without bias gets one of zeros: importers differ in what they take for granted."""
+    for node in graph:
+        if node.op_type == "LayerNormalization" and len(node.inputs) < 3:
+            scale = constant(node.inputs[1])
+            if scale is None:
+                raise LoweringError(f"graph {graph.name!r}: the scale of {node.name!r} is computed")
+            node.resize_inputs(3)
+            node.replace_input_with(2, add_constant(graph, f"zeros{scale.size}", np.zeros_like(scale)))
+
+
+def _name_logits(graph: ir.Graph) -> None:
+    """The parity figures read a value "logits" in fp32: that is the Cast behind the head's half-precision result."""
+    values = {value.name: value for node in graph for value in node.outputs}
+    half, single = values.get("logits"), values.get("logits/single/Cast_1")
+    if half is not None and single is not None:
+        half.name, single.name = "logits.half", "logits"
+
+
+def tensorrt_graph(
+    name: str, traced: ir.Model, configuration: ModelConfiguration, options: TensorRTOptions, calibration: Calibration | None = None
+) -> ir.Model:
+    """One graph in this flavour; ``traced`` stays as it is.
+
+    Raises:
+        UnreadableGraphError: the target version's parser would not take the result.
+        LoweringError: the traced graph is not as this module knows it.
+        InputError: a calibrated recipe without figures.
+    """
+    model = traced.clone()
+    if name == "t2i_step":
+        model = _replace_sampler(model, configuration)
+    _replace_bitwise(model.graph)
+    _complete_norms(model.graph)
+    sizes = _sizes(name, configuration, options.images)
+    if sizes:
+        pin(model, sizes)
+    infer(model)
+    if options.moe == "plugin":
+        fuse_experts(model, configuration.token_experts)
+        calibration = shared_calibration(calibration or {}, configuration.token_experts)
+    quantise_tensorrt(model, options.recipes[name], calibration)
+    infer(model)
+    to_half(model, fused_attention=options.fused_attention)
+    _name_logits(model.graph)
+    infer(model)
+    refuse_unreadable(model, options.version, static=name == "t2i_step" and options.images is not None)
+    return model

@@ -1,0 +1,258 @@
+"""The checker of the TensorRT flavour: refuses a graph that the target version's parser or builder would not take.
+
+No libnvinfer is needed: the rules are a table with sources (:mod:`export.tensorrt.parser_operators`) and what the parser's code and
+release notes say about attributes.  A message names the node, the rule, the version and the cure.
+
+>>> refuse_unreadable(model, "10.3")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from export.graph.lower import constant
+from export.tensorrt.parser_operators import (
+    BUILT_IN,
+    CONSTANT_INPUTS,
+    CONTROL_FLOW,
+    DATA_DEPENDENT,
+    DATA_INPUTS,
+    FLOATS,
+    LATER,
+    ONE_TYPE,
+    OPERATORS,
+    VERSIONS,
+    Types,
+    Version,
+    opset_of,
+)  # fmt: skip
+from f2edge.errors import F2EdgeError, InputError
+
+#: TopK's limit (operators.md).
+_LARGEST_K = 3840
+_INT4_ND: Version = (10, 7)
+_SCATTER_NONE: Version = (10, 9)
+_FUNCTIONS: Version = (10, 7)
+_TYPES_OF_INTERFACE = FLOATS | {ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.UINT8, ir.DataType.INT8}
+_QUANTISERS = ("QuantizeLinear", "DequantizeLinear", "TRT_INT4QuantizeLinear", "TRT_INT4DequantizeLinear")
+
+
+class UnreadableGraphError(F2EdgeError, RuntimeError):
+    """A graph that the target TensorRT would not read."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One broken rule: where, which, and how to mend it."""
+
+    node: str
+    rule: str
+    cure: str
+
+    def __str__(self) -> str:
+        return f"{self.node}: {self.rule}; {self.cure}"
+
+
+def check_version(text: str) -> str:
+    """``text`` where it is a TensorRT version that is known here, "major.minor"; else :class:`InputError`."""
+    if text not in known_versions():
+        raise InputError(f"TensorRT {text!r} is not known; choose one of: {', '.join(known_versions())}")
+    return text
+
+
+def known_versions() -> list[str]:
+    """All versions, oldest first."""
+    return [f"{major}.{minor}" for major, minor in VERSIONS]
+
+
+def refuse_unreadable(model: ir.Model, version: str, *, static: bool = False) -> None:
+    """Raise :class:`UnreadableGraphError` for the first problems of a graph.
+
+    Args:
+        model: with the dtype of every value known.
+        version: target, "major.minor".
+        static: whether every size must be known, as a graph needs that is to become one CUDA graph without profiles.
+    """
+    found = list(problems(model, version, static=static))
+    if found:
+        shown = "\n".join(f"  {problem}" for problem in found[:5])
+        more = f"\n  and {len(found) - 5} more" if len(found) > 5 else ""
+        raise UnreadableGraphError(f"graph {model.graph.name!r} is not for TensorRT {version}:\n{shown}{more}")
+
+
+def problems(model: ir.Model, version: str, *, static: bool = False) -> Iterator[Problem]:
+    """Every broken rule of a graph, in the graph's order; arguments as :func:`refuse_unreadable`."""
+    check_version(version)
+    major, minor = version.split(".")
+    target = (int(major), int(minor))
+    yield from _of_graph(model, target, static=static)
+    for node in model.graph:
+        label = f"{node.op_type} {node.name or (node.outputs[0].name if node.outputs else '')!r}"
+        for rule, cure in _of_node(node, target):
+            yield Problem(label, f"{rule} (TensorRT {version})", cure)
+
+
+def _of_graph(model: ir.Model, target: Version, *, static: bool) -> Iterator[Problem]:
+    graph, opset = model.graph, model.graph.opset_imports.get("", 0)
+    if not 9 <= opset <= opset_of(target):
+        yield Problem("graph", f"opset {opset}, the parser reads 9 to {opset_of(target)}", f"export with opset {opset_of(target)} or less")
+    if model.functions and target < _FUNCTIONS:
+        yield Problem("graph", "local functions, which take the place of plug-ins of their name", "inline or strip them")
+    for value in (*graph.inputs, *graph.outputs):
+        if value.dtype not in _TYPES_OF_INTERFACE:
+            yield Problem(f"tensor {value.name!r}", f"type {_name(value.dtype)} cannot be bound", "use float, half, int32, int64 or bool")
+        axes = () if value.shape is None else tuple(axis for axis in value.shape if not isinstance(axis, int))
+        if static and (axes or value.shape is None):
+            yield Problem(
+                f"tensor {value.name!r}", f"axes {', '.join(map(str, axes))} are dynamic", "pin them: export.graph.static_shapes.pin"
+            )
+    for value in graph.initializers.values():
+        array = constant(value)
+        if array is not None and array.dtype in (np.float32, np.float16) and not np.isfinite(array).all():
+            cure = "use a finite mask (-30000): rows that are masked throughout give NaN otherwise"
+            yield Problem(f"constant {value.name!r}", "values that are not finite", cure)
+
+
+Finding = tuple[str, str]
+
+
+def _of_node(node: ir.Node, target: Version) -> Iterator[Finding]:
+    if node.domain not in ("", "ai.onnx"):
+        yield from _of_foreign(node, target)
+        return
+    op = node.op_type
+    if op in DATA_DEPENDENT:
+        yield "output sizes depend on data: each call waits for the device, no CUDA graph", "choose with TopK, Where or a mask"
+    if op in CONTROL_FLOW:
+        yield "control flow breaks fusion and CUDA graphs", "unroll it, or compute both sides and choose with Where"
+    types = OPERATORS.get(op)
+    if types is None and op in LATER:
+        first, types = LATER[op]
+        if target < first:
+            yield f"the operator came with {first[0]}.{first[1]}", "write it in elementary operators"
+    if types is None:
+        if op not in DATA_DEPENDENT:
+            yield "the parser has no such operator", "write it in operators of export.tensorrt.parser_operators.OPERATORS"
+        return
+    yield from _of_types(node, types)
+    yield from _of_attributes(node, target)
+
+
+def _of_foreign(node: ir.Node, target: Version) -> Iterator[Finding]:
+    """The parser goes by the operator's name alone and does not look at its domain before 10.10."""
+    op = node.op_type
+    if op in BUILT_IN:
+        if target < BUILT_IN[op]:
+            yield f"the operator came with {BUILT_IN[op][0]}.{BUILT_IN[op][1]}", "use another recipe"
+        yield from _of_attributes(node, target)
+    elif op in OPERATORS or op in LATER:
+        yield f"{node.domain}.{op} would be read as ONNX's {op}: the parser ignores domains", "rename the operator or write it in ONNX's"
+    elif "plugin_namespace" not in node.attributes or "plugin_version" not in node.attributes:
+        yield (
+            f"{node.domain}.{op} is no built-in, and as a plug-in it does not say plugin_namespace and plugin_version",
+            "write both attributes on the node (a domain counts from 10.10 on), or leave contrib operators out",
+        )
+
+
+def _of_types(node: ir.Node, types: Types) -> Iterator[Finding]:
+    op = node.op_type
+    for output in node.outputs:
+        if output.dtype is None and output.uses():
+            yield f"the type of {output.name!r} is not known", "run export.graph.static_shapes.infer, or set it where the node is made"
+    places = DATA_INPUTS.get(op, (0,))
+    for value in (node.inputs[place] for place in places if place < len(node.inputs)):
+        if value is not None and value.dtype is not None and value.dtype not in types:
+            yield f"data {value.name!r} is {_name(value.dtype)}, allowed are {_names(types)}", "cast it, or write it otherwise"
+    if op == "Cast" and node.outputs[0].dtype not in (*types, None):
+        yield f"casts to {_name(node.outputs[0].dtype)}, allowed are {_names(types)}", "stay within those types"
+    if op in ONE_TYPE:
+        seen = {value.dtype for value in node.inputs if value is not None and value.dtype is not None}
+        if len(seen) > 1:
+            yield f"operands of types {_names(frozenset(seen))} in a strongly typed network", "cast one of them"
+
+
+def _of_attributes(node: ir.Node, target: Version) -> Iterator[Finding]:
+    op = node.op_type
+    place = CONSTANT_INPUTS.get(op)
+    if place is not None and place < len(node.inputs) and node.inputs[place] is not None and constant(node.inputs[place]) is None:
+        yield f"input {place} (axes or the like) must be a constant", "fold it"
+    match op:
+        case "ScatterND":
+            yield from _of_scatter(node, target)
+        case "TopK":
+            yield from _of_top(node)
+        case "LayerNormalization":
+            yield from _of_norm(node)
+        case "ArgMax" | "ArgMin":
+            if "select_last_index" in node.attributes and node.attributes["select_last_index"].as_int():
+                yield "select_last_index must be 0", "reverse the axis"
+        case _ if op in _QUANTISERS:
+            yield from _of_quantiser(node, target)
+
+
+def _of_scatter(node: ir.Node, target: Version) -> Iterator[Finding]:
+    if "reduction" not in node.attributes:
+        return
+    if node.attributes["reduction"].as_string() != "none":
+        yield "ScatterND with a reduction is read by no version", "sum over an axis instead"
+    elif target < _SCATTER_NONE:
+        yield "a reduction attribute on ScatterND, even 'none', is an error before 10.9", "remove the attribute"
+
+
+def _of_top(node: ir.Node) -> Iterator[Finding]:
+    k = constant(node.inputs[1])
+    if k is not None and int(k.reshape(-1)[0]) >= _LARGEST_K:
+        yield f"K = {int(k.reshape(-1)[0])}, must be below {_LARGEST_K}", "count ranks by comparison"
+    if "sorted" in node.attributes and node.attributes["sorted"].as_int() != 1:
+        yield "sorted must be 1", "set it"
+
+
+def _of_norm(node: ir.Node) -> Iterator[Finding]:
+    if len(node.inputs) < 3 or node.inputs[1] is None or node.inputs[2] is None:
+        yield "scale and bias must be given (the importer's own scale is 0 for some types)", "give ones and zeros"
+    if any(output.uses() for output in node.outputs[1:]):
+        yield "only the first output exists", "compute mean and deviation beside it"
+
+
+def _of_quantiser(node: ir.Node, target: Version) -> Iterator[Finding]:
+    data, scale, zero = node.inputs[0], constant(node.inputs[1]), constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if scale is None:
+        yield "the scale is computed", "calibrate a constant: only those are taken by every version"
+        return
+    if not (np.isfinite(scale.astype(np.float32)) & (scale > 0)).all():
+        yield "scales must be positive and finite", "give the scale a floor (fp16's smallest is 6e-8)"
+    if len(node.inputs) > 2 and (zero is None or zero.astype(np.float32).any()):
+        yield "only symmetric quantisation: the zero point must be a constant 0", "centre the codes"
+    if zero is not None and zero.dtype == np.uint8:
+        yield "zero points of type uint8 are read as int8", "use signed codes"
+    if zero is not None and zero.size != scale.size:
+        yield "scale and zero point must have one size", "leave the zero point out"
+    if constant(data) is None and scale.size != 1:
+        yield "activations have one scale per tensor", "smooth channels into the weights instead"
+    if data is not None and data.dtype == ir.DataType.INT4:
+        yield from _of_int4(data, scale.shape, target)
+
+
+def _of_int4(data: ir.Value, scales: tuple[int, ...], target: Version) -> Iterator[Finding]:
+    codes = constant(data)
+    if codes is None:
+        yield "INT4 is for weights", "quantise activations to INT8 or FP8"
+        return
+    if codes.ndim != 2 and target < _INT4_ND:
+        yield f"INT4 blocks of a tensor of {codes.ndim} axes came with 10.7", "one matrix per expert, or the plug-in"
+    if codes.shape[-1] % 2:
+        yield "two INT4 codes share a byte: the last axis must be even", "leave this layer in half"
+    if len(scales) == codes.ndim and sum(a != b for a, b in zip(codes.shape, scales, strict=True)) > 1:
+        yield "only one axis may be cut into blocks", "block along the input axis"
+
+
+def _name(dtype: ir.DataType | None) -> str:
+    return "unknown" if dtype is None else dtype.name.lower()
+
+
+def _names(types: Types | frozenset[ir.DataType | None]) -> str:
+    return ", ".join(sorted(map(_name, types)))

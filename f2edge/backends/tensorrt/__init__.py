@@ -1,0 +1,1 @@
+"""Graphs on an NVIDIA GPU through TensorRT plans."""

@@ -1,0 +1,135 @@
+"""Tensors that stay on the GPU: a pool of blocks, and caches of keys and values that are cut and joined there.
+
+A block that nobody holds any more is used again for the next tensor of its size.  So the packed prefix of one picture tends to lie where
+that of the last one lay, and a CUDA graph captured for that address is still good.  All use of memory is in the order of the one stream,
+hence a block may be handed out again while earlier work that reads it is still queued.
+
+L layers, B rows, H heads, P columns, W head width.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from threading import RLock
+from typing import Any
+
+import numpy as np
+
+from f2edge.backends.base import Array
+from f2edge.backends.tensorrt.cuda import CudaDevice, Lines
+from f2edge.errors import BackendError
+
+#: Addresses that the driver gives are aligned to this; sizes are rounded up to it, so that more of them are equal.
+ALIGNMENT_BYTES = 512
+
+
+class DeviceArray:
+    """A contiguous tensor in the GPU's memory; a :class:`~f2edge.backends.base.DeviceValue`."""
+
+    def __init__(self, memory: DeviceMemory, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.memory, self.address, self.shape, self.dtype = memory, address, shape, dtype
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def numpy(self) -> Array:
+        """A copy in host memory; waits for the stream."""
+        return self.memory.fetch(self)
+
+
+class DeviceMemory:
+    """Blocks of one device.
+
+    Args:
+        cuda: the device.
+        lock: held by whoever uses the device.
+        idle_bytes: blocks that nobody holds are kept up to this much, those used last longest.
+        on_release: told the address of each block that goes back to the driver.
+    """
+
+    def __init__(self, cuda: CudaDevice, lock: RLock, idle_bytes: int, on_release: Callable[[int], None]) -> None:
+        self.cuda = cuda
+        self._lock = lock
+        self._idle_limit = idle_bytes
+        self._on_release = on_release
+        self._idle: OrderedDict[int, int] = OrderedDict()  # address → size, the oldest first
+        self._returned: deque[tuple[int, int]] = deque()  # by finalizers, which may run in any thread at any moment
+
+    def new(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
+        """A tensor of undefined content."""
+        self._collect()
+        size = max(1, -(-int(np.prod(shape, dtype=np.int64)) * dtype.itemsize // ALIGNMENT_BYTES)) * ALIGNMENT_BYTES
+        address = next((a for a, s in self._idle.items() if s == size), None)
+        if address is None:
+            try:
+                address = self.cuda.allocate(size)
+            except BackendError:
+                self._trim(0)
+                address = self.cuda.allocate(size)
+        else:
+            del self._idle[address]
+        array = DeviceArray(self, address, shape, dtype)
+        weakref.finalize(array, self._returned.append, (address, size))
+        return array
+
+    def upload(self, source: Array) -> DeviceArray:
+        """A copy of an array; waits for it."""
+        array = self.new(source.shape, source.dtype)
+        if source.size:
+            self.cuda.upload(array.address, np.ascontiguousarray(source))
+            self.cuda.synchronize()
+        return array
+
+    def fetch(self, array: DeviceArray) -> Array:
+        """The tensor in host memory."""
+        target = np.empty(array.shape, dtype=array.dtype)
+        if target.size:
+            with self._lock, self.cuda.current():
+                self.cuda.download(target, array.address)
+                self.cuda.synchronize()
+        return target
+
+    def gather(self, caches: Sequence[tuple[DeviceArray, int]]) -> DeviceArray:
+        """Rows of caches, each ``(cache (L, B, H, P, W), row)``, as one cache (L, rows, H, widest P, W), right-aligned, zeros before."""
+        L, _, H, _, W = caches[0][0].shape
+        columns = max(cache.shape[3] for cache, _ in caches)
+        joined = self.new((L, len(caches), H, columns, W), caches[0][0].dtype)
+        if any(cache.shape[3] != columns for cache, _ in caches):
+            self.cuda.zero(joined.address, joined.nbytes)
+        for place, (cache, row) in enumerate(caches):
+            self._copy_row(cache, row, joined, place)
+        return joined
+
+    def _copy_row(self, source: DeviceArray, row: int, target: DeviceArray, place: int) -> None:
+        """Queue a copy of one row of a cache into a row of another that is as wide or wider, right-aligned."""
+        L, B, H, P, W = source.shape
+        _, places, _, columns, _ = target.shape
+        taken, pitch = P * W * source.dtype.itemsize, columns * W * source.dtype.itemsize
+        if columns == P:  # one piece for each layer
+            piece = H * taken
+            self.cuda.copy_lines(
+                Lines(target.address + place * piece, places * piece), Lines(source.address + row * piece, B * piece), piece, L
+            )
+            return
+        for layer in range(L):
+            line, target_line = (layer * B + row) * H, (layer * places + place) * H
+            self.cuda.copy_lines(
+                Lines(target.address + (target_line + 1) * pitch - taken, pitch), Lines(source.address + line * taken, taken), taken, H
+            )
+
+    def _collect(self) -> None:
+        """Take back what finalizers gave, and return to the driver what is too much."""
+        while self._returned:
+            address, size = self._returned.popleft()
+            self._idle[address] = size
+        self._trim(self._idle_limit)
+
+    def _trim(self, limit: int) -> None:
+        while sum(self._idle.values()) > limit:
+            address, _ = self._idle.popitem(last=False)
+            self.cuda.synchronize()
+            self._on_release(address)
+            self.cuda.release(address)

@@ -1,0 +1,129 @@
+"""Which profile of a plan a request runs in, and at which shapes.
+
+Shapes cost: TensorRT works a new one out on the host, and a CUDA graph is captured for each.  Text axes are right-aligned
+(:mod:`f2edge.spec.graphs`), so they may be padded on the left without changing a result, and are: new text (S) up to a bucket where no
+earlier text stands before it, earlier text (T) up to a bucket always.  An answer of 30 tokens then runs in one shape instead of 30.
+Earlier text may also come with more columns than it needs, padded by the run before; what no row needs is cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from f2edge.backends.base import Value
+from f2edge.backends.tensorrt.plans import GraphPlan, Range
+from f2edge.errors import BackendError
+from f2edge.spec.graphs import SIGNATURES
+
+#: Letters of axes that are padded on the left.
+RIGHT_ALIGNED = "STP"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A profile and the shape of every input in it."""
+
+    profile: int
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """A named or fixed axis: its letter in the signature, the size that it needs, whether it may be padded, a size that it must have."""
+
+    letter: str
+    needed: int
+    padded: bool
+    fixed: int | None
+
+
+def fit(plan: GraphPlan, feeds: Mapping[str, Value]) -> Fit:
+    """The tightest profile that takes the request; raises :class:`BackendError` naming the axis that none takes."""
+    expected, given = {port.name for port in plan.inputs}, set(feeds)
+    if expected != given:
+        wrong = ", ".join(sorted(expected ^ given))
+        raise BackendError(f"graph {plan.name!r} failed: inputs are missing or unknown: {wrong}")
+    axes = _axes(plan, feeds)
+    refusals = []
+    best: tuple[int, int, dict[str, int]] | None = None
+    for number, ranges in enumerate(plan.profiles):
+        sizes = _sizes(plan, axes, ranges)
+        if isinstance(sizes, str):
+            refusals.append(sizes)
+            continue
+        span = int(np.prod([high - low + 1 for low, _, high in ranges.values()], dtype=np.float64))
+        if best is None or span < best[0]:
+            best = span, number, sizes
+    if best is None:
+        raise BackendError(
+            f"graph {plan.name!r} failed: {'; '.join(dict.fromkeys(refusals))}; build plans that take it (`python -m engines build --help`)"
+        )
+    sizes = best[2]
+    return Fit(best[1], {port.name: tuple(sizes[str(axis)] for axis in port.shape) for port in plan.inputs})
+
+
+def largest(plan: GraphPlan, letter: str) -> int | None:
+    """The largest size of the rows that a letter of the signature stands for (R, B), in any profile; None where no input has them."""
+    letters = {tensor.name: tensor.axes for tensor in SIGNATURES[plan.name].inputs}
+    found = [axis for port in plan.inputs for own, axis in zip(letters[port.name], port.shape, strict=True) if own == letter]
+    sizes = [axis if isinstance(axis, int) else max(ranges[axis][2] for ranges in plan.profiles) for axis in found]
+    return max(sizes, default=None)
+
+
+def _axes(plan: GraphPlan, feeds: Mapping[str, Value]) -> dict[str, _Axis]:
+    """Every axis by its name in the plan, a fixed one by its size; sizes that contradict one another are refused."""
+    letters = {tensor.name: tensor.axes for tensor in SIGNATURES[plan.name].inputs}
+    new = feeds["text_ids"].shape[1] if "text_ids" in feeds else 0
+    earlier = max(0, int(np.max(np.asarray(feeds["text_lengths"]), initial=0)) - new) if "text_lengths" in feeds else 0
+    axes: dict[str, _Axis] = {}
+    for port in plan.inputs:
+        shape = feeds[port.name].shape
+        if len(shape) != len(port.shape):
+            raise BackendError(f"graph {plan.name!r} failed: {port.name} has {len(shape)} axes, the plan takes {len(port.shape)}")
+        for letter, axis, size in zip(letters[port.name], port.shape, shape, strict=True):
+            needed = earlier if letter == "T" else size
+            padded = letter in RIGHT_ALIGNED and not (letter == "S" and earlier)
+            found = _Axis(letter, needed, padded, axis if isinstance(axis, int) else None)
+            if isinstance(axis, int) and (needed > axis or (needed < axis and not padded)):
+                raise BackendError(f"graph {plan.name!r} failed: {port.name} is {list(shape)}, the plan takes {list(port.shape)}")
+            if isinstance(axis, str) and axes.setdefault(axis, found).needed != needed:
+                raise BackendError(f"graph {plan.name!r} failed: axis {axis} is {axes[axis].needed} and, in {port.name}, {needed}")
+            axes[str(axis)] = found
+    return axes
+
+
+def _sizes(plan: GraphPlan, axes: Mapping[str, _Axis], ranges: Mapping[str, Range]) -> dict[str, int] | str:
+    """Size of every axis within a profile, or why it does not fit."""
+    sizes = {}
+    for name, axis in axes.items():
+        if axis.fixed is not None:
+            sizes[name] = axis.fixed
+            continue
+        low, _, high = ranges[name]
+        size = axis.needed
+        if axis.padded:
+            size = max(low, next((b for b in plan.buckets.get(name, ()) if size <= b <= high), size))
+        if not low <= size <= high:
+            return f"axis {name} is {axis.needed}, the plan takes {low} … {high}"
+        sizes[name] = size
+    return sizes
+
+
+def right_aligned(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Where a tensor's valid part lies in it and in one of another shape, each axis aligned to its end."""
+    common = [min(a, b) for a, b in zip(source, target, strict=True)]
+
+    def last(shape: tuple[int, ...]) -> tuple[slice, ...]:
+        return tuple(slice(size - kept, size) for size, kept in zip(shape, common, strict=True))
+
+    return last(source), last(target)
+
+
+def cache_lines(shape: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+    """A cache (L, B, H, P, W) as lines of P columns: how many lines, and the bytes of one."""
+    lines: Any = np.prod(shape[:3], dtype=np.int64)
+    return int(lines), shape[3] * shape[4] * itemsize

@@ -1,0 +1,252 @@
+"""A bundle: the folder that export writes and every backend reads, checked before a byte of it is used.
+
+>>> bundle = Bundle.load("nano")                                                            # doctest: +SKIP
+>>> bundle.path("t2i_step"), bundle.layout.image_tokens                                     # doctest: +SKIP
+
+A name is looked for among the embedded bundles (``f2edge/bundles``), then in the user's folder (``f2edge bundles`` prints it); anything
+else is a path.  Loading compares every file with its size and sha256 (10 to 15 ms for 16 MB) and refuses by name what differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from f2edge.bundle.manifest import FORMAT_VERSION, FileEntry, Manifest, check_manifest, parse_manifest
+from f2edge.decoding.schedule import Schedule
+from f2edge.domain import Domain
+from f2edge.errors import BundleError, BundleNotFoundError, ChecksumError, OutputError
+from f2edge.spec.attributes import AttributeSchema
+from f2edge.spec.configuration import ModelConfiguration
+from f2edge.spec.layout import TokenLayout
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+LARGEST_MANIFEST_BYTES = 8 << 20
+_CHUNK_BYTES = 1 << 20
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose manifest holds together and whose files are those it promises."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str] | Bundle, *, verify: bool = True) -> Bundle:
+        """Open a bundle by name or path.
+
+        Args:
+            source: a name ("nano"), a folder, or a bundle that is already open.
+            verify: compare every file's sha256; sizes and paths are compared in any case.
+
+        Raises:
+            BundleNotFoundError: no such name or folder, or no manifest in it.
+            ChecksumError: a file is truncated or differs by a byte.
+            BundleError: anything else that is wrong with it, named.
+        """
+        if isinstance(source, Bundle):
+            return source
+        folder = find(source)
+        data = _manifest_bytes(folder)
+        try:
+            manifest = parse_manifest(data)
+        except BundleError as error:
+            raise BundleError(f"{folder}: {error}") from error
+        for name, entry in manifest.files.items():
+            _check_file(folder, name, entry, verify=verify)
+        bundle = cls(folder, manifest)
+        if TOKENIZER not in manifest.files:
+            raise BundleError(f"bundle {bundle.name!r}: files does not list {TOKENIZER}; export the bundle again")
+        return bundle
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def configuration(self) -> ModelConfiguration:
+        return self.manifest.model
+
+    @property
+    def layout(self) -> TokenLayout:
+        return self.manifest.layout
+
+    @property
+    def schema(self) -> AttributeSchema:
+        return self.manifest.schema
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """Names of the parser's regions, in the order of its channels K."""
+        return self.manifest.regions
+
+    @property
+    def generation(self) -> Schedule:
+        """What ``generate`` uses where the caller says nothing."""
+        return self.manifest.generation
+
+    @property
+    def editing(self) -> Schedule:
+        """What ``edit`` uses where the caller says nothing."""
+        return self.manifest.editing
+
+    def domain(self) -> Domain | None:
+        """Statistics of the pictures that the model knows; None where the bundle has none."""
+        reading, shape = self.manifest.reading, self.configuration.semantic
+        if not reading.domain_file or shape is None:
+            return None
+        return Domain.load(self.folder / reading.domain_file, shape, center=reading.domain_center, scale=reading.domain_scale)
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.folder / TOKENIZER
+
+    def has(self, graph: str) -> bool:
+        """Whether the bundle carries this graph."""
+        return graph in self.manifest.graphs
+
+    def path(self, graph: str) -> Path:
+        """File of a graph; :class:`BundleError` where the bundle does not carry it."""
+        if graph not in self.manifest.graphs:
+            known = ", ".join(self.manifest.graphs)
+            raise BundleError(f"bundle {self.name!r} has no graph {graph!r} (it has {known or 'none'}); export it with that graph")
+        return self.folder / self.manifest.graphs[graph].file
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files that the manifest lists."""
+        return sum(entry.size for entry in self.manifest.files.values())
+
+
+@dataclass(frozen=True)
+class FoundBundle:
+    """A bundle that can be asked for by name; ``origin`` is "embedded" or "user"."""
+
+    name: str
+    folder: Path
+    origin: str
+
+
+def embedded_folder() -> Path:
+    """Where the wheel keeps its bundles."""
+    return Path(str(resources.files("f2edge"))) / "bundles"
+
+
+def user_folder() -> Path:
+    """Where the user's own bundles are found by name; need not exist."""
+    from platformdirs import user_data_dir
+
+    return Path(user_data_dir("f2edge", appauthor=False)) / "bundles"
+
+
+def list_bundles() -> list[FoundBundle]:
+    """Every bundle that can be asked for by name; an embedded one hides the user's of the same name."""
+    found: dict[str, FoundBundle] = {}
+    for origin, root in (("embedded", embedded_folder()), ("user", user_folder())):
+        for folder in _subfolders(root):
+            if (folder / MANIFEST).is_file():
+                found.setdefault(folder.name, FoundBundle(folder.name, folder, origin))
+    return list(found.values())
+
+
+def find(source: str | os.PathLike[str]) -> Path:
+    """Folder of a bundle given by name or path; raises :class:`BundleNotFoundError` saying where it was looked for."""
+    text = os.fspath(source)
+    if isinstance(source, str) and _NAME.fullmatch(text):
+        for found in list_bundles():
+            if found.name == text:
+                return found.folder
+    folder = Path(text)
+    try:
+        is_folder = folder.is_dir()
+    except (OSError, ValueError):  # a name that is too long, or a NUL in it
+        is_folder = False
+    if text and is_folder:
+        return folder
+    known = ", ".join(found.name for found in list_bundles())
+    raise BundleNotFoundError(f"no bundle {text[:200]!r}: neither a known name ({known or 'none installed'}) nor a folder")
+
+
+def write_manifest(folder: str | os.PathLike[str], document: Mapping[str, Any]) -> Manifest:
+    """Complete and write ``manifest.json``: size and sha256 of every file in ``folder``, the format version, checked as loading checks it.
+
+    The document's own ``files`` and ``format_version`` are replaced.  The write is atomic, so a reader sees the old manifest or the new.
+
+    Raises:
+        BundleError: the document would be refused at loading; nothing is written then.
+        OutputError: the folder cannot be written.
+    """
+    root = Path(folder)
+    files = {
+        path.relative_to(root).as_posix(): {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path != root / MANIFEST and not path.name.startswith(".")
+    }
+    complete = {**document, "format_version": FORMAT_VERSION, "files": files}
+    try:
+        data = json.dumps(complete, indent=1, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"manifest: {error}; it must be plain JSON with finite numbers") from error
+    manifest = check_manifest(json.loads(data))
+    try:
+        with tempfile.NamedTemporaryFile(dir=root, prefix=".manifest-", delete=False) as file:
+            file.write(data)
+        Path(file.name).chmod(0o644)
+        Path(file.name).replace(root / MANIFEST)
+    except OSError as error:
+        raise OutputError(f"cannot write {root / MANIFEST}: {error.strerror}") from error
+    return manifest
+
+
+def _subfolders(root: Path) -> Iterator[Path]:
+    try:
+        yield from sorted(entry for entry in root.iterdir() if entry.is_dir())
+    except OSError:  # no such folder, or not ours to read: then there are no bundles in it
+        return
+
+
+def _manifest_bytes(folder: Path) -> bytes:
+    path = folder / MANIFEST
+    try:
+        if path.stat().st_size > LARGEST_MANIFEST_BYTES:
+            raise BundleError(f"{path}: larger than {LARGEST_MANIFEST_BYTES >> 20} MiB; this is no manifest of a bundle")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise BundleNotFoundError(f"{folder}: no {MANIFEST} in it, so it is no bundle; give the folder that export wrote") from error
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}); copy or export the bundle again") from error
+
+
+def _check_file(folder: Path, name: str, entry: FileEntry, *, verify: bool) -> None:
+    path = folder / name
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise BundleError(f"{path}: leads outside the bundle's folder; copy the file itself into it")
+        if not path.is_file():
+            raise BundleError(f"{path}: missing from the bundle; copy or export the bundle again")
+        size = path.stat().st_size
+        if size != entry.size:
+            raise ChecksumError(f"{path}: has {size} bytes, the manifest promises {entry.size}; copy or export the bundle again")
+        if verify and _sha256(path) != entry.sha256:
+            raise ChecksumError(f"{path}: its sha256 differs from the manifest's: the file is damaged; copy or export the bundle again")
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        raise BundleError(f"{path}: cannot be read ({type(error).__name__}); copy or export the bundle again") from error
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

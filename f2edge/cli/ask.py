@@ -1,0 +1,160 @@
+"""``f2edge describe``, ``ask`` and ``analyze``: words and figures about a face."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from f2edge.cli.console import Output, bar
+from f2edge.cli.options import (
+    BackendOption,
+    BundleOption,
+    ImageArgument,
+    JsonOption,
+    QuietOption,
+    ServerOption,
+    ThreadsOption,
+    open_description,
+    open_model,
+    open_pipeline,
+    output,
+)
+
+if TYPE_CHECKING:
+    from f2edge.face_model import FaceModel
+    from f2edge.results import Answer, FaceReport
+    from f2edge.spec.attributes import AttributeSchema
+
+
+def describe(
+    image: ImageArgument,
+    *,
+    bundle: BundleOption = "nano",
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    server: ServerOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Say what a face looks like."""
+    from f2edge.imaging.images import load_image
+
+    picture = load_image(image)
+    speak = output(json, quiet)
+    pipeline = open_model(bundle, backend, threads, server)
+    answer = pipeline.describe(picture, on_token=_write if speak.streams else None)
+    _report_answer(speak, pipeline, image, answer, None)
+
+
+def ask(
+    image: ImageArgument,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="About the face, in English.", show_default=False)],
+    *,
+    bundle: BundleOption = "nano",
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    server: ServerOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Answer a question about a face."""
+    from f2edge.imaging.images import load_image
+    from f2edge.text import check_text
+
+    check_text(question, "question")
+    picture = load_image(image)
+    speak = output(json, quiet)
+    pipeline = open_model(bundle, backend, threads, server)
+    answer = pipeline.ask(picture, question, on_token=_write if speak.streams else None)
+    _report_answer(speak, pipeline, image, answer, question)
+
+
+def analyze(
+    image: ImageArgument,
+    *,
+    attributes: Annotated[
+        str | None, typer.Option("--attributes", metavar="A,B,…", help="Only these, sensitive ones among them.", show_default=False)
+    ] = None,
+    include_sensitive: Annotated[
+        bool, typer.Option("--include-sensitive", help="Also guess age, gender presentation, skin tone, build and emotion.")
+    ] = False,
+    bundle: BundleOption = "nano",
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    server: ServerOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """List every attribute of a face with its probability."""
+    from f2edge.imaging.images import load_image
+
+    picture = load_image(image)
+    opened = open_description(bundle, backend, threads, server)
+    if attributes is None:
+        names = [slot.name for slot in opened.schema.values() if include_sensitive or not slot.sensitive]
+    else:
+        names = [name.strip() for name in attributes.split(",")]
+    schema = opened.schema.select(names)
+    speak = output(json, quiet)
+    pipeline = open_pipeline(opened, backend, threads)
+    start = perf_counter()
+    (report,) = pipeline.analyze(picture, attributes=names)
+    total_ms = 1e3 * (perf_counter() - start)
+    best = report.best
+    speak.document(
+        {
+            "bundle": opened.name,
+            "backend": pipeline.backend.name,
+            "image": str(image),
+            "attributes": {
+                name: {
+                    "value": best[name],
+                    "probability": round(report.probabilities[name][best[name]], 6),
+                    "probabilities": {value: round(p, 6) for value, p in report.probabilities[name].items()},
+                }
+                for name in schema
+            },
+            "total_ms": round(total_ms, 3),
+        }
+    )
+    _report_table(speak, schema, report)
+    if len(names) < len(opened.schema) and attributes is None:
+        speak.note(f"{total_ms:.0f} ms; age, emotion and other sensitive attributes are left out (--include-sensitive)")
+    else:
+        speak.note(f"{total_ms:.0f} ms")
+
+
+def _write(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
+def _report_answer(speak: Output, pipeline: FaceModel, image: Path, answer: Answer, question: str | None) -> None:
+    speak.document(
+        {
+            "bundle": pipeline.bundle.name,
+            "backend": pipeline.backend.name,
+            "image": str(image),
+            **({} if question is None else {"question": question}),
+            "answer": answer.text,
+            "tokens": len(answer.tokens),
+            "first_token_ms": round(answer.first_token_ms, 3),
+            "tokens_per_second": round(answer.tokens_per_second, 3),
+        }
+    )
+    speak.line("" if speak.streams else answer.text)
+
+
+def _report_table(speak: Output, schema: AttributeSchema, report: FaceReport) -> None:
+    best, rows, group = report.best, [], None
+    for slot in schema.values():
+        probability = report.probabilities[slot.name][best[slot.name]]
+        heading, group = ("" if slot.group == group else slot.group), slot.group
+        rows.append(
+            (heading, slot.name.replace("_", " "), best[slot.name].replace("_", " "), f"{100 * probability:.0f} %", bar(probability))
+        )
+    speak.table(("", "attribute", "value", ">probability", ""), rows)

@@ -1,0 +1,188 @@
+"""``f2edge info``, ``verify`` and ``bundles``: what is installed, and whether it is whole."""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from f2edge import __version__
+from f2edge.cli.options import (
+    BackendOption,
+    BundleOption,
+    JsonOption,
+    QuietOption,
+    ServerOption,
+    ThreadsOption,
+    open_bundle,
+    open_description,
+    open_pipeline,
+    output,
+)
+from f2edge.errors import BackendError
+
+if TYPE_CHECKING:
+    from f2edge.bundle.bundle import Bundle
+    from f2edge.client.sync import Client
+    from f2edge.pipeline import FacePipeline
+
+_LIBRARIES = ("numpy", "onnxruntime", "pillow", "tokenizers", "opencv-python-headless")
+_PROMPT = "a face"
+
+
+def info(*, bundle: BundleOption = "nano", server: ServerOption = None, json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """Show versions, processors and the model."""
+    import onnxruntime
+
+    from f2edge.backends.onnxruntime import usable_cores
+    from f2edge.bundle.bundle import Bundle
+
+    opened = open_description(bundle, "auto", None, server)
+    machine = {
+        "f2edge": __version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "cores": usable_cores(),
+        "providers": onnxruntime.get_available_providers(),
+        "libraries": {name: _version(name) for name in _LIBRARIES},
+    }
+    speak = output(json, quiet)
+    model = _summary(opened) if isinstance(opened, Bundle) else _summary_of_server(opened)
+    speak.document({**machine, "bundle": model})
+    rows = [*_flat(machine), *(("bundle " + key, value) for key, value in _flat(model))]
+    speak.table(("", "…"), rows)
+
+
+def verify(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="A name or a folder.", show_default=False)],
+    *,
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Check every sum of a bundle, run every graph, and compare with the exporting machine's tokens."""
+    opened = open_bundle(bundle, backend, threads)
+    pipeline = open_pipeline(opened, backend, threads)
+    checks = [
+        ("manifest", f"format {opened.manifest.document['format_version']}, {len(opened.manifest.graphs)} graphs"),
+        ("files", f"{len(opened.manifest.files)} files, {opened.total_bytes / 1e6:.1f} MB: sizes and sha256 agree"),
+        ("tokens", _check_tokens(pipeline)),
+        ("graphs", _run_rest(pipeline)),
+    ]
+    speak = output(json, quiet)
+    speak.document({"bundle": opened.name, "folder": str(opened.folder), "ok": True, "checks": dict(checks)})
+    speak.table(("", "…"), checks)
+
+
+def bundles(*, json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """List the models that can be asked for by name."""
+    from f2edge.bundle.bundle import Bundle, list_bundles, user_folder
+    from f2edge.errors import BundleError
+
+    rows: list[dict[str, Any]] = []
+    for found in list_bundles():
+        row: dict[str, Any] = {"name": found.name, "origin": found.origin, "folder": str(found.folder)}
+        try:
+            opened = Bundle.load(found.folder, verify=False)
+            row |= {"bytes": opened.total_bytes, "description": str(opened.manifest.document.get("description", ""))}
+        except BundleError as error:
+            row |= {"error": str(error)}
+        rows.append(row)
+    speak = output(json, quiet)
+    speak.document({"bundles": rows, "user_folder": str(user_folder())})
+    speak.table(
+        ("name", "origin", ">size", "description…"),
+        [
+            (
+                row["name"],
+                row["origin"],
+                f"{row['bytes'] / 1e6:.1f} MB" if "bytes" in row else "",
+                row.get("description") or row.get("error", ""),
+            )
+            for row in rows
+        ],
+    )
+    speak.note(f"bundles of your own are found by name in {user_folder()}")
+
+
+def _check_tokens(pipeline: FacePipeline) -> str:
+    """Generate with the bundle's defaults; compare with the exporting machine where the manifest says what it got."""
+    smoke = pipeline.bundle.manifest.smoke
+    if smoke is None:
+        (face,) = pipeline.generate(_PROMPT, seeds=0)
+        return f"{len(face.codes)} generated; the manifest gives none to compare with"
+    (face,) = pipeline.generate(smoke.prompt, seeds=smoke.seed)
+    same = sum(int(a == b) for a, b in zip(face.codes, smoke.codes, strict=True))
+    if same < smoke.agreement * len(smoke.codes):
+        raise BackendError(
+            f"bundle {pipeline.bundle.name!r}: {same} of {len(smoke.codes)} tokens agree with the exporting machine, "
+            f"{smoke.agreement:.0%} must; this backend computes something else, try another one or another version"
+        )
+    return f"{same} of {len(smoke.codes)} agree with the exporting machine"
+
+
+def _run_rest(pipeline: FacePipeline) -> str:
+    """Run the graphs that generating does not, on a gray picture."""
+    from PIL import Image
+
+    from f2edge.imaging.images import to_pixels
+
+    side = pipeline.bundle.configuration.tokenizer.image_size
+    picture = Image.new("RGB", (side, side), (127, 127, 127))
+    if pipeline.bundle.has("mmu_extend"):
+        pipeline.analyze(picture)
+    if pipeline.bundle.has("regions"):
+        pipeline.backend.run("regions", {"pixels": to_pixels(picture, side)[None]})
+    return f"every one runs on {pipeline.backend.name}"
+
+
+def _summary(bundle: Bundle) -> dict[str, Any]:
+    model, document = bundle.configuration, bundle.manifest.document
+    return {
+        "name": bundle.name,
+        "folder": str(bundle.folder),
+        "description": str(document.get("description", "")),
+        "licence": str(document.get("licence", "")),
+        "bytes": bundle.total_bytes,
+        "picture": f"{model.tokenizer.image_size} x {model.tokenizer.image_size} pixels, {model.image_tokens} tokens, {model.codes} codes",
+        "transformer": f"{model.layers} layers of width {model.width}, {model.token_experts.routed} routed experts",
+        "graphs": {name: graph.precision for name, graph in bundle.manifest.graphs.items()},
+        "regions": list(bundle.regions),
+        "attributes": len(bundle.schema),
+    }
+
+
+def _summary_of_server(client: Client) -> dict[str, Any]:
+    facts = client.bundle
+    return {
+        "name": facts.name,
+        "server": client.connection.target,
+        "f2edge": facts.f2edge_version,
+        "backend": facts.backend,
+        "description": facts.description,
+        "licence": facts.licence,
+        "picture": f"{facts.image_side} x {facts.image_side} pixels, {facts.tokens} tokens, {facts.codes} codes",
+        "regions": list(facts.regions),
+        "attributes": len(facts.schema),
+    }
+
+
+def _flat(table: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for key, value in table.items():
+        if isinstance(value, dict):
+            rows.append((key, ", ".join(f"{name} {entry}" for name, entry in value.items())))
+        else:
+            rows.append((key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return rows
+
+
+def _version(distribution: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(distribution)
+    except PackageNotFoundError:  # a Jetson brings its own OpenCV, which pip does not know
+        return "not installed by pip"

@@ -1,0 +1,223 @@
+"""``f2edge camera``: live faces in, structured answers out."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+
+from f2edge.cli.options import BackendOption, BundleOption, QuietOption, ServerOption, ThreadsOption, open_description, open_pipeline
+from f2edge.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from f2edge.bundle.bundle import Bundle
+    from f2edge.camera.describe import FaceModel
+    from f2edge.camera.events import NewFile
+    from f2edge.camera.run import ModelInput, Request
+    from f2edge.camera.source_url import SourceUrl
+    from f2edge.client.sync import Client
+
+#: Of every duration, rate and budget.
+_LARGEST = 1e9
+_SENSITIVE = (
+    "Also guess age, gender presentation, skin tone, build and emotion. Off by default: such guesses are often wrong, people may not want "
+    "them, and the EU AI Act forbids inferring emotions at work and school (Art. 5(1)(f)) and has people told of it elsewhere (Art. 50(3))."
+)
+
+
+def camera(
+    *,
+    source: Annotated[
+        str, typer.Option("--source", "-s", metavar="WHAT", help="demo, 0 (webcam), FILE, FOLDER, PIPE, rtsp://…, csi://0 or - (MJPEG).")
+    ] = "demo",
+    show: Annotated[bool, typer.Option("--show", help="Open a window; q closes it.")] = False,
+    record: Annotated[Path | None, typer.Option("--record", metavar="FILE", help="Record what is shown: .mp4, .mkv or .avi.")] = None,
+    still: Annotated[
+        Path | None, typer.Option("--still", metavar="FILE", help="Keep the last picture shown: .jpg or .png.", show_default=False)
+    ] = None,
+    jsonl: Annotated[str | None, typer.Option("--jsonl", metavar="FILE|-", help="Write a JSON document for each frame and event.")] = None,
+    figures: Annotated[Path | None, typer.Option("--figures", metavar="FILE", help="Keep rates and ages as Prometheus text there.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option("--metrics-port", help="Serve the same on this port, to this machine only.", min=0, max=65535)
+    ] = None,
+    ask: Annotated[list[str] | None, typer.Option("--ask", metavar="QUESTION", help="Ask this about every face; may be repeated.")] = None,
+    attributes: Annotated[str | None, typer.Option("--attributes", metavar="A,B,…", help="Only these.", show_default=False)] = None,
+    include_sensitive: Annotated[bool, typer.Option("--include-sensitive", help=_SENSITIVE)] = False,
+    blur_others: Annotated[bool, typer.Option("--blur-others", help="Blur every face that is not described.")] = False,
+    detector: Annotated[
+        str | None,
+        typer.Option("--detector", metavar="HOW", help="haar, yunet:FILE@sha256=HEX or region:X,Y,W,H.  [default: haar; the demo's own]"),
+    ] = None,
+    refresh: Annotated[float, typer.Option("--refresh", metavar="S", help="Ask again about a face after so many seconds.")] = 0.3,
+    budget: Annotated[float, typer.Option("--budget", metavar="MS", help="Of model time for one batch of faces.")] = 150.0,
+    size: Annotated[str, typer.Option("--size", metavar="WxH", help="Asked of webcam, CSI camera and demo.")] = "960x540",
+    max_fps: Annotated[float | None, typer.Option("--max-fps", help="Look at no more frames a second.", show_default=False)] = None,
+    duration: Annotated[
+        float | None, typer.Option("--duration", metavar="S", help="Stop after so many seconds.", show_default=False)
+    ] = None,
+    bundle: BundleOption = "nano",
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    server: ServerOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Watch a camera and say what the faces look like.
+
+    Without --show, --record, --still or --jsonl it says so in words.  Nothing is stored unless --record, --still or --jsonl asks for it.
+    The embedded model understands rendered faces like the demo's, and no photographs.
+    """
+    from f2edge.camera.privacy import chosen_attributes
+    from f2edge.camera.run import Request
+    from f2edge.camera.source_url import parse_source
+
+    url = parse_source(source)
+    _check_files(record, still, figures, jsonl)
+    _check_questions(ask or (), include_sensitive=include_sensitive)
+    for name, value in (("--refresh", refresh), ("--budget", budget), ("--max-fps", max_fps), ("--duration", duration)):
+        if value is not None and not 0 < value < _LARGEST:
+            raise InputError(f"{name} {value:g}: must lie above 0 and below {_LARGEST:g}")
+    width_height = _size(size)
+    opened = open_description(bundle, backend, threads, server)
+    names = None if attributes is None else [name.strip() for name in attributes.split(",")]
+    request = Request(
+        url=url,
+        detector=detector or ("given" if url.kind == "demo" else "haar"),
+        attributes=chosen_attributes(opened.schema, names, include_sensitive=include_sensitive),
+        questions=tuple(ask or ()),
+        refresh_s=refresh,
+        budget_ms=budget,
+        size_wh=width_height,
+        max_fps=max_fps,
+        duration_s=duration,
+        show=show,
+        record=record,
+        still=still,
+        figures=figures,
+        metrics_port=metrics_port,
+        blur_others=blur_others,
+    )
+    _watch(request, opened, (backend, threads), jsonl, quiet=quiet)
+
+
+def _watch(request: Request, opened: Bundle | Client, runs_on: tuple[str, int | None], jsonl: str | None, *, quiet: bool) -> None:
+    """Run a request, close what was opened, say how it went."""
+    from f2edge.camera.run import run
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service that is stopped finishes its recording, too
+    say = None if request.show or request.record or request.still or jsonl or quiet else _say
+    model = _model(opened, *runs_on)
+    lines = _line_file(jsonl)
+    try:
+        summary = run(request, model, _model_input(opened), lines, _hear(request.url, quiet), say=say)
+    finally:
+        _close(opened)
+        if lines is not None and lines is not sys.stdout:
+            with suppress(OSError):  # a full disk has been told of already
+                lines.close()
+    if not quiet and jsonl != "-":
+        _report(summary)
+
+
+def _check_files(record: Path | None, still: Path | None, figures: Path | None, jsonl: str | None) -> None:
+    """Refuse at once what could not be written later."""
+    from f2edge.camera.record import STILLS, check_path, check_place
+
+    if record is not None:
+        check_path(record)
+    if still is not None:
+        check_path(still, "--still", STILLS)
+    if figures is not None:
+        check_place(figures, "--figures")
+    if jsonl is not None and jsonl != "-" and not _is_stream(Path(jsonl)):
+        check_place(Path(jsonl), "--jsonl")
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a path is there already and no file or folder: a pipe or a device, beside which nothing need be writable."""
+    with suppress(OSError, ValueError):
+        return path.exists() and not (path.is_file() or path.is_dir())
+    return False
+
+
+def _check_questions(questions: Sequence[str], *, include_sensitive: bool) -> None:
+    from f2edge.camera.privacy import check_question
+    from f2edge.text import check_text
+
+    for question in questions:
+        check_question(check_text(question, "question"), include_sensitive=include_sensitive)
+
+
+def _model(opened: Bundle | Client, backend: str, threads: int | None) -> FaceModel:
+    """What answers: the model here, or a stream of faces to the server's."""
+    from f2edge.bundle.bundle import Bundle
+
+    if isinstance(opened, Bundle):
+        return open_pipeline(opened, backend, threads)
+    from f2edge.camera.remote import RemoteModel
+
+    return RemoteModel(opened)
+
+
+def _close(opened: Bundle | Client) -> None:
+    """End a connection; a bundle needs no closing."""
+    from f2edge.bundle.bundle import Bundle
+
+    if not isinstance(opened, Bundle):
+        opened.close()
+
+
+def _model_input(opened: Bundle | Client) -> ModelInput:
+    """A server cuts faces itself; what is asked in words, and what tells change, is cut as a portrait."""
+    from f2edge.bundle.bundle import Bundle
+    from f2edge.camera.run import ModelInput
+
+    if isinstance(opened, Bundle):
+        return ModelInput(opened.schema, opened.manifest.alignment, opened.configuration.tokenizer.image_size)
+    return ModelInput(opened.schema, None, opened.bundle.image_side)
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and 64 <= int(width) <= 4096 and 64 <= int(height) <= 4096):
+        raise InputError(f"--size {text!r}: write WIDTHxHEIGHT with sides of 64 … 4096 pixels, as in 1280x720")
+    return int(width), int(height)
+
+
+def _line_file(name: str | None) -> TextIO | NewFile | None:
+    from f2edge.camera.events import NewFile
+
+    if name is None:
+        return None
+    return sys.stdout if name == "-" else NewFile(Path(name))
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _hear(url: SourceUrl, quiet: bool) -> Callable[[str, str], None]:
+    def hear(kind: str, reason: str) -> None:
+        if not quiet or kind in ("record", "output", "model"):
+            sys.stderr.write(f"{url.shown}: {kind}{': ' if reason else ''}{reason}\n")
+
+    return hear
+
+
+def _report(summary: dict[str, float | int | None]) -> None:
+    """One line about how it went."""
+    parts = [f"{summary['frames']} frames ({summary['frames_per_second']} a second, {summary['dropped']} dropped)"]
+    if summary["answer_age_ms_p99"] is not None:
+        parts.append(
+            f"answers {summary['answer_age_ms_p50']:.0f} ms old in the middle, {summary['answer_age_ms_p99']:.0f} ms at the 99th percentile"
+        )
+    parts.append(f"{summary['faces_asked']} questions to the model for {summary['good_faces']} faces seen")
+    if summary["accuracy"] is not None:
+        parts.append(f"{100 * summary['accuracy']:.1f} % of the attributes right")
+    sys.stdout.write("; ".join(parts) + "\n")

@@ -1,0 +1,254 @@
+"""``f2edge generate`` and ``f2edge edit``: pictures out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from f2edge.cli.options import (
+    BackendOption,
+    BundleOption,
+    GuidanceOption,
+    ImageArgument,
+    JsonOption,
+    LawOption,
+    OrderOption,
+    PromptArgument,
+    QuietOption,
+    SeedOption,
+    ServerOption,
+    SignCertOption,
+    SignKeyOption,
+    SizeOption,
+    StepsOption,
+    TemperatureOption,
+    ThreadsOption,
+    WatermarkKeyOption,
+    WatermarkOption,
+    checked_size,
+    chosen_seed,
+    chosen_signer,
+    chosen_watermark,
+    decoding_options,
+    open_description,
+    open_model,
+    open_pipeline,
+    output,
+)
+from f2edge.errors import InputError, OutputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from f2edge.decoding.parallel import StepEvent
+    from f2edge.provenance.c2pa import Signer
+    from f2edge.results import EditedFace, GeneratedFace
+
+LARGEST_COUNT = 64
+OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Picture to write: .png, .jpg or .webp.")]
+
+
+def generate(
+    prompt: PromptArgument,
+    *,
+    out: OutOption = Path("face.png"),
+    seed: SeedOption = None,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    size: SizeOption = None,
+    grid: Annotated[int, typer.Option("--grid", help="Faces on one sheet, each with the next seed.")] = 1,
+    count: Annotated[int, typer.Option("--count", help="Faces in files of their own (face-1.png …), each with the next seed.")] = 1,
+    save_steps: Annotated[
+        Path | None, typer.Option("--save-steps", metavar="DIR", help="Folder for a preview of every step.", show_default=False)
+    ] = None,
+    order: OrderOption = None,
+    temperature: TemperatureOption = None,
+    temperature_law: LawOption = None,
+    bundle: BundleOption = "nano",
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    server: ServerOption = None,
+    watermark: WatermarkOption = True,
+    watermark_key: WatermarkKeyOption = None,
+    sign_cert: SignCertOption = None,
+    sign_key: SignKeyOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Draw a face from words."""
+    from f2edge.imaging.images import image_grid, resize
+    from f2edge.provenance.label import label
+    from f2edge.provenance.saving import save_image
+    from f2edge.text import check_text
+
+    prompt = check_text(prompt, "prompt")
+    options, first, side = decoding_options(steps, guidance, order, temperature, temperature_law), chosen_seed(seed), checked_size(size)
+    files = _files(out, grid, count)
+    folder = None if save_steps is None else _steps_folder(save_steps)
+    seeds = [first + index for index in range(max(grid, count))]
+    mark, signer = chosen_watermark(watermark, watermark_key, server), chosen_signer(sign_cert, sign_key)
+    speak = output(json, quiet)
+    pipeline = open_model(bundle, backend, threads, server, mark)
+    previews = Previews()
+    start = perf_counter()
+    with speak.progress("decoding") as advance:
+
+        def on_step(event: StepEvent) -> None:
+            advance(event.step, event.steps)
+            if folder is not None:
+                previews.add(event)
+
+        faces = pipeline.generate([prompt] * len(seeds), seeds=seeds, options=options, on_step=on_step, preview_images=folder is not None)
+    total_ms = 1e3 * (perf_counter() - start)
+    pictures = [face.image if side is None else resize(face.image, side) for face in faces]
+    sheets = [image_grid(pictures)] if len(files) == 1 else pictures
+    for file, picture, own_seed in zip(files, sheets, seeds, strict=False):
+        save_image(picture, file, label(prompt=prompt, seed=own_seed, bundle=pipeline.bundle.name), signer)
+    if folder is not None:
+        previews.save(folder, pipeline.bundle.name, prompt, first)
+    speak.document(
+        {
+            "bundle": pipeline.bundle.name,
+            "backend": pipeline.backend.name,
+            "prompt": prompt,
+            "options": _options_of(faces[0]),
+            "files": [str(file) for file in files],
+            "faces": [{"seed": face.seed, "tokens": face.codes.tolist()} for face in faces],
+            "step_ms": [round(ms, 3) for ms in faces[0].step_ms],
+            "total_ms": round(total_ms, 3),
+            "synthetic": True,
+            "marks": _marks(faces[0], signer),
+        }
+    )
+    for file, own_seed in zip(files, seeds, strict=False):
+        of = f"seeds {seeds[0]} … {seeds[-1]}" if grid > 1 else f"seed {own_seed}"
+        speak.note(f"{file}  {of}, {faces[0].options.steps} steps, {total_ms:.0f} ms")
+
+
+def edit(
+    image: ImageArgument,
+    prompt: PromptArgument,
+    *,
+    region: Annotated[str, typer.Option("--region", "-r", metavar="NAME|x,y,w,h|MASK", help="What to draw anew.", show_default=False)],
+    out: OutOption = Path("edited.png"),
+    seed: SeedOption = None,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    size: SizeOption = None,
+    order: OrderOption = None,
+    temperature: TemperatureOption = None,
+    temperature_law: LawOption = None,
+    bundle: BundleOption = "nano",
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    server: ServerOption = None,
+    watermark: WatermarkOption = True,
+    watermark_key: WatermarkKeyOption = None,
+    sign_cert: SignCertOption = None,
+    sign_key: SignKeyOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Draw a part of a face anew and keep the rest."""
+    from f2edge.imaging.images import load_image, resize
+    from f2edge.imaging.regions import parse_region
+    from f2edge.provenance.label import label
+    from f2edge.provenance.saving import check_writable, image_kind, save_image
+    from f2edge.text import check_text
+
+    prompt = check_text(prompt, "prompt")
+    options, own_seed, side = decoding_options(steps, guidance, order, temperature, temperature_law), chosen_seed(seed), checked_size(size)
+    image_kind(out)
+    check_writable(out)
+    mark, signer = chosen_watermark(watermark, watermark_key, server), chosen_signer(sign_cert, sign_key)
+    picture = load_image(image)
+    opened = open_description(bundle, backend, threads, server)
+    where = parse_region(region, opened.regions)
+    speak = output(json, quiet)
+    pipeline = open_pipeline(opened, backend, threads, mark)
+    start = perf_counter()
+    with speak.progress("decoding") as advance:
+        edited = pipeline.edit(
+            picture, prompt, where, seed=own_seed, options=options, on_step=lambda event: advance(event.step, event.steps)
+        )
+    total_ms = 1e3 * (perf_counter() - start)
+    result = edited.image if side is None else resize(edited.image, side)
+    save_image(result, out, label(prompt=prompt, seed=own_seed, bundle=opened.name, edited=True), signer)
+    cells = int(edited.region.sum())
+    speak.document(
+        {
+            "bundle": opened.name,
+            "backend": pipeline.backend.name,
+            "prompt": prompt,
+            "seed": own_seed,
+            "file": str(out),
+            "region": edited.region.astype(int).tolist(),
+            "tokens": edited.codes.tolist(),
+            "original_tokens": edited.original_codes.tolist(),
+            "total_ms": round(total_ms, 3),
+            "synthetic": True,
+            "marks": _marks(edited, signer),
+        }
+    )
+    speak.note(f"{out}  seed {own_seed}, {cells} of {edited.region.size} cells drawn anew, {total_ms:.0f} ms")
+
+
+class Previews:
+    """The guesses of every step as pictures, kept until decoding is over, so that writing does not slow it down."""
+
+    def __init__(self) -> None:
+        self._steps: dict[int, list[Image.Image]] = {}
+
+    def add(self, event: StepEvent) -> None:
+        """Remember a step; groups of rows that are decoded one after another come together again."""
+        self._steps.setdefault(event.step, []).extend(event.images)
+
+    def save(self, folder: Path, bundle: str, prompt: str, seed: int) -> None:
+        """Write ``step-01.png`` … into ``folder``."""
+        from f2edge.imaging.images import image_grid
+        from f2edge.provenance.label import label
+        from f2edge.provenance.saving import save_image
+
+        folder.mkdir(exist_ok=True)
+        for step, images in sorted(self._steps.items()):
+            save_image(image_grid(images), folder / f"step-{step:02}.png", label(prompt=prompt, seed=seed, bundle=bundle))
+
+
+def _files(out: Path, grid: int, count: int) -> list[Path]:
+    """The files to write, checked: one, or ``count`` with numbers before the suffix."""
+    from f2edge.provenance.saving import check_writable, image_kind
+
+    for option, value in (("--grid", grid), ("--count", count)):
+        if not 1 <= value <= LARGEST_COUNT:
+            raise InputError(f"{option} {value}: must lie in 1 … {LARGEST_COUNT}")
+    if grid > 1 and count > 1:
+        raise InputError("--grid makes one sheet, --count files of their own; give one of the two")
+    image_kind(out)
+    files = [out] if count == 1 else [out.with_name(f"{out.stem}-{index}{out.suffix}") for index in range(1, count + 1)]
+    for file in files:
+        check_writable(file)
+    return files
+
+
+def _steps_folder(folder: Path) -> Path:
+    """The folder of the previews: exists and can be written, or can be made."""
+    from f2edge.provenance.saving import check_writable
+
+    check_writable(folder / "step-01.png" if folder.is_dir() else folder)
+    if folder.is_file():
+        raise OutputError(f"{folder}: is a file; give the name of a folder")
+    return folder
+
+
+def _marks(face: GeneratedFace | EditedFace, signer: Signer | None) -> list[str]:
+    """What the files carry, as a server would call it."""
+    return ["xmp", *face.marks, *([] if signer is None else ["c2pa"])]
+
+
+def _options_of(face: GeneratedFace) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(face.options)

@@ -1,0 +1,114 @@
+"""The command line: ``f2edge generate | edit | describe | ask | analyze | camera | serve | top | token | info | verify | bundles`` …
+
+    f2edge generate "a smiling woman with red hair" -o face.png --seed 7
+
+Everything that can be refused is refused before the model is opened.  Exit codes: 0, 2 for input that the caller can mend, 1 for the rest;
+``F2EDGE_DEBUG=1`` adds the traceback.  Heavy libraries are imported inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from f2edge import __version__
+from f2edge.camera import READING
+from f2edge.cli import ask, bundles, camera, generate, serve, top, verify_image
+from f2edge.cli.console import fail
+from f2edge.errors import F2EdgeError, InputError
+
+BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
+
+app = typer.Typer(
+    name="f2edge",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (
+    generate.generate,
+    generate.edit,
+    ask.describe,
+    ask.ask,
+    ask.analyze,
+    camera.camera,
+    serve.serve,
+    top.top,
+    serve.token,
+    bundles.info,
+    bundles.verify,
+    verify_image.verify_image,
+    bundles.bundles,
+):
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"f2edge {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")] = False,
+) -> None:
+    """Text to face, face to words, on small machines."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit code, errors are printed."""
+    try:
+        code = app(args=list(arguments), prog_name="f2edge", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception as error:  # noqa: BLE001  the last place that can turn a failure into one line
+        if os.environ.get("F2EDGE_DEBUG") == "1":
+            traceback.print_exc()
+        return _report(error)
+    if code == INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code themselves
+        fail("interrupted")
+    return code if isinstance(code, int) else 0
+
+
+def _report(error: Exception) -> int:
+    usage = getattr(error, "format_message", None)
+    if callable(usage):  # the parser's own errors: unknown option, missing argument, no number
+        fail(f"{usage()} (see `f2edge --help`)")
+        return BAD_INPUT
+    if isinstance(error, F2EdgeError):
+        fail(error)
+        return BAD_INPUT if isinstance(error, InputError) else FAILURE
+    fail(f"unexpected {type(error).__name__}: {error}; F2EDGE_DEBUG=1 shows where")
+    return FAILURE
+
+
+def main() -> None:
+    """Entry point of the ``f2edge`` script."""
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by whoever started this: then nobody listens, and that is no error
+            setattr(sys, stream, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  for as long as the process lasts
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode still gets its table
+    if os.environ.get("F2EDGE_DEBUG") != "1":
+        warnings.simplefilter("ignore")  # of libraries, about the inside of a picture
+    _leave(run(sys.argv[1:]))
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit; while a camera's read hangs in its driver, without the interpreter's farewell, which would abort there."""
+    if any(thread.name == READING for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

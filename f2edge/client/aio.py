@@ -1,0 +1,220 @@
+"""The client for asyncio: the streams and results of :class:`f2edge.client.sync.Client`, awaited.
+
+>>> async with AsyncClient("127.0.0.1:8033") as client:                                     # doctest: +SKIP
+...     face = await client.generate("a smiling woman with red hair", seed=7)
+...     async for event in client.stream_ask(face.image, "what color is the hair?"):
+...         print(event)
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+
+from f2edge.client.connection import Connection, no_answer, speaking, unreachable
+from f2edge.client.messages import (
+    Frame,
+    FrameAnswer,
+    ImageOrder,
+    ImageReader,
+    Picture,
+    analyze_message,
+    ask_message,
+    describe_message,
+    edit_message,
+    frame_answer,
+    frame_message,
+    generate_message,
+    read_words,
+)
+from f2edge.engine.requests import Done, Progress, Result, Token
+from f2edge.errors import DeadlineExceededError
+from f2edge.imaging.regions import Region
+from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
+from f2edge.v1 import face_pb2 as pb
+from f2edge.v1 import face_pb2_grpc
+from f2edge.wire import ModelFacts, model_of, report_of
+
+Event = TypeVar("Event", Progress | Done, Token | Done)
+
+
+class AsyncClient:
+    """A server's model, for one event loop; use it in an ``async with`` block.
+
+    Args:
+        server: an address ("host:port", "grpcs://host:port", "unix:/path") or a whole :class:`~f2edge.client.connection.Connection`.
+        timeout_s: deadline of each call; a method's own ``timeout_s`` goes first.
+        connect_s: how long :meth:`model` waits for a server to answer at all.
+    """
+
+    def __init__(self, server: str | Connection, *, timeout_s: float = 120.0, connect_s: float = 10.0) -> None:
+        self.connection = server if isinstance(server, Connection) else Connection(server)
+        self._timeout_s = timeout_s
+        self._connect_s = connect_s
+        self._facts: ModelFacts | None = None
+
+    async def __aenter__(self) -> AsyncClient:  # noqa: PYI034  Self is younger than Python 3.10
+        credentials, target, options = self.connection.credentials(), self.connection.target, self.connection.options
+        aio = grpc.aio
+        self._channel = aio.secure_channel(target, credentials, options) if credentials else aio.insecure_channel(target, options)
+        self._stub = face_pb2_grpc.FaceServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        await self._channel.close()
+
+    async def model(self) -> ModelFacts:
+        """What the server runs; asked once.
+
+        Raises:
+            ServerUnavailableError: nobody answers within ``connect_s``.
+            AccessError: no token, or a wrong one.
+        """
+        if self._facts is None:
+            try:
+                with speaking(self.connection.address):
+                    self._facts = model_of(await self._stub.GetModel(pb.GetModelRequest(), **self._call(self._connect_s)))
+            except DeadlineExceededError as error:
+                raise unreachable(self.connection.address, self._connect_s) from error
+        return self._facts
+
+    async def generate(
+        self, prompt: str, *, seed: int = 0, options: GenerateOptions | None = None, timeout_s: float | None = None
+    ) -> GeneratedFace:
+        """A face from words; gather several calls for several faces, the server decodes them together."""
+        face = await _result(self.stream_generate(prompt, seed=seed, order=ImageOrder(options), timeout_s=timeout_s))
+        assert isinstance(face, GeneratedFace)
+        return face
+
+    def stream_generate(
+        self, prompt: str, *, seed: int = 0, order: ImageOrder | None = None, timeout_s: float | None = None
+    ) -> AsyncIterator[Progress | Done]:
+        """One face, with its progress as ``order`` wants it; leaving the iterator early stops the work."""
+
+        def start(facts: ModelFacts) -> tuple[Any, Callable[[Any], Progress | Done]]:
+            message = generate_message(facts, prompt, seed, order or ImageOrder())
+            return self._stub.Generate(message, **self._call(timeout_s)), ImageReader(facts, prompt).read
+
+        return self._events(start)
+
+    async def edit(
+        self,
+        image: Picture,
+        prompt: str,
+        region: Region,
+        *,
+        seed: int = 0,
+        options: GenerateOptions | None = None,
+        keep_outside: bool = True,
+        timeout_s: float | None = None,
+    ) -> EditedFace:
+        """A region drawn anew, as :meth:`FacePipeline.edit`."""
+        order = ImageOrder(options)
+        events = self.stream_edit(image, prompt, region, seed=seed, keep_outside=keep_outside, order=order, timeout_s=timeout_s)
+        face = await _result(events)
+        assert isinstance(face, EditedFace)
+        return face
+
+    def stream_edit(
+        self,
+        image: Picture,
+        prompt: str,
+        region: Region,
+        *,
+        seed: int = 0,
+        keep_outside: bool = True,
+        order: ImageOrder | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[Progress | Done]:
+        """The same with its progress."""
+
+        def start(facts: ModelFacts) -> tuple[Any, Callable[[Any], Progress | Done]]:
+            message = edit_message(facts, image, prompt, region, seed=seed, keep_outside=keep_outside, order=order or ImageOrder())
+            return self._stub.Edit(message, **self._call(timeout_s)), ImageReader(facts, prompt).read
+
+        return self._events(start)
+
+    async def describe(self, image: Picture, *, max_tokens: int = 128, timeout_s: float | None = None) -> Answer:
+        """The face in words."""
+        answer = await _result(self.stream_describe(image, max_tokens=max_tokens, timeout_s=timeout_s))
+        assert isinstance(answer, Answer)
+        return answer
+
+    def stream_describe(self, image: Picture, *, max_tokens: int = 128, timeout_s: float | None = None) -> AsyncIterator[Token | Done]:
+        """The same, piece by piece."""
+
+        def start(facts: ModelFacts) -> tuple[Any, Callable[[Any], Token | Done]]:
+            return self._stub.Describe(describe_message(facts, image, max_tokens, None), **self._call(timeout_s)), read_words
+
+        return self._events(start)
+
+    async def ask(self, image: Picture, question: str, *, max_tokens: int = 64, timeout_s: float | None = None) -> Answer:
+        """An answer to a question about a face."""
+        answer = await _result(self.stream_ask(image, question, max_tokens=max_tokens, timeout_s=timeout_s))
+        assert isinstance(answer, Answer)
+        return answer
+
+    def stream_ask(
+        self, image: Picture, question: str, *, max_tokens: int = 64, timeout_s: float | None = None
+    ) -> AsyncIterator[Token | Done]:
+        """The same, piece by piece."""
+
+        def start(facts: ModelFacts) -> tuple[Any, Callable[[Any], Token | Done]]:
+            return self._stub.Ask(ask_message(facts, image, question, max_tokens, None), **self._call(timeout_s)), read_words
+
+        return self._events(start)
+
+    async def analyze(self, image: Picture, *, attributes: Sequence[str] | None = None, timeout_s: float | None = None) -> FaceReport:
+        """Every attribute of a face: without names the whole schema, sensitive slots among it."""
+        message = analyze_message(await self.model(), image, attributes, None)
+        with speaking(self.connection.address):
+            return report_of((await self._stub.Analyze(message, **self._call(timeout_s))).report)
+
+    async def analyze_frames(
+        self, frames: AsyncIterable[Frame], *, attributes: Sequence[str] | None = None, include_sensitive: bool = False
+    ) -> AsyncIterator[FrameAnswer]:
+        """Reports of frames as they come, as :meth:`Client.analyze_frames`."""
+        facts = await self.model()
+        settings = pb.AnalyzeStreamSettings(attributes=attributes or (), include_sensitive=include_sensitive)
+
+        async def messages() -> AsyncIterator[pb.AnalyzeStreamRequest]:
+            first = True
+            async for frame in frames:
+                yield frame_message(facts, frame, settings if first else None)
+                first = False
+
+        call = self._stub.AnalyzeStream(messages(), metadata=self.connection.metadata)
+        try:
+            with speaking(self.connection.address):
+                async for message in call:
+                    yield frame_answer(message)
+        finally:
+            call.cancel()
+
+    async def _events(self, start: Callable[[ModelFacts], tuple[Any, Callable[[Any], Event]]]) -> AsyncIterator[Event]:
+        """A call's events until its end; leaving early cancels it."""
+        call, read = start(await self.model())
+        try:
+            with speaking(self.connection.address):
+                async for message in call:
+                    event = read(message)
+                    yield event
+                    if isinstance(event, Done):
+                        return
+            raise no_answer(self.connection.address)
+        finally:
+            call.cancel()
+
+    def _call(self, timeout_s: float | None) -> dict[str, Any]:
+        return self.connection.call(self._timeout_s if timeout_s is None else timeout_s)
+
+
+async def _result(events: AsyncIterator[Any]) -> Result:
+    """What a stream ends with."""
+    async for event in events:
+        if isinstance(event, Done):
+            return event.result
+    raise AssertionError("events end with Done or raise")

@@ -1,0 +1,324 @@
+"""A client of ``f2edge serve``, with the methods and results of :class:`~f2edge.pipeline.FacePipeline`.
+
+>>> with Client("127.0.0.1:8033") as client:                                                # doctest: +SKIP
+...     client.generate("a smiling woman with red hair", seeds=7)[0].image.save("face.png")
+...     for event in client.stream_ask("face.png", "what color is the hair?"):
+...         print(event)
+
+A call that finds the server starting or restarting waits and is repeated; one that finds it full raises
+:class:`~f2edge.errors.QueueFullError`, which says when to come back.  :mod:`f2edge.client.aio` does the same for asyncio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import closing
+from dataclasses import dataclass
+from threading import Lock
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+from PIL import Image
+
+from f2edge.client.connection import Connection, no_answer, speaking, unreachable
+from f2edge.client.messages import (
+    Frame,
+    FrameAnswer,
+    ImageOrder,
+    ImageReader,
+    Picture,
+    StepWatch,
+    analyze_message,
+    ask_message,
+    describe_message,
+    edit_message,
+    frame_answer,
+    frame_message,
+    generate_message,
+    read_words,
+)
+from f2edge.decoding.parallel import StepEvent
+from f2edge.engine.requests import Done, Progress, Token
+from f2edge.errors import DeadlineExceededError
+from f2edge.imaging.regions import Region
+from f2edge.pairing import paired
+from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
+from f2edge.spec.attributes import AttributeSchema
+from f2edge.v1 import face_pb2 as pb
+from f2edge.v1 import face_pb2_grpc
+from f2edge.wire import ModelFacts, model_of, report_of
+
+Event = TypeVar("Event", Progress | Done, Token | Done)
+
+#: Faces asked for at once by :meth:`Client.generate`; a server decodes them together.
+FACES_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class RemoteBackend:
+    """What runs the model: the server's backend, and where."""
+
+    name: str
+
+
+class Client:
+    """A server's model.  Safe to use from several threads; close it, or use it in a ``with`` block.
+
+    Args:
+        server: an address ("host:port", "grpcs://host:port", "unix:/path") or a whole :class:`~f2edge.client.connection.Connection`.
+        timeout_s: deadline of each call; a method's own ``timeout_s`` goes first.
+        connect_s: how long the first call waits for a server to answer at all.
+    """
+
+    def __init__(self, server: str | Connection, *, timeout_s: float = 120.0, connect_s: float = 10.0) -> None:
+        self.connection = server if isinstance(server, Connection) else Connection(server)
+        credentials, target, options = self.connection.credentials(), self.connection.target, self.connection.options
+        self._channel = grpc.secure_channel(target, credentials, options) if credentials else grpc.insecure_channel(target, options)
+        self._stub = face_pb2_grpc.FaceServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated
+        self._timeout_s = timeout_s
+        self._connect_s = connect_s
+        self._facts: ModelFacts | None = None
+
+    def __enter__(self) -> Client:  # noqa: PYI034  Self is younger than Python 3.10
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every call and let the connection go."""
+        self._channel.close()
+
+    @property
+    def bundle(self) -> ModelFacts:
+        """What the server runs; asked once.
+
+        Raises:
+            ServerUnavailableError: nobody answers within ``connect_s``.
+            AccessError: no token, or a wrong one.
+        """
+        if self._facts is None:
+            try:
+                with speaking(self.connection.address):
+                    self._facts = model_of(self._stub.GetModel(pb.GetModelRequest(), **self._call(self._connect_s)))
+            except DeadlineExceededError as error:
+                raise unreachable(self.connection.address, self._connect_s) from error
+        return self._facts
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        return self.bundle.name
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """Names that :meth:`edit` takes."""
+        return self.bundle.regions
+
+    @property
+    def schema(self) -> AttributeSchema:
+        """What :meth:`analyze` reports."""
+        return self.bundle.schema
+
+    @property
+    def backend(self) -> RemoteBackend:
+        """What runs the model, and where."""
+        return RemoteBackend(f"{self.bundle.backend} at {self.connection.target}")
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        seeds: int | Sequence[int] = 0,
+        options: GenerateOptions | None = None,
+        on_step: Callable[[StepEvent], None] | None = None,
+        preview_images: bool = False,
+        timeout_s: float | None = None,
+    ) -> list[GeneratedFace]:
+        """Faces from words, as :meth:`FacePipeline.generate`; ``on_step`` is told on other threads, one at a time."""
+        faces: list[GeneratedFace] = []
+        order = ImageOrder(options, preview_every=1 if on_step else 0, preview_images=preview_images)
+        rows = [(prompt, generate_message(self.bundle, prompt, seed, order)) for prompt, seed in paired(prompts, seeds)]
+        for first in range(0, len(rows), FACES_AT_ONCE):
+            group = rows[first : first + FACES_AT_ONCE]
+            calls = [self._stub.Generate(message, **self._call(timeout_s)) for _, message in group]
+            readers = [ImageReader(self.bundle, prompt) for prompt, _ in group]
+            for done in self._together(calls, readers, on_step):
+                assert isinstance(done.result, GeneratedFace)
+                faces.append(done.result)
+        return faces
+
+    def stream_generate(
+        self, prompt: str, *, seed: int = 0, order: ImageOrder | None = None, timeout_s: float | None = None
+    ) -> Iterator[Progress | Done]:
+        """One face, with its progress as ``order`` wants it; leaving the iterator early stops the work."""
+        facts = self.bundle
+        message = generate_message(facts, prompt, seed, order or ImageOrder())
+        return self._events(self._stub.Generate(message, **self._call(timeout_s)), ImageReader(facts, prompt).read)
+
+    def edit(
+        self,
+        image: Picture,
+        prompt: str,
+        region: Region,
+        *,
+        seed: int = 0,
+        options: GenerateOptions | None = None,
+        keep_outside: bool = True,
+        on_step: Callable[[StepEvent], None] | None = None,
+        timeout_s: float | None = None,
+    ) -> EditedFace:
+        """A region drawn anew, as :meth:`FacePipeline.edit`."""
+        order = ImageOrder(options, preview_every=1 if on_step else 0)
+        message = edit_message(self.bundle, image, prompt, region, seed=seed, keep_outside=keep_outside, order=order)
+        call = self._stub.Edit(message, **self._call(timeout_s))
+        (done,) = self._together([call], [ImageReader(self.bundle, prompt)], on_step)
+        assert isinstance(done.result, EditedFace)
+        return done.result
+
+    def stream_edit(
+        self,
+        image: Picture,
+        prompt: str,
+        region: Region,
+        *,
+        seed: int = 0,
+        keep_outside: bool = True,
+        order: ImageOrder | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[Progress | Done]:
+        """The same with its progress."""
+        facts = self.bundle
+        message = edit_message(facts, image, prompt, region, seed=seed, keep_outside=keep_outside, order=order or ImageOrder())
+        return self._events(self._stub.Edit(message, **self._call(timeout_s)), ImageReader(facts, prompt).read)
+
+    def describe(
+        self,
+        image: Picture,
+        *,
+        max_tokens: int = 128,
+        on_token: Callable[[str], None] | None = None,
+        timeout_s: float | None = None,
+    ) -> Answer:
+        """The face in words, as :meth:`FacePipeline.describe`."""
+        return _answer(self.stream_describe(image, max_tokens=max_tokens, timeout_s=timeout_s), on_token)
+
+    def stream_describe(self, image: Picture, *, max_tokens: int = 128, timeout_s: float | None = None) -> Iterator[Token | Done]:
+        """The same, piece by piece."""
+        message = describe_message(self.bundle, image, max_tokens, None)
+        return self._events(self._stub.Describe(message, **self._call(timeout_s)), read_words)
+
+    def ask(
+        self,
+        image: Picture,
+        question: str,
+        *,
+        max_tokens: int = 64,
+        on_token: Callable[[str], None] | None = None,
+        timeout_s: float | None = None,
+    ) -> Answer:
+        """An answer, as :meth:`FacePipeline.ask`."""
+        return _answer(self.stream_ask(image, question, max_tokens=max_tokens, timeout_s=timeout_s), on_token)
+
+    def stream_ask(self, image: Picture, question: str, *, max_tokens: int = 64, timeout_s: float | None = None) -> Iterator[Token | Done]:
+        """The same, piece by piece."""
+        message = ask_message(self.bundle, image, question, max_tokens, None)
+        return self._events(self._stub.Ask(message, **self._call(timeout_s)), read_words)
+
+    def analyze(
+        self, images: Picture | Sequence[Image.Image], *, attributes: Sequence[str] | None = None, timeout_s: float | None = None
+    ) -> list[FaceReport]:
+        """Every attribute of each face, as :meth:`FacePipeline.analyze`: without names the whole schema, sensitive slots among it."""
+        pictures = list(images) if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
+        reports = []
+        for first in range(0, len(pictures), FACES_AT_ONCE):
+            group = pictures[first : first + FACES_AT_ONCE]
+            messages = [analyze_message(self.bundle, picture, attributes, None) for picture in group]
+            calls = [self._stub.Analyze.future(message, **self._call(timeout_s)) for message in messages]
+            try:
+                with speaking(self.connection.address):
+                    reports += [report_of(call.result().report) for call in calls]
+            finally:
+                for call in calls:  # one that fails ends them all
+                    call.cancel()
+        return reports
+
+    def analyze_frames(
+        self, frames: Iterable[Frame], *, attributes: Sequence[str] | None = None, include_sensitive: bool = False
+    ) -> Iterator[FrameAnswer]:
+        """Reports of frames as they come; a frame that waits while a later one arrives is left out, and counted.
+
+        Args:
+            frames: taken on another thread, as fast as they come.
+            attributes: None takes all that are not sensitive.
+            include_sensitive: or those too.
+        """
+        facts = self.bundle
+        settings = pb.AnalyzeStreamSettings(attributes=attributes or (), include_sensitive=include_sensitive)
+
+        def messages() -> Iterator[pb.AnalyzeStreamRequest]:
+            for index, frame in enumerate(frames):
+                yield frame_message(facts, frame, settings if index == 0 else None)
+
+        call = self._stub.AnalyzeStream(messages(), metadata=self.connection.metadata)
+        try:
+            with speaking(self.connection.address):
+                for message in call:
+                    yield frame_answer(message)
+        finally:
+            call.cancel()
+
+    def _together(self, calls: Sequence[Any], readers: Sequence[ImageReader], on_step: Callable[[StepEvent], None] | None) -> list[Done]:
+        """Read several calls at once; one that fails ends them all."""
+        watch, lock = StepWatch(len(calls)), Lock()
+
+        def follow(row: int) -> Done:
+            with closing(self._events(calls[row], readers[row].read)) as events:
+                for event in events:
+                    with lock:
+                        told = watch.end(row, event) if isinstance(event, Done) else watch.progress(row, event)
+                        for step in told if on_step else ():
+                            on_step(step)  # type: ignore[misc]  # not None here
+                    if isinstance(event, Done):
+                        return event
+            raise no_answer(self.connection.address)
+
+        with ThreadPoolExecutor(len(calls), thread_name_prefix="f2edge-client") as threads:
+            futures = [threads.submit(follow, row) for row in range(len(calls))]
+            try:
+                finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                for future in finished:
+                    future.result()
+                return [future.result() for future in futures]
+            finally:
+                for call in calls:
+                    call.cancel()
+
+    def _events(self, call: Any, read: Callable[[Any], Event]) -> Generator[Event, None, None]:
+        """A call's events until its end; leaving early cancels it."""
+        try:
+            with speaking(self.connection.address):
+                for message in call:
+                    event = read(message)
+                    yield event
+                    if isinstance(event, Done):
+                        return
+            raise no_answer(self.connection.address)
+        finally:
+            call.cancel()
+
+    def _call(self, timeout_s: float | None) -> dict[str, Any]:
+        return self.connection.call(self._timeout_s if timeout_s is None else timeout_s)
+
+
+def _answer(events: Iterator[Token | Done], on_token: Callable[[str], None] | None) -> Answer:
+    for event in events:
+        if isinstance(event, Token):
+            if on_token:
+                on_token(event.text)
+        else:
+            assert isinstance(event.result, Answer)
+            return event.result
+    raise AssertionError("events end with Done or raise")

@@ -1,0 +1,1 @@
+"""Step-level continuous batching: requests at different steps share one forward pass."""

@@ -1,0 +1,310 @@
+"""What the engine is asked and what it tells: plain frozen data, checked where it is made.
+
+One request is one face, one answer or one report.  :mod:`f2edge.engine.engine` runs many of them at once; every request's tokens are those
+it would have alone.  Times are milliseconds unless a name says otherwise; deadlines are points in seconds on ``time.monotonic``.
+
+N image tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import TypeAlias
+
+from PIL import Image
+
+from f2edge.errors import InputError
+from f2edge.imaging.regions import Region
+from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
+from f2edge.spec.layout import Ids
+
+
+class Priority(IntEnum):
+    """Lower goes first; each lower lane has a guaranteed share of the engine's time (:class:`Limits`), so none starves."""
+
+    LIVE = 0
+    NORMAL = 1
+    BACKGROUND = 2
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """A face from words.
+
+    Attributes:
+        prompt: text, checked at submission.
+        seed: in ``[0, 2^64)``.
+        options: what is None follows the bundle's defaults.
+        preview_every: a :class:`Progress` after every so many steps (the last one excepted: its picture is the result); 0 for none.
+        preview_images: let each :class:`Progress` carry a picture too; it costs one run of the tokenizer's decoder.
+        min_steps: with a deadline the engine may cut the steps to what fits, never below this; None takes :attr:`Limits.min_steps`.
+            A value of at least ``options.steps`` forbids cutting.
+    """
+
+    prompt: str
+    seed: int = 0
+    options: GenerateOptions = field(default_factory=GenerateOptions)
+    preview_every: int = 0
+    preview_images: bool = False
+    min_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_previews(self.preview_every, self.min_steps)
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """A region of a face decoded anew; see :meth:`f2edge.pipeline.FacePipeline.edit` for ``region`` and ``keep_outside``."""
+
+    image: Image.Image
+    prompt: str
+    region: Region
+    seed: int = 0
+    options: GenerateOptions = field(default_factory=GenerateOptions)
+    keep_outside: bool = True
+    preview_every: int = 0
+    preview_images: bool = False
+    min_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_previews(self.preview_every, self.min_steps)
+
+
+@dataclass(frozen=True)
+class AskRequest:
+    """An answer of at most ``max_tokens`` tokens to a question about a face."""
+
+    image: Image.Image
+    question: str
+    max_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        _check_max_tokens(self.max_tokens)
+
+
+@dataclass(frozen=True)
+class DescribeRequest:
+    """A face in words; the bundle's own question."""
+
+    image: Image.Image
+    max_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        _check_max_tokens(self.max_tokens)
+
+
+@dataclass(frozen=True)
+class AnalyzeRequest:
+    """Attributes of one face or several; ``attributes`` None takes the whole schema.  One face is one step of the engine."""
+
+    images: tuple[Image.Image, ...]
+    attributes: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.images) <= 64:
+            raise InputError(f"analyze takes 1 … 64 images, got {len(self.images)}")
+
+
+ImageRequest: TypeAlias = GenerateRequest | EditRequest
+AnswerRequest: TypeAlias = AskRequest | DescribeRequest | AnalyzeRequest
+Request: TypeAlias = ImageRequest | AnswerRequest
+Result: TypeAlias = GeneratedFace | EditedFace | Answer | tuple[FaceReport, ...]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Of one request, from its submission: until its first run, until its first step or token was done, until its result."""
+
+    queued_ms: float
+    first_ms: float
+    total_ms: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A step of an image is done.
+
+    Attributes:
+        step: steps done, 1 … ``steps``.
+        steps: planned, after any cut for a deadline.
+        codes: int64 (N,), V where still masked.
+        proposal: int64 (N,), every masked position filled with the present guess.
+        image: the proposal as a picture, where the request wants pictures.
+    """
+
+    step: int
+    steps: int
+    codes: Ids
+    proposal: Ids
+    image: Image.Image | None = None
+
+
+@dataclass(frozen=True)
+class Token:
+    """A piece of an answer's text, as soon as it is certain; never half a character, never empty."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The report of face ``index`` of an :class:`AnalyzeRequest`; the :class:`Done` that follows has all of them."""
+
+    index: int
+    report: FaceReport
+
+
+@dataclass(frozen=True)
+class Done:
+    """The request's end.
+
+    Attributes:
+        result: a :class:`GeneratedFace`, an :class:`EditedFace`, an :class:`Answer` or a tuple of :class:`FaceReport`.
+        timings: of this request.
+        steps: decoding steps done (images) or tokens said (answers); 0 for reports.
+        steps_planned: steps of the plan followed; above ``steps`` only where time ran out and the last proposal became the result.
+        degraded: fewer steps were planned or done than were asked for, to meet the deadline.
+    """
+
+    result: Result
+    timings: Timings
+    steps: int
+    steps_planned: int
+    degraded: bool = False
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The request's end without a result.
+
+    ``error`` is an :class:`InputError` (a region that the picture does not show), :class:`CancelledError`, :class:`DeadlineExceededError`,
+    :class:`EngineClosedError` or :class:`BackendError`; anything else is a defect, which a server must not show to clients.
+    """
+
+    error: Exception
+    timings: Timings
+
+
+#: Every request hears any number of the first three, then exactly one :class:`Done` or :class:`Failed`.
+Event: TypeAlias = Progress | Token | Report | Done | Failed
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine accepts and how it shares its time.
+
+    Attributes:
+        image_rows, answer_rows: rows of one forward pass, and the requests of each lane that are in progress at once.
+        padded_rows: row counts that image steps are padded up to, ascending; empty for none (right where shapes cost nothing: CPU).
+        max_images, max_answers: requests queued or running; more are refused.
+        max_image_work_ms, max_answer_work_ms: the same in estimated engine time.
+        normal_share, background_share: of engine time, guaranteed to these lanes while they have work.
+        quantum_ms: an image step takes no more rows than are expected to take this long (at least one).
+        live_memory_s: for so long after a live answer was asked for, an image step moreover takes no longer than an answer takes to its
+            first token, so that the next one waits half its own time on average.
+        patience_s: a request without a deadline is served, within its lane, as if it were due so long after its arrival.
+        min_steps: floor of the steps of an image with a deadline.
+        margin_ms: kept free before a deadline, for what follows the engine (encoding, sending).
+    """
+
+    image_rows: int = 8
+    answer_rows: int = 8
+    padded_rows: tuple[int, ...] = ()
+    max_images: int = 32
+    max_answers: int = 64
+    max_image_work_ms: float = 120_000.0
+    max_answer_work_ms: float = 60_000.0
+    normal_share: float = 0.25
+    background_share: float = 0.05
+    quantum_ms: float = 200.0
+    live_memory_s: float = 10.0
+    patience_s: float = 30.0
+    min_steps: int = 4
+    margin_ms: float = 20.0
+
+    def padded(self, rows: int) -> int:
+        """The row count that an image step of so many rows runs with."""
+        return next((size for size in self.padded_rows if size >= rows), rows)
+
+    def __post_init__(self) -> None:
+        for name in ("image_rows", "answer_rows", "max_images", "max_answers", "min_steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"engine limits: {name} must be at least 1, got {getattr(self, name)}")
+        for name in ("max_image_work_ms", "max_answer_work_ms", "quantum_ms", "live_memory_s", "patience_s"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"engine limits: {name} must be above 0, got {getattr(self, name)}")
+        if not (self.normal_share > 0 and self.background_share > 0 and self.normal_share + self.background_share <= 0.9):
+            raise InputError("engine limits: the shares must be above 0 and together at most 0.9, or live work is not live")
+        if self.margin_ms < 0:
+            raise InputError(f"engine limits: margin_ms must be at least 0, got {self.margin_ms}")
+        if self.padded_rows and (list(self.padded_rows) != sorted(set(self.padded_rows)) or self.padded_rows[-1] != self.image_rows):
+            raise InputError(f"engine limits: padded_rows must ascend to image_rows ({self.image_rows}), got {self.padded_rows}")
+
+
+class EngineState(Enum):
+    """Only READY takes work and should be reported as ready."""
+
+    STARTING = "starting"  #: warming up
+    READY = "ready"
+    FAULTY = "faulty"  #: the backend failed several times in a row; work is taken and tried, one success makes it READY
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Counters since the start, and gauges of now; plain numbers, to be copied into metrics outside the engine's thread.
+
+    Attributes:
+        queued: gauge by lane ("live", "normal", "background"): accepted, nothing of it run yet.
+        running: gauge by lane.
+        work_ms: gauge by class ("images", "answers"): estimated engine time still to be spent.
+        accepted, done: by request class name without "Request", lower case ("generate", "ask" …).
+        failed: by reason: "cancelled", "deadline", "closed", "input", "backend", "other".
+        cancelled_at: requests cancelled or expired while "queued" or "running".
+        rejected: by reason: "queue_full", "work_full", "deadline", "closed".
+        turns: units of work by stage ("prompt", "step", "draw", "preview", "encode", "question", "token", "report").
+        turn_ms: engine time by stage.
+        rows: histogram by stage: ``rows["step"][4]`` steps had four rows.
+        image_steps: decoding steps counted by row; ``wasted_steps`` of them belonged to images that were never finished.
+        preemptions: times that work in progress of a lower lane had to wait for a higher lane.
+        faults: forward passes that failed; ``isolated``: batches that were run again row by row.
+        prefix_hits, prefix_misses: of the memory of image prefixes; ``prompt_*`` of that of prompts.
+        degraded: results with fewer steps than asked for.
+    """
+
+    queued: Mapping[str, int]
+    running: Mapping[str, int]
+    work_ms: Mapping[str, float]
+    accepted: Mapping[str, int]
+    done: Mapping[str, int]
+    failed: Mapping[str, int]
+    cancelled_at: Mapping[str, int]
+    rejected: Mapping[str, int]
+    turns: Mapping[str, int]
+    turn_ms: Mapping[str, float]
+    rows: Mapping[str, Mapping[int, int]]
+    image_steps: int
+    wasted_steps: int
+    preemptions: int
+    faults: int
+    isolated: int
+    prefix_hits: int
+    prefix_misses: int
+    prompt_hits: int
+    prompt_misses: int
+    degraded: int
+
+
+def _check_previews(preview_every: int, min_steps: int | None) -> None:
+    if preview_every < 0:
+        raise InputError(f"preview_every must be 0 (none) or a number of steps, got {preview_every}")
+    if min_steps is not None and min_steps < 1:
+        raise InputError(f"min_steps must be at least 1, got {min_steps}")
+
+
+def _check_max_tokens(max_tokens: int) -> None:
+    if max_tokens < 1:
+        raise InputError(f"max_tokens must be at least 1, got {max_tokens}")

@@ -1,0 +1,5 @@
+"""Pictures in and out, the guard before the decoders, and regions of a face."""
+
+from f2edge.imaging.images import load_image
+
+__all__ = ["load_image"]

@@ -1,0 +1,1 @@
+"""Marks of origin: label, watermark, content credentials, and how they are read again."""

@@ -1,0 +1,100 @@
+"""Writing pictures: the kind by suffix, checked before the long work starts, and never half a file.
+
+>>> check_writable("face.png")                                                              # doctest: +SKIP
+>>> save_image(image, "face.png", label(prompt="a smiling woman", seed=7, bundle="nano"))   # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from f2edge.errors import OutputError
+from f2edge.provenance.label import Label, save_arguments
+
+if TYPE_CHECKING:
+    from f2edge.provenance.c2pa import Signer
+
+KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_QUALITY = {"JPEG": 95, "WEBP": 92}
+
+
+def image_kind(path: str | os.PathLike[str]) -> str:
+    """Kind of picture, "PNG", "JPEG" or "WEBP", by the suffix; anything else raises :class:`OutputError`."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in KINDS:
+        what = f"of kind {suffix}" if suffix else "without a suffix"
+        raise OutputError(f"{os.fspath(path)}: cannot write a picture {what}; use {', '.join(KINDS)}")
+    return KINDS[suffix]
+
+
+def check_writable(path: str | os.PathLike[str]) -> Path:
+    """Make sure that a file can be written there, by writing and removing an empty one beside it; raises :class:`OutputError`."""
+    target = Path(path)
+    try:
+        if target.is_dir():
+            raise OutputError(f"{target}: is a folder; give the name of a file")
+        if not target.parent.is_dir():
+            raise OutputError(f"{target}: the folder {target.parent} does not exist; create it first")
+        with contextlib.suppress(FileNotFoundError):
+            target.lstat()  # raises for a name that no file can have
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".f2edge-"):
+            return target
+    except (OSError, ValueError) as error:
+        if isinstance(error, OutputError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{str(target)[:200]}: cannot be written ({reason}); choose another folder") from error
+
+
+def save_image(image: Image.Image, path: str | os.PathLike[str], metadata: Label | None = None, signer: Signer | None = None) -> Path:
+    """Write a picture under its name in one step: a reader finds the old file or the whole new one.
+
+    Args:
+        image: RGB picture.
+        path: ends in .png, .jpg, .jpeg or .webp.
+        metadata: says that the picture was generated, and how; every generated picture carries one.
+        signer: signs that statement, as content credentials.
+
+    Raises:
+        OutputError: unknown suffix, or the file cannot be written.
+    """
+    kind, target = image_kind(path), Path(path)
+    write_atomically(target, encode(image, kind, metadata, signer=signer))
+    return target
+
+
+def encode(image: Image.Image, kind: str, metadata: Label | None, *, quality: int = 0, signer: Signer | None = None) -> bytes:
+    """The bytes of a labelled "PNG", "JPEG" or "WEBP"; ``quality`` 1 … 100, 0 is this module's choice."""
+    buffer = io.BytesIO()
+    arguments = {"quality": quality or _QUALITY[kind]} if kind in _QUALITY else {}
+    image.save(buffer, kind, **arguments, **({} if metadata is None else save_arguments(metadata, kind)))
+    data = buffer.getvalue()
+    return data if signer is None or metadata is None else signer.sign(data, kind, metadata)
+
+
+def write_atomically(target: Path, data: bytes) -> None:
+    """Write beside the target, then rename; raises :class:`OutputError` and leaves nothing behind."""
+    temporary: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".f2edge-", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(data)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(target)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise OutputError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

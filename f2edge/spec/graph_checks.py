@@ -1,0 +1,92 @@
+"""Whether a graph of a manifest is the one that the runtime will feed and read (``f2edge.spec.graphs``), with the model's sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from f2edge.errors import BundleError
+from f2edge.spec.configuration import ModelConfiguration
+from f2edge.spec.graphs import GraphSignature, Tensor
+from f2edge.spec.layout import TokenLayout
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output of a graph; ``shape`` mixes fixed sizes and names of dynamic axes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphEntry:
+    """One graph: its file (a key of ``files``), its ports, its precision ("fp32", "int8") and how it was quantised (any JSON)."""
+
+    name: str
+    file: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    precision: str
+    recipe: Any = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The sizes that a model fixes; a port must have its signature's name, dtype and rank, and these sizes where it gives a number."""
+
+    model: ModelConfiguration
+    layout: TokenLayout
+    regions: tuple[str, ...]
+
+    def check(self, entry: GraphEntry, signature: GraphSignature) -> None:
+        """Raise :class:`BundleError` naming the port that differs."""
+        inputs = tuple(t for t in signature.inputs if not self._absent(t))
+        for kind, ports, tensors in (("inputs", entry.inputs, inputs), ("outputs", entry.outputs, signature.outputs)):
+            found, wanted = [port.name for port in ports], [tensor.name for tensor in tensors]
+            if sorted(found) != sorted(wanted):
+                raise BundleError(
+                    f"manifest: graph {entry.name!r} has {kind} {', '.join(found) or 'none'}; "
+                    f"this f2edge needs {', '.join(wanted)}; export the bundle again"
+                )
+            by_name = {tensor.name: tensor for tensor in tensors}
+            for port in ports:
+                self._check_port(entry.name, port, by_name[port.name])
+
+    def _absent(self, tensor: Tensor) -> bool:
+        """A model without an encoder takes no features of it."""
+        return tensor.name in ("semantic", "identity") and getattr(self.model, tensor.name) is None
+
+    def _check_port(self, graph: str, port: Port, tensor: Tensor) -> None:
+        wanted = [self._size(graph, tensor, axis) for axis in tensor.axes]
+        same = len(port.shape) == len(wanted) and all(
+            isinstance(found, str) or size in (None, found) for found, size in zip(port.shape, wanted, strict=True)
+        )
+        if port.dtype != tensor.dtype or not same:
+            axes = ", ".join(axis if size is None else str(size) for axis, size in zip(tensor.axes, wanted, strict=True))
+            shape = ", ".join(map(str, port.shape))
+            raise BundleError(
+                f"manifest: graph {graph!r}: {port.name} is {port.dtype}[{shape}], needs {tensor.dtype}[{axes}]; export the bundle again"
+            )
+
+    def _size(self, graph: str, tensor: Tensor, axis: str) -> int | None:
+        """Size of an axis where the model fixes it, None where a request does."""
+        model = self.model
+        sizes = {
+            "3": 3,
+            "L": model.layers,
+            "H": model.heads,
+            "W": model.head_width,
+            "N": model.image_tokens,
+            "C": self.layout.understanding_prefix,
+            "V": model.text_vocabulary,
+            "Y": model.tokenizer.image_size,
+            "X": model.tokenizer.image_size,
+            "G": model.tokenizer.grid,
+            "K": len(self.regions),
+        }
+        features = model.semantic if "semantic" in (graph, tensor.name) else model.identity
+        if features is not None:
+            sizes |= {"M": features.vectors, "F": features.width}
+        return sizes.get(axis)

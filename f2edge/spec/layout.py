@@ -1,0 +1,164 @@
+"""Token ids and sequences: where text, specials, image codes and the mask stand in the one vocabulary, and how a request is laid out.
+
+Generation (T2I): ``<|t2i|> <sot> prompt <eot> <|soi|> imagexN <|eoi|>``
+Understanding (MMU): ``<|mmu|> <|soi|> imagexN <|eoi|> <sot> question answer <eot>``
+
+Image *ids* here are codes ``0 … V-1`` plus the mask at ``V``; the graphs see codes, never vocabulary ids, because the head and the
+embedding are cut to the image codes at export.  :meth:`TokenLayout.image_to_vocabulary` gives the ids of the full vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from f2edge.errors import InputError, PromptError
+from f2edge.spec.configuration import ImageTokenizerConfiguration, ModelConfiguration
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Ids of every kind of token, and the sequences of the two tasks.
+
+    Attributes:
+        text_vocabulary: text ids are ``[0, text_vocabulary)``.
+        specials: special tokens in id order; the first has id ``text_vocabulary``.
+        codes: V, number of image codes.
+        image_tokens: N, tokens of one image.
+        image_offset: rotary position of ``<|soi|>`` in T2I; a prompt of P tokens takes positions ``image_offset - P … image_offset - 1``.
+        prompt_tokens: longest prompt in text tokens.
+        start_of_text, end_of_text: ids in the text vocabulary (CodeGen: the same id).
+        question_template: how a question is written before its answer; contains ``{question}``.
+        codes_per_cell: tokens that share one column of the transformer.
+    """
+
+    text_vocabulary: int
+    specials: tuple[str, ...]
+    codes: int
+    image_tokens: int
+    image_offset: int
+    prompt_tokens: int
+    start_of_text: int
+    end_of_text: int
+    question_template: str = "{question}\n"
+    codes_per_cell: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("start_of_text", "end_of_text"):
+            if not 0 <= getattr(self, name) < self.text_vocabulary:
+                raise InputError(f"token layout: {name} {getattr(self, name)} lies outside the text vocabulary")
+        if "{question}" not in self.question_template:
+            raise InputError("token layout: question_template must contain {question}")
+
+    @classmethod
+    def of(
+        cls, configuration: ModelConfiguration, start_of_text: int, end_of_text: int, question_template: str = "{question}\n"
+    ) -> TokenLayout:
+        return cls(
+            text_vocabulary=configuration.text_vocabulary,
+            specials=configuration.specials,
+            codes=configuration.codes,
+            image_tokens=configuration.image_tokens,
+            image_offset=configuration.image_offset,
+            prompt_tokens=configuration.prompt_tokens,
+            start_of_text=start_of_text,
+            end_of_text=end_of_text,
+            question_template=question_template,
+            codes_per_cell=configuration.tokenizer.codes_per_column,
+        )
+
+    def special(self, token: str) -> int:
+        """Vocabulary id of a special token such as ``"<|soi|>"``."""
+        try:
+            return self.text_vocabulary + self.specials.index(token)
+        except ValueError:
+            raise InputError(f"no special token {token!r}; known: {', '.join(self.specials)}") from None
+
+    @property
+    def pad(self) -> int:
+        return self.special("[PAD]")
+
+    @property
+    def image_start(self) -> int:
+        """Vocabulary id of image code 0."""
+        return self.text_vocabulary + len(self.specials)
+
+    @property
+    def mask_code(self) -> int:
+        """V: the code that stands for "not decoded yet" in a token grid."""
+        return self.codes
+
+    @property
+    def vocabulary(self) -> int:
+        return self.image_start + self.codes + 1
+
+    def image_to_vocabulary(self, codes: NDArray[np.integer[Any]]) -> Ids:
+        """Image codes (mask included) → ids of the full vocabulary, same shape."""
+        return codes.astype(np.int64) + self.image_start
+
+    def prompt(self, text: Sequence[int]) -> list[int]:
+        """``<|t2i|> <sot> prompt <eot>``; a prompt above ``prompt_tokens`` raises :class:`PromptError`."""
+        if len(text) > self.prompt_tokens:
+            raise PromptError(f"the prompt has {len(text)} tokens, the model reads {self.prompt_tokens}; shorten it")
+        return [self.special("<|t2i|>"), self.start_of_text, *text, self.end_of_text]
+
+    @property
+    def unconditional(self) -> list[int]:
+        """The prompt of classifier-free guidance's other branch: ``<|t2i|> <sot> <eot>``."""
+        return self.prompt([])
+
+    def question(self, text: Sequence[int]) -> list[int]:
+        """``<sot> question``, to be followed by the answer and ``<eot>``."""
+        return [self.start_of_text, *text]
+
+    @property
+    def understanding_prefix(self) -> int:
+        """Columns of the MMU image segment: ``<|mmu|> <|soi|> image <|eoi|>``; the question's first rotary position."""
+        return self.image_tokens // self.codes_per_cell + 3
+
+    def to_json(self) -> dict[str, Any]:
+        """The form stored in a bundle's manifest."""
+        return {**self.__dict__, "specials": list(self.specials)}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> TokenLayout:
+        """Inverse of :meth:`to_json`."""
+        try:
+            return cls(**{**row, "specials": tuple(row["specials"])})
+        except (KeyError, TypeError) as error:
+            raise InputError(f"token layout: {error}") from error
+
+
+def tokens_of_cells(cells: NDArray[Any], tokenizer: ImageTokenizerConfiguration) -> NDArray[Any]:
+    """Values of cells (…, G, G) → of tokens (…, N): column by column of the transformer, each cell's value for all of its codes."""
+    side = tokenizer.block
+    across = cells.shape[-1] // side
+    blocks = cells.reshape(*cells.shape[:-2], across, side, across, side).swapaxes(-3, -2)
+    return np.repeat(blocks.reshape(*cells.shape[:-2], -1), tokenizer.codes_per_cell, axis=-1)
+
+
+def left_pad(sequences: Sequence[Sequence[int]], pad: int, length: int | None = None) -> tuple[Ids, NDArray[np.int64]]:
+    """Stack sequences to ``(B, P)``, pads first (prompts end where the image begins); also their lengths ``(B,)``."""
+    lengths = np.array([len(s) for s in sequences], dtype=np.int64)
+    width = max(int(lengths.max(initial=0)), length or 0)
+    ids = np.full((len(sequences), width), pad, dtype=np.int64)
+    for row, sequence in enumerate(sequences):
+        if sequence:
+            ids[row, width - len(sequence) :] = sequence
+    return ids, lengths
+
+
+def right_pad(sequences: Sequence[Sequence[int]], pad: int, length: int | None = None) -> tuple[Ids, NDArray[np.int64]]:
+    """Stack sequences to ``(B, S)``, pads last (questions begin where the image ends); also their lengths ``(B,)``."""
+    lengths = np.array([len(s) for s in sequences], dtype=np.int64)
+    width = max(int(lengths.max(initial=0)), length or 0)
+    ids = np.full((len(sequences), width), pad, dtype=np.int64)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = sequence
+    return ids, lengths

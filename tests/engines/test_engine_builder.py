@@ -1,0 +1,454 @@
+"""The builder of plans on a machine of paper: what it asks of TensorRT, what it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engines import memory_guard
+from engines.atomic import write_atomically
+from engines.cli import run
+from engines.engine_cache import engine_key
+from engines.memory_guard import HostMemory
+from engines.network import BuildOptions, configure
+from engines.plugin_nodes import OPERATORS, to_load
+from engines.profile import load_profile
+from engines.shapes import Sizes, graph_shapes, input_shapes
+from f2edge.backends.tensorrt.plans import Machine, PlanFolder, find_plans, l4t_release
+from f2edge.bundle.bundle import Bundle
+from f2edge.errors import BackendError, InputError, OutputError
+from tests.support.tensorrt.tensorrt_double import VERSIONS
+from tests.support.tensorrt.tensorrt_machine import PROFILE, machine, tensorrt_bundle
+
+MACHINE = Machine("Orin", "8.7", 8, "10.3.0", "12.6", "36.4")
+OTHER_MACHINES = (
+    replace(MACHINE, gpu="Orin NX"),
+    replace(MACHINE, capability="8.9"),
+    replace(MACHINE, multiprocessors=16),
+    replace(MACHINE, tensorrt="10.3.1"),
+    replace(MACHINE, cuda="12.8"),
+    replace(MACHINE, l4t="36.5"),
+)
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return tensorrt_bundle(tiny_bundle, tmp_path / "tiny")
+
+
+# What it asks of TensorRT ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_version_builds_every_graph(version: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = machine(monkeypatch, tmp_path, version)
+    folder = here.build(bundle)
+    plans = PlanFolder.load(folder)
+    assert set(plans.graphs) == set(Bundle.load(bundle).manifest.graphs)
+    assert plans.machine == Machine("Orin", "8.7", 8, version, "12.6", l4t_release())
+    for name in plans.graphs:
+        assert json.loads(plans.path(name).read_text())["strong"], "networks are strongly typed"
+    profile = load_profile(PROFILE)
+    (limit,) = {call["pool_size"] for call in here.calls("IBuilderConfig", "set_memory_pool_limit")}
+    assert limit == profile.build.workspace_mib << 20
+    assert {call["value"] for call in here.calls("IBuilderConfig", "builder_optimization_level=")} == {profile.build.optimization_level}
+    assert {call["flag"].name for call in here.calls("IBuilderConfig", "clear_flag")} == {"TF32"}
+    assert not here.calls("IBuilderConfig", "set_flag")
+    assert {call["value"].name for call in here.calls("IBuilderConfig", "hardware_compatibility_level=")} == {"NONE"}
+    assert all(not call["ignore_mismatch"] for call in here.calls("IBuilderConfig", "set_timing_cache"))
+
+
+def test_flags_for_plans_that_travel(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = machine(monkeypatch, tmp_path, "10.13.3.9")
+    folder = here.build(bundle, graphs=("regions",), hardware="same-compute-capability", version_compatible=True, detailed=True)
+    assert [call["flag"].name for call in here.calls("IBuilderConfig", "set_flag")] == ["VERSION_COMPATIBLE"]
+    assert [call["value"].name for call in here.calls("IBuilderConfig", "hardware_compatibility_level=")] == ["SAME_COMPUTE_CAPABILITY"]
+    assert [call["value"].name for call in here.calls("IBuilderConfig", "profiling_verbosity=")] == ["DETAILED"]
+    plans = PlanFolder.load(folder)
+    assert (plans.hardware, plans.version_compatible) == ("same-compute-capability", True)
+
+
+def test_a_level_that_a_version_lacks_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trt = machine(monkeypatch, tmp_path, "10.3.0").trt
+    config = trt.Builder(trt.ILogger()).create_builder_config()
+    with pytest.raises(InputError, match=r"TensorRT 10\.3\.0 does not know it \(10\.9"):
+        configure(trt, config, BuildOptions(512, 3, 0, hardware="same-compute-capability"))
+
+
+# Shapes ----------------------------------------------------------------------------------------------------------------------------------
+
+
+@given(st.sets(st.integers(1, 64), min_size=1, max_size=4), st.integers(1, 64), st.integers(1, 512))
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+def test_profiles_hold_what_the_runtime_may_ask(tiny_bundle: Path, images: set[int], questions: int, tokens: int) -> None:
+    bundle = Bundle.load(tiny_bundle, verify=False)
+    sizes = Sizes(tuple(sorted(images)), questions, tokens)
+    for entry in bundle.manifest.graphs.values():
+        shapes = graph_shapes(entry, bundle.layout, sizes)
+        for profile in shapes.profiles:
+            assert all(low <= best <= high for low, best, high in profile.values())
+            for name, bounds in input_shapes(entry, profile).items():
+                assert all(size > 0 for shape in bounds for size in shape), f"{name}: empty tensors are avoided"
+    step = graph_shapes(bundle.manifest.graphs["t2i_step"], bundle.layout, sizes)
+    for rows in range(1, max(images) + 1):
+        for branches in range(rows, 2 * rows + 1):
+            assert any(p["R"][0] <= rows <= p["R"][2] and p["B"][0] <= branches <= p["B"][2] for p in step.profiles)
+    for rows in images:
+        assert any(p["R"] == (rows,) * 3 and p["B"] == (2 * rows,) * 3 for p in step.profiles), "a static profile for guided rows"
+    extend = graph_shapes(bundle.manifest.graphs["mmu_extend"], bundle.layout, sizes)
+    longest = bundle.layout.prompt_tokens + tokens
+    assert any(p["S"] == (1, 1, 1) and p["T"][2] >= longest for p in extend.profiles)
+    assert any(p["S"][2] > bundle.layout.prompt_tokens for p in extend.profiles)
+    assert extend.buckets["T"][-1] == max(p["T"][2] for p in extend.profiles)
+
+
+def test_an_axis_that_nothing_tells_is_refused(tiny_bundle: Path) -> None:
+    bundle = Bundle.load(tiny_bundle, verify=False)
+    entry = bundle.manifest.graphs["identity"]
+    port = entry.inputs[0]
+    odd = replace(entry, inputs=(replace(port, shape=("B", "C", *port.shape[2:])),))
+    with pytest.raises(InputError, match="axis C"):
+        graph_shapes(odd, bundle.layout, Sizes((1,), 1))
+
+
+@pytest.mark.parametrize("sizes", [((), 1, 1), ((2, 1), 1, 1), ((1, 1), 1, 1), ((0,), 1, 1), ((1,), 0, 1), ((1,), 1, 0), ((2000,), 1, 1)])
+def test_sizes_are_checked(sizes: tuple[Any, ...]) -> None:
+    with pytest.raises(InputError, match="build sizes"):
+        Sizes(*sizes)
+
+
+def test_fewer_rows_than_the_profile_says() -> None:
+    build = replace(load_profile(PROFILE).build, images=(1, 2, 8), questions=64)
+    assert Sizes.of(build) == Sizes((1, 2, 8), 64)
+    assert Sizes.of(build, image_rows=2, answer_rows=4, answer_tokens=16) == Sizes((1, 2), 4, 16)
+
+
+# The cache -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_up_to_date_is_not_built_again(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = machine(monkeypatch, tmp_path)
+
+    def built(**options: Any) -> int:
+        before = len(here.calls("Builder", "build_serialized_network"))
+        here.build(bundle, graphs=("regions", "identity"), **options)
+        return len(here.calls("Builder", "build_serialized_network")) - before
+
+    assert built() == 2
+    assert built() == 0
+    assert built(rebuild=True) == 2
+    assert built(level=5) == 2
+    assert built(level=5, workspace_mib=64) == 2
+    assert built(level=5, workspace_mib=64, answer_tokens=7) == 0, "neither graph has text"
+    plans = PlanFolder.load(next(find_plans(Bundle.load(bundle))))
+    plans.path("identity").write_bytes(b"cut off")
+    assert built(level=5, workspace_mib=64) == 1, "a damaged plan is built again"
+    here.cuda.version = 13020
+    assert built(level=5, workspace_mib=64) == 2
+
+
+def test_the_key_changes_with_everything_that_matters(tiny_bundle: Path) -> None:
+    bundle = Bundle.load(tiny_bundle, verify=False)
+    sizes, options = Sizes((1,), 4), {"workspace_mib": 512, "optimization_level": 3}
+
+    def key(graph: str = "t2i_step", sizes: Sizes = sizes, options: dict[str, int] = options, **more: Any) -> str:
+        shapes = graph_shapes(bundle.manifest.graphs[graph], bundle.layout, sizes)
+        known: dict[str, Any] = {"machine": MACHINE, "plugins": {}, **more}
+        return engine_key(bundle, graph, shapes=shapes, settings=options, **known)
+
+    keys = [
+        key(),
+        key("t2i_prefill"),
+        key(sizes=Sizes((2,), 4)),
+        key(options={**options, "workspace_mib": 1024}),
+        key(plugins={"f2edge::F2FusedMoE:1": "abc"}),
+        key(plugins={"f2edge::F2FusedMoE:1": "abd"}),
+        *(key(machine=other) for other in OTHER_MACHINES),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert key() == keys[0]
+
+
+def test_timings_are_kept_and_taken_up(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = machine(monkeypatch, tmp_path)
+    file = tmp_path / "orin.timing"
+    here.build(bundle, graphs=("regions",), timing_cache=file)
+    first = file.read_bytes()
+    assert first == b"10.3.0+regions"
+    here.build(bundle, graphs=("identity",), timing_cache=file)
+    assert file.read_bytes() == first + b"+identity"
+    other = machine(monkeypatch, tmp_path / "other", "11.4.0.106")
+    other.build(bundle, graphs=("regions",), timing_cache=file)
+    assert file.read_bytes() == b"11.4.0.106+regions", "timings of another version are dropped, not believed"
+
+
+def test_a_build_that_is_killed_is_taken_up(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = machine(monkeypatch, tmp_path)
+    here.cuda.capture_fails = False
+    builds = iter([True, False])
+    original = here.trt.Builder.build_serialized_network
+
+    def fragile(self: Any, network: Any, config: Any) -> Any:
+        return original(self, network, config) if next(builds, True) else None
+
+    monkeypatch.setattr(here.trt.Builder, "build_serialized_network", fragile)
+    with pytest.raises(BackendError, match=r"TensorRT 10\.3\.0 builds no plan of"):
+        here.build(bundle)
+    (folder,) = find_plans(Bundle.load(bundle))
+    assert len(PlanFolder.load(folder).graphs) == 1
+    assert {path.suffix for path in folder.iterdir()} == {".plan", ".json"}, "nothing half-written"
+    before = len(here.calls("Builder", "create_network"))
+    here.build(bundle)
+    assert len(here.calls("Builder", "create_network")) - before == len(Bundle.load(bundle).manifest.graphs) - 1
+
+
+# Files -----------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_cannot_be_written_is_not_written(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = machine(monkeypatch, tmp_path)
+    denied = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != bundle and denied(path, mode))
+    folder = here.build(bundle, graphs=("regions",))
+    assert folder.is_relative_to(here.user)
+    assert list(find_plans(Bundle.load(bundle))) == [folder]
+    assert not (bundle / "plans").exists()
+
+
+def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "a" / "plan"
+    write_atomically(target, memoryview(b"first"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OutputError, match="No space left"):
+            write_atomically(target, b"second")
+    assert target.read_bytes() == b"first"
+    assert list(target.parent.iterdir()) == [target]
+
+
+MEMORY = "MemTotal: 8000000 kB\nMemAvailable: {} kB\nSwapFree: {} kB\n"
+
+
+@pytest.mark.parametrize(
+    ("available_gb", "swap_gb", "weights_gb", "workspace_gb", "integrated", "fits"),
+    [
+        (6.5, 0, 0.9, 0.8, True, True),  # an 8 GB board without a desktop, int4 weights
+        (4.0, 0, 0.9, 0.8, True, False),
+        (4.0, 16, 0.9, 0.8, True, True),
+        (6.5, 16, 3.6, 0.8, True, False),  # fp16 weights: the GPU's copy cannot be swapped
+        (6.0, 0, 2.0, 4.0, False, True),
+    ],
+)
+def test_memory_is_looked_at_first(
+    tmp_path: Path, *, available_gb: float, swap_gb: float, weights_gb: float, workspace_gb: float, integrated: bool, fits: bool
+) -> None:
+    (tmp_path / "meminfo").write_text(MEMORY.format(int(available_gb * 1e9) >> 10, int(swap_gb * 1e9) >> 10))
+    memory = HostMemory.read(tmp_path / "meminfo")
+    assert memory is not None
+    sizes = int(weights_gb * 1e9), int(workspace_gb * 1e9)
+    if fits:
+        assert "GB free" in memory_guard.check(memory, *sizes, integrated=integrated)
+    else:
+        with pytest.raises(InputError, match=r"needs about .* multi-user\.target"):
+            memory_guard.check(memory, *sizes, integrated=integrated)
+
+
+@pytest.mark.parametrize("text", ["", "MemTotal: 1 kB\n", "MemAvailable: much\n", "\x00\xff"])
+def test_a_strange_meminfo_is_no_obstacle(tmp_path: Path, text: str) -> None:
+    (tmp_path / "meminfo").write_text(text, encoding="latin-1")
+    assert HostMemory.read(tmp_path / "meminfo") is None
+    assert HostMemory.read(tmp_path / "none") is None
+
+
+def test_too_little_memory_stops_a_build_before_it_starts(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = machine(monkeypatch, tmp_path, integrated=True)
+    monkeypatch.setattr(HostMemory, "read", classmethod(lambda cls: cls(1 << 30, 0)))
+    with pytest.raises(InputError, match="building this needs about"):
+        here.build(bundle, force=False)
+    assert not here.calls("Builder", "create_network")
+    here.build(bundle, graphs=("regions",), force=True)
+
+
+def test_too_little_disk_stops_a_build_before_it_starts(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = machine(monkeypatch, tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _place: SimpleNamespace(free=10))
+    with pytest.raises(OutputError, match=r"a plan takes about .* the disk has 0\.0 GB free"):
+        here.build(bundle, force=False)
+    assert not here.calls("Builder", "create_network")
+    assert not (bundle / "plans").exists()
+
+
+def test_a_timing_cache_that_cannot_be_written_costs_no_plan(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = machine(monkeypatch, tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match="is a folder"):
+        here.build(bundle, graphs=("regions",), timing_cache=tmp_path / "folder")
+    assert not here.calls("Builder", "create_network")
+    monkeypatch.setattr("engines.builder._timing_cache", lambda _machine: bundle / "manifest.json" / "timings")
+    folder = here.build(bundle, graphs=("regions",))
+    assert list(PlanFolder.load(folder).graphs) == ["regions"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("profiles ./absent", "device profile ./absent: No such file"),
+        ("profiles ./folder", "device profile ./folder: Is a directory"),
+        ("kernels --model nano --target 87 --out new --table folder", "folder: is a folder"),
+        ("aot-nodes absent.onnx --tokens 4", "give a graph of a bundle"),
+        ("aot-nodes junk --tokens 4", "is not an ONNX file"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    line: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "junk").write_bytes(bytes(range(256)))
+    assert run(line.split()) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert words in error
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "junk"]
+
+
+# Refusals --------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_without_tensorrt_one_line_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert run(["build", str(tiny_bundle), "--profile", PROFILE]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "python3-libnvinfer" in error
+    assert "pip install tensorrt-cu13" in error
+
+
+def test_without_pycuda_one_line_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, tmp_path)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    assert run(["build", str(bundle), "--profile", PROFILE]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "pip install 'f2edge[tensorrt]'" in error
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({}, {"profile": "abacus"}, "unknown device profile 'abacus'"),
+        ({}, {"graphs": ("magic",)}, "has no graph 'magic'"),
+        ({"capability": (8, 9)}, {}, r"for compute capability 8\.7, Orin has 8\.9"),
+        ({"multiprocessors": 16}, {}, "for 8 multiprocessors, Orin has 16"),
+        ({}, {"hardware": "same-compute-capability"}, "does not know it"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, change: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    here = machine(monkeypatch, tmp_path)
+    for name, value in change.items():
+        setattr(here.cuda, name, value)
+    with pytest.raises(InputError, match=message):
+        here.build(bundle, **options)
+    assert not (bundle / "plans").exists()
+
+
+def test_a_bundle_for_onnx_runtime_is_refused(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="--flavour tensorrt"):
+        machine(monkeypatch, tmp_path).build(tiny_bundle)
+
+
+def test_a_recipe_that_the_device_lacks_is_refused(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = bundle / "manifest.json"
+    path.write_text(path.read_text().replace('"name": "fp16"', '"name": "fp8"'))
+    with pytest.raises(InputError, match=r"recipe 'fp8', which needs compute capability 8\.9"):
+        machine(monkeypatch, tmp_path).build(bundle)
+
+
+def test_a_parser_error_names_the_node(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnx
+
+    path = bundle / "regions.onnx"
+    model = onnx.load(path, load_external_data=False)
+    model.graph.node[0].op_type, model.graph.node[0].domain, model.graph.node[0].name = "MatMulNBits", "com.microsoft", "first"
+    onnx.save(model, path)
+    refresh(bundle)
+    with pytest.raises(InputError, match=r"cannot parse regions\.onnx: MatMulNBits 'first': Plugin not found"):
+        machine(monkeypatch, tmp_path).build(bundle, graphs=("regions",))
+
+
+def test_a_graph_that_is_not_the_manifests_is_refused(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (bundle / "regions.onnx").write_bytes((bundle / "identity.onnx").read_bytes())
+    refresh(bundle)
+    with pytest.raises(InputError, match="its outputs are features; the manifest says otherwise"):
+        machine(monkeypatch, tmp_path).build(bundle, graphs=("regions",))
+
+
+def refresh(bundle: Path) -> None:
+    """Sums of a bundle whose files were changed."""
+    from f2edge.bundle.bundle import write_manifest
+
+    write_manifest(bundle, json.loads((bundle / "manifest.json").read_text()))
+
+
+def test_the_fused_node_asks_for_its_plug_in(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnx
+
+    path = bundle / "regions.onnx"
+    model = onnx.load(path, load_external_data=False)
+    model.graph.node[0].op_type, model.graph.node[0].domain = "F2FusedMoE", "f2edge"
+    onnx.save(model, path)
+    refresh(bundle)
+    here = machine(monkeypatch, tmp_path)
+    fused = OPERATORS["F2FusedMoE"]
+    monkeypatch.setattr("engines.plugin_nodes.OPERATORS", {"F2FusedMoE": fused._replace(module="json")})
+    with pytest.raises(BackendError, match="'json' registers no plug-ins"):
+        here.build(bundle, graphs=("regions",))
+    here.trt.creators.add(("f2edge", "F2FusedMoE", "1"))
+    plans = PlanFolder.load(here.build(bundle, graphs=("regions",)))
+    assert plans.graphs["regions"].plugins == ("f2edge::F2FusedMoE:1",)
+
+
+def test_plug_ins_compiled_ahead_of_time_are_in_the_plan() -> None:
+    assert to_load(plugin.name for plugin in OPERATORS.values()) == ["f2edge::F2FusedMoE:1"]
+
+
+def test_every_plug_in_module_registers() -> None:
+    from importlib import import_module
+
+    assert all(callable(import_module(plugin.module).register) for plugin in OPERATORS.values())
+
+
+def test_progress_speaks_on_a_terminal_only(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    here = machine(monkeypatch, tmp_path)
+    here.build(bundle, graphs=("regions",))
+    assert capsys.readouterr().err == ""
+    assert len(here.calls("IBuilderConfig", "progress_monitor=")) == 1
+
+
+def test_a_build_can_be_interrupted(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from engines.progress import BuildProgress
+
+    here = machine(monkeypatch, tmp_path)
+
+    def interrupted(*_: Any) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BuildProgress, "advance", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        here.build(bundle, graphs=("regions",))
+    assert not list(tmp_path.rglob("*.plan"))
