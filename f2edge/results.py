@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from types import MappingProxyType
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,7 +102,7 @@ class FaceReport:
     """
 
     probabilities: Mapping[str, Mapping[str, float]]
-    hidden: Mapping[str, float] = MappingProxyType({})
+    hidden: Mapping[str, float] = field(default_factory=dict)
     unfamiliar: float | None = None
 
     @property

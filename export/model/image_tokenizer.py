@@ -173,7 +173,8 @@ class ImageTokenizer(nn.Module):
     def codes(self, latent: Tensor) -> Tensor:
         """Latent (B, c·b, G, G) → codes (B, N) int64; the cells of one column of the transformer follow each other, row by row."""
         shape, side = self.configuration, self.configuration.block
-        columns = latent.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # (B, c·b, G / side, side, G / side, side)
+        across = shape.grid // side
+        columns = latent.reshape(*latent.shape[:2], across, side, across, side)
         cells = columns.permute(0, 2, 4, 3, 5, 1).reshape(latent.shape[0], -1, shape.bits)  # (B, N, b)
         return codes_of(cells)
 

@@ -103,7 +103,8 @@ def reduced(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     total: NDArray[np.uint16] = sum(
         (images[:, y::parts, x::parts].astype(np.uint16) for y in range(parts) for x in range(parts)), np.zeros((), np.uint16)
     )
-    return ((total + parts * parts // 2) // (parts * parts)).astype(np.uint8)
+    means: NDArray[np.uint8] = ((total + parts * parts // 2) // (parts * parts)).astype(np.uint8)
+    return means
 
 
 def plain(images: NDArray[np.uint8]) -> Tensor:

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -94,7 +94,7 @@ class Reading:
         domain_center, domain_scale: likewise.
     """
 
-    temperatures: Mapping[str, float] = MappingProxyType({})
+    temperatures: Mapping[str, float] = field(default_factory=dict)
     unsure: str = ""
     domain_file: str = ""
     domain_center: float = 0.0
@@ -122,7 +122,7 @@ class Manifest:
     files: Mapping[str, FileEntry]
     document: Mapping[str, Any]
     flavour: str = FLAVOURS[0]
-    reading: Reading = Reading()
+    reading: Reading = field(default_factory=Reading)
 
 
 def parse_manifest(data: bytes) -> Manifest:
