@@ -160,7 +160,7 @@ def test_region_masks_stay_in_one_or_two_shown_regions() -> None:
     seen = dict.fromkeys(names, 0)
     shares = []
     for _ in range(400):
-        mask = draw_region_mask(coverage, N, rng).reshape(4, 4, 2)
+        mask = draw_region_mask(coverage, TINY.tokenizer, rng).reshape(4, 4, 2)
         assert mask.any()
         touched = [name for name, inside in zip(names, cells, strict=True) if mask[inside].any()]
         assert 1 <= len(touched) <= 2
