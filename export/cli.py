@@ -282,6 +282,7 @@ def onnx(
     configuration: Annotated[str, typer.Option(help="nano, show-o or 1.8b.")] = "nano",
     quality: Annotated[Path | None, typer.Option(help="JSON of `python -m bench quality`, copied into the manifest.")] = None,
     description: Annotated[str, typer.Option(help="One sentence for people.")] = "",
+    reading: Annotated[int, typer.Option(help="Renders that probabilities are fitted on; 0: not at all.")] = 512,
     largest_mb: Annotated[float | None, typer.Option(help="Refuse a bundle above so many MiB.")] = None,
     prompts: Prompts = 50,
     faces: Faces = 4,
@@ -314,7 +315,7 @@ def onnx(
         if given:
             raise InputError(f"{', '.join(given)}: for --flavour tensorrt only; add that, or leave the option out")
         recipe_named(recipe)
-    request = ExportRequest(out, text, quality, description, prompts, faces, largest_mb)
+    request = ExportRequest(out, text, quality, description, prompts, faces, largest_mb, reading)
     models = load_models(unified, tokenizer, encoders, configuration)
     if flavour == "tensorrt":
         typer.echo(export_tensorrt(models, request, options, progress=_to_stderr))

@@ -25,6 +25,7 @@ from export.export_request import ExportRequest
 from export.graph.trace import Models
 from export.quantize.calibration import Calibrator
 from export.quantize.recipes import recipe_named
+from export.reading import fit_reading
 from export.training.checkpoint import load_weights, weights_file, weights_metadata
 from export.verify.census import census_of_folder
 from export.verify.parity import Inputs, generate, measure, understand
@@ -189,6 +190,9 @@ def export_models(
         measured = measure(folder, models, layout, inputs, precision=precision, untrained=untrained)
         measured["experts"]["alive"] = alive
         measured["smoke"] = smoke_vector(folder, layout, card.smoke_prompt, inputs.schedule)
+        if request.reading:
+            progress("fitting probabilities")
+            measured["reading"] = fit_reading(folder, request.reading)
         return measured
 
     return write_bundle(

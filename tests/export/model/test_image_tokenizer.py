@@ -80,7 +80,9 @@ def test_codes_and_bits_are_one_to_one(bits: int, data: st.DataObject) -> None:
     assert ["".join("1" if b > 0 else "0" for b in row) for row in vectors.tolist()] == [f"{c:0{bits}b}" for c in codes.tolist()]
 
 
-@pytest.mark.parametrize("configuration", [SMALL, PAIRED, BLOCKS, NANO.tokenizer, NANO_2.tokenizer, replace(NANO.tokenizer, image_size=192)])
+@pytest.mark.parametrize(
+    "configuration", [SMALL, PAIRED, BLOCKS, NANO.tokenizer, NANO_2.tokenizer, replace(NANO.tokenizer, image_size=192)]
+)
 def test_shapes_and_ranges(configuration: ImageTokenizerConfiguration) -> None:
     torch.manual_seed(0)
     tokenizer = ImageTokenizer(configuration).eval()
