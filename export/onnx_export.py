@@ -29,6 +29,7 @@ from export.graph.trace import Models
 from export.model.transformer import UnifiedTransformer
 from export.quantize.calibration import Calibrator
 from export.quantize.recipes import recipe_named
+from export.reading import fit_reading
 from export.training.checkpoint import load_weights, weights_file, weights_metadata
 from export.verify.census import census_of_folder
 from export.verify.parity import Inputs, generate, measure, understand
@@ -38,7 +39,7 @@ from f2edge.camera.crops import PORTRAIT_MARGINS
 from f2edge.decoding.schedule import Schedule
 from f2edge.errors import InputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA
-from f2edge.spec.configuration import CONFIGURATIONS, FeatureShape, ModelConfiguration
+from f2edge.spec.configuration import FeatureShape, ModelConfiguration, configuration_named
 from f2edge.spec.layout import TokenLayout
 
 #: Seed of the held-out faces that parity is measured on.
@@ -57,10 +58,8 @@ def load_models(unified: Path, tokenizer: Path, encoders: Path | None, configura
     from export.training.encoders import load_encoders
     from export.training.tokenizer import load_tokenizer
 
-    if configuration not in CONFIGURATIONS:
-        raise InputError(f"unknown configuration {configuration!r}; choose one of: {', '.join(CONFIGURATIONS)}")
-    image_tokenizer = load_tokenizer(tokenizer)
-    chosen = replace(CONFIGURATIONS[configuration], tokenizer=image_tokenizer.configuration)
+    named, image_tokenizer = configuration_named(configuration), load_tokenizer(tokenizer)
+    chosen = replace(named, tokenizer=image_tokenizer.configuration)
     finished = unified / "unified.safetensors"
     source = finished if finished.is_file() else unified
     stored = weights_metadata(weights_file(source)).get("configuration", "")
@@ -243,6 +242,9 @@ def export_models(
         measured = measure(folder, models, layout, inputs, precision=precision, untrained=untrained)
         measured["experts"]["alive"] = alive
         measured["smoke"] = smoke_vector(folder, layout, card.smoke_prompt, inputs.schedule)
+        if request.reading:
+            progress("fitting probabilities")
+            measured["reading"] = fit_reading(folder, request.reading)
         return measured
 
     return write_bundle(

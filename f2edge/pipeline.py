@@ -28,7 +28,7 @@ from f2edge.pairing import paired
 from f2edge.prefix_cache import PromptPrefixes
 from f2edge.provenance.watermark import PUBLIC, Watermark
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
-from f2edge.spec.layout import Ids
+from f2edge.spec.layout import Ids, tokens_of_cells
 from f2edge.text import TextTokenizer, check_text
 from f2edge.understanding import Understanding
 
@@ -260,7 +260,7 @@ class FacePipeline:
 
     def token_mask(self, cells: Cells) -> NDArray[np.bool_]:
         """The tokens (N,) of cells (G, G)."""
-        return np.repeat(cells.ravel(), self.bundle.configuration.tokenizer.codes_per_cell)
+        return tokens_of_cells(cells, self.bundle.configuration.tokenizer)
 
     def cells(self, region: Region, image_wh: tuple[int, int], pixels: NDArray[np.float32]) -> Cells:
         """Token cells (G, G) of a region of a picture of that size, whose ``pixels`` the parser sees where the region is a name."""

@@ -3,8 +3,9 @@
 Axes: B sequences, P prompt columns, S text columns, T earlier text columns, N image tokens, J image columns, C = J + 3 columns of MMU's
 image segment, L layers, H heads, W head width, D width, V image codes, G draws of one image.
 
-One column stands for one cell of the image's grid.  Where a cell has several codes (nano: two), their embeddings are summed on the way in
-and a linear map splits the cell's state into one state per code on the way out, so that finer pictures cost no longer sequences (ours).
+One column stands for one cell of the image's grid, or for a block of them.  Where a column has several codes (nano: two; nano-2: eight),
+their embeddings are summed on the way in and a linear map splits its state into one state per code on the way out, so that finer pictures
+cost no longer sequences (ours).
 
 Everything is one function, :meth:`UnifiedTransformer.run`, called with different columns, masks and caches:
 
@@ -145,7 +146,7 @@ class UnifiedTransformer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=configuration.layer_norm_eps)
         self.text_head = nn.Linear(width, configuration.text_vocabulary)
         self.image_head = ImageHead(configuration)
-        self.per_cell = configuration.tokenizer.codes_per_cell
+        self.per_cell = configuration.tokenizer.codes_per_column
         if self.per_cell > 1:
             self.split = nn.Linear(width, self.per_cell * width)
         if configuration.sequence_experts:

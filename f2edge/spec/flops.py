@@ -33,7 +33,7 @@ def step_flops(model: ModelConfiguration, prompts: list[int], rows: int) -> int:
     """``t2i_step`` of ``rows`` R requests in branches whose prompts have these lengths; the head runs once per request."""
     columns = model.image_columns + 2
     branches = sum(columns * token_flops(model) + attention_flops(model, columns, prompt + columns) for prompt in prompts)
-    if model.tokenizer.codes_per_cell > 1:  # from a cell to its tokens
+    if model.tokenizer.codes_per_column > 1:  # from a column to its tokens
         branches += len(prompts) * model.image_tokens * 2 * model.width**2
     return branches + rows * model.image_tokens * 2 * model.width * model.codes
 

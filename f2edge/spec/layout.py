@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from f2edge.errors import InputError, PromptError
-from f2edge.spec.configuration import ModelConfiguration
+from f2edge.spec.configuration import ImageTokenizerConfiguration, ModelConfiguration
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +84,9 @@ class TokenLayout:
             start_of_text=start_of_text,
             end_of_text=end_of_text,
             question_template=question_template,
-            codes_per_cell=configuration.tokenizer.codes_per_cell,
             question_start=configuration.understanding == "codes",
             long_prompts=long_prompts,
+            codes_per_cell=configuration.tokenizer.codes_per_column,
         )
 
     def special(self, token: str) -> int:
@@ -147,6 +147,14 @@ class TokenLayout:
             return cls(**{**row, "specials": tuple(row["specials"])})
         except (KeyError, TypeError) as error:
             raise InputError(f"token layout: {error}") from error
+
+
+def tokens_of_cells(cells: NDArray[Any], tokenizer: ImageTokenizerConfiguration) -> NDArray[Any]:
+    """Values of cells (…, G, G) → of tokens (…, N): column by column of the transformer, each cell's value for all of its codes."""
+    side = tokenizer.block
+    across = cells.shape[-1] // side
+    blocks = cells.reshape(*cells.shape[:-2], across, side, across, side).swapaxes(-3, -2)
+    return np.repeat(blocks.reshape(*cells.shape[:-2], -1), tokenizer.codes_per_cell, axis=-1)
 
 
 def left_pad(sequences: Sequence[Sequence[int]], pad: int, length: int | None = None) -> tuple[Ids, NDArray[np.int64]]:
