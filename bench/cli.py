@@ -12,6 +12,7 @@ python -m bench provenance
 python -m bench recipes --bundle runs/fp32/nano
 python -m bench forms --config 1.8b
 python -m bench fuzz --duration 600
+python -m bench showo --source Show-o
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from bench.latency.latency import latency
 from bench.latency.memory import memory
 from bench.load.fuzz import fuzz
 from bench.load.load import load
+from bench.published.showo import showo
 from bench.quality.provenance import provenance
 from bench.quality.recipes import recipes
 from f2edge.errors import F2EdgeError, InputError
@@ -67,6 +69,7 @@ app.command()(provenance)
 app.command()(recipes)
 app.command()(forms)
 app.command()(fuzz)
+app.command()(showo)
 
 
 @app.command()
@@ -78,6 +81,8 @@ def judge(
     batch: Annotated[int, typer.Option(help="Pictures per step.")] = 64,
     learning_rate: Annotated[float, typer.Option(help="Peak of the rate.")] = 2e-3,
     threads: Annotated[int, typer.Option(help="torch threads; 0 keeps torch's choice.")] = 0,
+    minutes: Annotated[float, typer.Option(help="Time in all; the schedule runs by steps or time, whichever is further on.")] = 0.0,
+    loaders: Annotated[int, typer.Option(help="Processes that make batches; 0: a thread, enough on two cores.")] = 0,
     held_out: Annotated[int, typer.Option(help="Held-out renders that the finished judge is measured on.")] = 2000,
     device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda" …')] = "auto",
 ) -> None:
@@ -99,6 +104,8 @@ def judge(
         validate_every=max(steps // 8, 1),
         save_every=max(steps // 8, 1),
         threads=threads,
+        minutes=minutes,
+        loaders=loaders,
         device=device,
     )
     report = run(data, options, held_out)

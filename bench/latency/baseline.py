@@ -169,7 +169,7 @@ def run(job: Job) -> dict[str, Any]:
     if job.kind == PEER:
         from bench.latency.llama_cpp import read as peer_read
 
-        loaded, columns = memory(), job.model.image_columns + 3 + QUESTION_TOKENS
+        loaded, columns = memory(), job.model.understanding_columns + QUESTION_TOKENS
         return {**peer_read(Path(job.bundle), columns, job.threads or usable_cores(), job.repeats), "loaded": loaded, "memory": memory()}
     backend: Backend | None = None
     if job.kind == "engine":
