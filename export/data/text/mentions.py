@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from export.data.text.phrases import (
     ALIASES,
@@ -85,9 +85,9 @@ def build_lexicon() -> Lexicon:
 LEXICON = build_lexicon()
 
 
-def mentioned_in(text: str) -> Mapping[str, str]:
+def mentioned_in(text: str) -> dict[str, str]:
     """Return what ``text`` says about a face: slot → value, in the order of mention; the first mention of a slot counts.
 
     Unknown words are passed over, so any text is accepted.
     """
-    return LEXICON.read(text).claims
+    return dict(LEXICON.read(text).claims)
