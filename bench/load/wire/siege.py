@@ -16,11 +16,10 @@ from typing import Any
 
 import grpc
 
-from bench.load.fuzz_inputs import Attempt
 from bench.load.loops import Run
 from bench.load.plan import Plan, Session
 from bench.load.report import health_figures, order_statistic
-from bench.load.server import Sampler, ServerProcess, check, health_sampler, resident_mb
+from bench.load.server import Sampler, ServerProcess, Watch, check, health_sampler, resident_mb
 from bench.load.wire.attackers import attacking
 from bench.load.wire.pictures import bombs, damaged
 from f2edge.cli.console import Output
@@ -32,6 +31,7 @@ PICTURE_MS, HEALTH_MS, MEMORY_BACK_MB, TIMES_SLOWER = 200.0, 100.0, 50.0, 3.0
 _HONEST, _MIX = 2, "analyze=2,ask=1"
 _IDLE_S, _SETTLE_S = 20.0, 20.0
 _LEFT_OVER = 8
+_CALL_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,6 @@ class Resources:
 
 def hostile_pictures(server: ServerProcess, count: int, seed: int, speak: Output) -> dict[str, Any]:
     """Send bombs and damaged pictures one at a time; processor time of the costliest that was refused, and the codes."""
-    from bench.load.fuzz import Watch, send
-
     watch, slowest, codes = Watch(server.pid), (0.0, ""), dict[str, int]()
     with grpc.insecure_channel(server.address) as channel, speak.progress("pictures") as progress:
         check(channel)
@@ -60,12 +58,20 @@ def hostile_pictures(server: ServerProcess, count: int, seed: int, speak: Output
             progress(number, count)
             message = pb.AnalyzeRequest(image=picture, attributes=["age"]).SerializeToString()
             watch.begin()
-            code, _ = send(channel, Attempt(name, "Analyze", (message,)))
+            code = _code(channel, message)
             ms, _ = watch.end()
             codes[code] = codes.get(code, 0) + 1
             if code != "OK":
                 slowest = max(slowest, (ms, name))
     return {"pictures": count, "codes": codes, "refused_processor_ms_most": slowest[0], "costliest": slowest[1]}
+
+
+def _code(channel: grpc.Channel, message: bytes) -> str:
+    try:
+        channel.unary_unary("/f2edge.v1.FaceService/Analyze")(message, timeout=_CALL_S)
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    return "OK"
 
 
 def _pictures(count: int, seed: int) -> Iterator[tuple[str, bytes]]:

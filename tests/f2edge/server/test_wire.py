@@ -466,3 +466,12 @@ def test_honest_clients_see_no_error_beside_every_attack(server: ServerThread) -
             with attacked(server.address, attack):
                 assert asked.more(2)
     assert asked.errors == []
+
+
+def test_headers_that_are_no_text_are_not_written_anywhere(server: ServerThread, caplog: pytest.LogCaptureFixture) -> None:
+    """gRPC's Python logged each of them whole, with a traceback, three times a call."""
+    with Connection(server.address) as connection:
+        stream = connection.call(SERVICE + b"GetModel", EMPTY, [(b"x-note", b"\x1b[2J\xff\xfe"), (b"authorization", b"Bearer \xff")])
+        assert ends_with(connection, stream) == HEADERS
+    assert "\\xff" not in caplog.text
+    assert "Invalid encoding" not in caplog.text
