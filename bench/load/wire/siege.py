@@ -82,7 +82,8 @@ def _pictures(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
 def besiege(server: ServerProcess, seconds: float, seed: int, rate: float, speak: Output) -> dict[str, Any]:
     """Run honest clients alone, then beside the attackers; figures of both, and of what the server holds."""
     connection = Connection(server.address)
-    idle = _honest(connection, min(_IDLE_S, seconds), seed, speak, "idle")
+    with health_sampler(connection) as idle_health:
+        idle = _honest(connection, min(_IDLE_S, seconds), seed, speak, "idle")
     before = Resources.of(server.pid)
     with (
         attacking(server.address, seconds, seed=seed, rate=rate) as counts,
@@ -102,6 +103,7 @@ def besiege(server: ServerProcess, seconds: float, seed: int, rate: float, speak
             "p99_ms": order_statistic(run.samples, 99),
         },
         "health": health_figures(health),
+        "idle_health": health_figures(idle_health),
         "before": vars(before),
         "peak_mb": max((mb for _, mb in memory.seen), default=before.mb),
         "after": vars(after),
@@ -138,7 +140,8 @@ def show(pictures: dict[str, Any], siege: dict[str, Any], found: list[str], spea
     )
     speak.line(
         f"honest clients: {honest['calls']} calls, {len(honest['errors'])} errors, p99 {honest['p99_ms']:.0f} ms "
-        f"({honest['idle_p99_ms']:.0f} alone); health at most {health.get('max', float('nan')):.1f} ms in {health['samples']} checks"
+        f"({honest['idle_p99_ms']:.0f} alone); health at most {health.get('max', float('nan')):.1f} ms in {health['samples']} checks "
+        f"({siege['idle_health']['ms'].get('max', float('nan')):.1f} without attackers)"
     )
     for name in ("before", "after"):
         held = siege[name]
