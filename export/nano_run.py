@@ -1,4 +1,4 @@
-"""The whole of nano as one command: render → text → encoders → judge → tokenizer → cache → unified → bundle.
+"""The whole of nano as one command: render → text → encoders → judge → tokenizer → cache → unified → bundle → packed weights.
 
     python -m export nano --out runs/nano --plan two-cores          # about ten hours
     python -m export nano --out runs/nano --plan gpu --minutes 25   # one large GPU that renders its own data
@@ -86,7 +86,7 @@ PLANS: Mapping[str, Plan] = {
         steps=6,
         options=("--threads", "1", "--log-every", "2"),
         export_options=("--prompts", "2", "--faces", "1", "--reading", "16"),
-        only={"encoders": ("--smoke",), "unified": ("--validation-rows", "32")},
+        only={"encoders": ("--smoke",), "judge": ("--held-out", "32"), "unified": ("--validation-rows", "32")},
     ),
 }
 
@@ -136,6 +136,9 @@ def stages(out: Path, plan: Plan) -> list[Stage]:
     bundle = export(
         "onnx", "--unified", runs["unified"], *parts, "--text", text, "--out", out / "bundle" / "nano", *shape, *plan.export_options
     )
+    files = [runs["encoders"] / f"{part}.safetensors" for part in ("semantic", "readout", "identity", "regions")]
+    files += [stage / f"{name}.safetensors" for name, stage in runs.items() if name != "encoders"]
+    packed = export("pack", *(word for file in files for word in ("--weights", file)), "--out", out / "packed")
     return [
         Stage("render", (*render, "--shard-size", str(min(2048, plan.faces))), out / "faces.done"),
         Stage("text", export("text-tokenizer", "--out", text), text),
@@ -145,6 +148,7 @@ def stages(out: Path, plan: Plan) -> list[Stage]:
         Stage("cache", cache, tokens),
         Stage("unified", unified, runs["unified"] / "unified.safetensors"),
         Stage("bundle", bundle, out / "bundle" / "nano" / "manifest.json"),
+        Stage("pack", packed, out / "packed"),
     ]
 
 
