@@ -110,15 +110,7 @@ def stages(out: Path, plan: Plan) -> list[Stage]:
     def train(name: str, *arguments: object, module: str = "export", verb: tuple[str, ...] = ()) -> tuple[str, ...]:
         program: tuple[str, ...] = (sys.executable, "-m", module)
         if plan.processes > 1:
-            program: tuple[str, ...] = (
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--nproc-per-node",
-                str(plan.processes),
-                "-m",
-                module,
-            )
+            program = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(plan.processes), "-m", module)
         clock = ("--minutes", f"{plan.minutes[name]:g}", "--batch", str(plan.batch[name]), "--steps", str(plan.steps))
         own = plan.options if module == "export" else tuple(_judge_options(plan.options))
         return (*program, *(verb or ("train", name)), *map(str, arguments), *clock, *own, *plan.only.get(name, ()))

@@ -20,7 +20,7 @@ _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d+)-of-(?P<parts>\d+)\.safetensors")
 
 
 def pack(files: Iterable[Path], out: Path, largest_bytes: int) -> list[Path]:
-    """Write weights files into ``out``, floats as fp16, none above ``largest_bytes``: ``NAME.safetensors`` or ``NAME-1-of-2.safetensors`` ….
+    """Write weights files into ``out``, floats as fp16, none above ``largest_bytes``: ``NAME``, or ``NAME-1-of-2`` ….
 
     Raises:
         InputError: a file is missing or damaged, or one tensor alone is too large.
