@@ -16,6 +16,7 @@ Keys of the document; those up to ``files`` are required, but for ``editing``::
     regions         names of the parser's regions, in the order of its channels
     alignment       {landmarks: five [x, y], margins: [left, top, right, bottom]}
     smoke           {prompt, seed, codes}; optional: agreement
+    pictures        optional: how pictures become pixels and back, of f2edge.imaging.laws: "f2edge" (the default) or "show-o"
     reading         {temperatures: slot → number, unsure: words}; optional: domain {file, center, scale}; see :class:`Reading`
     describe_question               how ``describe`` asks
     licence, description, created   text for people; with parity, quality and experts, any JSON, kept in ``document``
@@ -34,6 +35,7 @@ from typing import Any
 from f2edge.bundle.checked_json import get, inner_path, load, numbers, require, sequence, show, table, text, texts, typed
 from f2edge.decoding.schedule import Schedule
 from f2edge.errors import BundleError, InputError
+from f2edge.imaging.laws import LAWS, PictureLaw, law_named
 from f2edge.spec.attributes import AttributeSchema
 from f2edge.spec.configuration import ModelConfiguration
 from f2edge.spec.graph_checks import Fit, GraphEntry, Port
@@ -122,6 +124,7 @@ class Manifest:
     files: Mapping[str, FileEntry]
     document: Mapping[str, Any]
     flavour: str = FLAVOURS[0]
+    pictures: PictureLaw = LAWS["f2edge"]
     reading: Reading = field(default_factory=Reading)
 
 
@@ -178,6 +181,7 @@ def _parse(row: Mapping[str, Any]) -> Manifest:
         files=MappingProxyType(files),
         document=MappingProxyType(dict(row)),
         flavour=flavour,
+        pictures=law_named(text(row.get("pictures", "f2edge"), "pictures")),
         reading=Reading() if row.get("reading") is None else _reading(row["reading"], files),
     )
 

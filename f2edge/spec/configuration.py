@@ -38,10 +38,14 @@ class TokenExperts:
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """What an encoder hands to the sequence-level experts: ``vectors`` (M) vectors of ``width`` (F) values."""
+    """What an encoder gives: ``vectors`` (M) vectors of ``width`` (F) values, of square pictures of ``image_size`` pixels.
+
+    ``image_size`` None is that of the image tokenizer.
+    """
 
     vectors: int
     width: int
+    image_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,10 @@ class ModelConfiguration:
             instead of 8192, and codes that differ in one bit start alike).
         task_sees_image: in MMU, whether ``<|mmu|>`` sees the image behind it, as in Show-o, where every row sees all columns up to
             ``<|eoi|>``; else it is text before the image and sees itself alone.
-        parallel_block: Phi's ``x + Attn(LN x) + FFN(LN x)``.
+        understanding: what stands for the picture in MMU: "codes", its tokens, or "features", the vectors of the semantic encoder through a
+            projector, behind a system prompt of ``system_tokens`` tokens (Show-o with CLIP-ViT).
+        query_key_norm: whether queries and keys are normalised before they are rotated: LayerNorm over a head's width, one for all heads
+            of a layer (Show-o).
     """
 
     name: str
@@ -135,6 +142,9 @@ class ModelConfiguration:
     identity: FeatureShape | None = None
     image_input: str = "table"
     task_sees_image: bool = False
+    query_key_norm: bool = False
+    understanding: str = "codes"
+    system_tokens: int = 0
     specials: tuple[str, ...] = field(
         default=("<|soi|>", "<|eoi|>", "<|sov|>", "<|eov|>", "<|t2i|>", "<|mmu|>", "<|t2v|>", "<|v2v|>", "<|lvg|>", "[PAD]")
     )
@@ -146,6 +156,11 @@ class ModelConfiguration:
             raise InputError(f"configuration {self.name!r}: rotary {self.rotary} must be even and at most {self.head_width}")
         if self.image_offset < self.prompt_tokens + 3 and self.image_offset != 129:
             raise InputError(f"configuration {self.name!r}: image_offset must leave room for the prompt and three specials")
+
+        if self.understanding not in {"codes", "features"} or (self.understanding == "features") != (self.system_tokens > 0):
+            raise InputError(f'configuration {self.name!r}: understanding is "codes", or "features" with system_tokens above 0')
+        if self.understanding == "features" and (self.semantic is None or self.sequence_experts):
+            raise InputError(f"configuration {self.name!r}: understanding by features needs semantic features and no sequence experts")
 
     @property
     def head_width(self) -> int:
@@ -160,6 +175,25 @@ class ModelConfiguration:
     def image_columns(self) -> int:
         """Columns that an image takes in the transformer: one for each block of cells, whatever number of codes a cell has."""
         return self.tokenizer.columns
+
+    @property
+    def understanding_columns(self) -> int:
+        """C: columns of MMU before the question: a task token, the picture between its two marks, and the system prompt."""
+        pictured = self.image_columns if self.understanding == "codes" or self.semantic is None else self.semantic.vectors
+        return self.system_tokens + pictured + 3
+
+    def absent_inputs(self, graph: str) -> frozenset[str]:
+        """Inputs of a graph's signature that this model does not have."""
+        absent = {name for name in ("semantic", "identity") if getattr(self, name) is None}
+        if graph == "mmu_prefill" and self.understanding == "features":
+            absent |= {"codes", "identity"}
+        return frozenset(absent)
+
+    @property
+    def understanding_size(self) -> int:
+        """Pixels along one side of the pictures that MMU reads."""
+        own = self.semantic.image_size if self.understanding == "features" and self.semantic is not None else None
+        return own or self.tokenizer.image_size
 
     @property
     def codes(self) -> int:
@@ -237,6 +271,7 @@ SHOW_O = ModelConfiguration(
     tokenizer=_MAGVIT2,
     sequence_experts=False,
     task_sees_image=True,
+    query_key_norm=True,
     specials=("[PAD]", "<|soi|>", "<|eoi|>", "<|sov|>", "<|eov|>", "<|t2i|>", "<|mmu|>", "<|t2v|>", "<|v2v|>", "<|lvg|>"),
 )
 
@@ -255,6 +290,7 @@ PAPER = ModelConfiguration(
     semantic=FeatureShape(vectors=256, width=1024),
     identity=FeatureShape(vectors=1, width=512),
     task_sees_image=True,
+    query_key_norm=True,
     specials=SHOW_O.specials,
 )
 
