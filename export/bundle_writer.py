@@ -13,6 +13,7 @@ same experts, the two understanding graphs likewise.  Large constants begin on p
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -31,12 +32,13 @@ from export.defaults import GENERATION, Manner
 from export.graph.lower import constant
 from export.graph.trace import Models, trace
 from export.quantize.quantize import Calibration, Recipe, quantise, recipe_named
-from f2edge.bundle.bundle import MANIFEST, TOKENIZER, write_manifest
+from f2edge.bundle.bundle import LEXICON, MANIFEST, TOKENIZER, write_manifest
 from f2edge.bundle.manifest import FLAVOURS
 from f2edge.errors import F2EdgeError, InputError, OutputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
 from f2edge.spec.configuration import FeatureShape, ImageTokenizerConfiguration, ModelConfiguration, TokenExperts
 from f2edge.spec.layout import TokenLayout
+from f2edge.spec.lexicon import Lexicon
 
 WEIGHTS = "weights.bin"
 #: Constants from this size on go to the file of weights; smaller ones stay in their graph, where a runtime's optimiser sees them.
@@ -272,6 +274,7 @@ class Card:
     long_prompts: str = Manner.long_prompts
     quality: Mapping[str, Any] | None = None
     smoke_prompt: str = "a young woman with long blonde hair"
+    lexicon: Lexicon | None = None
 
 
 def write_bundle(
@@ -317,6 +320,8 @@ def write_bundle(
     layout = layout_of(models.configuration, text_tokenizer_path, card.question_template, card.long_prompts)
     with replaced_folder(out) as folder:
         shutil.copyfile(text_tokenizer_path, folder / TOKENIZER)
+        if card.lexicon is not None:
+            (folder / LEXICON).write_text(json.dumps(card.lexicon.to_json()), encoding="utf-8")
         graphs = write_graphs(folder, traced or trace_all(models, progress), form or recipe_form(chosen, calibration))
         document: dict[str, Any] = {
             "name": out.name,
