@@ -251,7 +251,7 @@ def onnx(
     images: Annotated[int | None, typer.Option(help="tensorrt flavour: pin the decoding step to so many guided images.")] = None,
     fused_attention: Annotated[bool, typer.Option(help="tensorrt flavour: half-precision softmax in attention, so that it fuses.")] = False,
 ) -> None:
-    """Export a trained model as a bundle: trace, lower, quantise, and measure parity with PyTorch."""
+    """Export a trained model as a bundle: trace, lower, quantize, and measure parity with PyTorch."""
     from export.export_request import ExportRequest
     from export.onnx_export import export_models, load_models
     from export.quantize.recipes import recipe_named

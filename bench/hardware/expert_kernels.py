@@ -18,9 +18,9 @@ import numpy as np
 import onnx_ir as ir
 import typer
 
-from export.graph.expert_kernels import FORMS
+from export.graph.expert_kernels import KERNEL_CHOICES
 from export.graph.lower import OPSET
-from export.quantize.quantize import quantise
+from export.quantize.quantize import quantize
 from export.quantize.recipes import RECIPES
 from f2edge.backends.onnxruntime import usable_cores
 from f2edge.errors import InputError
@@ -114,7 +114,7 @@ def measure(width: int, shape: TokenExperts, rows: list[int], *, threads: int | 
         ("int4", "dense"),
         ("int4", "fused"),
     ):
-        made = quantise(model.clone(), replace(RECIPES[recipe], experts=form))
+        made = quantize(model.clone(), replace(RECIPES[recipe], experts=form))
         inputs = {count: rng.normal(size=(1, count, width)).astype(np.float32) for count in rows}
         found.append({"recipe": recipe, "form": form, "ms": {count: milliseconds(made, x, used, seconds) for count, x in inputs.items()}})
     return found
@@ -136,7 +136,7 @@ def forms(
         raise InputError(f"rows {rows!r}: give whole numbers of at least 1, separated by commas")
     model, counts = CONFIGURATIONS[config], [int(count) for count in rows.split(",")]
     found = measure(model.width, model.token_experts, counts, threads=threads, seconds=seconds)
-    document = {"config": config, "threads": threads or usable_cores(), "rows": found, "table": [vars(choice) for choice in FORMS]}
+    document = {"config": config, "threads": threads or usable_cores(), "rows": found, "table": [vars(choice) for choice in KERNEL_CHOICES]}
     if not as_json:
         from rich import box
         from rich.console import Console

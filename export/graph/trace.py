@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from export.graph.lower import OPSET, Array, LoweringError, constant, lower, merge, rename_axes
-from export.graph.sampling import guide, sampling_model
+from export.graph.sampling import guide, sampling_model, step_inputs
 from export.model.encoders import folded
 from export.model.transformer import UnifiedTransformer
 from f2edge.spec.configuration import FeatureShape, ModelConfiguration
@@ -314,8 +314,7 @@ def trace(name: str, models: Models) -> ir.Model:
     inputs = {t.name: t.dtype for t in signature.inputs if t.name not in absent}
     outputs = [t.name for t in signature.outputs]
     if name == "t2i_step":
-        taken = ImageStep.forward.__code__.co_varnames[1 : ImageStep.forward.__code__.co_argcount]
-        inputs, outputs = {key: inputs[key] for key in taken}, ["logits"]
+        inputs, outputs = {key: inputs[key] for key in step_inputs()}, ["logits"]
     examples = {key: _example(dtype, axes[key]) for key, dtype in inputs.items()}
     model = _export(module, examples, axes, outputs)
     _check_dynamic(model, axes)

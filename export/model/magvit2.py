@@ -160,7 +160,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Quantised latent (B, b, G, G) → pixels (B, 3, H, W)."""
+    """Quantized latent (B, b, G, G) → pixels (B, 3, H, W)."""
 
     def __init__(self, configuration: ImageTokenizerConfiguration) -> None:
         super().__init__()
@@ -178,8 +178,8 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
         self.post_quant_conv = nn.Conv2d(bits, bits, 1)
 
-    def forward(self, quantised: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(self.post_quant_conv(quantised)))
+    def forward(self, quantized: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(self.post_quant_conv(quantized)))
         for stage in reversed(self.up):
             x = stage(x)
         pixels: Tensor = self.conv_out(F.silu(self.norm_out(x)))
@@ -219,8 +219,8 @@ class Magvit2Tokenizer(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, N) int64 → pixels (B, 3, H, W) in [-1, 1]."""
         grid = self.configuration.grid
-        quantised = bits_of(codes, self.configuration.bits).transpose(1, 2).reshape(codes.shape[0], -1, grid, grid)  # (B, b, G, G)
-        pixels: Tensor = self.decoder(quantised)
+        quantized = bits_of(codes, self.configuration.bits).transpose(1, 2).reshape(codes.shape[0], -1, grid, grid)  # (B, b, G, G)
+        pixels: Tensor = self.decoder(quantized)
         return pixels.clamp(-1, 1)
 
 

@@ -16,13 +16,13 @@ from bench.latency import baseline, llama_cpp, paper_size, random_bundles
 from bench.latency.baseline import Job, memory
 from bench.latency.paper_size import TASKS, Size, compare, memory_of_bundle, print_comparison, size_of, task_bytes, token_bytes
 from bench.latency.random_bundles import uncalibrated
-from export.bundle_writer import TINY
 from export.graph.trace import Models
 from export.quantize.recipes import RECIPES
 from f2edge.bundle.bundle import Bundle
 from f2edge.errors import InputError
 from f2edge.spec.configuration import PAPER, SHOW_O, TokenExperts
 from f2edge.spec.flops import step_flops, text_flops
+from tests.support.tiny_model import TINY
 
 
 def test_a_comparison_has_every_figure(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

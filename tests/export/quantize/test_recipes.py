@@ -19,10 +19,10 @@ from export.graph.lower import Array
 from export.model.magvit2 import build_tokenizer
 from export.model.transformer import UnifiedTransformer
 from export.onnx_export import load_models
-from export.quantize import requantize as requantising
+from export.quantize import requantize as requantizing
 from export.quantize.calibration import Calibrator, valid_columns
 from export.quantize.recipes import RECIPES, recipe_named
-from export.quantize.requantize import calibration_of, fp32_graphs, requantise
+from export.quantize.requantize import calibrate, fp32_graphs, requantize
 from export.quantize.sensitivity import compare, sensitivity
 from export.verify.parity import Inputs, generate
 from f2edge.backends.base import host
@@ -61,7 +61,7 @@ def by_recipe(tiny_bundle: Path, inputs: Inputs, tmp_path_factory: pytest.TempPa
 
     def get(recipe: str) -> Path:
         if recipe not in made:
-            made[recipe] = requantise(tiny_bundle, folder / recipe / "tiny", recipe, inputs)
+            made[recipe] = requantize(tiny_bundle, folder / recipe / "tiny", recipe, inputs)
         return made[recipe]
 
     return get
@@ -134,12 +134,12 @@ def test_calibration_leaves_padding_out_and_wants_whole_guided_decodings(tiny_bu
     bundle, graphs = Bundle.load(tiny_bundle), fp32_graphs(tiny_bundle)
     one_step = inputs_of(tiny_bundle, steps=1, prompts=1)
     with pytest.raises(InputError, match=r"calibration saw mask ratios 1\.00 to 1\.00"):
-        calibration_of(graphs, bundle, one_step, recipe_named("int8-smooth"))
+        calibrate(graphs, recipe_named("int8-smooth"), bundle.layout, one_step)
     with Calibrator(graphs, recipe_named("int4-gptq")) as calibrator:
         generate(calibrator, bundle.layout, inputs_of(tiny_bundle, prompts=1))
     calibrator.check()
     layer = "blocks.0.experts.t2i.down.weight.T"
-    products, largest = calibrator.figures[f"{layer} (products)"], calibrator.figures[layer]
+    products, largest = calibrator.statistics[f"{layer} (products)"], calibrator.statistics[layer]
     assert products.shape == (largest.size, largest.size)
     assert np.allclose(products, products.T, rtol=1e-4, atol=1e-4)
     assert (np.diag(products) >= largest**2 * 0.999).all()
@@ -150,25 +150,25 @@ def test_missing_calibration_data_and_quantised_bundles_are_refused(tiny_bundle:
         with pytest.raises(
             InputError, match=rf"recipe '{recipe}' needs calibration data: prompts, questions and pictures \(got 0, 0 and 0\)"
         ):
-            requantise(tiny_bundle, tmp_path / "b", recipe)
+            requantize(tiny_bundle, tmp_path / "b", recipe)
     with pytest.raises(InputError, match="export it with --recipe fp32 first"):
-        requantise(tiny_int8_bundle, tmp_path / "b", "int4")
-    with pytest.raises(InputError, match="unknown quantisation recipe 'int5'"):
-        requantise(tiny_bundle, tmp_path / "b", "int5")
+        requantize(tiny_int8_bundle, tmp_path / "b", "int4")
+    with pytest.raises(InputError, match="unknown quantization recipe 'int5'"):
+        requantize(tiny_bundle, tmp_path / "b", "int5")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_said_and_leaves_no_half_bundle(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    requantise(tiny_bundle, tmp_path / "tiny", "int8")
+    requantize(tiny_bundle, tmp_path / "tiny", "int8")
     before = (tmp_path / "tiny" / "manifest.json").read_bytes()
 
     def full(_folder: Path, *_rest: Any) -> dict[str, Any]:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(requantising, "write_graphs", full)
+    monkeypatch.setattr(requantizing, "write_graphs", full)
     monkeypatch.setattr(bundle_writer, "write_graphs", full)
     with pytest.raises(OutputError, match=r"tiny: No space left on device; free some space or choose another folder"):
-        requantise(tiny_bundle, tmp_path / "tiny", "int4")
+        requantize(tiny_bundle, tmp_path / "tiny", "int4")
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
     assert (tmp_path / "tiny" / "manifest.json").read_bytes() == before
 
@@ -201,7 +201,7 @@ def test_sensitivity_ranks_layers_and_raising_the_worst_helps(tiny_bundle: Path,
     assert report["higher"]
     assert set(report["higher"]) < {row["layer"] for row in report["rows"]}
     assert report["whole"]["t2i_step"]["raised"] < report["whole"]["t2i_step"]["all"]
-    with pytest.raises(InputError, match="quantises no linear layer"):
+    with pytest.raises(InputError, match="quantizes no linear layer"):
         sensitivity(tiny_bundle, "fp32", inputs)
 
 
@@ -240,7 +240,7 @@ def test_the_table_of_recipes_names_what_is_lost_beyond_its_allowance(capsys: py
 
 def test_recipes_of_the_bench_are_checked_first(tmp_path: Path) -> None:
     assert chosen_recipes("int8, fp32,int4,int8") == ["fp32", "int8", "int4"]
-    with pytest.raises(InputError, match="unknown quantisation recipe 'int9'"):
+    with pytest.raises(InputError, match="unknown quantization recipe 'int9'"):
         chosen_recipes("int9")
     with pytest.raises(InputError, match="no recipes; give some"):
         chosen_recipes(" ,")

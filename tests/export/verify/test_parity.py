@@ -30,7 +30,7 @@ from export.model import reference
 from export.model.experts import TokenExpertLayer
 from export.model.sequence_experts import SequenceExpertLayer
 from export.quantize.calibration import Calibrator
-from export.quantize.quantize import RECIPES, layer_name, linear_layers, quantise
+from export.quantize.quantize import RECIPES, layer_name, linear_layers, quantize
 from export.verify.census import LostExpertError, census
 from export.verify.comparison import FloatDifference
 from export.verify.parity import Inputs, TorchBackend, generate, measure, understand
@@ -219,7 +219,7 @@ def test_calibration_sees_every_linear_layer_and_smoothing_keeps_tokens_close(
                 outputs = calibrator.run(name, feeds)
                 assert all(np.allclose(host(outputs[key]), value, atol=1e-3) for key, value in answers.items())
     calibrator.check()
-    calibration = calibrator.figures
+    calibration = calibrator.statistics
     assert {0.5, 1.0} <= calibrator.mask_ratios
     assert calibrator.branches[0] == calibrator.branches[1] == 9  # three prompts, three steps, both branches
     for model in graphs.values():
@@ -227,8 +227,8 @@ def test_calibration_sees_every_linear_layer_and_smoothing_keeps_tokens_close(
             largest = calibration[layer_name(model.graph, weight)]
             assert largest.shape == values.shape[:1]
             assert largest.max() > 0
-    step = quantise(graphs["t2i_step"], recipe, calibration)
-    assert all(row.complete for row in census(step.graph, "t2i_step", transformer))
+    step = quantize(graphs["t2i_step"], recipe, calibration)
+    assert all(len(row.alive) == row.experts for row in census(step.graph, "t2i_step", transformer))
     ir.save(step, tmp_path / "step.onnx", external_data="weights.bin")
     session = onnxruntime.InferenceSession(tmp_path / "step.onnx", providers=["CPUExecutionProvider"])
     feeds, wanted = recorded.calls["t2i_step"][0]
@@ -257,11 +257,11 @@ def test_sums_of_differences_are_those_of_all_values_together(seed: int, sizes: 
     difference = FloatDifference()
     for a, b in zip(wanted, found, strict=True):
         difference.add(a, b)
-    figures = difference.figures()
+    metrics = difference.metrics()
     x, y = (np.concatenate(parts).astype(np.float64) for parts in (wanted, found))
     if not x.size:
-        assert figures == {"max": 0.0, "mean": 0.0, "cosine": 1.0, "spread": 0.0}
+        assert metrics == {"max": 0.0, "mean": 0.0, "cosine": 1.0, "spread": 0.0}
         return
-    assert figures["max"] == np.abs(x - y).max()
+    assert metrics["max"] == np.abs(x - y).max()
     for name, value in (("mean", np.abs(x - y).mean()), ("spread", x.std()), ("cosine", x @ y / np.linalg.norm(x) / np.linalg.norm(y))):
-        assert figures[name] == pytest.approx(value, rel=1e-9, abs=1e-9)
+        assert metrics[name] == pytest.approx(value, rel=1e-9, abs=1e-9)
