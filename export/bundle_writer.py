@@ -234,7 +234,10 @@ def _replace(out: Path, building: Path) -> None:
 
 
 def layout_of(
-    configuration: ModelConfiguration, text_tokenizer_path: Path, question_template: str = Manner.question_template
+    configuration: ModelConfiguration,
+    text_tokenizer_path: Path,
+    question_template: str = Manner.question_template,
+    long_prompts: str = Manner.long_prompts,
 ) -> TokenLayout:
     """Return the token layout of a model with this text tokenizer, which must have the token ``<|endoftext|>``."""
     tokenizer = read_text_tokenizer(text_tokenizer_path)
@@ -248,7 +251,7 @@ def layout_of(
             f"{configuration.text_vocabulary} of text; give the tokenizer that the model was trained with"
         )
     start = tokenizer.token_to_id("<|startoftext|>")
-    return TokenLayout.of(configuration, end if start is None else start, end, question_template)
+    return TokenLayout.of(configuration, end if start is None else start, end, question_template, long_prompts)
 
 
 @dataclass(frozen=True)
@@ -262,6 +265,8 @@ class ModelCard:
     alignment: Mapping[str, Any] | None = None
     question_template: str = Manner.question_template
     describe_question: str = Manner.describe_question
+    pictures: str = Manner.pictures
+    long_prompts: str = Manner.long_prompts
     quality: Mapping[str, Any] | None = None
     smoke_prompt: str = "a young woman with long blonde hair"
 
@@ -305,7 +310,8 @@ def write_bundle(
         InputError: the parts do not fit together, or the bundle is larger than ``largest_bytes``.
     """
     card = card or ModelCard()
-    chosen, layout = recipe_named(recipe), layout_of(models.configuration, text_tokenizer_path, card.question_template)
+    chosen = recipe_named(recipe)
+    layout = layout_of(models.configuration, text_tokenizer_path, card.question_template, card.long_prompts)
     with replaced_folder(out) as folder:
         shutil.copyfile(text_tokenizer_path, folder / TOKENIZER)
         graphs = write_graphs(folder, traced or trace_all(models, progress), transform or recipe_transform(chosen, calibration))
@@ -319,6 +325,7 @@ def write_bundle(
             "generation": dict(card.generation),
             "editing": dict(card.editing),
             "graphs": graphs,
+            "pictures": card.pictures,
             "describe_question": card.describe_question,
             "description": card.description,
             "licence": card.licence,

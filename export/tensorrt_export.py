@@ -20,7 +20,7 @@ import onnx_ir as ir
 from export.bundle_writer import GraphTransform, Traced, check_destination, trace_all, write_bundle
 from export.export_request import ExportRequest
 from export.graph.trace import Models
-from export.onnx_export import min_bundle_bytes, prepare_export
+from export.onnx_export import min_bundle_bytes, prepare_export, with_system_prompt
 from export.quantize.calibration import save_scratch
 from export.quantize.quantize import Calibration
 from export.quantize.requantize import calibrate
@@ -89,6 +89,7 @@ def export_tensorrt(
         OutputError: the folder cannot be written.
     """
     check_destination(request.out, min_bundle_bytes(models, [options.recipes[graph].name for graph in models.graphs]))
+    models = with_system_prompt(models, request.text)
     card, layout, inputs = prepare_export(models.configuration, request)
     graphs, calibration = traced or trace_all(models, progress), None
     if quantized := [recipe for recipe in options.recipes.values() if recipe.calibrated]:

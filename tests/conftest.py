@@ -26,6 +26,7 @@ settings.load_profile("repeatable")
 _ROOT = Path(__file__).parent.parent
 _SOURCES = (
     "export/bundle_writer.py",
+    "tests/support/tiny_model.py",
     "export/graph/*.py",
     "export/quantize/*.py",
     "export/model/*.py",

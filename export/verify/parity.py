@@ -116,6 +116,7 @@ class Inputs:
         questions: text tokens of each question.
         pixels: faces, float32 (B, 3, Y, X) in [-1, 1].
         seeds: seed of each prompt.
+        read_pixels: the faces for an encoder that replaces the image tokenizer in MMU; None where MMU reads tokens.
         schedule: decoding schedule of the prompts.
     """
 
@@ -124,6 +125,7 @@ class Inputs:
     pixels: Array
     seeds: Sequence[int]
     schedule: Schedule = field(default_factory=Schedule)
+    read_pixels: Array | None = None
 
 
 def generate(backend: Any, layout: TokenLayout, inputs: Inputs, rows: int = 10) -> Array:
@@ -141,8 +143,9 @@ def generate(backend: Any, layout: TokenLayout, inputs: Inputs, rows: int = 10) 
 
 def understand(backend: Any, graphs: Sequence[str], layout: TokenLayout, inputs: Inputs) -> None:
     """Run all other graphs: tokenizer and encoders for each picture, then all questions about it and one answer token."""
-    for pixels in inputs.pixels[:, None]:
-        features = {name: backend.run(name, {"pixels": pixels})["features"] for name in ("semantic", "identity") if name in graphs}
+    reading = inputs.pixels if inputs.read_pixels is None else inputs.read_pixels
+    for pixels, read in zip(inputs.pixels[:, None], reading[:, None], strict=True):
+        features = {name: backend.run(name, {"pixels": read})["features"] for name in ("semantic", "identity") if name in graphs}
         if "regions" in graphs:
             backend.run("regions", {"pixels": pixels})
         if "image_encode" not in graphs:
@@ -151,7 +154,7 @@ def understand(backend: Any, graphs: Sequence[str], layout: TokenLayout, inputs:
         backend.run("image_decode", {"codes": codes})
         if "mmu_prefill" not in graphs:
             continue
-        image = backend.run("mmu_prefill", {"codes": codes, **features})
+        image = backend.run("mmu_prefill", {"codes": codes, **features} if inputs.read_pixels is None else features)
         ids, lengths = left_pad([layout.question(question) for question in inputs.questions], layout.pad)
         L, _, H, _, W = image["image_key"].shape
         empty = np.zeros((L, len(ids), H, 0, W), dtype=np.float32)

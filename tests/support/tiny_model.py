@@ -56,7 +56,7 @@ def random_models(configuration: ModelConfiguration = TINY, seed: int = 0, regio
             build_tokenizer(configuration.tokenizer),
             SemanticEncoder(configuration.semantic) if configuration.semantic else None,
             IdentityEncoder(configuration.identity) if configuration.identity else None,
-            RegionParser(len(regions)),
+            RegionParser(len(regions), configuration.tokenizer.grid),
             regions,
         )
 

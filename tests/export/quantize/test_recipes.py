@@ -145,7 +145,7 @@ def test_calibration_leaves_padding_out_and_wants_whole_guided_decodings(tiny_bu
     assert (np.diag(products) >= largest**2 * 0.999).all()
 
 
-def test_missing_calibration_data_and_quantised_bundles_are_refused(tiny_bundle: Path, tiny_int8_bundle: Path, tmp_path: Path) -> None:
+def test_missing_calibration_data_and_quantized_bundles_are_refused(tiny_bundle: Path, tiny_int8_bundle: Path, tmp_path: Path) -> None:
     for recipe in ("int4-gptq", "int8-smooth"):
         with pytest.raises(
             InputError, match=rf"recipe '{recipe}' needs calibration data: prompts, questions and pictures \(got 0, 0 and 0\)"
