@@ -1,4 +1,4 @@
-"""Encoders that the paper-size model reads and that users bring themselves, because of their licences: checked before they are used.
+"""Checks of external encoders, which the paper-size model needs and users provide because of their licences.
 
 * identity: AntelopeV2's ``glintr100.onnx`` (InsightFace), an aligned face (1, 3, 112, 112) → 512 values;
 * semantic: CLIP ViT-L/14, as a folder of Hugging Face's layout, hidden width 1024.
@@ -6,7 +6,7 @@
     identity_encoder(Path("antelopev2/glintr100.onnx"), sha256="…")
     semantic_encoder(Path("clip-vit-large-patch14"))
 
-Nothing is downloaded here, and no file's code is run.
+Nothing is downloaded, and no code of a file is executed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-r"""Published Show-o weights as our own: the work behind ``python -m export import-showo``.
+r"""Conversion of published Show-o weights: implementation of ``python -m export import-showo``.
 
     python -m export import-showo --showo show-o --magvit magvitv2 --out runs/show-o [--dry-run]
 

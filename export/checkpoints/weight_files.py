@@ -1,10 +1,10 @@
-"""Weight files of other projects: opened without running their code, checked tensor by tensor, rewritten one tensor at a time.
+"""Reader and writer of external weight files: opened without executing their code, checked and rewritten one tensor at a time.
 
     weights = open_weights(Path("show-o"))              # a folder in Hugging Face's layout, or one file
     weights.infos["showo.lm_head.bias"].shape           # (58498,), known without reading the tensor
     weights["showo.lm_head.bias"]                       # read now
 
-safetensors files are memory-mapped; ``.bin`` files are unpickled by PyTorch's restricted reader, which knows tensors and refuses the rest.
+safetensors files are memory-mapped; ``.bin`` files are read by PyTorch's restricted unpickler, which accepts tensors only.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What is known of a tensor before it is read."""
+    """Shape and dtype of a tensor, known without reading it."""
 
     shape: Shape
     dtype: torch.dtype

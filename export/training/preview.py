@@ -1,4 +1,4 @@
-"""What a training run of the unified model shows of itself: figures on held-back faces and a grid of generated ones.
+"""Validation of the unified model during training: metrics on held-out faces and a grid of generated ones.
 
 Axes: B faces, G mask ratios, N image tokens, S text columns, V codes, K slots.
 """

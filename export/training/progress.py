@@ -1,4 +1,4 @@
-"""What a run shows and keeps: a bar on a terminal, else a line now and then, and every row in ``log.jsonl``."""
+"""Progress of a training run: a bar on a terminal, otherwise lines, and all rows in ``log.jsonl``."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ ONNX = f"onnx --unified folder --tokenizer folder --encoders folder --text {TEXT
         (f"{ONNX} holiday", "holds other things"),
         (f"{ONNX} new --quality absent.json", "quality metrics absent.json: cannot be read"),
         (f"{ONNX} new --quality nan.json", "NaN is no finite number"),
-        (f"{ONNX} new --quality list.json", "no JSON object"),
+        (f"{ONNX} new --quality list.json", "not a JSON object"),
         (f"{ONNX} new --largest-mb nan", "--largest-mb nan"),
         (f"{ONNX} new --largest-mb -1", "--largest-mb -1"),
         (f"{ONNX} new --recipe int3", "choose one of: fp32, int8"),
@@ -208,5 +208,5 @@ def test_weights_of_another_part_are_refused_by_name(stored: dict[str, str], tmp
     with pytest.raises(InputError, match=r"tokenizer\.safetensors: .* image tokenizer"):
         load_tokenizer(tmp_path)
     save_file({"x": torch.zeros(2)}, str(tmp_path / "regions.safetensors"), stored)
-    with pytest.raises(InputError, match=r"regions\.safetensors: these are no weights of the encoders' region parser"):
+    with pytest.raises(InputError, match=r"regions\.safetensors: not weights of the encoders' region parser"):
         load_encoders(tmp_path)
