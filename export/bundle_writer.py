@@ -24,7 +24,7 @@ import onnx_ir as ir
 from typing_extensions import Self
 
 from export.data.text.tokenizer import read_text_tokenizer
-from export.defaults import GENERATION, Manner
+from export.defaults import GENERATION, ModelDefaults
 from export.graph.lower import constant
 from export.graph.trace import Models, trace
 from export.quantize.quantize import Calibration, Recipe, quantize, recipe_named
@@ -236,8 +236,8 @@ def _replace(out: Path, building: Path) -> None:
 def layout_of(
     configuration: ModelConfiguration,
     text_tokenizer_path: Path,
-    question_template: str = Manner.question_template,
-    long_prompts: str = Manner.long_prompts,
+    question_template: str = ModelDefaults.question_template,
+    long_prompts: str = ModelDefaults.long_prompts,
 ) -> TokenLayout:
     """Return the token layout of a model with this text tokenizer, which must have the token ``<|endoftext|>``."""
     tokenizer = read_text_tokenizer(text_tokenizer_path)
@@ -263,10 +263,10 @@ class ModelCard:
     generation: Mapping[str, Any] = field(default_factory=lambda: dict(GENERATION))
     editing: Mapping[str, Any] = field(default_factory=dict)
     alignment: Mapping[str, Any] | None = None
-    question_template: str = Manner.question_template
-    describe_question: str = Manner.describe_question
-    pictures: str = Manner.pictures
-    long_prompts: str = Manner.long_prompts
+    question_template: str = ModelDefaults.question_template
+    describe_question: str = ModelDefaults.describe_question
+    pictures: str = ModelDefaults.pictures
+    long_prompts: str = ModelDefaults.long_prompts
     quality: Mapping[str, Any] | None = None
     smoke_prompt: str = "a young woman with long blonde hair"
 

@@ -268,7 +268,7 @@ def nano(
     """Render data, train every part of nano and export it; the same command resumes."""
     from export.nano_run import plan_named, run_nano
 
-    run_nano(out, plan_named(plan, minutes), until=until, dry_run=dry_run, say=typer.echo)
+    run_nano(out, plan_named(plan, minutes), until=until, dry_run=dry_run, report=typer.echo)
 
 
 @app.command()

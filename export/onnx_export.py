@@ -22,7 +22,7 @@ from torch import nn
 from export.bundle_writer import ModelCard, check_destination, layout_of, trace_all, write_bundle
 from export.data.render.renderer import Face, sample_face
 from export.data.text.tokenizer import read_text_tokenizer
-from export.defaults import SYSTEM_PROMPT, manner_of
+from export.defaults import SYSTEM_PROMPT, defaults_of
 from export.export_request import ExportRequest
 from export.graph.lower import Array
 from export.graph.trace import Models
@@ -32,7 +32,7 @@ from export.quantize.requantize import calibrate
 from export.reading import fit_reading
 from export.training.checkpoint import load_weights, weights_file, weights_metadata
 from export.verify.census import census_of_folder
-from export.verify.parity import Inputs, generate, measure
+from export.verify.parity import SampleInputs, generate, measure
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.bundle.bundle import TOKENIZER
 from f2edge.camera.crops import PORTRAIT_MARGINS
@@ -122,7 +122,7 @@ def real_inputs(
     size: int = 128,
     template: str = "{question}\n",
     read_size: int | None = None,
-) -> Inputs:
+) -> SampleInputs:
     """Captions and pictures of held-out faces, and the schema's questions, written by ``template``.
 
     ``read_size`` is the side of the pictures that an encoder reads instead of the image tokenizer.
@@ -137,7 +137,7 @@ def real_inputs(
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    return Inputs(
+    return SampleInputs(
         prompts=[encode(caption(face.slots, rng).text) for face in shown[:prompts]],
         questions=[encode(template.format(question=slot.question)) for slot in F2EDGE_SCHEMA.values()],
         pixels=_pixels(shown[:faces]),
@@ -165,7 +165,7 @@ def schedule_of(generation: Mapping[str, Any]) -> Schedule:
 def smoke_vector(folder: Path, layout: TokenLayout, prompt: str, schedule: Schedule) -> dict[str, Any]:
     """Return the codes that this machine computes with an exported bundle for one prompt and seed."""
     ids = read_text_tokenizer(folder / TOKENIZER).encode(prompt, add_special_tokens=False).ids
-    inputs = Inputs([ids], [], np.zeros(0, dtype=np.float32), [SMOKE_SEED], schedule)
+    inputs = SampleInputs([ids], [], np.zeros(0, dtype=np.float32), [SMOKE_SEED], schedule)
     codes = generate(OnnxRuntimeBackend(lambda graph: folder / f"{graph}.onnx"), layout, inputs)[0]
     return {"prompt": prompt, "seed": SMOKE_SEED, "codes": codes.tolist()}
 
@@ -176,17 +176,17 @@ def min_bundle_bytes(models: Models, precisions: Iterable[str]) -> int:
     return sum(p.numel() for part in parts for p in part.parameters()) * min(_BITS[name] for name in precisions) // 8
 
 
-def prepare_export(configuration: ModelConfiguration, request: ExportRequest) -> tuple[ModelCard, TokenLayout, Inputs]:
+def prepare_export(configuration: ModelConfiguration, request: ExportRequest) -> tuple[ModelCard, TokenLayout, SampleInputs]:
     """Return the manifest's fields, the token layout, and the inputs for calibration and parity."""
-    manner = manner_of(configuration)
+    defaults = defaults_of(configuration)
     card = ModelCard(
         description=request.description,
-        generation=manner.generation,
-        editing=manner.editing,
-        question_template=manner.question_template,
-        describe_question=manner.describe_question,
-        pictures=manner.pictures,
-        long_prompts=manner.long_prompts,
+        generation=defaults.generation,
+        editing=defaults.editing,
+        question_template=defaults.question_template,
+        describe_question=defaults.describe_question,
+        pictures=defaults.pictures,
+        long_prompts=defaults.long_prompts,
         alignment={"landmarks": landmark_template(), "margins": list(PORTRAIT_MARGINS)},
         quality=request.quality_metrics(),
     )

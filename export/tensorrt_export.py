@@ -28,7 +28,7 @@ from export.tensorrt.fallbacks import runnable
 from export.tensorrt.graphs import FLAVOUR, TensorRTOptions, tensorrt_graph
 from export.tensorrt.recipes import layers_of
 from export.verify.census import census_rows
-from export.verify.parity import Inputs, measure
+from export.verify.parity import SampleInputs, measure
 from f2edge.spec.configuration import ModelConfiguration
 from f2edge.spec.layout import TokenLayout
 
@@ -54,7 +54,7 @@ def write_runnable(folder: Path, traced: Traced, transform: GraphTransform) -> d
     return precision
 
 
-def measure_parity(models: Models, traced: Traced, transform: GraphTransform, layout: TokenLayout, inputs: Inputs) -> dict[str, Any]:
+def measure_parity(models: Models, traced: Traced, transform: GraphTransform, layout: TokenLayout, inputs: SampleInputs) -> dict[str, Any]:
     """Measure parity and census for the manifest on graphs with dynamic sizes; fixing sizes changes no values."""
     with tempfile.TemporaryDirectory(prefix="f2edge-tensorrt-") as scratch:
         precision = write_runnable(Path(scratch), traced, transform)

@@ -46,7 +46,7 @@ def shortened(name: str, layers: int | None = None) -> ModelConfiguration:
 
 
 def random_tensor(name: str, shape: Shape, seed: int) -> Tensor:
-    """Return the fp32 tensor called ``name``: norms around 1; standard deviation 0.5 of tables, 1/√inputs of linears, twice that of heads."""
+    """Return the fp32 tensor called ``name``: norms around 1; deviation 0.5 of tables, 1/√inputs of linears, twice that of heads."""
     generator = torch.Generator().manual_seed(int.from_bytes(blake2b(f"{seed} {name}".encode(), digest_size=7).digest(), "big"))
     values = torch.randn(shape, generator=generator)
     if len(shape) < 2:
@@ -124,10 +124,10 @@ def write_published(out: Path, configuration: ModelConfiguration, seed: int = 0,
             (out / name / "config.json").write_text(json.dumps(row), encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
-    showo = showo_checkpoint.foreign_shapes(configuration)
+    showo = showo_checkpoint.published_shapes(configuration)
     infos = {name: TensorInfo(shape, dtype) for name, shape in showo.items()}
     write_streamed(out / "show-o" / _WEIGHTS, infos, ((name, random_tensor(name, shape, seed)) for name, shape in showo.items()), {})
-    magvit = magvit2_checkpoint.foreign_shapes(configuration.tokenizer)
+    magvit = magvit2_checkpoint.published_shapes(configuration.tokenizer)
     infos = {name: TensorInfo(shape, torch.int64 if "power" in name else torch.float32) for name, shape in magvit.items()}
     write_streamed(out / "magvitv2" / _WEIGHTS, infos, _magvit(configuration.tokenizer, magvit, seed), {})
     return out / "show-o", out / "magvitv2"

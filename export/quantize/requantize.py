@@ -17,7 +17,7 @@ from export.bundle_writer import recipe_transform, replaced_folder, write_graphs
 from export.quantize.calibration import Calibrator
 from export.quantize.quantize import Calibration
 from export.quantize.recipes import Recipe, recipe_named
-from export.verify.parity import Inputs, generate, understand
+from export.verify.parity import SampleInputs, generate, understand
 from f2edge.bundle.bundle import TOKENIZER, Bundle, write_manifest
 from f2edge.errors import InputError
 from f2edge.spec.layout import TokenLayout
@@ -38,7 +38,7 @@ def fp32_graphs(bundle: Path) -> dict[str, ir.Model]:
     return graphs
 
 
-def calibrate(graphs: Mapping[str, ir.Model], recipe: Recipe, layout: TokenLayout, inputs: Inputs) -> Calibration | None:
+def calibrate(graphs: Mapping[str, ir.Model], recipe: Recipe, layout: TokenLayout, inputs: SampleInputs) -> Calibration | None:
     """Measure the activation statistics that a recipe needs, on whole decodings, pictures and questions.
 
     Returns:
@@ -61,7 +61,7 @@ def calibrate(graphs: Mapping[str, ir.Model], recipe: Recipe, layout: TokenLayou
     return calibrator.statistics
 
 
-def requantize(bundle: Path, out: Path, recipe: str, inputs: Inputs | None = None) -> Path:
+def requantize(bundle: Path, out: Path, recipe: str, inputs: SampleInputs | None = None) -> Path:
     """Quantize an fp32 bundle by ``recipe`` and write it to ``out``, without quality and parity metrics.
 
     Args:
@@ -75,7 +75,7 @@ def requantize(bundle: Path, out: Path, recipe: str, inputs: Inputs | None = Non
         OutputError: the folder cannot be written.
     """
     chosen, loaded, graphs = recipe_named(recipe), Bundle.load(bundle), fp32_graphs(bundle)
-    nothing = Inputs([], [], np.zeros((0, 3, 1, 1), dtype=np.float32), [])
+    nothing = SampleInputs([], [], np.zeros((0, 3, 1, 1), dtype=np.float32), [])
     calibration = calibrate(graphs, chosen, loaded.layout, inputs or nothing)
     with replaced_folder(out) as folder:
         shutil.copyfile(bundle / TOKENIZER, folder / TOKENIZER)

@@ -26,7 +26,7 @@ from export.quantize.calibration import save_scratch
 from export.quantize.quantize import Calibration, layer_name, linear_layers, quantize
 from export.quantize.recipes import Recipe, recipe_named
 from export.quantize.requantize import calibrate, fp32_graphs
-from export.verify.parity import Inputs, generate, understand
+from export.verify.parity import SampleInputs, generate, understand
 from f2edge.backends.base import Value, host, pack_arrays
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.bundle.bundle import TOKENIZER, Bundle
@@ -121,7 +121,7 @@ def _outputs(model: ir.Model, graph: str, calls: Sequence[Mapping[str, Array]]) 
 def sensitivity(
     bundle: Path,
     recipe: str,
-    inputs: Inputs,
+    inputs: SampleInputs,
     *,
     only_graphs: Sequence[str] = tuple(_OUTPUTS),
     limit: int = 6,

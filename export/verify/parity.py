@@ -108,7 +108,7 @@ class TorchBackend(InTurn):
 
 
 @dataclass(frozen=True)
-class Inputs:
+class SampleInputs:
     """Real inputs for parity and calibration.
 
     Attributes:
@@ -128,7 +128,7 @@ class Inputs:
     read_pixels: Array | None = None
 
 
-def generate(backend: Any, layout: TokenLayout, inputs: Inputs, rows: int = 10) -> Array:
+def generate(backend: Any, layout: TokenLayout, inputs: SampleInputs, rows: int = 10) -> Array:
     """Decode every prompt in batches of ``rows``; return codes int64 (prompts, N)."""
     prefixes = PromptPrefixes(backend, layout)
     everything = np.ones(layout.image_tokens, dtype=bool)
@@ -141,7 +141,7 @@ def generate(backend: Any, layout: TokenLayout, inputs: Inputs, rows: int = 10) 
     return np.concatenate(grids)
 
 
-def understand(backend: Any, graphs: Sequence[str], layout: TokenLayout, inputs: Inputs) -> None:
+def understand(backend: Any, graphs: Sequence[str], layout: TokenLayout, inputs: SampleInputs) -> None:
     """Run all other graphs: tokenizer and encoders for each picture, then all questions about it and one answer token."""
     reading = inputs.pixels if inputs.read_pixels is None else inputs.read_pixels
     for pixels, read in zip(inputs.pixels[:, None], reading[:, None], strict=True):
@@ -267,7 +267,7 @@ def measure(
     folder: Path,
     models: Models,
     layout: TokenLayout,
-    inputs: Inputs,
+    inputs: SampleInputs,
     *,
     precision: str | Mapping[str, str] = "fp32",
     recorded_steps: int = 60,

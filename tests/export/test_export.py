@@ -183,7 +183,7 @@ def test_routing_agreement_counts_sets_not_orders() -> None:
     agreement = routing_agreement(mine, theirs, {"a": 4})
     assert (agreement.decisions, agreement.same) == (2, 1)
     assert agreement.usage["a"] == (0.5, 1.0, 0.5, 0.0)
-    with pytest.raises(LostExpertError, match="not in both"):
+    with pytest.raises(LostExpertError, match="only one of PyTorch and the graph"):
         routing_agreement(mine, {}, {"a": 4})
 
 

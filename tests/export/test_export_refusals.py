@@ -61,7 +61,7 @@ ONNX = f"onnx --unified folder --tokenizer folder --encoders folder --text {TEXT
         (f"{RANDOM} file", "a file of that name exists"),
         (f"{RANDOM} file/below", "Not a directory"),
         (f"{RANDOM} holiday", "holds other things"),
-        (f"{RANDOM} .", "a bundle is called as its folder"),
+        (f"{RANDOM} .", "a bundle takes its folder"),
         (f"{RANDOM} new --text junk", "text tokenizer junk: cannot be read"),
         (f"{RANDOM} new --recipe int3", "choose one of: fp32, int8"),
         (f"{ONNX} holiday", "holds other things"),

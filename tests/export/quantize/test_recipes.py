@@ -24,7 +24,7 @@ from export.quantize.calibration import Calibrator, valid_columns
 from export.quantize.recipes import RECIPES, recipe_named
 from export.quantize.requantize import calibrate, fp32_graphs, requantize
 from export.quantize.sensitivity import compare, sensitivity
-from export.verify.parity import Inputs, generate
+from export.verify.parity import SampleInputs, generate
 from f2edge.backends.base import host
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.bundle.bundle import Bundle
@@ -34,13 +34,13 @@ from f2edge.spec.configuration import NANO
 from f2edge.spec.layout import left_pad
 
 
-def inputs_of(bundle: Path, steps: int = 4, prompts: int = 3) -> Inputs:
+def inputs_of(bundle: Path, steps: int = 4, prompts: int = 3) -> SampleInputs:
     rng, layout = np.random.default_rng(0), Bundle.load(bundle).layout
 
     def sentence(least: int, most: int) -> list[int]:
         return [int(i) for i in rng.integers(2, layout.text_vocabulary, rng.integers(least, most))]
 
-    return Inputs(
+    return SampleInputs(
         prompts=[sentence(1, 30) for _ in range(prompts)],
         questions=[sentence(3, 12) for _ in range(3)],
         pixels=rng.uniform(-1, 1, (1, 3, 128, 128)).astype(np.float32),
@@ -50,12 +50,12 @@ def inputs_of(bundle: Path, steps: int = 4, prompts: int = 3) -> Inputs:
 
 
 @pytest.fixture(scope="module")
-def inputs(tiny_bundle: Path) -> Inputs:
+def inputs(tiny_bundle: Path) -> SampleInputs:
     return inputs_of(tiny_bundle)
 
 
 @pytest.fixture(scope="module")
-def by_recipe(tiny_bundle: Path, inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def by_recipe(tiny_bundle: Path, inputs: SampleInputs, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The tiny bundle by any recipe, each made once."""
     folder, made = tmp_path_factory.mktemp("recipes"), dict[str, Path]()
 
@@ -68,7 +68,7 @@ def by_recipe(tiny_bundle: Path, inputs: Inputs, tmp_path_factory: pytest.TempPa
 
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
-def test_tokens_do_not_depend_on_batch_mates(recipe: str, by_recipe: Callable[[str], Path], inputs: Inputs) -> None:
+def test_tokens_do_not_depend_on_batch_mates(recipe: str, by_recipe: Callable[[str], Path], inputs: SampleInputs) -> None:
     bundle = Bundle.load(by_recipe(recipe))
     assert {name: graph.precision for name, graph in bundle.manifest.graphs.items()} == {
         name: RECIPES[recipe].of(name).label for name in bundle.manifest.graphs
@@ -81,7 +81,7 @@ def test_tokens_do_not_depend_on_batch_mates(recipe: str, by_recipe: Callable[[s
     assert answers[0][0] == answers[2][0]
 
 
-def answer(engine: OnnxRuntimeBackend, bundle: Bundle, inputs: Inputs, rows: list[int], tokens: int = 4) -> list[list[int]]:
+def answer(engine: OnnxRuntimeBackend, bundle: Bundle, inputs: SampleInputs, rows: list[int], tokens: int = 4) -> list[list[int]]:
     """Greedy answers to some of the questions about one picture, asked together."""
     pixels = inputs.pixels[:1]
     features = {name: engine.run(name, {"pixels": pixels})["features"] for name in ("semantic", "identity")}
@@ -113,7 +113,7 @@ def test_a_bundle_by_another_recipe_is_the_one_that_export_writes(tiny_bundles: 
     assert json.loads((by_recipe("int8") / "manifest.json").read_text(encoding="utf-8")).get("parity") is None  # measured on another
 
 
-def test_four_bits_are_smaller_and_stay_close(tiny_bundle: Path, by_recipe: Callable[[str], Path], inputs: Inputs) -> None:
+def test_four_bits_are_smaller_and_stay_close(tiny_bundle: Path, by_recipe: Callable[[str], Path], inputs: SampleInputs) -> None:
     size, right = {}, {}
     wanted = generate(OnnxRuntimeBackend(Bundle.load(tiny_bundle).path), Bundle.load(tiny_bundle).layout, inputs)
     for recipe in ("int8", "int4", "int4-gptq"):
@@ -191,7 +191,7 @@ def test_weights_that_name_their_configuration_only_are_loaded(tmp_path: Path) -
         load_models(tmp_path, tmp_path / "tokenizer", None)
 
 
-def test_sensitivity_ranks_layers_and_raising_the_worst_helps(tiny_bundle: Path, inputs: Inputs) -> None:
+def test_sensitivity_ranks_layers_and_raising_the_worst_helps(tiny_bundle: Path, inputs: SampleInputs) -> None:
     report = sensitivity(tiny_bundle, "int4", inputs, only_graphs=("t2i_step",), limit=2, times=1.2, progress=lambda _message: None)
     errors = [row["error"] for row in report["rows"]]
     assert errors == sorted(errors, reverse=True)

@@ -188,7 +188,7 @@ BROKEN: Mapping[str, tuple[Breaker, str, str]] = {
     "blocks of three axes": (
         quantizer("TRT_INT4DequantizeLinear", np.stack([_INT4] * 2), np.ones((2, 2, 8), np.float16), domain="trt"),
         "10.6",
-        "needs 10.7",
+        "need 10.7",
     ),
     "odd columns": (quantizer("TRT_INT4DequantizeLinear", _INT4[:, :7], np.ones((2, 7), np.float16), domain="trt"), "11.4", "even"),
     "blocks both ways": (quantizer("TRT_INT4DequantizeLinear", _INT4, np.ones((2, 2), np.float16), domain="trt"), "11.4", "only one axis"),

@@ -26,7 +26,7 @@ from export.tensorrt.graphs import TensorRTOptions, tensorrt_graph
 from export.tensorrt.parser_rules import known_versions, problems
 from export.tensorrt.recipes import INT4_OP, RECIPES, TRANSFORMER_GRAPHS, layers_of, quantize_blocks, recipes_of
 from export.tensorrt.sampling import tensorrt_sampling_model
-from export.verify.parity import Inputs, generate, understand
+from export.verify.parity import SampleInputs, generate, understand
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.decoding.schedule import Schedule
 from f2edge.errors import InputError
@@ -78,15 +78,15 @@ def layout(tiny_bundle: Path) -> TokenLayout:
 
 
 @pytest.fixture(scope="module")
-def inputs(layout: TokenLayout) -> Inputs:
+def inputs(layout: TokenLayout) -> SampleInputs:
     rng = np.random.default_rng(0)
     sentences = [[int(i) for i in rng.integers(2, layout.text_vocabulary, rng.integers(3, 20))] for _ in range(4)]
     pixels = rng.uniform(-1, 1, (1, 3, 128, 128)).astype(np.float32)
-    return Inputs(sentences[:2], sentences[2:], pixels, [11, 12], Schedule(steps=3, guidance=2.0))
+    return SampleInputs(sentences[:2], sentences[2:], pixels, [11, 12], Schedule(steps=3, guidance=2.0))
 
 
 @pytest.fixture(scope="module")
-def calls(traced: Mapping[str, ir.Model], tiny_bundle: Path, layout: TokenLayout, inputs: Inputs) -> Calls:
+def calls(traced: Mapping[str, ir.Model], tiny_bundle: Path, layout: TokenLayout, inputs: SampleInputs) -> Calls:
     """One run of the runtime on the reference: what each graph was fed and answered."""
     recorder = Recorder(OnnxRuntimeBackend(lambda graph: tiny_bundle / f"{graph}.onnx", 1))
     generate(recorder, layout, inputs)
@@ -337,7 +337,7 @@ def test_int4_blocks_are_symmetric_and_no_worse_than_plain_rounding(seed: int, b
 
 
 def test_fp16_decodes_like_fp32(
-    tmp_path: Path, traced: Mapping[str, ir.Model], tiny_bundle: Path, layout: TokenLayout, inputs: Inputs
+    tmp_path: Path, traced: Mapping[str, ir.Model], tiny_bundle: Path, layout: TokenLayout, inputs: SampleInputs
 ) -> None:
     for graph in ("t2i_prefill", "t2i_step"):
         ir.save(runnable(tensorrt_graph(graph, traced[graph], TINY, TensorRTOptions())), tmp_path / f"{graph}.onnx")
@@ -376,7 +376,7 @@ def test_other_sizes_and_nano_at_its_own(tmp_path: Path, tiny_bundle: Path, conf
         ir.save(model, folder / f"{name}.onnx", external_data=f"{name}.bin")
     recorder = Recorder(OnnxRuntimeBackend(lambda graph: folder / f"{graph}.onnx", 1))
     pixels = np.zeros((1, 3, chosen.tokenizer.image_size, chosen.tokenizer.image_size), np.float32)
-    run = Inputs([[5, 6, 7]], [[8, 9]], pixels, [3], Schedule(steps=2, guidance=2.0))
+    run = SampleInputs([[5, 6, 7]], [[8, 9]], pixels, [3], Schedule(steps=2, guidance=2.0))
     generate(recorder, own, run)
     understand(recorder, tuple(graphs), own, run)
     for name, model in graphs.items():
