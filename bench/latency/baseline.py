@@ -22,7 +22,7 @@ from export.defaults import manner_of
 from f2edge.backends.base import Backend
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend, usable_cores
 from f2edge.bundle.bundle import Bundle
-from f2edge.decoding.parallel import Row, advance
+from f2edge.decoding.parallel import GridRow, advance
 from f2edge.decoding.schedule import Schedule, plan
 from f2edge.errors import InputError
 from f2edge.spec.configuration import CONFIGURATIONS, ModelConfiguration
@@ -97,7 +97,7 @@ def draw(way: Way, layout: TokenLayout, schedule: Schedule, repeats: int) -> dic
     times = {"prompt_ms": [1e3 * (perf_counter() - start)], "step_ms": list[float]()}
     everything = np.ones(layout.image_tokens, dtype=bool)
     longer = replace(schedule, steps=max(schedule.steps, repeats + 1))
-    rows = [Row(np.full(layout.image_tokens, layout.mask_code), plan(longer, everything, 7), 7)]
+    rows = [GridRow(np.full(layout.image_tokens, layout.mask_code), plan(longer, everything, 7), 7)]
     for number in range(min(repeats + 1, rows[0].plan.steps)):
         start = perf_counter()
         rows, _ = advance(step, rows, [0])

@@ -32,7 +32,7 @@ from export.model.experts import Router
 from export.quantize.calibration import only
 from export.verify.census import LostExpertError, RoutingAgreement, find_routers, mixtures, routing_agreement
 from export.verify.comparison import GraphComparison
-from f2edge.backends.base import InTurn, Value, host, pack_arrays
+from f2edge.backends.base import Sequential, Value, host, pack_arrays
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.decoding.parallel import decode
 from f2edge.decoding.schedule import Schedule, plan
@@ -50,7 +50,7 @@ LEAST_UNTRAINED: Mapping[str, float] = {**LEAST_ROUTING_AGREEMENT, "int8": 0.85,
 _SAMPLING = ("codes", "token_temperature", "temperature", "noise_key", "priority", "masked_after")
 
 
-class TorchBackend(InTurn):
+class TorchBackend(Sequential):
     """The graphs of one model, run by PyTorch in fp32; a :class:`f2edge.backends.base.Backend`.
 
     ``chosen`` collects the routers' decisions of each graph while ``record_routing`` is on: graph → mixture → list of (…, K).

@@ -1,7 +1,7 @@
-"""One configuration object for the model, from the embedded nano to paper size.
+"""Model configuration, from the embedded nano to paper size.
 
-It is plain data, shared by the training side (which builds modules from it) and the runtime (which reads it from a bundle's manifest).
-The symbols of every file of this project: B batch, S text tokens, P prompt tokens, N image tokens, V codes, L layers, H heads,
+Plain data, shared by training (which builds modules from it) and the runtime (which reads it from a bundle's manifest).
+Axis letters used throughout the project: B batch, S text tokens, P prompt tokens, N image tokens, V codes, L layers, H heads,
 D width, E experts, K experts active, I width of one expert, M feature vectors of an encoder, F width of such a vector.
 
 >>> NANO.image_tokens, NANO.codes
@@ -19,7 +19,7 @@ from f2edge.errors import InputError
 
 @dataclass(frozen=True)
 class TokenExperts:
-    """Token level of the mixture of experts: the FFN split into one shared and ``routed`` small experts (model.md, "ours").
+    """Token level of the mixture of experts: the FFN split into one shared and ``routed`` small experts.
 
     ``routed == 0`` is a plain dense FFN of width ``shared_width``: Show-o.
     """
@@ -36,7 +36,7 @@ class TokenExperts:
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """What an encoder hands to the sequence-level experts: ``vectors`` (M) vectors of ``width`` (F) values."""
+    """Shape of an encoder's features for the sequence-level experts: ``vectors`` (M) vectors of ``width`` (F) values."""
 
     vectors: int
     width: int
@@ -79,7 +79,7 @@ class ImageTokenizerConfiguration:
 
 @dataclass(frozen=True)
 class ModelConfiguration:
-    """Everything that fixes the shape of a unified face model.
+    """Sizes of a unified face model.
 
     Attributes:
         name: "nano", "1.8b", "show-o" …
@@ -123,7 +123,7 @@ class ModelConfiguration:
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
-            raise InputError(f"configuration {self.name!r}: width {self.width} is no multiple of heads {self.heads}")
+            raise InputError(f"configuration {self.name!r}: width {self.width} is not a multiple of heads {self.heads}")
         if self.rotary % 2 or not 0 < self.rotary <= self.head_width:
             raise InputError(f"configuration {self.name!r}: rotary {self.rotary} must be even and at most {self.head_width}")
         if self.image_offset < self.prompt_tokens + 3 and self.image_offset != 129:
@@ -140,7 +140,7 @@ class ModelConfiguration:
 
     @property
     def image_columns(self) -> int:
-        """Columns that an image takes in the transformer: one for each cell, whatever number of codes a cell has."""
+        """Columns of an image in the transformer: one per cell, regardless of the codes per cell."""
         return self.tokenizer.grid**2
 
     @property
@@ -150,16 +150,16 @@ class ModelConfiguration:
 
     @property
     def vocabulary(self) -> int:
-        """Text, specials, image codes and one mask id."""
+        """Size of the vocabulary: text, specials, image codes and one mask id."""
         return self.text_vocabulary + len(self.specials) + self.codes + 1
 
     def to_json(self) -> dict[str, Any]:
-        """The form stored in a bundle's manifest."""
+        """Return the form stored in a bundle's manifest."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> ModelConfiguration:
-        """Inverse of :meth:`to_json`; unknown or missing keys raise :class:`InputError`."""
+        """Build a configuration from the form of :meth:`to_json`; unknown or missing keys raise :class:`InputError`."""
         unknown = set(row) - {f.name for f in fields(cls)}
         if unknown:
             raise InputError(f"model configuration: unknown keys {sorted(unknown)}; this bundle needs a newer f2edge")
