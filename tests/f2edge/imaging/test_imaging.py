@@ -75,7 +75,7 @@ def test_all_three_kinds_are_read_from_bytes_and_files(tmp_path: Path, kind: str
 def test_other_kinds_are_refused_even_under_a_good_name(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "face.png"
     path.write_bytes(encoded(quadrants(), kind))
-    with pytest.raises(ImageError, match=r"face\.png is no JPEG, PNG or WebP; convert"):
+    with pytest.raises(ImageError, match=r"face\.png is not a JPEG, PNG or WebP; convert"):
         load_image(path)
 
 
