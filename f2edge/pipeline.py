@@ -23,13 +23,12 @@ from f2edge.bundle.bundle import Bundle
 from f2edge.decoding.parallel import StepEvent, decode
 from f2edge.decoding.schedule import plan
 from f2edge.errors import InputError
-from f2edge.imaging.images import fit_square, from_pixels, to_pixels
 from f2edge.imaging.regions import Cells, Region, paste_outside, region_cells
 from f2edge.pairing import paired
 from f2edge.prefix_cache import PromptPrefixes
 from f2edge.provenance.watermark import PUBLIC, Watermark
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
-from f2edge.spec.layout import Ids
+from f2edge.spec.layout import Ids, tokens_of_cells
 from f2edge.text import TextTokenizer, check_text
 from f2edge.understanding import Understanding
 
@@ -177,7 +176,7 @@ class FacePipeline:
         codes = decode(step, masked[None], [plan(schedule, tokens, seed)], [seed], on_step=on_step, cancelled=cancelled)[0]
         edited = self.decode(codes[None])[0]
         if keep_outside:
-            edited = paste_outside(from_pixels(pixels), edited, cells)
+            edited = paste_outside(self.bundle.manifest.pictures.picture(pixels), edited, cells)
         return EditedFace(self.mark(edited), codes, original, cells, self.marks)
 
     def describe(self, image: Image.Image, *, max_tokens: int = 128, on_token: Callable[[str], None] | None = None) -> Answer:
@@ -193,7 +192,7 @@ class FacePipeline:
         """
         if max_tokens < 1:
             raise InputError(f"max_tokens must be at least 1, got {max_tokens}")
-        return self.understanding.ask(self.pixels(image), check_text(question, "question"), max_tokens, on_token)
+        return self.understanding.ask(self.reading_pixels(image), check_text(question, "question"), max_tokens, on_token)
 
     def analyze(self, images: Image.Image | Sequence[Image.Image], *, attributes: Sequence[str] | None = None) -> list[FaceReport]:
         """Every attribute of each face with its probability; a face has the same ones alone and among others, to the last bit.
@@ -206,7 +205,7 @@ class FacePipeline:
             UnknownAttributeError: a slot that the bundle's schema does not have.
         """
         schema = self.bundle.schema if attributes is None else self.bundle.schema.select(attributes)
-        pixels = [self.pixels(image) for image in _listed(images)]
+        pixels = [self.reading_pixels(image) for image in _listed(images)]
         groups = (pixels[first : first + FACES_AT_ONCE] for first in range(0, len(pixels), FACES_AT_ONCE))
         return [report for group in groups for report in self.understanding.analyze_all(self.understanding.segments(group), schema)]
 
@@ -223,7 +222,7 @@ class FacePipeline:
             raise InputError(f"codes must lie in 0 … {layout.codes - 1}; a masked position ({layout.mask_code}) has to be decoded first")
 
         def picture(row: Ids) -> Image.Image:
-            return from_pixels(host(self.backend.run("image_decode", {"codes": row[None]})["pixels"])[0])
+            return self.bundle.manifest.pictures.picture(host(self.backend.run("image_decode", {"codes": row[None]})["pixels"])[0])
 
         return self.backend.each(picture, list(codes.astype(np.int64)))
 
@@ -245,12 +244,23 @@ class FacePipeline:
         return np.concatenate([host(self.backend.run("image_encode", {"pixels": p[None]})["codes"]) for p in pixels])
 
     def pixels(self, image: Image.Image) -> NDArray[np.float32]:
-        """The centred square of a picture as the model sees it, float32 (3, Y, X) in [-1, 1]."""
-        return to_pixels(fit_square(image), self.bundle.configuration.tokenizer.image_size)
+        """The centred square of a picture as the image tokenizer sees it, float32 (3, Y, X) in [-1, 1]."""
+        return self.bundle.manifest.pictures.pixels(image, self.bundle.configuration.tokenizer.image_size)
+
+    def reading_pixels(self, image: Image.Image) -> NDArray[np.float32]:
+        """The same as understanding sees it: of another size where the model reads pictures by an encoder's features."""
+        return self.bundle.manifest.pictures.pixels(image, self.bundle.configuration.understanding_size)
+
+    def masked(self, region: Region) -> Region:
+        """A mask as cells, where the model's law of pictures says how; any other region unchanged."""
+        law, tokenizer = self.bundle.manifest.pictures, self.bundle.configuration.tokenizer
+        if law.mask_cells is None or not isinstance(region, Image.Image):
+            return region
+        return law.mask_cells(region, tokenizer.image_size, tokenizer.grid)
 
     def token_mask(self, cells: Cells) -> NDArray[np.bool_]:
         """The tokens (N,) of cells (G, G)."""
-        return np.repeat(cells.ravel(), self.bundle.configuration.tokenizer.codes_per_cell)
+        return tokens_of_cells(cells, self.bundle.configuration.tokenizer)
 
     def cells(self, region: Region, image_wh: tuple[int, int], pixels: NDArray[np.float32]) -> Cells:
         """Token cells (G, G) of a region of a picture of that size, whose ``pixels`` the parser sees where the region is a name."""
@@ -258,7 +268,7 @@ class FacePipeline:
         def coverage() -> NDArray[np.float32]:
             return np.asarray(host(self.backend.run("regions", {"pixels": pixels[None]})["coverage"])[0], dtype=np.float32)
 
-        return region_cells(region, image_wh, self.bundle.configuration.tokenizer.grid, self.bundle.regions, coverage)
+        return region_cells(self.masked(region), image_wh, self.bundle.configuration.tokenizer.grid, self.bundle.regions, coverage)
 
 
 def _listed(images: Image.Image | Sequence[Image.Image]) -> Iterable[Image.Image]:

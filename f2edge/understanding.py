@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from f2edge.backends.base import Backend, Value, host
 from f2edge.bundle.bundle import Bundle
 from f2edge.decoding.autoregressive import TextStream, answer
-from f2edge.decoding.choice import Tokens, answer_probabilities, branching_nodes
+from f2edge.decoding.choice import Tokens, answer_probabilities, branching_nodes, tempered
 from f2edge.errors import PromptError
 from f2edge.lru_cache import LRUCache
 from f2edge.prefix_cache import pixel_hash
@@ -32,15 +33,19 @@ TextCache = tuple[Value, Value]
 
 @dataclass(frozen=True)
 class ImagePrefix:
-    """Keys and values (L, 1, H, N + 3, W) of one face's segment ``<|mmu|> <|soi|> image <|eoi|>``; packed, those of B faces."""
+    """Keys and values (L, 1, H, N + 3, W) of one face's segment ``<|mmu|> <|soi|> image <|eoi|>``; packed, those of B faces.
+
+    ``unfamiliar`` is one face's :attr:`f2edge.results.FaceReport.unfamiliar`.
+    """
 
     key: Value
     value: Value
+    unfamiliar: float | None = None
 
 
 @dataclass(frozen=True)
 class SlotQuestions:
-    """A slot with the tokens of its answers (each ended by the end of text) and the paths at which they part."""
+    """A slot with the tokens of its answers, each ended by the end of text, and where they part; "hidden" is the last one."""
 
     slot: Slot
     question: tuple[int, ...]
@@ -56,6 +61,8 @@ class Understanding:
         self._configuration = bundle.configuration
         self._layout = bundle.layout
         self._tokenizer = tokenizer
+        self._reading = bundle.manifest.reading
+        self._domain = bundle.domain()
         self.prefixes: LRUCache[bytes, ImagePrefix] = LRUCache(remembered_faces)
         self._slots: LRUCache[Slot, SlotQuestions] = LRUCache(256)
 
@@ -119,12 +126,17 @@ class Understanding:
         rows = [slot.question + path for slot in slots for path in slot.paths]
         ids, lengths = left_pad(rows, self._layout.pad)
         logits, _ = self.extend(prefix, ids, lengths, self.no_text(len(rows)))
-        report, row = {}, 0
+        report, hidden, row = {}, {}, 0
         for slot in slots:
             at = dict(zip(slot.paths, logits[row:], strict=False))
             row += len(slot.paths)
-            report[slot.slot.name] = dict(zip(slot.slot.values, answer_probabilities(slot.answers, at).tolist(), strict=True))
-        return FaceReport(report)
+            name, values = slot.slot.name, slot.slot.values
+            chances = tempered(answer_probabilities(slot.answers, at), self._reading.temperatures.get(name, 1.0))
+            if len(chances) > len(values):
+                hidden[name] = float(chances[-1])
+                chances = chances[:-1] / max(float(chances[:-1].sum()), 1e-300)
+            report[name] = dict(zip(values, chances.tolist(), strict=True))
+        return FaceReport(report, hidden, prefix.unfamiliar)
 
     def analyze_all(self, prefixes: Sequence[ImagePrefix], schema: AttributeSchema) -> list[FaceReport]:
         """:meth:`analyze` of several faces, side by side where the device gains by it."""
@@ -138,7 +150,8 @@ class Understanding:
         return self._layout.question(text)
 
     def _questions(self, slot: Slot) -> SlotQuestions:
-        answers = tuple((*self._tokenizer.encode(words), self._layout.end_of_text) for words in slot.answers)
+        told = (*slot.answers, self._reading.unsure) if self._reading.unsure else slot.answers
+        answers = tuple((*self._tokenizer.encode(words), self._layout.end_of_text) for words in told)
         paths = tuple(node.path for node in branching_nodes(answers))
         return SlotQuestions(slot, tuple(self.question_ids(slot.question)), answers, paths)
 
@@ -149,7 +162,9 @@ class Understanding:
         Nor would a batch save anything there: on one core the transformer takes 2.4 ms for one face, 10.3 ms for four.
         """
         batch = {"pixels": np.stack(faces)}
-        feeds = {"codes": host(self._backend.run("image_encode", batch)["codes"])}
+        feeds: dict[str, NDArray[Any]] = {}
+        if self._configuration.understanding == "codes":
+            feeds["codes"] = host(self._backend.run("image_encode", batch)["codes"])
         if self._configuration.semantic is not None:
             feeds["semantic"] = host(self._backend.run("semantic", batch)["features"])
         rows = [{name: value[row : row + 1] for name, value in feeds.items()} for row in range(len(faces))]
@@ -161,7 +176,8 @@ class Understanding:
         if self._configuration.identity is not None:
             identity = {"identity": self._backend.run("identity", {"pixels": pixels[None]})["features"]}
         outputs = self._backend.run("mmu_prefill", {**feeds, **identity})
-        return ImagePrefix(outputs["image_key"], outputs["image_value"])
+        unfamiliar = None if self._domain is None or "semantic" not in feeds else self._domain.score(host(feeds["semantic"])[0])
+        return ImagePrefix(outputs["image_key"], outputs["image_value"], unfamiliar)
 
     def extend(self, prefix: ImagePrefix, text: Ids, lengths: Ids, cache: TextCache) -> tuple[NDArray[np.float32], TextCache]:
         """Pass new text columns (B, S), left-padded, through the model: logits (B, V) behind the last one, and the longer cache.

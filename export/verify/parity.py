@@ -110,6 +110,7 @@ class Inputs:
         questions: text tokens of questions.
         pixels: faces, float32 (B, 3, Y, X) in [-1, 1].
         seeds: one of each prompt.
+        read_pixels: the faces as an encoder reads them that stands for the image tokenizer in MMU; None where the tokens are read.
         schedule: how the prompts are decoded.
     """
 
@@ -118,6 +119,7 @@ class Inputs:
     pixels: Array
     seeds: Sequence[int]
     schedule: Schedule = field(default_factory=Schedule)
+    read_pixels: Array | None = None
 
 
 def generate(backend: Any, layout: TokenLayout, inputs: Inputs, rows: int = 10) -> Array:
@@ -135,8 +137,9 @@ def generate(backend: Any, layout: TokenLayout, inputs: Inputs, rows: int = 10) 
 
 def understand(backend: Any, graphs: Sequence[str], layout: TokenLayout, inputs: Inputs) -> None:
     """Run every other graph once or more: pictures through tokenizer and encoders, all questions behind each picture, one more token."""
-    for pixels in inputs.pixels[:, None]:
-        features = {name: backend.run(name, {"pixels": pixels})["features"] for name in ("semantic", "identity") if name in graphs}
+    reading = inputs.pixels if inputs.read_pixels is None else inputs.read_pixels
+    for pixels, read in zip(inputs.pixels[:, None], reading[:, None], strict=True):
+        features = {name: backend.run(name, {"pixels": read})["features"] for name in ("semantic", "identity") if name in graphs}
         if "regions" in graphs:
             backend.run("regions", {"pixels": pixels})
         if "image_encode" not in graphs:
@@ -145,7 +148,7 @@ def understand(backend: Any, graphs: Sequence[str], layout: TokenLayout, inputs:
         backend.run("image_decode", {"codes": codes})
         if "mmu_prefill" not in graphs:
             continue
-        image = backend.run("mmu_prefill", {"codes": codes, **features})
+        image = backend.run("mmu_prefill", {"codes": codes, **features} if inputs.read_pixels is None else features)
         ids, lengths = left_pad([layout.question(question) for question in inputs.questions], layout.pad)
         L, _, H, _, W = image["image_key"].shape
         empty = np.zeros((L, len(ids), H, 0, W), dtype=np.float32)

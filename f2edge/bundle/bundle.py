@@ -22,6 +22,7 @@ from typing import Any
 
 from f2edge.bundle.manifest import FORMAT_VERSION, FileEntry, Manifest, check_manifest, parse_manifest
 from f2edge.decoding.schedule import Schedule
+from f2edge.domain import Domain
 from f2edge.errors import BundleError, BundleNotFoundError, ChecksumError, OutputError
 from f2edge.spec.attributes import AttributeSchema
 from f2edge.spec.configuration import ModelConfiguration
@@ -99,6 +100,13 @@ class Bundle:
     def editing(self) -> Schedule:
         """Default schedule of ``edit``."""
         return self.manifest.editing
+
+    def domain(self) -> Domain | None:
+        """Statistics of the pictures that the model knows; None where the bundle has none."""
+        reading, shape = self.manifest.reading, self.configuration.semantic
+        if not reading.domain_file or shape is None:
+            return None
+        return Domain.load(self.folder / reading.domain_file, shape, center=reading.domain_center, scale=reading.domain_scale)
 
     @property
     def tokenizer_path(self) -> Path:

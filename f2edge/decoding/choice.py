@@ -45,6 +45,16 @@ def branching_nodes(answers: Sequence[Tokens]) -> tuple[Node, ...]:
     return tuple(sorted(nodes, key=lambda node: (len(node.path), node.path)))
 
 
+def tempered(probabilities: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    """Probabilities (n,) whose logarithms are divided by ``temperature``, summing to 1 again."""
+    if temperature == 1.0:
+        return probabilities
+    logarithms = np.log(np.maximum(probabilities, 1e-300)) / temperature
+    weights = np.exp(logarithms - logarithms.max())
+    result: NDArray[np.float64] = weights / weights.sum()
+    return result
+
+
 def answer_probabilities(answers: Sequence[Tokens], logits: Mapping[Tokens, NDArray[np.float32]]) -> NDArray[np.float64]:
     """Return the probability of each answer, float64, sum 1; ``logits[path]`` (V,) is given for every branching node's path."""
     step: dict[tuple[Tokens, int], float] = {}

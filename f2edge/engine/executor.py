@@ -20,7 +20,6 @@ from f2edge.engine.answer_rows import AnswerRows, TextRow
 from f2edge.engine.requests import Progress, Report, Token
 from f2edge.engine.scheduler import Stage
 from f2edge.engine.sequences import AnswerJob, EditWork, ImageJob, Job, ReportJob
-from f2edge.imaging.images import from_pixels
 from f2edge.imaging.regions import Cells, paste_outside
 from f2edge.pipeline import FacePipeline
 from f2edge.prefix_cache import PromptPrefix
@@ -190,7 +189,7 @@ class Stages:
         assert job.edit.cells is not None
         assert job.edit.original is not None
         if job.edit.keep_outside:
-            image = paste_outside(from_pixels(job.edit.pixels), image, job.edit.cells)
+            image = paste_outside(self._pipeline.bundle.manifest.pictures.picture(job.edit.pixels), image, job.edit.cells)
         return EditedFace(self._pipeline.mark(image), codes, job.edit.original, job.edit.cells, self._pipeline.marks)
 
     # Words ---------------------------------------------------------------------------------------------------------------------------

@@ -103,13 +103,13 @@ class Intake:
         names = pipeline.bundle.regions
         if isinstance(request.region, str) and known_region(request.region, names):
             return request.region
-        return region_cells(request.region, request.image.size, pipeline.bundle.configuration.tokenizer.grid, names)
+        return region_cells(pipeline.masked(request.region), request.image.size, pipeline.bundle.configuration.tokenizer.grid, names)
 
     def _answer(self, request: AskRequest | DescribeRequest, common: dict[str, Any]) -> AnswerJob:
         pipeline = self.pipeline
         question = pipeline.describe_question if isinstance(request, DescribeRequest) else request.question
         ids = tuple(pipeline.understanding.question_ids(check_text(question, "question")))
-        pixels = pipeline.pixels(request.image)
+        pixels = pipeline.reading_pixels(request.image)
         stream = TextStream(pipeline.tokenizer.decode)
         return AnswerJob(
             **common, pixels=pixels, image_key=pixel_hash(pixels), question_ids=ids, max_tokens=request.max_tokens, stream=stream
@@ -121,5 +121,5 @@ class Intake:
             if not request.attributes:
                 raise InputError("attributes: the list is empty; name at least one, or give none for all of them")
             schema = schema.select(request.attributes)
-        pixels = tuple(self.pipeline.pixels(image) for image in request.images)
+        pixels = tuple(self.pipeline.reading_pixels(image) for image in request.images)
         return ReportJob(**common, pixels=pixels, image_keys=tuple(map(pixel_hash, pixels)), schema=schema)

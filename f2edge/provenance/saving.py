@@ -79,13 +79,27 @@ def encode(image: Image.Image, kind: str, metadata: Label | None, *, quality: in
     return data if signer is None or metadata is None else signer.sign(data, kind, metadata)
 
 
-def write_atomically(target: Path, data: bytes) -> None:
-    """Write a temporary file beside the target, then rename it; on failure remove it and raise :class:`OutputError`."""
+def write_atomically(target: Path, data: bytes | memoryview, *, durable: bool = False) -> None:
+    """Write a file atomically: a temporary file beside the target is renamed.
+
+    Args:
+        target: file to write.
+        data: its bytes.
+        durable: create missing folders, and flush to disk before renaming, so that the file survives a power loss.
+
+    Raises:
+        OutputError: the file cannot be written; the temporary file is removed.
+    """
     temporary: Path | None = None
     try:
+        if durable:
+            target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".f2edge-", delete=False) as file:
             temporary = Path(file.name)
             file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(target)
     except OSError as error:

@@ -1,7 +1,7 @@
 """Floating-point operations of a pass through the transformer; a multiply-add counts as two.
 
-Only matrix products are counted (all but a few percent) and, of the routed experts, only the active ones.  A measured time and one of
-these counts give the share of a machine's ceiling (``python -m bench latency``).
+Only matrix products are counted (norms, those of queries and keys included, are the other few percent) and, of the routed experts, only
+the active ones.  A measured time and one of these counts give the share of a machine's ceiling (``python -m bench latency``).
 
 B branches or questions, P prompt tokens, S text columns, N image tokens, R requests.
 """
@@ -32,19 +32,19 @@ def step_flops(model: ModelConfiguration, prompts: list[int], rows: int) -> int:
     """Return the FLOPs of ``t2i_step`` for ``rows`` R requests in branches with these prompt lengths; the head runs once per request."""
     columns = model.image_columns + 2
     branches = sum(columns * token_flops(model) + attention_flops(model, columns, prompt + columns) for prompt in prompts)
-    if model.tokenizer.codes_per_cell > 1:  # from a cell to its tokens
+    if model.tokenizer.codes_per_column > 1:  # from a column to its tokens
         branches += len(prompts) * model.image_tokens * 2 * model.width**2
     return branches + rows * model.image_tokens * 2 * model.width * model.codes
 
 
 def image_flops(model: ModelConfiguration) -> int:
     """Return the FLOPs of ``mmu_prefill`` for one face."""
-    columns = model.image_columns + 3
+    columns = model.understanding_columns
     return columns * token_flops(model) + attention_flops(model, columns, columns)
 
 
 def text_flops(model: ModelConfiguration, lengths: list[int], earlier: int = 0) -> int:
     """Return the FLOPs of ``mmu_extend`` for questions with these numbers of new text columns after ``earlier`` ones."""
-    before = model.image_columns + 3 + earlier
+    before = model.understanding_columns + earlier
     columns = sum(n * token_flops(model) + attention_flops(model, n, before + n) for n in lengths)
     return columns + len(lengths) * 2 * model.width * model.text_vocabulary
