@@ -200,7 +200,7 @@ def test_a_model_without_encoders_has_no_inputs_for_them() -> None:
 def test_an_unknown_graph_asks_for_an_update() -> None:
     table = document() | {"format_version": 1, "files": {"graphs/all.onnx": {"sha256": "0" * 64, "bytes": 1}}}
     table["graphs"]["dream"] = table["graphs"]["t2i_step"]
-    with pytest.raises(BundleError, match=r"'dream' is no graph .*update f2edge"):
+    with pytest.raises(BundleError, match=r"'dream' is not a graph .*update f2edge"):
         check_manifest(table)
 
 

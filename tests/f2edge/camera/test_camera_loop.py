@@ -189,6 +189,7 @@ def test_a_run_of_the_demo_writes_lines_that_fit_their_schema_a_recording_and_st
     stats = run(request, ScriptedModel(), FACES, lines, lambda kind, reason: heard.append((kind, reason)))
     documents = [json.loads(line) for line in lines.getvalue().splitlines()]
     validator = jsonschema.Draft202012Validator(schema())
+    assert len(documents) > 2
     for document in documents:
         validator.validate(document)
     kinds = [document["type"] for document in documents]

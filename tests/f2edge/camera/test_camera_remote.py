@@ -86,6 +86,7 @@ def test_a_server_that_is_silent_is_given_up_in_time() -> None:
 def test_what_is_sent_holds_the_faces_and_little_else(boxes: list[Box]) -> None:
     """Every box lies in the picture, and around it there is no more than half a face, at the size that the model sees."""
     sheet, placed = mosaic(faces_of(picture(400, 250), boxes))
+    assert len(placed) == len(boxes)
     for x, y, width, height in placed:
         assert 0 <= x <= sheet.width
         assert 0 <= y <= sheet.height
