@@ -30,7 +30,7 @@ from export.graph.trace import Models, wrapper
 from export.model.experts import Router
 from export.verify.census import LostExpertError, RoutingAgreement, find_routers, mixtures, routing_agreement
 from export.verify.comparison import GraphComparison
-from f2edge.backends.base import InTurn, Value, host, pack_arrays
+from f2edge.backends.base import Sequential, Value, host, pack_arrays
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.decoding.parallel import decode
 from f2edge.decoding.schedule import Schedule, plan
@@ -54,7 +54,7 @@ class TorchRecord:
     logits: Array | None = None
 
 
-class TorchBackend(InTurn):
+class TorchBackend(Sequential):
     """Backend that runs the graphs of one model by PyTorch in fp32; see :class:`f2edge.backends.base.Backend`."""
 
     name = "torch"
