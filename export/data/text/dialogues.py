@@ -18,6 +18,7 @@ from torch import Tensor
 from export.data.text.captions import caption
 from export.data.text.questions import QuestionAnswer, describe_question, questions
 from export.data.text.tokenizer import END_OF_TEXT, START_OF_TEXT
+from export.data.text.wording import Dice, misspelt
 from f2edge.errors import InputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA
 from f2edge.spec.configuration import ModelConfiguration
@@ -29,6 +30,7 @@ UNSURE = "cannot tell"
 _WEIGHTS = {"describe": 0.25}
 _DRAWN = 20
 _THOROUGH = (10, 19)  # attributes of a thorough prompt, from and below
+_MISSPELT_SHARE = 0.06
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class TextMaker:
         """
         thorough = rng.random() < thorough_share
         text = caption(slots, rng, attributes=int(rng.integers(*_THOROUGH)) if thorough else None, even=thorough).text
+        if rng.random() < _MISSPELT_SHARE:
+            text = misspelt(text, Dice(rng))
         return self.layout.prompt(self.encode(text)[: self.layout.prompt_tokens])
 
     def exchange(self, item: QuestionAnswer) -> tuple[list[int], list[int]]:
