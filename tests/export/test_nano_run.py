@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from export.nano_run import PLANS, TRAINED, Stage, StageError, _run, plan_named, run_nano, stages
+from export.nano_run import PLANS, TRAINED, StageError, TrainingStage, _run, plan_named, run_nano, stages
 from f2edge.errors import InputError
 
 
@@ -52,9 +52,9 @@ def test_what_is_done_is_skipped_and_until_ends_early(tmp_path: Path) -> None:
 
 def test_a_stage_that_fails_or_leaves_nothing_is_named(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="'text' ended with exit code 3"):
-        _run(Stage("text", (sys.executable, "-c", "raise SystemExit(3)"), tmp_path / "x"), tmp_path)
+        _run(TrainingStage("text", (sys.executable, "-c", "raise SystemExit(3)"), tmp_path / "x"), tmp_path)
     with pytest.raises(StageError, match="was stopped before it was done"):
-        _run(Stage("text", (sys.executable, "-c", ""), tmp_path / "x"), tmp_path)
+        _run(TrainingStage("text", (sys.executable, "-c", ""), tmp_path / "x"), tmp_path)
 
 
 def test_whoever_is_ended_ends_its_stage(tmp_path: Path) -> None:
