@@ -40,7 +40,7 @@ def test_the_gpu_plan_fits_into_25_minutes_with_rendering_and_export() -> None:
 def test_what_is_done_is_skipped_and_until_ends_early(tmp_path: Path) -> None:
     plan = plan_named("smoke")
     said: list[str] = []
-    assert run_nano(tmp_path, plan, until="encoders", dry_run=True, say=said.append) == ["render", "text", "encoders"]
+    assert run_nano(tmp_path, plan, until="encoders", dry_run=True, report=said.append) == ["render", "text", "encoders"]
     assert any("train encoders" in line and "--configuration nano-2" in line for line in said)
     (tmp_path / "tokenizer.json").touch()
     assert run_nano(tmp_path, plan, until="encoders", dry_run=True) == ["render", "encoders"]
