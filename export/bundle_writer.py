@@ -11,6 +11,7 @@ understanding graphs.  Large constants begin on page boundaries, so a runtime ca
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -28,12 +29,13 @@ from export.defaults import GENERATION, ModelDefaults
 from export.graph.lower import constant
 from export.graph.trace import Models, trace
 from export.quantize.quantize import Calibration, Recipe, quantize, recipe_named
-from f2edge.bundle.bundle import MANIFEST, TOKENIZER, write_manifest
+from f2edge.bundle.bundle import LEXICON, MANIFEST, TOKENIZER, write_manifest
 from f2edge.bundle.manifest import FLAVOURS
 from f2edge.errors import F2EdgeError, InputError, OutputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
 from f2edge.spec.configuration import ModelConfiguration
 from f2edge.spec.layout import TokenLayout
+from f2edge.spec.lexicon import Lexicon
 
 WEIGHTS = "weights.bin"
 #: Minimum size of a constant in the weights file; smaller ones stay in their graph, where a runtime's optimizer sees them.
@@ -269,6 +271,7 @@ class ModelCard:
     long_prompts: str = ModelDefaults.long_prompts
     quality: Mapping[str, Any] | None = None
     smoke_prompt: str = "a young woman with long blonde hair"
+    lexicon: Lexicon | None = None
 
 
 def write_bundle(
@@ -314,6 +317,8 @@ def write_bundle(
     layout = layout_of(models.configuration, text_tokenizer_path, card.question_template, card.long_prompts)
     with replaced_folder(out) as folder:
         shutil.copyfile(text_tokenizer_path, folder / TOKENIZER)
+        if card.lexicon is not None:
+            (folder / LEXICON).write_text(json.dumps(card.lexicon.to_json()), encoding="utf-8")
         graphs = write_graphs(folder, traced or trace_all(models, progress), transform or recipe_transform(chosen, calibration))
         document: dict[str, Any] = {
             "name": out.name,

@@ -272,6 +272,33 @@ def nano(
 
 
 @app.command()
+def pack(
+    *,
+    weights: Annotated[list[Path], typer.Option(help="A weights file; may be given several times.")],
+    out: Annotated[Path, typer.Option(help="Folder of the files.")],
+    largest_mb: Annotated[float, typer.Option(help="No file above so many MiB.")] = 15.0,
+) -> None:
+    """Halve weights to fp16 and cut them into files of limited size; `unpack` joins them."""
+    from export.training.packing import pack
+
+    for path in pack(weights, out, int(largest_mb * 2**20)):
+        typer.echo(path)
+
+
+@app.command()
+def unpack(
+    *,
+    packed: Annotated[Path, typer.Option(help="Folder that `pack` wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder of the joined files.")],
+) -> None:
+    """Join what `pack` cut, as fp32."""
+    from export.training.packing import unpack
+
+    for path in unpack(packed, out):
+        typer.echo(path)
+
+
+@app.command()
 def onnx(
     *,
     unified: Annotated[Path, typer.Option(help="Run folder or weights file of the transformer.")],

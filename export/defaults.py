@@ -38,6 +38,7 @@ class ModelDefaults:
         describe_question: question of ``describe``.
         pictures: a law of :data:`f2edge.imaging.laws.LAWS`.
         long_prompts: as in :class:`f2edge.spec.layout.TokenLayout`.
+        project_words: whether the model was trained on this project's words, so that its bundle can say which words it knows.
     """
 
     generation: Mapping[str, Any] = field(default_factory=lambda: GENERATION)
@@ -46,6 +47,7 @@ class ModelDefaults:
     describe_question: str = "describe the face"
     pictures: str = "f2edge"
     long_prompts: str = "refuse"
+    project_words: bool = True
 
 
 #: What stands before the picture in models that read it by CLIP's features.
@@ -64,6 +66,7 @@ def _show_o(size: int, *, by_features: bool) -> ModelDefaults:
         describe_question="Please describe this image in detail.",
         pictures="show-o",
         long_prompts="truncate",
+        project_words=False,
     )
 
 

@@ -1,4 +1,4 @@
-"""Complete training and export of nano: render → text → encoders → judge → tokenizer → cache → unified → bundle.
+"""Complete training and export of nano: render → text → encoders → judge → tokenizer → cache → unified → bundle → packed weights.
 
     python -m export nano --out runs/nano --plan two-cores          # about ten hours
     python -m export nano --out runs/nano --plan gpu --minutes 25   # one large GPU that renders its own data
@@ -86,7 +86,7 @@ PLANS: Mapping[str, TrainingPlan] = {
         steps=6,
         options=("--threads", "1", "--log-every", "2"),
         export_options=("--prompts", "2", "--faces", "1", "--reading", "16"),
-        only={"encoders": ("--smoke",), "unified": ("--validation-rows", "32")},
+        only={"encoders": ("--smoke",), "judge": ("--held-out", "32"), "unified": ("--validation-rows", "32")},
     ),
 }
 
@@ -110,15 +110,7 @@ def stages(out: Path, plan: TrainingPlan) -> list[TrainingStage]:
     def train(name: str, *arguments: object, module: str = "export", verb: tuple[str, ...] = ()) -> tuple[str, ...]:
         program: tuple[str, ...] = (sys.executable, "-m", module)
         if plan.processes > 1:
-            program: tuple[str, ...] = (
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--nproc-per-node",
-                str(plan.processes),
-                "-m",
-                module,
-            )
+            program = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(plan.processes), "-m", module)
         clock = ("--minutes", f"{plan.minutes[name]:g}", "--batch", str(plan.batch[name]), "--steps", str(plan.steps))
         own = plan.options if module == "export" else tuple(_judge_options(plan.options))
         return (*program, *(verb or ("train", name)), *map(str, arguments), *clock, *own, *plan.only.get(name, ()))
@@ -136,6 +128,9 @@ def stages(out: Path, plan: TrainingPlan) -> list[TrainingStage]:
     bundle = export(
         "onnx", "--unified", runs["unified"], *parts, "--text", text, "--out", out / "bundle" / "nano", *shape, *plan.export_options
     )
+    files = [runs["encoders"] / f"{part}.safetensors" for part in ("semantic", "readout", "identity", "regions")]
+    files += [stage / f"{name}.safetensors" for name, stage in runs.items() if name != "encoders"]
+    packed = export("pack", *(word for file in files for word in ("--weights", file)), "--out", out / "packed")
     return [
         TrainingStage("render", (*render, "--shard-size", str(min(2048, plan.faces))), out / "faces.done"),
         TrainingStage("text", export("text-tokenizer", "--out", text), text),
@@ -145,6 +140,7 @@ def stages(out: Path, plan: TrainingPlan) -> list[TrainingStage]:
         TrainingStage("cache", cache, tokens),
         TrainingStage("unified", unified, runs["unified"] / "unified.safetensors"),
         TrainingStage("bundle", bundle, out / "bundle" / "nano" / "manifest.json"),
+        TrainingStage("pack", packed, out / "packed"),
     ]
 
 

@@ -21,6 +21,7 @@ from torch import nn
 
 from export.bundle_writer import ModelCard, check_destination, layout_of, trace_all, write_bundle
 from export.data.render.renderer import Face, sample_face
+from export.data.text.mentions import LEXICON
 from export.data.text.tokenizer import read_text_tokenizer
 from export.defaults import SYSTEM_PROMPT, defaults_of
 from export.export_request import ExportRequest
@@ -189,6 +190,7 @@ def prepare_export(configuration: ModelConfiguration, request: ExportRequest) ->
         long_prompts=defaults.long_prompts,
         alignment={"landmarks": landmark_template(), "margins": list(PORTRAIT_MARGINS)},
         quality=request.quality_metrics(),
+        lexicon=LEXICON if defaults.project_words else None,
     )
     schedule, size = schedule_of(card.generation), configuration.tokenizer.image_size
     read_size = configuration.understanding_size if configuration.understanding == "features" else None

@@ -19,7 +19,7 @@ from export.data.conditions import REAL, disturbed
 from export.data.outliers import outliers, shuffled
 from export.data.render.renderer import REGIONS, sample_face
 from export.data.shards import HIDDEN, coverage
-from export.data.text.dialogues import UNSURE
+from export.data.text.questions import CANNOT_TELL
 from f2edge.backends.base import host
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.bundle.bundle import Bundle
@@ -111,7 +111,7 @@ def fit_reading(folder: Path, faces: int = 512) -> Mapping[str, Any]:
     shape, schema = bundle.configuration, bundle.schema
     seen = seen_faces(faces, shape.tokenizer.image_size, schema)
     understanding = Understanding(backend, bundle, TextTokenizer(bundle.tokenizer_path))
-    row: dict[str, Any] = {"temperatures": fit_temperatures(understanding, schema, seen), "unsure": UNSURE}
+    row: dict[str, Any] = {"temperatures": fit_temperatures(understanding, schema, seen), "unsure": CANNOT_TELL}
     if shape.semantic is None:
         return row
 

@@ -45,8 +45,8 @@ Batch = dict[str, torch.Tensor]
 StepMetrics = dict[str, "float | torch.Tensor"]
 
 _MAX_SKIPPED = 20
-#: Steps that one loader process makes batches for at a time.
-_CHUNK = 4
+#: Values of a batch's tensor from which on it travels between processes as fp16.
+_LARGE = 1 << 20
 
 
 class DivergedError(F2EdgeError, ArithmeticError):
@@ -59,6 +59,8 @@ class Task(Protocol):
     Attributes:
         name: written into checkpoints; resuming another task's folder is refused.
         modules: optimizer name → module, for example ``{"model": m}`` or ``{"model": tokenizer, "critic": discriminator}``.
+
+    A task whose batches of several consecutive steps share work says how many in ``together``.
     """
 
     name: str
@@ -288,7 +290,8 @@ class _Run:
     def _loaded(self) -> Iterator[list[Batch]]:
         """From processes of their own, which are forked: they share the task's memory-mapped data and never touch the device."""
         options = self.options
-        chunks = [range(first, min(first + _CHUNK, options.steps)) for first in range(self.step, options.steps, _CHUNK)]
+        together = getattr(self.task, "together", 1)
+        chunks = [range(first, min(first + together, options.steps)) for first in range(self.step, options.steps, together)]
         loader = DataLoader(
             _Chunks(self.task, chunks, options.accumulate, self.processes.rank, self.processes.world),
             batch_size=None,
@@ -303,7 +306,8 @@ class _Run:
                 yield [self._placed(batch) for batch in batches]
 
     def _placed(self, batch: Batch) -> Batch:
-        return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+        moved = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+        return {key: value.float() if value.dtype == torch.float16 else value for key, value in moved.items()}
 
     def _threaded(self) -> Iterator[list[Batch]]:
         ready: queue.Queue[list[Batch] | BaseException] = queue.Queue(maxsize=2)
@@ -397,7 +401,7 @@ class _Run:
 
 
 class _Chunks(Dataset[list[list[Batch]]]):
-    """Batches of consecutive steps, made together: a task may keep what they share."""
+    """Batches of consecutive steps, made together: a task may keep what they share.  Large ones travel as fp16: half the shared memory."""
 
     def __init__(self, task: Task, chunks: Sequence[range], accumulate: int, rank: int, world: int) -> None:
         self.task, self.chunks, self.accumulate, self.rank, self.world = task, chunks, accumulate, rank, world
@@ -407,7 +411,12 @@ class _Chunks(Dataset[list[list[Batch]]]):
 
     def __getitem__(self, index: int) -> list[list[Batch]]:
         make = self.task.batch
-        return [[make(step, micro, self.rank, self.world) for micro in range(self.accumulate)] for step in self.chunks[index]]
+        made = [[make(step, micro, self.rank, self.world) for micro in range(self.accumulate)] for step in self.chunks[index]]
+        return [[{key: _lighter(value) for key, value in batch.items()} for batch in batches] for batches in made]
+
+
+def _lighter(value: torch.Tensor) -> torch.Tensor:
+    return value.half() if value.dtype == torch.float32 and value.numel() >= _LARGE else value
 
 
 def _one_thread(_worker: int) -> None:

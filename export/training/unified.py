@@ -104,6 +104,7 @@ class UnifiedTask:
     """
 
     name = "unified"
+    together = _POOL
 
     def __init__(
         self,
