@@ -117,7 +117,7 @@ class LineWriter:
         if self.broken:
             return
         try:
-            self._file.write(json.dumps(document, allow_nan=False, ensure_ascii=False, separators=(",", ":")) + "\n")
+            self._file.write(json.dumps(document, allow_nan=False, separators=(",", ":")) + "\n")
             self._file.flush()
         except OSError as error:
             self.broken = True

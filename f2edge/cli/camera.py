@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
+from f2edge.cli.console import print_line
 from f2edge.cli.options import BackendOption, BundleOption, QuietOption, ServerOption, ThreadsOption, open_description, open_pipeline
 from f2edge.errors import InputError
+from f2edge.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -117,11 +119,11 @@ def _watch(request: Request, opened: Bundle | Client, runs_on: tuple[str, int | 
     from f2edge.camera.run import run
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped service also finishes its recording
-    print_line = None if request.show or request.record or request.still or jsonl or quiet else _print_line
+    printer = None if request.show or request.record or request.still or jsonl or quiet else print_line
     model = _model(opened, *runs_on)
     lines = _line_file(jsonl)
     try:
-        summary = run(request, model, _model_input(opened), lines, _on_event(request.url, quiet), print_line=print_line)
+        summary = run(request, model, _model_input(opened), lines, _on_event(request.url, quiet), print_line=printer)
     finally:
         _close(opened)
         if lines is not None and lines is not sys.stdout:
@@ -204,15 +206,10 @@ def _line_file(name: str | None) -> TextIO | NewFile | None:
     return sys.stdout if name == "-" else NewFile(Path(name))
 
 
-def _print_line(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
 def _on_event(url: SourceUrl, quiet: bool) -> Callable[[str, str], None]:
     def on_event(kind: str, reason: str) -> None:
         if not quiet or kind in ("record", "output", "model"):
-            sys.stderr.write(f"{url.shown}: {kind}{': ' if reason else ''}{reason}\n")
+            sys.stderr.write(one_line(f"{url.shown}: {kind}{': ' if reason else ''}{reason}") + "\n")
 
     return on_event
 
@@ -225,4 +222,4 @@ def _report(summary: dict[str, float | int | None]) -> None:
     parts.append(f"{summary['faces_asked']} analyses for {summary['good_faces']} faces seen")
     if summary["accuracy"] is not None:
         parts.append(f"{100 * summary['accuracy']:.1f} % of the attributes correct")
-    sys.stdout.write("; ".join(parts) + "\n")
+    print_line("; ".join(parts))
