@@ -39,11 +39,16 @@ def camera(
         str, typer.Option("--source", "-s", metavar="WHAT", help="demo, 0 (webcam), FILE, FOLDER, PIPE, rtsp://…, csi://0 or - (MJPEG).")
     ] = "demo",
     show: Annotated[bool, typer.Option("--show", help="Open a window; q closes it.")] = False,
-    record: Annotated[Path | None, typer.Option("--record", metavar="FILE", help="Record the annotated video: .mp4, .mkv or .avi.")] = None,
+    record: Annotated[
+        Path | None, typer.Option("--record", metavar="FILE", help="Record the annotated video: .mkv (also without suffix), .avi or .mp4.")
+    ] = None,
     still: Annotated[
         Path | None, typer.Option("--still", metavar="FILE", help="Save the last picture shown: .jpg or .png.", show_default=False)
     ] = None,
-    jsonl: Annotated[str | None, typer.Option("--jsonl", metavar="FILE|-", help="Write a JSON document for each frame and event.")] = None,
+    jsonl: Annotated[
+        str | None,
+        typer.Option("--jsonl", metavar="FILE|-", help="Write a JSON document per frame and event to a file, named pipe or stdout (-)."),
+    ] = None,
     stats: Annotated[Path | None, typer.Option("--stats", metavar="FILE", help="Write rates and ages there as Prometheus text.")] = None,
     figures: Annotated[Path | None, typer.Option("--figures", hidden=True)] = None,
     metrics_port: Annotated[
@@ -82,10 +87,12 @@ def camera(
     The embedded model understands rendered faces like the demo's, not photographs.
     """
     from f2edge.camera.privacy import chosen_attributes
+    from f2edge.camera.record import recording_path
     from f2edge.camera.run import Request
     from f2edge.camera.source_url import parse_source
 
     url, stats = parse_source(source), stats or figures
+    record = None if record is None else recording_path(record)
     _check_files(record, still, stats, jsonl)
     _check_questions(ask or (), include_sensitive=include_sensitive)
     for name, value in (("--refresh", refresh), ("--budget", budget), ("--max-fps", max_fps), ("--duration", duration)):
@@ -148,9 +155,9 @@ def _check_files(record: Path | None, still: Path | None, stats: Path | None, js
 
 
 def _is_stream(path: Path) -> bool:
-    """Return whether a path is an existing pipe or device."""
+    """Return whether a path is a named pipe, which is written and not replaced."""
     with suppress(OSError, ValueError):
-        return path.exists() and not (path.is_file() or path.is_dir())
+        return path.is_fifo()
     return False
 
 
