@@ -19,7 +19,7 @@ import numpy as np
 from bench.hardware.memory import process_memory
 from bench.latency.decoders import Decoder, GraphDecoder
 from bench.latency.worker import Handler, Message, serve
-from export.defaults import manner_of
+from export.defaults import defaults_of
 from f2edge.backends.base import Backend
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend, usable_cores
 from f2edge.bundle.bundle import Bundle
@@ -172,7 +172,7 @@ def _loaded(system: System) -> Callable[[], Times]:
 
     def measure() -> Times:
         if system.task == "t2i":
-            times = time_steps(decoder, layout, Schedule(**manner_of(model).generation), system.repeats)
+            times = time_steps(decoder, layout, Schedule(**defaults_of(model).generation), system.repeats)
         else:
             times = time_answers(decoder, layout, model, system.repeats)
         if backend is not None:

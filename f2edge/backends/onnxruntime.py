@@ -67,13 +67,16 @@ class OnnxRuntimeBackend:
     Args:
         path: returns the file of a graph; raises :class:`~f2edge.errors.BundleError` for a graph that the bundle lacks.
         threads: threads of each session and maximum number of parallel runs; None uses every usable core.
+        split: whether large steps and batches of pictures are split into several runs; False runs every graph on its inputs as they are,
+            as measurements of a modified graph need it.
     """
 
     name: str = "onnxruntime"
     providers: Sequence[tuple[str, Mapping[str, str]]] = (("CPUExecutionProvider", {}),)
 
-    def __init__(self, path: Callable[[str], Path], threads: int | None = None) -> None:
+    def __init__(self, path: Callable[[str], Path], threads: int | None = None, *, split: bool = True) -> None:
         self.threads = threads or usable_cores()
+        self._split = split
         self._path = path
         self._sessions: dict[tuple[str, int], Any] = {}
         self._lock = Lock()
@@ -91,7 +94,9 @@ class OnnxRuntimeBackend:
 
     def _groups(self, graph: str, arrays: Mapping[str, Array]) -> Iterator[Mapping[str, Array]]:
         """Yield a graph's inputs split into the groups of its runs."""
-        if graph == T2I_STEP.name:
+        if not self._split:
+            yield arrays
+        elif graph == T2I_STEP.name:
             self._weigh(self._path(graph))
             rows = len(arrays["codes"])
             size = self._rows_at_once(rows)
@@ -110,7 +115,7 @@ class OnnxRuntimeBackend:
         except Exception as error:  # ONNX Runtime raises its own classes and builtins
             raise BackendError(f"graph {graph!r} failed in ONNX Runtime: {first_line(error)}") from error
         finally:
-            if self._lean and graph in PASSING:
+            if self._lean and self._split and graph in PASSING:
                 del session
                 give_back()
 
@@ -143,7 +148,7 @@ class OnnxRuntimeBackend:
                 return found
             path = self._path(graph)
             self._weigh(path)
-            passing = graph in PASSING and bool(self._large)
+            passing = self._split and graph in PASSING and bool(self._large)
             loaded = self._load(graph, path, key[1], packed=not passing or b"MatMulNBits" in path.read_bytes())
             if not (passing and self._lean):
                 self._sessions[key] = loaded

@@ -27,9 +27,11 @@ from f2edge.errors import BundleError, BundleNotFoundError, ChecksumError, Outpu
 from f2edge.spec.attributes import AttributeSchema
 from f2edge.spec.configuration import ModelConfiguration
 from f2edge.spec.layout import TokenLayout
+from f2edge.spec.lexicon import Lexicon
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+LEXICON = "lexicon.json"
 LARGEST_MANIFEST_BYTES = 8 << 20
 _CHUNK_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -107,6 +109,16 @@ class Bundle:
         if not reading.domain_file or shape is None:
             return None
         return Domain.load(self.folder / reading.domain_file, shape, center=reading.domain_center, scale=reading.domain_scale)
+
+    def lexicon(self) -> Lexicon | None:
+        """The words that the model was trained on; None where the bundle has no list of them."""
+        if LEXICON not in self.manifest.files:
+            return None
+        try:
+            document = json.loads((self.folder / LEXICON).read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise BundleError(f"bundle {self.name!r}: {LEXICON} cannot be read ({error}); export the bundle again") from error
+        return Lexicon.from_json(document)
 
     @property
     def tokenizer_path(self) -> Path:
