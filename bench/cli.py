@@ -52,7 +52,22 @@ def main() -> None:
 
 
 app.command(cls=LatencyCommand)(latency)
-for _command in (compare, paper_size, memory, quality, judge, recipes, provenance, load, fuzz, camera, roofline, expert_kernels, kernels, showo):
+for _command in (
+    compare,
+    paper_size,
+    memory,
+    quality,
+    judge,
+    recipes,
+    provenance,
+    load,
+    fuzz,
+    camera,
+    roofline,
+    expert_kernels,
+    kernels,
+    showo,
+):
     app.command()(_command)
 
 

@@ -1,7 +1,6 @@
-"""What a bundle's answers need to be honest numbers: a temperature for each slot, and statistics of the pictures that the model knows.
+"""Calibration of a bundle's probabilities: a temperature for each slot, and statistics of the training domain's pictures.
 
-Both are fitted on renders that training never saw, under real conditions, with the graphs as they were written: quantisation moves
-probabilities too.
+Both are fitted on held-out renders under real conditions with the exported graphs, since quantization changes probabilities.
 
 >>> document["reading"] = fit_reading(folder, faces=512)
 """
@@ -20,7 +19,7 @@ from export.data.conditions import REAL, disturbed
 from export.data.outliers import outliers, shuffled
 from export.data.render.renderer import REGIONS, sample_face
 from export.data.shards import HIDDEN, coverage
-from export.data.text.dialogues import UNSURE
+from export.data.text.questions import CANNOT_TELL
 from f2edge.backends.base import host
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.bundle.bundle import Bundle
@@ -112,7 +111,7 @@ def fit_reading(folder: Path, faces: int = 512) -> Mapping[str, Any]:
     shape, schema = bundle.configuration, bundle.schema
     seen = seen_faces(faces, shape.tokenizer.image_size, schema)
     understanding = Understanding(backend, bundle, TextTokenizer(bundle.tokenizer_path))
-    row: dict[str, Any] = {"temperatures": fit_temperatures(understanding, schema, seen), "unsure": UNSURE}
+    row: dict[str, Any] = {"temperatures": fit_temperatures(understanding, schema, seen), "unsure": CANNOT_TELL}
     if shape.semantic is None:
         return row
 

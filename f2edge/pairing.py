@@ -1,4 +1,4 @@
-"""Prompts and seeds as callers give them, several or one."""
+"""Pairing of prompts with seeds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from f2edge.errors import InputError
 
 
 def paired(prompts: str | Sequence[str], seeds: int | Sequence[int]) -> Iterator[tuple[str, int]]:
-    """Pairs of prompt and seed; a single one of either goes with all of the other.  :class:`InputError` where the numbers do not fit."""
+    """Yield (prompt, seed) pairs; a single prompt or seed is repeated for all of the other.
+
+    Raises:
+        InputError: several of both in different numbers, or none of one.
+    """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     numbers = [seeds] if isinstance(seeds, int) else list(seeds)
     count = max(len(texts), len(numbers))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from f2edge.backends.base import Backend, Value
 from f2edge.decoding.parallel import UNCONDITIONAL, Feeds, StepFunction
-from f2edge.lru_cache import Recent
+from f2edge.lru_cache import LRUCache
 from f2edge.spec.layout import Ids, TokenLayout, left_pad
 
 
@@ -34,7 +34,7 @@ class PromptPrefixes:
     def __init__(self, backend: Backend, layout: TokenLayout, size: int = 32) -> None:
         self._backend = backend
         self._layout = layout
-        self.recent: Recent[tuple[int, ...], PromptPrefix] = Recent(size)
+        self.recent: LRUCache[tuple[int, ...], PromptPrefix] = LRUCache(size)
         self._unconditional: PromptPrefix | None = None
 
     def prompt(self, text: Sequence[int]) -> PromptPrefix:
@@ -50,7 +50,7 @@ class PromptPrefixes:
 
     def step(self, prefixes: Sequence[PromptPrefix]) -> StepFunction:
         """The step function of requests with these prefixes, for :func:`f2edge.decoding.parallel.decode`."""
-        packed: Recent[tuple[int, ...], dict[str, Value]] = Recent(2)  # the branches change when guidance sets in or a row finishes
+        packed: LRUCache[tuple[int, ...], dict[str, Value]] = LRUCache(2)  # the branches change when guidance sets in or a row finishes
 
         def pack(branches: tuple[int, ...]) -> dict[str, Value]:
             chosen = [self.unconditional if b == UNCONDITIONAL else prefixes[b] for b in branches]

@@ -19,7 +19,7 @@ from f2edge.bundle.bundle import Bundle
 from f2edge.decoding.autoregressive import TextStream, answer
 from f2edge.decoding.choice import Tokens, answer_probabilities, branching_nodes, tempered
 from f2edge.errors import PromptError
-from f2edge.lru_cache import Recent
+from f2edge.lru_cache import LRUCache
 from f2edge.prefix_cache import pixel_hash
 from f2edge.results import Answer, FaceReport
 from f2edge.spec.attributes import AttributeSchema, Slot
@@ -63,8 +63,8 @@ class Understanding:
         self._tokenizer = tokenizer
         self._reading = bundle.manifest.reading
         self._domain = bundle.domain()
-        self.prefixes: Recent[bytes, ImagePrefix] = Recent(remembered_faces)
-        self._slots: Recent[Slot, SlotQuestions] = Recent(256)
+        self.prefixes: LRUCache[bytes, ImagePrefix] = LRUCache(remembered_faces)
+        self._slots: LRUCache[Slot, SlotQuestions] = LRUCache(256)
 
     def prefix(self, pixels: Pixels, key: bytes | None = None) -> ImagePrefix:
         """The image segment of pixels (3, Y, X), RGB in [-1, 1]; ``key`` is their :func:`pixel_hash` where that is known."""

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from bench.quality.judge import Judge, JudgeNetwork, to_pixels
 from export.training.checkpoint import load_weights
-from export.training.loop import Batch, Figures, TrainOptions, train
+from export.training.loop import Batch, StepMetrics, TrainOptions, train
 from f2edge.errors import InputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
 
@@ -95,7 +95,7 @@ class JudgeTask:
             "slots": torch.from_numpy(self.data.slots(rows).astype(np.int64)),
         }
 
-    def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Figures]:
+    def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], StepMetrics]:
         """Cross entropy over the visible slots."""
         del step
         logits, slots = self.network(batch["pixels"]), batch["slots"]
@@ -164,7 +164,8 @@ def run(data: Path, options: TrainOptions, held_out: int = 2000) -> dict[str, An
     from bench.quality.faces import held_out_faces
     from export.data.shards import FaceShards
 
-    task = JudgeTask(FaceShards(data), options.batch)
+    shards = FaceShards(data)
+    task = JudgeTask(shards, options.batch, validation_rows=min(1000, len(shards) // 5))
     train(task, options)
     faces = held_out_faces(held_out, seed=1)
     return write_judge(options.out, task, faces.images, faces.slots)

@@ -36,7 +36,8 @@ def _cloud(size: int, rng: np.random.Generator) -> _Values:
         cells = 1 << octave
         layer = _resized(rng.random((cells, cells, 3 if tinted else 1)).repeat(1 if tinted else 3, axis=2), size)
         total += roughness**octave * (layer - 0.5)
-    return 0.5 + total / (4 * total.std() + 1e-9) * rng.uniform(0.5, 1.5)
+    picture: _Values = 0.5 + total / (4 * total.std() + 1e-9) * rng.uniform(0.5, 1.5)
+    return picture
 
 
 def _stripes(size: int, rng: np.random.Generator) -> _Values:
@@ -47,14 +48,15 @@ def _stripes(size: int, rng: np.random.Generator) -> _Values:
         angle, frequency = rng.uniform(0, np.pi), rng.uniform(2, 60)
         total += np.sin(2 * np.pi * frequency * (x * np.cos(angle) + y * np.sin(angle)) + rng.uniform(0, 7))
     share = ((total if rng.random() < 0.5 else np.sign(total)) / 4 + 0.5).clip(0, 1)[..., None]
-    return share * rng.random(3) + (1 - share) * rng.random(3)
+    picture: _Values = share * rng.random(3) + (1 - share) * rng.random(3)
+    return picture
 
 
 def _shapes(size: int, rng: np.random.Generator) -> _Values:
     """Flat shapes on a gradient, drawn like a face but none."""
     y, x = np.mgrid[:size, :size] / size
     slope = (x * rng.uniform(-1, 1) + y * rng.uniform(-1, 1) + 1)[..., None] / 3
-    picture = slope * rng.random(3) + (1 - slope) * rng.random(3)
+    picture: _Values = slope * rng.random(3) + (1 - slope) * rng.random(3)
     for _ in range(int(rng.integers(3, 40))):
         cx, cy, rx, ry = rng.random(), rng.random(), *rng.uniform(0.01, 0.25, 2)
         far = ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 if rng.random() < 0.6 else np.maximum(abs(x - cx) / rx, abs(y - cy) / ry)
@@ -68,7 +70,8 @@ _KINDS: tuple[Callable[[int, np.random.Generator], _Values], ...] = (_noise, _cl
 def outliers(count: int, size: int, rng: np.random.Generator) -> Picture:
     """``count`` pictures of ``size`` pixels, (count, size, size, 3) uint8, the kinds in turn."""
     pictures = [_KINDS[index % len(_KINDS)](size, rng) for index in range(count)]
-    return (np.stack(pictures).clip(0, 1) * 255).round().astype(np.uint8)
+    result: Picture = (np.stack(pictures).clip(0, 1) * 255).round().astype(np.uint8)
+    return result
 
 
 def shuffled(images: Picture, rng: np.random.Generator, parts: int = 4) -> Picture:

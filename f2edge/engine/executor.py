@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from f2edge.decoding.parallel import Row, StepFunction, advance
+from f2edge.decoding.parallel import GridRow, StepFunction, advance
 from f2edge.decoding.sample import greedy
 from f2edge.decoding.schedule import plan
 from f2edge.engine.answer_rows import AnswerRows, TextRow
@@ -138,11 +138,11 @@ class Stages:
             if due and not job.preview_images:
                 job.ticket.tell(Progress(row.step, row.plan.steps, row.codes, job.proposal))
 
-    def _first_row(self, job: ImageJob) -> Row:
+    def _first_row(self, job: ImageJob) -> GridRow:
         codes, masked = self._grid(job.edit)
         job.steps_wanted = min(job.schedule.steps, int(masked.sum()))
         steps = self._steps_that_fit(job, job.steps_wanted)
-        return Row(codes, plan(replace(job.schedule, steps=steps), masked, job.seed), job.seed)
+        return GridRow(codes, plan(replace(job.schedule, steps=steps), masked, job.seed), job.seed)
 
     def _grid(self, edit: EditWork | None) -> tuple[Ids, np.ndarray[Any, np.dtype[np.bool_]]]:
         """The token grid before the first step, and what of it is masked; both (N,)."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from f2edge.decoding.autoregressive import TextStream
-from f2edge.decoding.parallel import Row
+from f2edge.decoding.parallel import GridRow
 from f2edge.decoding.schedule import Schedule
 from f2edge.engine.answer_rows import TextRow
 from f2edge.engine.requests import Done, Event, Failed, Priority, Result, Timings
@@ -170,7 +170,7 @@ class ImageJob(Job):
     preview_images: bool
     edit: EditWork | None = None
     prefix: PromptPrefix | None = None
-    row: Row | None = None
+    row: GridRow | None = None
     proposal: Ids | None = None
     steps_wanted: int = 0
     truncated: bool = False

@@ -34,6 +34,8 @@ _BLOCK = 8
 _NS_PIXEL_OF_JPEG, _NS_BLOCK_OF_SCAN, _NS_BYTE_OF_JPEG = 6.0, 55.0, 8.0
 _NS_BYTE_OF_ROW, _NS_BYTE_OF_WIDE_ROW, _NS_ALPHA, _NS_INTERLACED = 4.5, 7.0, 10.0, 5.0
 _NS_PIXEL_OF_WEBP, _NS_BYTE_OF_WEBP = 12.0, 45.0
+#: Lossless WebP: 16 pixels may have Huffman codes of their own, written in 20 bits; their tables take 5.6 KB.
+_NS_GROUP, _MOST_GROUPS, _PIXELS_OF_GROUP, _BITS_OF_GROUP = 7000.0, 1 << 16, 16, 20
 _NS_PART, _NS_INFLATED_TEXT = 3000.0, 4e6
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _COMPRESSED_TEXT = (b"zTXt", b"iTXt", b"iCCP")
@@ -157,7 +159,7 @@ def _png_ns(data: bytes, name: str) -> float:
 
 
 def _webp_ns(data: bytes, name: str) -> float:
-    position, parts, pixels, alpha = 12, 0, 0, False
+    position, parts, pixels, alpha, lossless = 12, 0, 0, False, 0
     while position + 8 <= len(data):
         kind, length = struct.unpack_from("<4sI", data, position)
         body = data[position + 8 : position + 18]
@@ -169,8 +171,11 @@ def _webp_ns(data: bytes, name: str) -> float:
             pixels += width * height
             alpha = alpha or (kind == b"VP8L" and bool(body[4] & 0x10))
         alpha = alpha or kind == b"ALPH"
+        lossless += length if kind in (b"VP8L", b"ALPH") else 0
         position += 8 + length + length % 2
-    return pixels * (_NS_PIXEL_OF_WEBP + _NS_ALPHA * alpha) + len(data) * _NS_BYTE_OF_WEBP + parts * _NS_PART
+    groups = min(_MOST_GROUPS, pixels // _PIXELS_OF_GROUP, lossless * 8 // _BITS_OF_GROUP)
+    colors = pixels * (_NS_PIXEL_OF_WEBP + _NS_ALPHA * alpha)
+    return colors + groups * _NS_GROUP + len(data) * _NS_BYTE_OF_WEBP + parts * _NS_PART
 
 
 def webp_size(kind: bytes, body: bytes) -> tuple[int, int]:

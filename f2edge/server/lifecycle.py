@@ -30,7 +30,7 @@ from f2edge.server.rpc import SERVICE, Calls
 from f2edge.server.security import Certificates, TokenGate
 from f2edge.server.service import FaceService
 from f2edge.server.settings import ServerSettings
-from f2edge.server.standard import HEALTH, StandardServices
+from f2edge.server.standard import HEALTH, PACED, StandardServices
 from f2edge.server.supervisor import Supervisor
 from f2edge.server.tokens import Tokens
 
@@ -136,7 +136,7 @@ class FaceServer:
         if self.settings.reflection:
             handlers |= self._standard.reflection((SERVICE.full_name, HEALTH))
         limits = options(message_bytes=self.settings.message_bytes, connections=self.settings.connections)
-        server = GuardedServer(handlers, self._gates, limits)
+        server = GuardedServer(handlers, self._gates, limits, PACED)
         return server, bind(server, target, self._credentials)
 
     async def _keep_listening(self) -> None:

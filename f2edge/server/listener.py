@@ -8,6 +8,7 @@ calls, and the one for all other names never looks at the name.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from grpc.aio._server import Server
 
 from f2edge.errors import BackendError, InputError
 
+logger = logging.getLogger(__name__)
+
 Handlers = Mapping[str, Mapping[str, grpc.RpcMethodHandler]]
 
 _KEEPALIVE_MS = 20_000
@@ -28,6 +31,9 @@ _SHORTEST_PING_MS = 10_000
 _HANDSHAKE_MS = 5_000
 #: Without a call; a client's next call opens a connection anew.
 _IDLE_MS = 300_000
+_AFTER_FAILURE_S = 0.05
+#: Between two calls of a paced method.
+_PACE_S = 0.002
 _METADATA_BYTES = 16 << 10
 _STREAMS_OF_CONNECTION = 128
 
@@ -69,9 +75,9 @@ def drop_call() -> None:
 class _Core(cygrpc.AioServer):  # type: ignore[misc]  # gRPC is not typed
     """The accept loops: one for each method, and one for the calls of all other names, which it answers with UNIMPLEMENTED, unread."""
 
-    def guard(self, handlers: Handlers, interceptors: tuple[Any, ...]) -> None:
+    def guard(self, handlers: Handlers, interceptors: tuple[Any, ...], paced: frozenset[str]) -> None:
         """Set what is served, before the start."""
-        self._handlers, self._gates = _Handlers(handlers), interceptors
+        self._handlers, self._gates, self._paced = _Handlers(handlers), interceptors, paced | {""}
 
     def _make_request_call_future(self, method: bytes | None) -> Any:
         """GRPC's own loop asks for its next call here, and waits until the server ends."""
@@ -80,7 +86,14 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # gRPC is not typed
     async def _accept(self, method: bytes | None) -> None:
         loop, name, tasks = asyncio.get_running_loop(), "" if method is None else method.decode(), set()
         while True:
-            state = await (self._request_call() if method is None else self._request_registered_call(method))
+            try:
+                state = await (self._request_call() if method is None else self._request_registered_call(method))
+            except Exception:
+                if not self.is_running():
+                    raise
+                logger.exception("a call could not be accepted")
+                await asyncio.sleep(_AFTER_FAILURE_S)
+                continue
             accepted = _Accepted()
             _accepted.set(accepted)
             work = cygrpc._handle_rpc(name, self._handlers, self._gates, state, loop, False)  # noqa: SLF001  gRPC has no other way
@@ -88,6 +101,8 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # gRPC is not typed
             tasks.add(accepted.task)
             accepted.task.add_done_callback(tasks.discard)
             del state, work
+            if name in self._paced:
+                await asyncio.sleep(_PACE_S)
 
 
 class GuardedServer(Server):  # type: ignore[misc]  # gRPC is not typed
@@ -97,18 +112,25 @@ class GuardedServer(Server):  # type: ignore[misc]  # gRPC is not typed
         handlers: by service and method; no other method can be called.
         interceptors: as of ``grpc.aio.server``; they see calls of unknown methods too, under the name "".
         options: of the server.
+        paced: methods ("/service/method") of which a flood may wait, so that it keeps no other method waiting.
 
     Raises:
         BackendError: a gRPC whose accept loop is built otherwise.
     """
 
-    def __init__(self, handlers: Handlers, interceptors: Sequence[Any], options: Sequence[tuple[str, Any]]) -> None:
+    def __init__(
+        self,
+        handlers: Handlers,
+        interceptors: Sequence[Any],
+        options: Sequence[tuple[str, Any]],
+        paced: frozenset[str] = frozenset(),
+    ) -> None:
         if not all(hasattr(cygrpc.AioServer, name) for name in _NEEDED):
             raise BackendError(f"grpcio {grpc.__version__}: its accept loop cannot be guarded; install the version of constraints.txt")
         self._loop = cygrpc.get_working_loop()
         newer = (False,) if "xds" in signature(Server.__init__).parameters else ()
         self._server = _Core(self._loop, None, (), interceptors, tuple(options), None, *newer)
-        self._server.guard(handlers, tuple(interceptors))
+        self._server.guard(handlers, tuple(interceptors), paced)
         for service, methods in handlers.items():
             self.add_registered_method_handlers(service, dict(methods))
 

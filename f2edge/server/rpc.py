@@ -220,7 +220,7 @@ class Calls:
             code = "CANCELLED" if time.monotonic() < call.ends else "DEADLINE_EXCEEDED"
             raise
         except Exception as error:
-            if call.context.cancelled():  # writing to a caller who has gone fails in several ways
+            if call.context.cancelled() or isinstance(error, grpc.aio.BaseError):  # writing to a caller who has gone fails in several ways
                 code = "CANCELLED"
                 raise asyncio.CancelledError from error
             refusal = self._refusal(error, call)

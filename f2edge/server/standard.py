@@ -22,6 +22,8 @@ from f2edge.server.status import RefusedError, bad_field, draining, trailers
 from f2edge.server.uploads import Uploads
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+#: Methods of which a flood may wait: streams, of which few are taken anyway.
+PACED = frozenset({f"/{HEALTH}/Watch", f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"})
 _MOST_WATCHERS, _MOST_OF_CONNECTION = 64, 8
 _LONGEST_WATCH_S, _LONGEST_REFLECTION_S, _LONGEST_WRITE_S = 3600.0, 60.0, 10.0
 _RETRY_MS = 1000.0
@@ -145,10 +147,8 @@ class StandardServices:
         await caller.write(health_pb2.HealthCheckResponse(status=status))
 
     async def _watch(self, caller: _Caller) -> None:
-        name = await self._service(caller)
-
         async def work() -> None:
-            last = None
+            name, last = await self._service(caller), None
             with self._state.changes() as changed:
                 while True:
                     changed.clear()

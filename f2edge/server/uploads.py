@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +28,46 @@ class _Upload:
     started: float
     granted: asyncio.Event = field(default_factory=asyncio.Event)
     ended: Callable[[RefusedError], None] = lambda _error: None
+
+
+class _Queues:
+    """Uploads that wait, a queue for each connection; the connections take turns."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, deque[_Upload]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def every(self) -> list[_Upload]:
+        return [upload for queue in self._queues.values() for upload in queue]
+
+    def append(self, upload: _Upload) -> None:
+        self._queues.setdefault(upload.peer, deque()).append(upload)
+        self._count += 1
+
+    def pop(self) -> _Upload:
+        """Take the oldest upload of the connection whose turn it is."""
+        peer = next(iter(self._queues))
+        queue = self._queues.pop(peer)
+        upload = queue.popleft()
+        self._count -= 1
+        if queue:
+            self._queues[peer] = queue  # behind the others
+        return upload
+
+    def longest(self) -> _Upload:
+        """Return the oldest upload of the connection with most of them."""
+        return max(self._queues.values(), key=len)[0]
+
+    def discard(self, upload: _Upload) -> None:
+        queue = self._queues.get(upload.peer, deque())
+        if upload in queue:
+            queue.remove(upload)
+            self._count -= 1
+            if not queue:
+                del self._queues[upload.peer]
 
 
 class Uploads:
@@ -49,7 +89,7 @@ class Uploads:
         self._seconds = seconds
         self._patience_s = patience_s
         self._reading: dict[_Upload, None] = {}
-        self._waiting: dict[_Upload, None] = {}
+        self._waiting = _Queues()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self.begun = 0
@@ -93,7 +133,7 @@ class Uploads:
     def close(self) -> None:
         """End what has not arrived; nothing more is read."""
         self._closed = True
-        for upload in [*self._reading, *self._waiting]:
+        for upload in [*self._reading, *self._waiting.every()]:
             upload.ended(draining())
 
     async def _work(self, upload: _Upload, read: Callable[[], Awaitable[Any]]) -> Any:
@@ -104,29 +144,28 @@ class Uploads:
     def _place(self, peer: str) -> Iterator[_Upload]:
         upload = _Upload(peer, time.monotonic())
         self.begun += 1
-        self._waiting[upload] = None
+        self._waiting.append(upload)
         self._arrange()
         try:
             yield upload
         finally:
             self._reading.pop(upload, None)
-            self._waiting.pop(upload, None)
+            self._waiting.discard(upload)
             self._arrange()
 
     def _arrange(self) -> None:
         """Give free slots to those that wait, make room where that is due, and come back when it will be."""
         if len(self._waiting) > self._most_waiting:
-            self._end(_victim(self._waiting))
-        while self._waiting and (len(self._reading) < self._slots or self._make_room()):
-            upload = _next(self._waiting, self._reading)
-            del self._waiting[upload]
+            self._end(self._waiting.longest())
+        while len(self._waiting) and (len(self._reading) < self._slots or self._make_room()):
+            upload = self._waiting.pop()
             upload.started = time.monotonic()
             self._reading[upload] = None
             upload.granted.set()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._waiting:
+        if len(self._waiting):
             self._timer = asyncio.get_running_loop().call_later(self._patience_s / 2, self._arrange)
 
     def _make_room(self) -> bool:
@@ -138,7 +177,7 @@ class Uploads:
 
     def _end(self, upload: _Upload) -> None:
         self._reading.pop(upload, None)
-        self._waiting.pop(upload, None)
+        self._waiting.discard(upload)
         message = f"the request came so slowly that it had to make room; send it again in {_RETRY_MS:.0f} ms"
         upload.ended(RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, "QUEUE_FULL", retry_after_ms=_RETRY_MS))
 
@@ -148,12 +187,6 @@ def _victim(uploads: dict[_Upload, None]) -> _Upload:
     counts = Counter(upload.peer for upload in uploads)
     most = max(counts.values())
     return next(upload for upload in uploads if counts[upload.peer] == most)
-
-
-def _next(waiting: dict[_Upload, None], reading: dict[_Upload, None]) -> _Upload:
-    """Return the oldest waiting upload of the connection that has fewest."""
-    counts = Counter(upload.peer for group in (waiting, reading) for upload in group)
-    return min(waiting, key=lambda upload: counts[upload.peer])
 
 
 def _late(seconds: float) -> RefusedError:

@@ -15,6 +15,8 @@ from f2edge.bundle.bundle import MANIFEST, Bundle, write_manifest
 from f2edge.decoding.choice import tempered
 from f2edge.errors import BundleError
 from f2edge.pipeline import FacePipeline
+from f2edge.results import FaceReport
+from f2edge.wire import report_message, report_of
 
 
 def test_the_temperature_that_was_lost_is_found() -> None:
@@ -95,3 +97,9 @@ def test_a_reading_that_does_not_fit_is_refused(reading: dict[str, object], tiny
     (folder / MANIFEST).write_text(json.dumps({**document, "reading": reading}))
     with pytest.raises(BundleError, match="reading"):
         Bundle.load(folder)
+
+
+def test_reports_travel_with_what_they_could_not_tell() -> None:
+    values = {"eyewear": {"none": 0.75, "eyeglasses": 0.25}, "hat": {"none": 1.0}}
+    for report in (FaceReport(values, {"eyewear": 0.125}, 0.5), FaceReport(values)):
+        assert report_of(report_message(report)) == report

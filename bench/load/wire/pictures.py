@@ -88,6 +88,51 @@ def _many_riff_chunks() -> bytes:
     return _riff(extended + inside + (b"JUNK" + bytes(4)) * ((LARGEST_BYTES - len(inside) - 60) // 8))
 
 
+class _Bits:
+    """Bits as lossless WebP has them, lowest first."""
+
+    def __init__(self) -> None:
+        self._bits: list[int] = []
+
+    def write(self, value: int, count: int) -> None:
+        self._bits.extend(value >> at & 1 for at in range(count))
+
+    def code(self, *, symbols: int = 0, used: int = 0, only: int = 0) -> None:
+        """Write a Huffman code: of ``used`` symbols of 8 bits each, or of ``only`` one that takes no bits."""
+        if not used:
+            self.write(0b101 | only << 3, 11)  # one symbol of eight bits
+            return
+        self.write(0 | 8 << 1, 5)
+        for length in (17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8):
+            self.write(length in (0, 8), 3)
+        self.write(0, 1)
+        self._bits.extend(symbol < used for symbol in range(symbols))
+
+    def data(self) -> bytes:
+        return np.packbits(np.array(self._bits, dtype=np.uint8), bitorder="little").tobytes()
+
+
+def huffman_groups(side: int = 1024) -> bytes:
+    """Return a lossless WebP every 16 pixels of which have Huffman codes of their own."""
+    bits, groups = _Bits(), (side // 4) ** 2
+    bits.write(0x2F, 8)
+    bits.write((side - 1) | (side - 1) << 14, 32)  # no alpha, version 0
+    bits.write(0b100, 3)  # no transform, no colour cache, codes of their own …
+    bits.write(0, 4)  # … for every 4 x 4 pixels; the picture that says which has no colour cache
+    bits.code(symbols=280, used=256)
+    bits.code(symbols=256, used=256)
+    for only in (0, 255, 0):
+        bits.code(only=only)
+    for group in range(groups):
+        for byte in (group & 255, group >> 8):
+            bits.write(int(f"{byte:08b}"[::-1], 2), 8)
+    for _ in range(groups * 5):
+        bits.write(1, 4)  # one symbol of one bit
+    data = bits.data() + bytes(64)
+    data += bytes(len(data) % 2)
+    return _riff(b"VP8L" + struct.pack("<I", len(data)) + data)
+
+
 def bombs() -> Mapping[str, bytes]:
     """Return every bomb by what it is."""
     text = png_chunk(b"tEXt", b"k\0v")
@@ -111,6 +156,7 @@ def bombs() -> Mapping[str, bytes]:
         "a palette PNG of 12 million pixels with transparency": png(4096, 3072, 8, 3, png_chunk(b"tRNS", b"\x00")),
         "a gray PNG of 12 million pixels of 16 bits with alpha": png(4096, 3072, 16, 4),
         "a WebP of 500,000 chunks": _many_riff_chunks(),
+        "a lossless WebP of 65,536 groups of Huffman codes": huffman_groups(),
         "a lossless WebP of 12 million pixels": encoded(smooth(4096, 3072), "WEBP", lossless=True),
         "a lossy WebP of 12 million pixels": encoded(smooth(4096, 3072), "WEBP"),
         "a progressive JPEG of 12 million pixels in CMYK": encoded(smooth(4096, 3072, "CMYK"), "JPEG", progressive=True),

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from export.data.text.captions import caption
-from export.data.text.questions import QuestionAnswer, describe_question, questions
+from export.data.text.questions import CANNOT_TELL, QuestionAnswer, describe_question, questions
 from export.data.text.tokenizer import END_OF_TEXT, START_OF_TEXT
 from export.data.text.wording import Dice, misspelt
 from f2edge.errors import InputError
@@ -24,8 +24,6 @@ from f2edge.spec.attributes import F2EDGE_SCHEMA
 from f2edge.spec.configuration import ModelConfiguration
 from f2edge.spec.layout import TokenLayout
 
-#: The answer to what a picture does not show.
-UNSURE = "cannot tell"
 #: Loss weight of one answer token; a description has as many tokens as thirty short answers.
 _WEIGHTS = {"describe": 0.25}
 _DRAWN = 20
@@ -116,7 +114,7 @@ class TextMaker:
         if not hidden:
             return None
         slot = hidden[int(rng.integers(len(hidden)))]
-        return QuestionAnswer(slot.question, UNSURE, slot.name, "unsure")
+        return QuestionAnswer(slot.question, CANNOT_TELL, slot.name, "unsure")
 
 
 def pack(rows: Sequence[Sequence[tuple[Sequence[int], Sequence[int], float]]], columns: int, pad: int) -> Dialogue:

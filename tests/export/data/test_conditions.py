@@ -67,10 +67,10 @@ def test_a_mirror_exchanges_left_and_right_in_picture_labels_and_regions() -> No
     assert np.array_equal(seen.slots[:, others], slots[:, others])
 
 
-@pytest.mark.parametrize("change", [{"moved": 1.0}, {"each": 1.0}])
-def test_camera_light_and_codec_leave_the_labels(change: dict[str, float]) -> None:
+@pytest.mark.parametrize("conditions", [replace(ALL, moved=1.0), replace(ALL, each=1.0)])
+def test_camera_light_and_codec_leave_the_labels(conditions: Conditions) -> None:
     images, slots, _ = faces()
-    seen = disturbed(images, slots, np.random.default_rng(0), replace(ALL, **change))
+    seen = disturbed(images, slots, np.random.default_rng(0), conditions)
     plain = disturbed(images, slots, np.random.default_rng(0), STILL)
     assert float((seen.pixels - plain.pixels).abs().mean(dim=(1, 2, 3)).min()) > 0.01
     assert np.array_equal(seen.slots, slots)

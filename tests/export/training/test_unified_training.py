@@ -15,7 +15,8 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from export.data.text.dialogues import UNSURE, TextMaker, pack
+from export.data.text.dialogues import TextMaker, pack
+from export.data.text.questions import CANNOT_TELL
 from export.data.text.tokenizer import train_text_tokenizer
 from export.data.tokens import TokenCache, cache_tokens
 from export.training.checkpoint import load_weights
@@ -316,10 +317,10 @@ def test_faces_are_asked_about_as_they_were_seen(cache: TokenCache, texts: TextM
 def test_some_questions_ask_for_what_is_not_to_be_seen(cache: TokenCache, texts: TextMaker) -> None:
     rng, slots = np.random.default_rng(0), cache.face(0)
     asked = [texts.unanswerable(slots, rng) for _ in range(50)]
-    assert all(item is not None and item.answer == UNSURE and item.slot not in slots for item in asked)
+    assert all(item is not None and item.answer == CANNOT_TELL and item.slot not in slots for item in asked)
     everything = {name: slot.values[0] for name, slot in F2EDGE_SCHEMA.items()}
     assert texts.unanswerable(everything, rng) is None
-    unsure = torch.tensor(texts.encode(UNSURE))
+    unsure = torch.tensor(texts.encode(CANNOT_TELL))
     talk = texts.dialogues([slots] * 20, rng, 200, 0.0, unsure_share=0.5)
     answers = [row[weights > 0].tolist() for row, weights in zip(talk.targets, talk.weights, strict=True)]
     assert any(answer[i : i + len(unsure)] == unsure.tolist() for answer in answers for i in range(len(answer)))
