@@ -1,4 +1,4 @@
-"""A small memory of recent results, safe between threads."""
+"""A least-recently-used cache that is safe between threads."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Key = TypeVar("Key", bound=Hashable)
 Result = TypeVar("Result")
 
 
-class Recent(Generic[Key, Result]):
-    """Keeps the ``size`` results used last.  Two threads that miss at once both compute; results are values, so either serves.
+class LRUCache(Generic[Key, Result]):
+    """The ``size`` results used last.  Two threads that miss at once both compute; results are values, so either serves.
 
     Attributes:
-        hits, misses: of :meth:`get` so far.
+        hits, misses: calls of :meth:`get` so far.
     """
 
     def __init__(self, size: int) -> None:
@@ -33,7 +33,7 @@ class Recent(Generic[Key, Result]):
             return len(self._results)
 
     def get(self, key: Key, make: Callable[[], Result]) -> Result:
-        """The result of ``key``, made by ``make`` where it is not remembered."""
+        """Return the result of ``key``, computed by ``make`` where it is not cached."""
         with self._lock:
             if key in self._results:
                 self._results.move_to_end(key)
@@ -46,3 +46,8 @@ class Recent(Generic[Key, Result]):
             while len(self._results) > self._size:
                 self._results.popitem(last=False)
         return result
+
+    def clear(self) -> None:
+        """Drop every result; the counts stay."""
+        with self._lock:
+            self._results.clear()

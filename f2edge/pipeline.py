@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +21,18 @@ from PIL import Image
 from f2edge.backends.base import Backend, host
 from f2edge.backends.registry import choose_backend
 from f2edge.bundle.bundle import Bundle
+from f2edge.decoding.autoregressive import TextStream, answer
 from f2edge.decoding.parallel import StepEvent, decode
 from f2edge.decoding.schedule import plan
 from f2edge.errors import InputError
 from f2edge.imaging.images import fit_square, from_pixels, to_pixels
 from f2edge.imaging.regions import Cells, Region, paste_outside, region_cells
-from f2edge.pairing import paired
-from f2edge.prefix_cache import PromptPrefixes
+from f2edge.inference import ENCODERS, Inference
 from f2edge.provenance.watermark import PUBLIC, Watermark
-from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
-from f2edge.spec.layout import Ids
+from f2edge.questions import Questions
+from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions, paired
+from f2edge.spec.layout import Ids, left_pad
 from f2edge.text import TextTokenizer, check_text
-from f2edge.understanding import Understanding
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +57,9 @@ class FacePipeline:
         self.backend = backend
         self.watermark = watermark
         self.tokenizer = TextTokenizer(bundle.tokenizer_path)
-        self.prompts = PromptPrefixes(backend, bundle.layout)
-        self.understanding = Understanding(backend, bundle, self.tokenizer)
+        configuration = bundle.configuration
+        self.inference = Inference(backend, bundle.layout, [name for name in ENCODERS if getattr(configuration, name) is not None])
+        self.questions = Questions(self.inference, self.tokenizer, configuration.prompt_tokens)
 
     @classmethod
     def load(
@@ -115,7 +117,7 @@ class FacePipeline:
         """
         schedule = (options or GenerateOptions()).resolve(self.bundle.generation)
         rows = list(paired(prompts, seeds))
-        prefixes = [self.prompts.prompt(self.tokenizer.encode(check_text(prompt, "prompt"))) for prompt, _ in rows]
+        prefixes = [self.inference.prompt_prefix(self.tokenizer.encode(check_text(prompt, "prompt"))) for prompt, _ in rows]
         everything = np.ones(self.bundle.layout.image_tokens, dtype=bool)
         plans = [plan(schedule, everything, seed) for _, seed in rows]
         faces: list[GeneratedFace] = []
@@ -130,7 +132,7 @@ class FacePipeline:
 
             masked = np.full((len(rows[group]), len(everything)), self.bundle.layout.mask_code, dtype=np.int64)
             codes = decode(
-                self.prompts.step(prefixes[group]), masked, plans[group], [s for _, s in rows[group]], on_step=hear, cancelled=cancelled
+                self.inference.step(prefixes[group]), masked, plans[group], [s for _, s in rows[group]], on_step=hear, cancelled=cancelled
             )
             for (prompt, seed), grid, image in zip(rows[group], codes, self.draw(codes), strict=True):
                 faces.append(GeneratedFace(image, grid, prompt, seed, schedule, tuple(times), self.marks))
@@ -167,13 +169,13 @@ class FacePipeline:
             InputError: a region that covers no token, or what :meth:`generate` raises.
         """
         schedule = (options or GenerateOptions()).resolve(self.bundle.editing)
-        prefix = self.prompts.prompt(self.tokenizer.encode(check_text(prompt, "prompt")))
+        prefix = self.inference.prompt_prefix(self.tokenizer.encode(check_text(prompt, "prompt")))
         pixels = self.pixels(image)
         cells = self.cells(region, image.size, pixels)
         original = self.encode_pixels(pixels[None])[0]
         tokens = self.token_mask(cells)
         masked = np.where(tokens, self.bundle.layout.mask_code, original)
-        step = self.prompts.step([prefix])
+        step = self.inference.step([prefix])
         codes = decode(step, masked[None], [plan(schedule, tokens, seed)], [seed], on_step=on_step, cancelled=cancelled)[0]
         edited = self.decode(codes[None])[0]
         if keep_outside:
@@ -193,7 +195,29 @@ class FacePipeline:
         """
         if max_tokens < 1:
             raise InputError(f"max_tokens must be at least 1, got {max_tokens}")
-        return self.understanding.ask(self.pixels(image), check_text(question, "question"), max_tokens, on_token)
+        pixels, layout, stream = self.pixels(image), self.bundle.layout, TextStream(self.tokenizer.decode)
+        start = perf_counter()
+        times: list[float] = []
+
+        def emit(piece: str) -> None:
+            if on_token and piece:
+                on_token(piece)
+
+        def on_id(_row: int, token: int) -> None:
+            times.append(perf_counter())
+            emit(stream.push(token))
+
+        ids, lengths = left_pad([self.questions.ids(check_text(question, "question"))], layout.pad)
+        extend = self.inference.extend([self.inference.image_prefix(pixels)])
+        (tokens,) = answer(extend, None, ids, lengths, end_of_text=layout.end_of_text, max_tokens=max_tokens, on_token=on_id)
+        emit(stream.finish())
+        seconds = times[-1] - times[0] if times else 0.0
+        return Answer(
+            text=self.tokenizer.decode(tokens).strip(),
+            tokens=tuple(tokens),
+            first_token_ms=1e3 * ((times[0] if times else perf_counter()) - start),
+            tokens_per_second=(len(times) - 1) / seconds if seconds > 0 else 0.0,
+        )
 
     def analyze(self, images: Image.Image | Sequence[Image.Image], *, attributes: Sequence[str] | None = None) -> list[FaceReport]:
         """Every attribute of each face with its probability; a face has the same ones alone and among others, to the last bit.
@@ -208,7 +232,7 @@ class FacePipeline:
         schema = self.bundle.schema if attributes is None else self.bundle.schema.select(attributes)
         pixels = [self.pixels(image) for image in _listed(images)]
         groups = (pixels[first : first + FACES_AT_ONCE] for first in range(0, len(pixels), FACES_AT_ONCE))
-        return [report for group in groups for report in self.understanding.analyze_all(self.understanding.segments(group), schema)]
+        return [report for group in groups for report in self.questions.reports(self.inference.image_prefixes(group), schema)]
 
     def encode(self, images: Image.Image | Sequence[Image.Image]) -> Ids:
         """Tokens of pictures, int64 (B, N)."""

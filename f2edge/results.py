@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from f2edge.decoding.schedule import Schedule
+from f2edge.errors import InputError
 from f2edge.spec.layout import Ids
 
 
@@ -101,3 +102,13 @@ class FaceReport:
     def best(self) -> dict[str, str]:
         """The most probable value of each slot."""
         return {slot: max(values, key=values.__getitem__) for slot, values in self.probabilities.items()}
+
+
+def paired(prompts: str | Sequence[str], seeds: int | Sequence[int]) -> Iterator[tuple[str, int]]:
+    """Return pairs of prompt and seed; one of either goes with all of the other.  :class:`InputError` where the numbers do not fit."""
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    numbers = [seeds] if isinstance(seeds, int) else list(seeds)
+    count = max(len(texts), len(numbers))
+    if not texts or not numbers or {len(texts), len(numbers)} - {1, count}:
+        raise InputError(f"{len(texts)} prompts and {len(numbers)} seeds do not pair; give one of either, or as many seeds as prompts")
+    return zip(texts * (count // len(texts)), numbers * (count // len(numbers)), strict=True)

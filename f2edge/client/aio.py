@@ -18,7 +18,6 @@ from f2edge.client.connection import Connection, no_answer, speaking, unreachabl
 from f2edge.client.messages import (
     Frame,
     FrameAnswer,
-    ImageOrder,
     ImageReader,
     Picture,
     analyze_message,
@@ -30,15 +29,17 @@ from f2edge.client.messages import (
     generate_message,
     read_words,
 )
-from f2edge.engine.requests import Done, Progress, Result, Token
+from f2edge.decoding.parallel import StepEvent
+from f2edge.engine.requests import Done, EditRequest, GenerateRequest, Priority, Result, Token
 from f2edge.errors import DeadlineExceededError
+from f2edge.imaging.images import load_image
 from f2edge.imaging.regions import Region
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
 from f2edge.v1 import face_pb2 as pb
 from f2edge.v1 import face_pb2_grpc
 from f2edge.wire import ModelFacts, model_of, report_of
 
-Event = TypeVar("Event", Progress | Done, Token | Done)
+Event = TypeVar("Event", StepEvent | Done, Token | Done)
 
 
 class AsyncClient:
@@ -85,18 +86,18 @@ class AsyncClient:
         self, prompt: str, *, seed: int = 0, options: GenerateOptions | None = None, timeout_s: float | None = None
     ) -> GeneratedFace:
         """A face from words; gather several calls for several faces, the server decodes them together."""
-        face = await _result(self.stream_generate(prompt, seed=seed, order=ImageOrder(options), timeout_s=timeout_s))
+        face = await _result(self.stream_generate(GenerateRequest(prompt, seed, options or GenerateOptions()), timeout_s=timeout_s))
         assert isinstance(face, GeneratedFace)
         return face
 
     def stream_generate(
-        self, prompt: str, *, seed: int = 0, order: ImageOrder | None = None, timeout_s: float | None = None
-    ) -> AsyncIterator[Progress | Done]:
-        """One face, with its progress as ``order`` wants it; leaving the iterator early stops the work."""
+        self, request: GenerateRequest, *, priority: Priority | None = None, timeout_s: float | None = None
+    ) -> AsyncIterator[StepEvent | Done]:
+        """Stream the events of one face, those that the request wants; leaving the iterator early stops the work."""
 
-        def start(facts: ModelFacts) -> tuple[Any, Callable[[Any], Progress | Done]]:
-            message = generate_message(facts, prompt, seed, order or ImageOrder())
-            return self._stub.Generate(message, **self._call(timeout_s)), ImageReader(facts, prompt).read
+        def start(facts: ModelFacts) -> tuple[Any, Callable[[Any], StepEvent | Done]]:
+            message = generate_message(facts, request, priority)
+            return self._stub.Generate(message, **self._call(timeout_s)), ImageReader(facts, request.prompt).read
 
         return self._events(start)
 
@@ -112,28 +113,19 @@ class AsyncClient:
         timeout_s: float | None = None,
     ) -> EditedFace:
         """A region drawn anew, as :meth:`FacePipeline.edit`."""
-        order = ImageOrder(options)
-        events = self.stream_edit(image, prompt, region, seed=seed, keep_outside=keep_outside, order=order, timeout_s=timeout_s)
-        face = await _result(events)
+        request = EditRequest(load_image(image), prompt, region, seed, options or GenerateOptions(), keep_outside)
+        face = await _result(self.stream_edit(request, timeout_s=timeout_s))
         assert isinstance(face, EditedFace)
         return face
 
     def stream_edit(
-        self,
-        image: Picture,
-        prompt: str,
-        region: Region,
-        *,
-        seed: int = 0,
-        keep_outside: bool = True,
-        order: ImageOrder | None = None,
-        timeout_s: float | None = None,
-    ) -> AsyncIterator[Progress | Done]:
-        """The same with its progress."""
+        self, request: EditRequest, *, priority: Priority | None = None, timeout_s: float | None = None
+    ) -> AsyncIterator[StepEvent | Done]:
+        """Stream the events of one edit, as :meth:`stream_generate`."""
 
-        def start(facts: ModelFacts) -> tuple[Any, Callable[[Any], Progress | Done]]:
-            message = edit_message(facts, image, prompt, region, seed=seed, keep_outside=keep_outside, order=order or ImageOrder())
-            return self._stub.Edit(message, **self._call(timeout_s)), ImageReader(facts, prompt).read
+        def start(facts: ModelFacts) -> tuple[Any, Callable[[Any], StepEvent | Done]]:
+            message = edit_message(facts, request, priority)
+            return self._stub.Edit(message, **self._call(timeout_s)), ImageReader(facts, request.prompt).read
 
         return self._events(start)
 

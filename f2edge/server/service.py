@@ -15,7 +15,8 @@ from typing import TypeVar
 import numpy as np
 from google.protobuf.message import Message
 
-from f2edge.engine.requests import AnalyzeRequest, Done, EditRequest, EngineState, GenerateRequest, Priority, Progress, Request, Token
+from f2edge.decoding.parallel import StepEvent
+from f2edge.engine.requests import AnalyzeRequest, Done, EditRequest, EngineState, GenerateRequest, Priority, Request, Token
 from f2edge.errors import InputError, PromptError
 from f2edge.provenance.label import label as new_label
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace
@@ -188,23 +189,23 @@ class FaceService:
         label = new_label(prompt=request.prompt, seed=request.seed, bundle=self._facts.name, edited=edited)
         known: Ids | None = None
         while not isinstance(event := await events.next(), Done):
-            assert isinstance(event, Progress)
-            preview = pb.Preview(step=event.step, steps=event.steps)
+            assert isinstance(event, StepEvent)
+            preview, codes = pb.Preview(step=event.step, steps=event.steps), event.codes[0]
             if wanted.tokens:
-                fixed = np.flatnonzero(event.codes < self._facts.codes) if known is None else np.flatnonzero(event.codes != known)
-                known = event.codes
+                fixed = np.flatnonzero(codes < self._facts.codes) if known is None else np.flatnonzero(codes != known)
+                known = codes
                 preview.positions.extend(fixed.tolist())
-                preview.codes.extend(event.codes[fixed].tolist())
+                preview.codes.extend(codes[fixed].tolist())
             if wanted.proposal:
-                preview.proposal.extend(event.proposal.tolist())
-            if event.image is not None:
-                preview.picture = await self._pool.write(partial(preview_picture, event.image, wanted.picture_side, label))
+                preview.proposal.extend(event.proposal[0].tolist())
+            if event.images:
+                preview.picture = await self._pool.write(partial(preview_picture, event.images[0], wanted.picture_side, label))
             await call.send(wrap(preview))
         return event
 
     def _submit(self, served: Served, events: Events, call: Call, build: Callable[[], Request], lane: Priority | None) -> None:
         request = build()
-        events.submit(lambda tell: served.engine.submit(request, priority=lane, deadline=call.deadline, on_event=tell))
+        events.submit(lambda emit: served.engine.submit(request, priority=lane, deadline=call.deadline, on_event=emit))
 
     async def _ready(self) -> Served:
         """The engine; while it starts, calls wait for it a little, for a client that is refused at once has soon tried often enough."""

@@ -20,7 +20,7 @@ from f2edge.backends.row_groups import row_groups
 from f2edge.decoding.parallel import UNCONDITIONAL, Row, step_feeds
 from f2edge.decoding.schedule import Schedule, plan
 from f2edge.errors import BackendError, BundleError
-from f2edge.lru_cache import Recent
+from f2edge.lru_cache import LRUCache
 from tests.support.reference_sampler import reference_step
 
 
@@ -166,7 +166,7 @@ def test_recent_results_are_made_once_and_the_oldest_is_forgotten() -> None:
     def maker(key: str) -> Callable[[], str]:
         return lambda: made.append(key) or key.upper()  # type: ignore[func-returns-value]
 
-    memory: Recent[str, str] = Recent(2)
+    memory: LRUCache[str, str] = LRUCache(2)
     for key in ("a", "b", "a", "c", "a", "b"):  # c pushes b out, because a was used since
         assert memory.get(key, maker(key)) == key.upper()
     assert made == ["a", "b", "c", "b"]
