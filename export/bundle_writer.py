@@ -13,6 +13,7 @@ same experts, the two understanding graphs likewise.  Large constants begin on p
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -31,12 +32,13 @@ from export.defaults import GENERATION, Manner
 from export.graph.lower import constant
 from export.graph.trace import Models, trace
 from export.quantize.quantize import Calibration, Recipe, quantise, recipe_named
-from f2edge.bundle.bundle import MANIFEST, TOKENIZER, write_manifest
+from f2edge.bundle.bundle import LEXICON, MANIFEST, TOKENIZER, write_manifest
 from f2edge.bundle.manifest import FLAVOURS
 from f2edge.errors import F2EdgeError, InputError, OutputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
 from f2edge.spec.configuration import FeatureShape, ImageTokenizerConfiguration, ModelConfiguration, TokenExperts
 from f2edge.spec.layout import TokenLayout
+from f2edge.spec.lexicon import Lexicon
 
 WEIGHTS = "weights.bin"
 #: Constants from this size on go to the file of weights; smaller ones stay in their graph, where a runtime's optimiser sees them.
@@ -237,7 +239,10 @@ def _exchange(out: Path, building: Path) -> None:
 
 
 def layout_of(
-    configuration: ModelConfiguration, text_tokenizer_path: Path, question_template: str = Manner.question_template
+    configuration: ModelConfiguration,
+    text_tokenizer_path: Path,
+    question_template: str = Manner.question_template,
+    long_prompts: str = Manner.long_prompts,
 ) -> TokenLayout:
     """The token layout of a model with this text tokenizer, whose start and end of text are found by their usual names."""
     tokenizer = read_text_tokenizer(text_tokenizer_path)
@@ -251,7 +256,7 @@ def layout_of(
             f"{configuration.text_vocabulary} of text; give the tokenizer that the model was trained with"
         )
     start = tokenizer.token_to_id("<|startoftext|>")
-    return TokenLayout.of(configuration, end if start is None else start, end, question_template)
+    return TokenLayout.of(configuration, end if start is None else start, end, question_template, long_prompts)
 
 
 @dataclass(frozen=True)
@@ -265,8 +270,11 @@ class Card:
     alignment: Mapping[str, Any] | None = None
     question_template: str = Manner.question_template
     describe_question: str = Manner.describe_question
+    pictures: str = Manner.pictures
+    long_prompts: str = Manner.long_prompts
     quality: Mapping[str, Any] | None = None
     smoke_prompt: str = "a young woman with long blonde hair"
+    lexicon: Lexicon | None = None
 
 
 def write_bundle(
@@ -308,9 +316,12 @@ def write_bundle(
         InputError: the parts do not fit together, or the bundle is larger than ``largest_bytes``.
     """
     card = card or Card()
-    chosen, layout = recipe_named(recipe), layout_of(models.configuration, text_tokenizer_path, card.question_template)
+    chosen = recipe_named(recipe)
+    layout = layout_of(models.configuration, text_tokenizer_path, card.question_template, card.long_prompts)
     with replaced_folder(out) as folder:
         shutil.copyfile(text_tokenizer_path, folder / TOKENIZER)
+        if card.lexicon is not None:
+            (folder / LEXICON).write_text(json.dumps(card.lexicon.to_json()), encoding="utf-8")
         graphs = write_graphs(folder, traced or trace_all(models, progress), form or recipe_form(chosen, calibration))
         document: dict[str, Any] = {
             "name": out.name,
@@ -322,6 +333,7 @@ def write_bundle(
             "generation": dict(card.generation),
             "editing": dict(card.editing),
             "graphs": graphs,
+            "pictures": card.pictures,
             "describe_question": card.describe_question,
             "description": card.description,
             "licence": card.licence,
@@ -382,7 +394,7 @@ def random_models(configuration: ModelConfiguration = TINY, seed: int = 0, regio
             build_tokenizer(configuration.tokenizer),
             SemanticEncoder(configuration.semantic) if configuration.semantic else None,
             IdentityEncoder(configuration.identity) if configuration.identity else None,
-            RegionParser(len(regions)),
+            RegionParser(len(regions), configuration.tokenizer.grid),
             regions,
         )
 

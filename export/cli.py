@@ -49,6 +49,7 @@ Text = Annotated[Path, typer.Option(help="tokenizer.json made by `text-tokenizer
 Prompts = Annotated[int, typer.Option(min=1, help="Prompts that the parity figures rest on; each is decoded twice and more.")]
 Faces = Annotated[int, typer.Option(min=1, help="Faces that they rest on.")]
 Layers = Annotated[int | None, typer.Option(help="A shortened model of so many layers, for rehearsals.")]
+Configuration = Annotated[str, typer.Option(help="nano, nano-2 …")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda …")]
 
 _RECIPE = "Precision: fp32, int8, mixed, int4, int4-gptq … (docs/recipes.md)"
@@ -56,6 +57,7 @@ _RECIPE = "Precision: fp32, int8, mixed, int4, int4-gptq … (docs/recipes.md)"
 #: Fields of TrainOptions that every `train` command offers: field → (flag, type, help). Not given, the command's own default holds.
 _TRAIN_OPTIONS: dict[str, tuple[str, type, str]] = {
     "steps": ("--steps", int, "Optimizer steps in all, counted from the first start."),
+    "minutes": ("--minutes", float, "Time in all, of all starts; the schedule runs by steps or time, whichever is further on."),
     "batch": ("--batch", int, "Rows of one micro batch in one process."),
     "accumulate": ("--accumulate", int, "Micro batches of one step."),
     "learning_rate": ("--rate", float, "Peak learning rate."),
@@ -66,6 +68,7 @@ _TRAIN_OPTIONS: dict[str, tuple[str, type, str]] = {
     "ema": ("--ema", float, "Decay of the weight average; 0 turns it off."),
     "bf16": ("--bf16/--fp32", bool, "Autocast to bfloat16, or plain fp32."),
     "threads": ("--threads", int, "Torch threads; 0 keeps torch's choice."),
+    "loaders": ("--loaders", int, "Processes that make batches; 0: a thread, enough on two cores."),
     "device": ("--device", str, "auto, cpu, cuda …"),
     "seed": ("--seed", int, "Of initial weights, batches and dropout."),
     "validate_every": ("--validate-every", int, "Steps between validations with sample grids."),
@@ -153,14 +156,17 @@ def cache(
     tokenizer: Tokenizer,
     encoders: Encoders,
     out: Annotated[Path, typer.Option(help="Folder of the cache.")],
+    configuration: Configuration = "nano",
     limit: Annotated[int | None, typer.Option(help="Only the first so many faces.")] = None,
     batch: Annotated[int, typer.Option(help="Pictures at a time.")] = 64,
     device: Device = "auto",
 ) -> None:
     """Encode rendered faces once, so that the unified model trains on tokens and features alone."""
     from export.training.unified import run_cache
+    from f2edge.spec.configuration import configuration_named
 
-    typer.echo(run_cache(data, tokenizer, encoders, out, limit=limit, batch=batch, device=device))
+    shape = configuration_named(configuration)
+    typer.echo(run_cache(data, tokenizer, encoders, out, configuration=shape, limit=limit, batch=batch, device=device))
 
 
 @train_app.command("tokenizer")
@@ -169,6 +175,7 @@ def train_tokenizer(
     *,
     data: Data,
     out: Run,
+    configuration: Configuration = "nano",
     perceptual: Annotated[
         Path | None, typer.Option(help="Folder of trained encoders; adds their feature maps, and the attributes they name, to the loss.")
     ] = None,
@@ -182,24 +189,34 @@ def train_tokenizer(
 ) -> None:
     """Train the image tokenizer: pixels to a grid of codes and back."""
     from export.training.tokenizer import defaults, run
+    from f2edge.spec.configuration import configuration_named
 
     typer.echo(
-        run(data, replace(defaults(out, smoke=smoke), **changes), perceptual=perceptual, start_from=start_from, decoder_of=decoder_of)
+        run(
+            data,
+            replace(defaults(out, smoke=smoke), **changes),
+            configuration=configuration_named(configuration).tokenizer,
+            perceptual=perceptual,
+            start_from=start_from,
+            decoder_of=decoder_of,
+        )
     )
 
 
 @train_app.command("encoders")
 @_trainer
-def train_encoders(*, data: Data, out: Run, smoke: Smoke = False, changes: dict[str, Any]) -> None:
+def train_encoders(*, data: Data, out: Run, configuration: Configuration = "nano", smoke: Smoke = False, changes: dict[str, Any]) -> None:
     """Train the semantic encoder, the identity encoder and the region parser together."""
     from export.training.encoders import run
     from export.training.loop import TrainOptions
+    from f2edge.spec.configuration import configuration_named
 
     if smoke:
         options = TrainOptions(out=out, steps=40, batch=16, warmup=10, ema=0.9)
     else:
         options = TrainOptions(out=out, steps=1800, batch=64, learning_rate=2e-3, validate_every=600)
-    typer.echo(run(data, replace(options, **changes), validation_rows=64 if smoke else 1000))
+    shape, rows = configuration_named(configuration), 64 if smoke else 1000
+    typer.echo(run(data, replace(options, **changes), configuration=shape, validation_rows=rows))
 
 
 @train_app.command("unified")
@@ -209,6 +226,7 @@ def train_unified(
     tokens: Annotated[Path, typer.Option(help="Folder made by `cache`.")],
     text: Text,
     out: Run,
+    configuration: Configuration = "nano",
     image_tokenizer: Annotated[Path | None, typer.Option(help="Run of the image tokenizer, for sample grids.")] = None,
     start_from: Annotated[
         Path | None, typer.Option(help="Run or weights file of a transformer; a new run begins with its weights.")
@@ -219,9 +237,62 @@ def train_unified(
 ) -> None:
     """Train the transformer: pictures from captions, and answers about faces."""
     from export.training.unified import defaults, run
+    from f2edge.spec.configuration import configuration_named
 
-    options = replace(defaults(out, smoke=smoke), **changes)
-    typer.echo(run(tokens, text, options, image_tokenizer=image_tokenizer, start_from=start_from, validation_rows=validation_rows))
+    options, shape = replace(defaults(out, smoke=smoke), **changes), configuration_named(configuration)
+    typer.echo(
+        run(
+            tokens,
+            text,
+            options,
+            configuration=shape,
+            image_tokenizer=image_tokenizer,
+            start_from=start_from,
+            validation_rows=validation_rows,
+        )
+    )
+
+
+@app.command()
+def nano(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the whole run; one that was stopped goes on.")],
+    plan: Annotated[str, typer.Option(help="two-cores, gpu or smoke.")] = "two-cores",
+    minutes: Annotated[float | None, typer.Option(help="Fit the training of all stages into so many minutes.")] = None,
+    until: Annotated[str | None, typer.Option(help="Last stage to run.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands that are left to do.")] = False,
+) -> None:
+    """Make nano from nothing: render, train every part, export; one command, resumable."""
+    from export.nano_run import plan_named, run_nano
+
+    run_nano(out, plan_named(plan, minutes), until=until, dry_run=dry_run, say=typer.echo)
+
+
+@app.command()
+def pack(
+    *,
+    weights: Annotated[list[Path], typer.Option(help="A weights file; may be given several times.")],
+    out: Annotated[Path, typer.Option(help="Folder of the files.")],
+    largest_mb: Annotated[float, typer.Option(help="No file above so many MiB.")] = 15.0,
+) -> None:
+    """Halve weights to fp16 and cut them into files of limited size; `unpack` joins them."""
+    from export.training.packing import pack
+
+    for path in pack(weights, out, int(largest_mb * 2**20)):
+        typer.echo(path)
+
+
+@app.command()
+def unpack(
+    *,
+    packed: Annotated[Path, typer.Option(help="Folder that `pack` wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder of the joined files.")],
+) -> None:
+    """Join what `pack` cut, as fp32."""
+    from export.training.packing import unpack
+
+    for path in unpack(packed, out):
+        typer.echo(path)
 
 
 @app.command()
@@ -238,6 +309,7 @@ def onnx(
     configuration: Annotated[str, typer.Option(help="nano, show-o or 1.8b.")] = "nano",
     quality: Annotated[Path | None, typer.Option(help="JSON of `python -m bench quality`, copied into the manifest.")] = None,
     description: Annotated[str, typer.Option(help="One sentence for people.")] = "",
+    reading: Annotated[int, typer.Option(help="Renders that probabilities are fitted on; 0: not at all.")] = 512,
     largest_mb: Annotated[float | None, typer.Option(help="Refuse a bundle above so many MiB.")] = None,
     prompts: Prompts = 50,
     faces: Faces = 4,
@@ -270,7 +342,7 @@ def onnx(
         if given:
             raise InputError(f"{', '.join(given)}: for --flavour tensorrt only; add that, or leave the option out")
         recipe_named(recipe)
-    request = ExportRequest(out, text, quality, description, prompts, faces, largest_mb)
+    request = ExportRequest(out, text, quality, description, prompts, faces, largest_mb, reading)
     models = load_models(unified, tokenizer, encoders, configuration)
     if flavour == "tensorrt":
         typer.echo(export_tensorrt(models, request, options, progress=_to_stderr))

@@ -26,6 +26,7 @@ class ExportRequest:
         prompts: how many calibration and the parity figures rest on.
         faces: likewise.
         largest_mb: refuse a bundle above so many MiB.
+        reading: renders that probabilities and the model's domain are fitted on (:mod:`export.reading`); 0: not at all.
 
     Raises:
         InputError: a number out of range, a text tokenizer or quality figures that cannot be read.
@@ -39,10 +40,13 @@ class ExportRequest:
     prompts: int = 50
     faces: int = 4
     largest_mb: float | None = None
+    reading: int = 0
 
     def __post_init__(self) -> None:
         if self.prompts < 1 or self.faces < 1:
             raise InputError(f"prompts {self.prompts} and faces {self.faces} must be at least 1 each: parity is measured on them")
+        if self.reading and self.reading < _LEAST_READING:
+            raise InputError(f"reading {self.reading}: give 0, or at least {_LEAST_READING} renders")
         if self.largest_mb is not None and not 0 < self.largest_mb < math.inf:
             raise InputError(f"--largest-mb {self.largest_mb}: must be a number of MiB above 0")
         check_place(self.out)
@@ -67,6 +71,7 @@ class ExportRequest:
         return row
 
 
+_LEAST_READING = 16
 _QUALITY_CURE = "give the quality.json that `python -m bench quality --out FOLDER` wrote"
 
 

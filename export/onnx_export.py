@@ -10,21 +10,27 @@ graph that routes otherwise than PyTorch fails the export.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from export.bundle_writer import Card, check_place, layout_of, trace_all, write_bundle
+from export.data.render.renderer import Face, sample_face
+from export.data.text.mentions import LEXICON
 from export.data.text.tokenizer import read_text_tokenizer
-from export.defaults import manner_of
+from export.defaults import SYSTEM_PROMPT, manner_of
 from export.export_request import ExportRequest
+from export.graph.lower import Array
 from export.graph.trace import Models
+from export.model.transformer import UnifiedTransformer
 from export.quantize.calibration import Calibrator
 from export.quantize.recipes import recipe_named
+from export.reading import fit_reading
 from export.training.checkpoint import load_weights, weights_file, weights_metadata
 from export.verify.census import census_of_folder
 from export.verify.parity import Inputs, generate, measure, understand
@@ -34,7 +40,7 @@ from f2edge.camera.crops import PORTRAIT_MARGINS
 from f2edge.decoding.schedule import Schedule
 from f2edge.errors import InputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA
-from f2edge.spec.configuration import CONFIGURATIONS, ModelConfiguration
+from f2edge.spec.configuration import FeatureShape, ModelConfiguration, configuration_named
 from f2edge.spec.layout import TokenLayout
 
 #: Seed of the held-out faces that parity is measured on.
@@ -50,24 +56,23 @@ def load_models(unified: Path, tokenizer: Path, encoders: Path | None, configura
 
     ``encoders`` is read only for a configuration that has encoders, and may be None for the others.
     """
-    from export.model.transformer import UnifiedTransformer
     from export.training.encoders import load_encoders
     from export.training.tokenizer import load_tokenizer
 
-    if configuration not in CONFIGURATIONS:
-        raise InputError(f"unknown configuration {configuration!r}; choose one of: {', '.join(CONFIGURATIONS)}")
-    image_tokenizer = load_tokenizer(tokenizer)
-    chosen = replace(CONFIGURATIONS[configuration], tokenizer=image_tokenizer.configuration)
+    named, image_tokenizer = configuration_named(configuration), load_tokenizer(tokenizer)
+    chosen = replace(named, tokenizer=image_tokenizer.configuration)
     finished = unified / "unified.safetensors"
     source = finished if finished.is_file() else unified
     stored = weights_metadata(weights_file(source)).get("configuration", "")
     described = json.loads(stored) if stored.startswith("{") else {}  # a training run writes the name alone
     if described.get("name") == configuration:
-        chosen = replace(chosen, layers=described["layers"])  # of a shortened model, for rehearsals
+        chosen = replace(ModelConfiguration.from_json(described), tokenizer=image_tokenizer.configuration)
     with torch.device("meta"):
         transformer = UnifiedTransformer(chosen)
     transformer.to_empty(device="cpu")  # not filled with random numbers first: that takes a minute and a second copy at paper size
     load_weights(source, transformer)
+    if chosen.understanding == "features":
+        return _with_clip(chosen, transformer, image_tokenizer, encoders)
     if chosen.semantic is None and chosen.identity is None:
         return Models(chosen, transformer, image_tokenizer)
     if encoders is None:
@@ -76,16 +81,58 @@ def load_models(unified: Path, tokenizer: Path, encoders: Path | None, configura
     return Models(chosen, transformer, image_tokenizer, trained.semantic, trained.identity, trained.regions, trained.region_names)
 
 
+def _with_clip(configuration: ModelConfiguration, transformer: nn.Module, image_tokenizer: nn.Module, clip: Path | None) -> Models:
+    """A model that reads pictures by CLIP's features, with the vision tower in folder ``clip``; its system prompt is yet to come."""
+    from export.checkpoints.clip_vision import clip_vision
+
+    if clip is None:
+        raise InputError(
+            f"configuration {configuration.name!r} reads pictures by CLIP; give its folder: --encoders clip-vit-large-patch14-336"
+        )
+    encoder, found = clip_vision(clip)
+    wanted = FeatureShape(found.vectors, found.width, found.image_size)
+    if wanted != configuration.semantic:
+        raise InputError(f"{clip}: gives {wanted}, the model reads {configuration.semantic}; bring clip-vit-large-patch14-336")
+    assert isinstance(transformer, UnifiedTransformer)
+    return Models(configuration, transformer, image_tokenizer, encoder, system_ids=(0,) * configuration.system_tokens)
+
+
+def with_system_prompt(models: Models, text_tokenizer: Path) -> Models:
+    """The models with the ids of the published system prompt, where they have one."""
+    if not models.configuration.system_tokens:
+        return models
+    return replace(models, system_ids=tuple(read_text_tokenizer(text_tokenizer).encode(SYSTEM_PROMPT, add_special_tokens=False).ids))
+
+
+def _shown(count: int, size: int) -> list[Face]:
+    """Faces that training never saw, rendered at ``size`` pixels."""
+    return [sample_face(_FIRST_SEED + 2 * i, "heldout", size, with_regions=False) for i in range(count)]
+
+
+def _pixels(faces: Sequence[Face]) -> Array:
+    """Their pixels, float32 (B, 3, Y, X) in [-1, 1]."""
+    return np.stack([face.image.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1 for face in faces])
+
+
 def real_inputs(
-    text_tokenizer: Path, schedule: Schedule, prompts: int = 50, faces: int = 4, *, size: int = 128, template: str = "{question}\n"
+    text_tokenizer: Path,
+    schedule: Schedule,
+    prompts: int = 50,
+    faces: int = 4,
+    *,
+    size: int = 128,
+    template: str = "{question}\n",
+    read_size: int | None = None,
 ) -> Inputs:
-    """Captions and pictures of held-out faces, and the schema's questions, written by ``template``."""
-    from export.data.render.renderer import sample_face
+    """Captions and pictures of held-out faces, and the schema's questions, written by ``template``.
+
+    ``read_size`` is the side of the pictures that an encoder reads instead of the image tokenizer.
+    """
     from export.data.text.captions import caption
 
     tokenizer = read_text_tokenizer(text_tokenizer)
     rng = np.random.default_rng(_FIRST_SEED)
-    shown = [sample_face(_FIRST_SEED + 2 * i, "heldout", size, with_regions=False) for i in range(max(prompts, faces))]
+    shown = _shown(max(prompts, faces), size)
 
     def encode(text: str) -> list[int]:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
@@ -94,7 +141,8 @@ def real_inputs(
     return Inputs(
         prompts=[encode(caption(face.slots, rng).text) for face in shown[:prompts]],
         questions=[encode(template.format(question=slot.question)) for slot in F2EDGE_SCHEMA.values()],
-        pixels=np.stack([face.image.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1 for face in shown[:faces]]),
+        pixels=_pixels(shown[:faces]),
+        read_pixels=None if read_size is None else _pixels(_shown(faces, read_size)),
         seeds=list(range(prompts)),
         schedule=schedule,
     )
@@ -102,8 +150,6 @@ def real_inputs(
 
 def landmark_template() -> list[list[float]]:
     """Where the five landmarks of a rendered face stand on average in 128 x 128 pixels."""
-    from export.data.render.renderer import sample_face
-
     faces = [sample_face(_FIRST_SEED + 2 * i, with_regions=False) for i in range(_LANDMARK_FACES)]
     points = np.mean([face.landmarks for face in faces], axis=0)
     return [[round(float(x), 2), round(float(y), 2)] for x, y in points]
@@ -140,12 +186,18 @@ def prepared(configuration: ModelConfiguration, request: ExportRequest) -> tuple
         editing=manner.editing,
         question_template=manner.question_template,
         describe_question=manner.describe_question,
+        pictures=manner.pictures,
+        long_prompts=manner.long_prompts,
         alignment={"landmarks": landmark_template(), "margins": list(PORTRAIT_MARGINS)},
         quality=request.quality_figures(),
+        lexicon=LEXICON if manner.project_words else None,
     )
     schedule, size = schedule_of(card.generation), configuration.tokenizer.image_size
-    inputs = real_inputs(request.text, schedule, request.prompts, request.faces, size=size, template=card.question_template)
-    return card, layout_of(configuration, request.text, card.question_template), inputs
+    read_size = configuration.understanding_size if configuration.understanding == "features" else None
+    inputs = real_inputs(
+        request.text, schedule, request.prompts, request.faces, size=size, template=card.question_template, read_size=read_size
+    )
+    return card, layout_of(configuration, request.text, card.question_template, card.long_prompts), inputs
 
 
 def export_models(
@@ -175,6 +227,7 @@ def export_models(
     """
     chosen = recipe_named(recipe)
     check_place(request.out, least_bytes(models, [chosen.of(graph).label for graph in models.graphs]))
+    models = with_system_prompt(models, request.text)
     card, layout, inputs = prepared(models.configuration, request)
     traced, calibration = trace_all(models, progress), None
     if chosen.calibrated:
@@ -191,6 +244,9 @@ def export_models(
         measured = measure(folder, models, layout, inputs, precision=precision, untrained=untrained)
         measured["experts"]["alive"] = alive
         measured["smoke"] = smoke_vector(folder, layout, card.smoke_prompt, inputs.schedule)
+        if request.reading:
+            progress("fitting probabilities")
+            measured["reading"] = fit_reading(folder, request.reading)
         return measured
 
     return write_bundle(

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from export.bundle_writer import GraphForm, Traced, check_place, trace_all, write_bundle
 from export.export_request import ExportRequest
 from export.graph.trace import Models
-from export.onnx_export import least_bytes, prepared
+from export.onnx_export import least_bytes, prepared, with_system_prompt
 from export.quantize.calibration import Calibrator, save_scratch
 from export.quantize.quantize import Calibration
 from export.tensorrt.fallbacks import runnable
@@ -98,6 +98,7 @@ def export_tensorrt(
         OutputError: the folder cannot be written.
     """
     check_place(request.out, least_bytes(models, [options.recipes[graph].name for graph in models.graphs]))
+    models = with_system_prompt(models, request.text)
     card, layout, inputs = prepared(models.configuration, request)
     graphs = traced or trace_all(models, progress)
     if any(recipe.calibrated for recipe in options.recipes.values()):

@@ -23,6 +23,8 @@ __version__ = "0.1.0"
 # ONNX Runtime's wheels (seen in 1.31.1) report to their maker from the moment they are loaded and keep an identifier in the user's cache,
 # unless this is said before.  A setting of the user's own stays as it is.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# gRPC's own library writes to stderr what its peers send it, escape sequences and line ends included (a GOAWAY's text, for one).
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 _HOMES = {
     "Bundle": "f2edge.bundle.bundle",

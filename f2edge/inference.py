@@ -17,19 +17,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from f2edge.backends.base import Backend, Value, host
+from f2edge.bundle.bundle import Bundle
 from f2edge.decoding.autoregressive import ExtendFunction
 from f2edge.decoding.parallel import UNCONDITIONAL, Feeds, StepFunction
+from f2edge.domain import Domain
 from f2edge.lru_cache import LRUCache
 from f2edge.spec.layout import Ids, TokenLayout, left_pad
 
 Pixels = NDArray[np.float32]
-#: Graphs that may give a picture's features beside its codes.
-ENCODERS = ("semantic", "identity")
+#: What the prefix of an image may be made of: its tokens, and the features of two encoders.
+IMAGE_INPUTS = ("codes", "semantic", "identity")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +46,14 @@ class PromptPrefix:
 
 @dataclass(frozen=True, eq=False)
 class ImagePrefix:
-    """Keys and values (L, B, H, N + 3, W) of the segment ``<|mmu|> <|soi|> image <|eoi|>`` of one face, or packed, of B."""
+    """Keys and values (L, B, H, N + 3, W) of the segment ``<|mmu|> <|soi|> image <|eoi|>`` of one face, or packed, of B.
+
+    ``unfamiliar`` is one face's :attr:`f2edge.results.FaceReport.unfamiliar`.
+    """
 
     key: Value
     value: Value
+    unfamiliar: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,19 +83,29 @@ class Inference:
     Args:
         backend: runs the graphs.
         layout: token layout of the model.
-        encoders: those of :data:`ENCODERS` that the model has; needed for :meth:`image_prefix` only.
+        image_inputs: those of :data:`IMAGE_INPUTS` that the model has; needed for :meth:`image_prefix` only.
+        domain: scores how unfamiliar a picture is by its semantic features; None where the bundle has no statistics.
 
     Attributes:
         prompts: prefixes of the prompts used last, by their ids; that of the empty prompt is kept for good.
         images: prefixes of the faces used last, by :func:`pixel_hash`.
     """
 
-    def __init__(self, backend: Backend, layout: TokenLayout, encoders: Sequence[str] = ()) -> None:
+    def __init__(
+        self, backend: Backend, layout: TokenLayout, image_inputs: Sequence[str] = IMAGE_INPUTS, domain: Domain | None = None
+    ) -> None:
         self.backend, self.layout = backend, layout
         self.prompts: LRUCache[tuple[int, ...], PromptPrefix] = LRUCache(32)
         self.images: LRUCache[bytes, ImagePrefix] = LRUCache(8)
-        self._encoders = encoders
+        self._image_inputs = image_inputs
+        self._domain = domain
         self._unconditional: PromptPrefix | None = None
+
+    @classmethod
+    def of(cls, backend: Backend, bundle: Bundle) -> Inference:
+        """Return the inference of a bundle's model."""
+        absent = bundle.configuration.absent_inputs("mmu_prefill")
+        return cls(backend, bundle.layout, [name for name in IMAGE_INPUTS if name not in absent], bundle.domain())
 
     # Prefixes ------------------------------------------------------------------------------------------------------------------------
 
@@ -120,9 +137,10 @@ class Inference:
         return [self.images.get(key, partial(make, key, pixels)) for key, pixels in zip(keys, faces, strict=True)]
 
     def prefill_image(self, feeds: Mapping[str, Value]) -> ImagePrefix:
-        """Return the prefix of one image from its ``codes`` (1, N) and its features by name, each (1, M, F)."""
+        """Return the prefix of one image from its :data:`IMAGE_INPUTS`: ``codes`` (1, N), features (1, M, F)."""
         outputs = self.backend.run("mmu_prefill", feeds)
-        return ImagePrefix(outputs["image_key"], outputs["image_value"])
+        unfamiliar = None if self._domain is None or "semantic" not in feeds else self._domain.score(host(feeds["semantic"])[0])
+        return ImagePrefix(outputs["image_key"], outputs["image_value"], unfamiliar)
 
     # Decoding ------------------------------------------------------------------------------------------------------------------------
 
@@ -200,13 +218,15 @@ class Inference:
         Nor would a batch save anything there: on one core the transformer takes 2.4 ms for one face, 10.3 ms for four.
         """
         batch = {"pixels": np.stack(faces)}
-        feeds = {"codes": host(self.backend.run("image_encode", batch)["codes"])}
-        if "semantic" in self._encoders:
+        feeds: dict[str, NDArray[Any]] = {}
+        if "codes" in self._image_inputs:
+            feeds["codes"] = host(self.backend.run("image_encode", batch)["codes"])
+        if "semantic" in self._image_inputs:
             feeds["semantic"] = host(self.backend.run("semantic", batch)["features"])
 
         def prefill(row: int) -> ImagePrefix:
             own: dict[str, Value] = {name: value[row : row + 1] for name, value in feeds.items()}
-            if "identity" in self._encoders:
+            if "identity" in self._image_inputs:
                 own["identity"] = self.backend.run("identity", {"pixels": faces[row][None]})["features"]
             return self.prefill_image(own)
 

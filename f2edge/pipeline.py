@@ -25,13 +25,12 @@ from f2edge.decoding.autoregressive import TextStream, answer
 from f2edge.decoding.parallel import StepEvent, decode
 from f2edge.decoding.schedule import plan
 from f2edge.errors import InputError
-from f2edge.imaging.images import fit_square, from_pixels, to_pixels
 from f2edge.imaging.regions import Cells, Region, paste_outside, region_cells
-from f2edge.inference import ENCODERS, Inference
+from f2edge.inference import Inference
 from f2edge.provenance.watermark import PUBLIC, Watermark
 from f2edge.questions import Questions
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions, paired
-from f2edge.spec.layout import Ids, left_pad
+from f2edge.spec.layout import Ids, left_pad, tokens_of_cells
 from f2edge.text import TextTokenizer, check_text
 
 logger = logging.getLogger(__name__)
@@ -57,9 +56,8 @@ class FacePipeline:
         self.backend = backend
         self.watermark = watermark
         self.tokenizer = TextTokenizer(bundle.tokenizer_path)
-        configuration = bundle.configuration
-        self.inference = Inference(backend, bundle.layout, [name for name in ENCODERS if getattr(configuration, name) is not None])
-        self.questions = Questions(self.inference, self.tokenizer, configuration.prompt_tokens)
+        self.inference = Inference.of(backend, bundle)
+        self.questions = Questions(self.inference, bundle, self.tokenizer)
 
     @classmethod
     def load(
@@ -179,7 +177,7 @@ class FacePipeline:
         codes = decode(step, masked[None], [plan(schedule, tokens, seed)], [seed], on_step=on_step, cancelled=cancelled)[0]
         edited = self.decode(codes[None])[0]
         if keep_outside:
-            edited = paste_outside(from_pixels(pixels), edited, cells)
+            edited = paste_outside(self.bundle.manifest.pictures.picture(pixels), edited, cells)
         return EditedFace(self.mark(edited), codes, original, cells, self.marks)
 
     def describe(self, image: Image.Image, *, max_tokens: int = 128, on_token: Callable[[str], None] | None = None) -> Answer:
@@ -195,7 +193,7 @@ class FacePipeline:
         """
         if max_tokens < 1:
             raise InputError(f"max_tokens must be at least 1, got {max_tokens}")
-        pixels, layout, stream = self.pixels(image), self.bundle.layout, TextStream(self.tokenizer.decode)
+        pixels, layout, stream = self.reading_pixels(image), self.bundle.layout, TextStream(self.tokenizer.decode)
         start = perf_counter()
         times: list[float] = []
 
@@ -230,7 +228,7 @@ class FacePipeline:
             UnknownAttributeError: a slot that the bundle's schema does not have.
         """
         schema = self.bundle.schema if attributes is None else self.bundle.schema.select(attributes)
-        pixels = [self.pixels(image) for image in _listed(images)]
+        pixels = [self.reading_pixels(image) for image in _listed(images)]
         groups = (pixels[first : first + FACES_AT_ONCE] for first in range(0, len(pixels), FACES_AT_ONCE))
         return [report for group in groups for report in self.questions.reports(self.inference.image_prefixes(group), schema)]
 
@@ -247,7 +245,7 @@ class FacePipeline:
             raise InputError(f"codes must lie in 0 … {layout.codes - 1}; a masked position ({layout.mask_code}) has to be decoded first")
 
         def picture(row: Ids) -> Image.Image:
-            return from_pixels(host(self.backend.run("image_decode", {"codes": row[None]})["pixels"])[0])
+            return self.bundle.manifest.pictures.picture(host(self.backend.run("image_decode", {"codes": row[None]})["pixels"])[0])
 
         return self.backend.each(picture, list(codes.astype(np.int64)))
 
@@ -269,12 +267,23 @@ class FacePipeline:
         return np.concatenate([host(self.backend.run("image_encode", {"pixels": p[None]})["codes"]) for p in pixels])
 
     def pixels(self, image: Image.Image) -> NDArray[np.float32]:
-        """The centred square of a picture as the model sees it, float32 (3, Y, X) in [-1, 1]."""
-        return to_pixels(fit_square(image), self.bundle.configuration.tokenizer.image_size)
+        """The centred square of a picture as the image tokenizer sees it, float32 (3, Y, X) in [-1, 1]."""
+        return self.bundle.manifest.pictures.pixels(image, self.bundle.configuration.tokenizer.image_size)
+
+    def reading_pixels(self, image: Image.Image) -> NDArray[np.float32]:
+        """The same as understanding sees it: of another size where the model reads pictures by an encoder's features."""
+        return self.bundle.manifest.pictures.pixels(image, self.bundle.configuration.understanding_size)
+
+    def masked(self, region: Region) -> Region:
+        """A mask as cells, where the model's law of pictures says how; any other region unchanged."""
+        law, tokenizer = self.bundle.manifest.pictures, self.bundle.configuration.tokenizer
+        if law.mask_cells is None or not isinstance(region, Image.Image):
+            return region
+        return law.mask_cells(region, tokenizer.image_size, tokenizer.grid)
 
     def token_mask(self, cells: Cells) -> NDArray[np.bool_]:
         """The tokens (N,) of cells (G, G)."""
-        return np.repeat(cells.ravel(), self.bundle.configuration.tokenizer.codes_per_cell)
+        return tokens_of_cells(cells, self.bundle.configuration.tokenizer)
 
     def cells(self, region: Region, image_wh: tuple[int, int], pixels: NDArray[np.float32]) -> Cells:
         """Token cells (G, G) of a region of a picture of that size, whose ``pixels`` the parser sees where the region is a name."""
@@ -282,7 +291,7 @@ class FacePipeline:
         def coverage() -> NDArray[np.float32]:
             return np.asarray(host(self.backend.run("regions", {"pixels": pixels[None]})["coverage"])[0], dtype=np.float32)
 
-        return region_cells(region, image_wh, self.bundle.configuration.tokenizer.grid, self.bundle.regions, coverage)
+        return region_cells(self.masked(region), image_wh, self.bundle.configuration.tokenizer.grid, self.bundle.regions, coverage)
 
 
 def _listed(images: Image.Image | Sequence[Image.Image]) -> Iterable[Image.Image]:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from f2edge.decoding.choice import Tokens, answer_probabilities, branching_nodes
+from f2edge.bundle.bundle import Bundle
+from f2edge.decoding.choice import Tokens, answer_probabilities, branching_nodes, tempered
 from f2edge.errors import PromptError
 from f2edge.inference import ImagePrefix, Inference
 from f2edge.lru_cache import LRUCache
@@ -21,7 +22,7 @@ from f2edge.text import TextTokenizer
 
 @dataclass(frozen=True)
 class SlotQuestion:
-    """A slot's question, its answers (each ended by the end of text) and the paths at which these part, in tokens."""
+    """A slot's question, its answers, each ended by the end of text, and the paths at which these part; "hidden" is the last answer."""
 
     question: tuple[int, ...]
     answers: tuple[Tokens, ...]
@@ -33,19 +34,20 @@ class Questions:
 
     Args:
         inference: forward passes.
+        bundle: says how answers become probabilities, and how long a question may be.
         tokenizer: of the bundle.
-        longest: tokens of the longest question that the model reads.
     """
 
-    def __init__(self, inference: Inference, tokenizer: TextTokenizer, longest: int) -> None:
-        self._inference = inference
+    def __init__(self, inference: Inference, bundle: Bundle, tokenizer: TextTokenizer) -> None:
+        self.inference = inference
         self._tokenizer = tokenizer
-        self._longest = longest
+        self._reading = bundle.manifest.reading
+        self._longest = bundle.configuration.prompt_tokens
         self._slots: LRUCache[Slot, SlotQuestion] = LRUCache(256)
 
     def ids(self, question: str) -> list[int]:
         """Return ``<sot> question``, written as the model was trained on it; :class:`PromptError` where it is too long."""
-        layout = self._inference.layout
+        layout = self.inference.layout
         text = self._tokenizer.encode(layout.question_template.format(question=question))
         if len(text) > self._longest:
             raise PromptError(f"the question has {len(text)} tokens, the model reads {self._longest}; shorten it")
@@ -60,20 +62,25 @@ class Questions:
         """
         slots = {slot: self._slots.get(slot, partial(self._question, slot)) for slot in schema.values()}
         rows = [asked.question + path for asked in slots.values() for path in asked.paths]
-        ids, lengths = left_pad(rows, self._inference.layout.pad)
-        logits, _ = self._inference.extend([prefix])(ids, lengths, None)
-        found, row = {}, 0
+        ids, lengths = left_pad(rows, self.inference.layout.pad)
+        logits, _ = self.inference.extend([prefix])(ids, lengths, None)
+        found, hidden, row = {}, {}, 0
         for slot, asked in slots.items():
             at = dict(zip(asked.paths, logits[row:], strict=False))
             row += len(asked.paths)
-            found[slot.name] = dict(zip(slot.values, answer_probabilities(asked.answers, at).tolist(), strict=True))
-        return FaceReport(found)
+            chances = tempered(answer_probabilities(asked.answers, at), self._reading.temperatures.get(slot.name, 1.0))
+            if len(chances) > len(slot.values):
+                hidden[slot.name] = float(chances[-1])
+                chances = chances[:-1] / max(float(chances[:-1].sum()), 1e-300)
+            found[slot.name] = dict(zip(slot.values, chances.tolist(), strict=True))
+        return FaceReport(found, hidden, prefix.unfamiliar)
 
     def reports(self, prefixes: Sequence[ImagePrefix], schema: AttributeSchema) -> list[FaceReport]:
         """Return :meth:`report` of several faces, computed side by side where the device gains by it."""
-        return self._inference.backend.each(lambda prefix: self.report(prefix, schema), prefixes)
+        return self.inference.backend.each(lambda prefix: self.report(prefix, schema), prefixes)
 
     def _question(self, slot: Slot) -> SlotQuestion:
-        answers = tuple((*self._tokenizer.encode(words), self._inference.layout.end_of_text) for words in slot.answers)
+        choices = (*slot.answers, self._reading.unsure) if self._reading.unsure else slot.answers
+        answers = tuple((*self._tokenizer.encode(words), self.inference.layout.end_of_text) for words in choices)
         paths = tuple(node.path for node in branching_nodes(answers))
         return SlotQuestion(tuple(self.ids(slot.question)), answers, paths)

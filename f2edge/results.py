@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,9 +94,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class FaceReport:
-    """Every attribute of one face: ``probabilities[slot][value]``, summing to 1 over each slot's values."""
+    """Every attribute of one face.
+
+    Attributes:
+        probabilities: ``[slot][value]``, summing to 1 over each slot's values.
+        hidden: slot → probability that the picture does not show it; empty where the model cannot tell.
+        unfamiliar: 0 … 1, how sure it is that this is no face of the kind that the model knows; None where the model cannot tell.
+    """
 
     probabilities: Mapping[str, Mapping[str, float]]
+    hidden: Mapping[str, float] = field(default_factory=dict)
+    unfamiliar: float | None = None
 
     @property
     def best(self) -> dict[str, str]:

@@ -95,14 +95,22 @@ def timings_of(message: pb.Timings) -> Timings:
 
 def report_message(report: FaceReport) -> pb.FaceReport:
     slots = (
-        pb.SlotReport(name=slot, values=[pb.ValueProbability(value=value, probability=p) for value, p in values.items()])
+        pb.SlotReport(
+            name=slot,
+            values=[pb.ValueProbability(value=value, probability=p) for value, p in values.items()],
+            hidden=report.hidden.get(slot),
+        )
         for slot, values in report.probabilities.items()
     )
-    return pb.FaceReport(slots=slots)
+    return pb.FaceReport(slots=slots, unfamiliar=report.unfamiliar)
 
 
 def report_of(message: pb.FaceReport) -> FaceReport:
-    return FaceReport({slot.name: {entry.value: entry.probability for entry in slot.values} for slot in message.slots})
+    return FaceReport(
+        {slot.name: {entry.value: entry.probability for entry in slot.values} for slot in message.slots},
+        {slot.name: slot.hidden for slot in message.slots if slot.HasField("hidden")},
+        message.unfamiliar if message.HasField("unfamiliar") else None,
+    )
 
 
 def answer_message(answer: Answer, timings: Timings) -> pb.Answer:

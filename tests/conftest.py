@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.support.serving import ScriptedEngine, ServerThread
 
 # The same cases in every run: a failure tells of the change and not of the day.  ``--hypothesis-profile=default`` draws new ones.
-settings.register_profile("repeatable", derandomize=True, database=None)
+settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.load_profile("repeatable")
 
 _ROOT = Path(__file__).parent.parent

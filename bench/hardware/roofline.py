@@ -74,13 +74,12 @@ def cpu_step_ms(model: ModelConfiguration, prompt: int, ceilings: dict[str, floa
 
 def measure_cpu(bundle: str, threads: int | None, repeats: int = 3) -> dict[str, Any]:
     """Ceilings of the machine at hand, the predicted step, and the measured one of an int8 bundle, in one run."""
-    from bench.hardware.ceilings import read_rate
-    from bench.latency.latency import gemm_peak
+    from bench.hardware.ceilings import gemm_peaks, read_rate
     from f2edge.backends.onnxruntime import usable_cores
     from f2edge.pipeline import FacePipeline
 
     used = threads or usable_cores()
-    ceilings = {f"{precision}_gops": gemm_peak(precision, used) for precision in ("fp32", "int8")} | {"memory_gb_s": read_rate(used)}
+    ceilings = {**gemm_peaks(used), "memory_gb_s": read_rate(used)}
     pipeline = FacePipeline.load(bundle, backend="onnxruntime", threads=used)
     found = pipeline.bundle.manifest.graphs["t2i_step"].precision
     if found != "int8":

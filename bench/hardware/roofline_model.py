@@ -164,7 +164,7 @@ def prompt_work(model: ModelConfiguration, recipe: str, moe: str) -> Work:
 
 def image_work(model: ModelConfiguration, recipe: str, moe: str) -> Work:
     """``mmu_prefill`` of one face."""
-    columns = model.image_columns + 3
+    columns = model.understanding_columns
     moved = _activation_bytes(model, columns, moe) + _cache_bytes(model, 1, columns)
     flops = image_flops(_as_form(model, moe))
     return Work(flops, _layers_bytes(model, "mmu", recipe, moe, "all"), moved, KERNELS * model.layers, recipe)
@@ -172,7 +172,7 @@ def image_work(model: ModelConfiguration, recipe: str, moe: str) -> Work:
 
 def token_work(model: ModelConfiguration, recipe: str, moe: str, earlier: int = 2 * PROMPT) -> Work:
     """``mmu_extend`` by one token of one answer."""
-    before = model.image_columns + 3 + earlier
+    before = model.understanding_columns + earlier
     weights = _layers_bytes(model, "mmu", recipe, moe, "token") + model.width * model.text_vocabulary * WEIGHT_BYTES[recipe]
     moved = _activation_bytes(model, 1, moe) + _cache_bytes(model, 1, before + earlier)  # the text's columns are also written
     flops = text_flops(_as_form(model, moe), [1], earlier)
@@ -191,7 +191,7 @@ def resident_bytes(model: ModelConfiguration, profile: Profile, moe: str) -> flo
     total += model.width * model.text_vocabulary * WEIGHT_BYTES[profile.recipes["mmu_extend"]]
     images = max(profile.build.images)
     total += _cache_bytes(model, 2 * images, model.prompt_tokens + 3)
-    total += _cache_bytes(model, 1, model.image_columns + 3) + _cache_bytes(model, profile.build.questions, PROMPT + ANSWER)
+    total += _cache_bytes(model, 1, model.understanding_columns) + _cache_bytes(model, profile.build.questions, PROMPT + ANSWER)
     live = 4.0 * 2 * images * (model.image_columns + 2) * (8 * model.width + 2 * hidden_columns(model, moe))
     return total + 16.0 * images * model.image_tokens * model.codes + min(live, profile.build.workspace_mib * 2**20)
 

@@ -1,4 +1,4 @@
-r"""Bundles of random weights for the benches, written in a process of its own, which takes PyTorch's memory with it when it ends.
+r"""Bundles of random weights for the benches, written in a worker process, whose end frees PyTorch's memory.
 
     python -m bench.latency.random_bundles \
         '{"configuration": "show-o", "layers": 2, "seed": 0, "recipes": ["int8"], "folder": "runs/show-o"}'
@@ -9,12 +9,12 @@ random-bundle`` does both.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bench.latency.worker import Handler, Message, serve
 from export.bundle_writer import Card, recipe_form, trace_all, write_bundle
 from export.checkpoints.random_weights import random_models_of, shortened
 from export.defaults import manner_of
@@ -23,7 +23,7 @@ from f2edge.bundle.bundle import TOKENIZER, embedded_folder
 
 
 def uncalibrated(recipe: Recipe) -> Recipe:
-    """The same kernels without calibration."""
+    """Return the recipe with the same kernels and without calibration."""
 
     def plain(name: str) -> str:
         own = recipe_named(name)
@@ -32,8 +32,8 @@ def uncalibrated(recipe: Recipe) -> Recipe:
     return replace(recipe, method="rtn", smooth=None, graphs={graph: plain(name) for graph, name in recipe.graphs.items()})
 
 
-def write(configuration: str, layers: int | None, seed: int, recipes: Sequence[str], folder: Path) -> None:
-    """One bundle per recipe, ``folder/<recipe>``."""
+def start(configuration: str, layers: int | None, seed: int, recipes: Sequence[str], folder: str) -> tuple[Message, Handler]:
+    """Write one bundle per recipe to ``folder/<recipe>``."""
     chosen = [recipe_named(name) for name in recipes]
     models = random_models_of(shortened(configuration, layers), seed)
     manner = manner_of(models.configuration)
@@ -41,7 +41,7 @@ def write(configuration: str, layers: int | None, seed: int, recipes: Sequence[s
     traced = trace_all(models, lambda message: print(message, file=sys.stderr))
     for recipe in chosen:
         write_bundle(
-            folder / recipe.name,
+            Path(folder) / recipe.name,
             models=models,
             text_tokenizer_path=embedded_folder() / "nano" / TOKENIZER,
             recipe=recipe.name,
@@ -49,9 +49,8 @@ def write(configuration: str, layers: int | None, seed: int, recipes: Sequence[s
             card=card,
             traced=traced,
         )
+    return {"written": list(recipes)}, lambda _: {}
 
 
 if __name__ == "__main__":
-    row = json.loads(sys.argv[1])
-    write(row["configuration"], row["layers"], row["seed"], row["recipes"], Path(row["folder"]))
-    print(json.dumps({"written": row["recipes"], "known": sorted(RECIPES)}))
+    serve(start)

@@ -4,7 +4,7 @@ It starts ``f2edge serve`` on 127.0.0.1, sends one attempt after another and loo
 peak of its memory.  A finding is a status that the contract does not document, more than 200 ms of processor time or 200 MB for a call
 that was refused, a call that takes 20 s, a message that names something of the inside, a health check that fails, or the server's end.
 ``tests/f2edge/server/test_server_fuzz.py`` does the same in a minute, with Hypothesis.  The attempts behind findings are kept where
-``--out`` says.
+``--out`` says.  ``--wire`` attacks below gRPC's client library instead (:mod:`bench.load.wire.siege`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import typer
 
 from bench.load.fuzz_inputs import METHODS, Attempt, Inputs
 from bench.load.server import ServerProcess, check
+from bench.load.wire import siege
 from f2edge.cli.console import Output
 from f2edge.errors import InputError
 from f2edge.server.rpc import SERVICE
@@ -221,6 +222,9 @@ def fuzz(
     seed: Annotated[int, typer.Option(help="Of the attempts.")] = 1,
     bundle: Annotated[str, typer.Option(help="Name or folder of a bundle.")] = "nano",
     threads: Annotated[int | None, typer.Option(help="CPU threads of the server.", show_default=False)] = None,
+    wire: Annotated[bool, typer.Option("--wire", help="Attack below the client library, beside honest clients.")] = False,
+    rate: Annotated[float, typer.Option(help="With --wire: conversations a second.")] = 200.0,
+    pictures: Annotated[int, typer.Option(help="With --wire: hostile pictures sent one at a time, before.")] = 200,
     out: Annotated[Path | None, typer.Option(help="Folder for the attempts behind findings.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")] = False,
 ) -> None:
@@ -228,6 +232,16 @@ def fuzz(
     speak = Output(json=as_json)
     if not Path("/proc/self/clear_refs").exists():
         raise InputError("the fuzzing bench reads the server's memory from /proc, which this system lacks; run it on Linux")
+    if wire:
+        with ServerProcess(_arguments(bundle, threads)) as server:
+            costs = siege.hostile_pictures(server, pictures, seed, speak)
+            figures = siege.besiege(server, seconds, seed, rate, speak)
+            broken = siege.findings(costs, figures, server.problems())
+        siege.show(costs, figures, broken, speak)
+        print(json.dumps({"pictures": costs, "siege": figures, "found": broken}))
+        if broken:
+            raise typer.Exit(1)
+        return
     with ServerProcess(_arguments(bundle, threads)) as server:
         begun = time.perf_counter()
         findings = run(server, seconds, seed, speak, out)

@@ -28,7 +28,8 @@ from bench.load.plan import Plan, Scenario, Session
 from bench.load.report import figures_of, health_figures, order_statistic, plot, show
 from bench.load.server import ServerProcess, health_sampler, target
 from bench.load.slo import promises, show_promises
-from bench.load.soak import CLIENTS, figures_of_soak, memory_sampler, replies_alone, soak
+from bench.load.soak import CLIENTS, figures_of_soak, held_samplers, memory_sampler, replies_alone, soak
+from bench.load.wire.attackers import attacking
 from bench.load.work import DEFAULT_MIX, callers
 from f2edge.cli.console import Output
 from f2edge.cli.serve import SWITCH_S
@@ -82,25 +83,32 @@ def run_soak(plan: Plan, connection: Connection, process: ServerProcess | None, 
             failed = [s for s in run_alone.samples if not s.ok]
             if failed:
                 raise ServerError(f"{failed[0].method} fails when it is alone already: {failed[0].reply.code}; choose another --mix")
-            with memory_sampler(process.pid if process else None) as memory, health_sampler(connection) as health:
+            pid = process.pid if process else None
+            files, threads = held_samplers(pid)
+            besieged = attacking(connection.target, plan.seconds, seed=plan.seed) if plan.wire else contextlib.nullcontext(dict)
+            with memory_sampler(pid) as memory, health_sampler(connection) as health, files, threads, besieged as attacks:
                 run, findings = await soak(made, session.mixed(), alone, seconds=plan.seconds, seed=plan.seed, progress=progress)
-            return run, run_alone, findings, memory, health
+                counts = await asyncio.to_thread(attacks)
+            return run, run_alone, figures_of_soak(findings, memory, health, (files, threads), plan.seconds, wire=plan.wire), counts
 
     with speak.progress("soak") as progress:
-        run, run_alone, findings, memory, health = asyncio.run(everything(lambda _done, _all: None, progress))
+        run, run_alone, found, attacks = asyncio.run(everything(lambda _done, _all: None, progress))
     figures = {
         **figures_of(run, session.slo),
         "alone": figures_of(run_alone, session.slo)["latency_ms"],
-        "soak": figures_of_soak(findings, memory, health, plan.seconds),
+        "soak": found,
+        "attacks": attacks,
     }
     show(f"soak of {plan.clients} clients", figures, speak)
-    found = figures["soak"]
     drift = "not seen" if found["memory_drift_mb"] is None else f"{found['memory_drift_mb']:+.1f} MB"
     checks = found["health"]["ms"]
     speak.line(
         f"errors {found['errors']}, replies unlike those alone {found['different_replies']}, memory drift {drift}, "
+        f"open files {found['open_files_growth']}, threads {found['threads_growth']} more, "
         f"health at most {checks.get('max', float('nan')):.1f} ms in {checks['samples']} checks"
     )
+    if attacks:
+        speak.line("beside them: " + ", ".join(f"{count} {name}" for name, count in sorted(attacks.items())))
     for case in (*found["first_errors"], *found["first_different"]):
         speak.line(f"  {case}")
     _finish(run, session.slo, out, "soak", speak)
@@ -119,6 +127,7 @@ def load(
         Scenario, typer.Option(help="Shape of the load; promises measures what docs/serving.md promises.")
     ] = Scenario.closed,
     soak_seconds: Annotated[float | None, typer.Option("--soak", help="Soak for so many seconds instead.", show_default=False)] = None,
+    wire: Annotated[bool, typer.Option("--wire", help="With --soak: attackers beside the clients, below gRPC's library.")] = False,
     clients: Annotated[int | None, typer.Option(help="Of the closed loop.  [default: 8; 16 for a soak]", show_default=False)] = None,
     rate: Annotated[float, typer.Option(help="Open loop: requests a second.  Server scenario: the first rate tried.")] = 2.0,
     seconds: Annotated[float, typer.Option("--duration", help="Seconds of a run, of each trial, of each part.")] = 30.0,
@@ -151,12 +160,15 @@ def load(
         steps=steps,
         seed=seed,
         timeout_s=timeout,
+        wire=wire and soak_seconds is not None,
     )
     options = {"--bundle": bundle, "--backend": backend, "--threads": threads}
     arguments = [text for option, value in options.items() if value is not None for text in (option, str(value))]
     speak = Output(json=as_json)
     sys.setswitchinterval(SWITCH_S)  # callers' threads must not keep the sampler of health checks waiting
     figures: dict[str, Any]
+    if plan.wire and server is not None:
+        raise InputError("--wire attacks a server of its own and no other; leave out --server")
     if plan.scenario == "promises":
         if server is not None:
             raise InputError("--scenario promises restarts its server, so it needs one of its own; leave out --server")

@@ -48,6 +48,7 @@ class Plan:
         distinct: different requests of each method.
         steps: of a picture; None for the model's own.
         timeout_s: deadline of each call.
+        wire: attackers beside the soak, over raw sockets; a plaintext server on this machine only.
     """
 
     scenario: str = "closed"
@@ -62,6 +63,7 @@ class Plan:
     steps: int | None = None
     seed: int = 1
     timeout_s: float = 120.0
+    wire: bool = False
 
     def __post_init__(self) -> None:
         bounds: Mapping[str, tuple[float, float, float]] = {

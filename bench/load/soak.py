@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bench.load.loops import Progress, Run, Sample, closed_loop
@@ -31,6 +32,8 @@ _OWN_FAULTS = 0.05
 _HOPELESS_S = 0.001
 _PAUSE_S = 0.05
 _LISTED = 5
+#: Of open files and of threads.
+_MOST_GROWTH = 8
 
 Alone = Mapping[tuple[str, int], bytes]
 
@@ -117,6 +120,18 @@ def memory_sampler(pid: int | None) -> Sampler:
     return Sampler(lambda: resident_mb(pid), 1.0)
 
 
+def held_samplers(pid: int | None) -> tuple[Sampler, Sampler]:
+    """Open files and threads once a second; they see nothing where the server is not ours."""
+
+    def count(folder: str) -> float | None:
+        try:
+            return float(len(list(Path(f"/proc/{pid}/{folder}").iterdir())))
+        except OSError:
+            return None
+
+    return Sampler(lambda: count("fd"), 1.0), Sampler(lambda: count("task"), 1.0)
+
+
 def drift_mb(seen: Sequence[tuple[float, float]], seconds: float) -> float | None:
     """Growth of memory after the warm-up; None where a window has no sample."""
     width, warm = _WINDOW_SHARE * seconds, _WARM_SHARE * seconds
@@ -125,9 +140,24 @@ def drift_mb(seen: Sequence[tuple[float, float]], seconds: float) -> float | Non
     return statistics.median(late) - statistics.median(early) if early and late else None
 
 
-def figures_of_soak(findings: Findings, memory: Sampler, health: Sampler, seconds: float) -> dict[str, Any]:
-    """The soak's own figures, beside those of its run."""
-    drift = drift_mb(memory.seen, seconds)
+def growth(seen: Sequence[tuple[float, float]], seconds: float) -> float | None:
+    """Growth of a count after the warm-up, from the lowest of a window to the lowest of the last; None where one has no sample."""
+    width, warm = _WINDOW_SHARE * seconds, _WARM_SHARE * seconds
+    early = [count for at, count in seen if warm <= at < warm + width]
+    late = [count for at, count in seen if seconds - width <= at <= seconds]
+    return min(late) - min(early) if early and late else None
+
+
+def figures_of_soak(
+    findings: Findings, memory: Sampler, health: Sampler, held: tuple[Sampler, Sampler], seconds: float, *, wire: bool = False
+) -> dict[str, Any]:
+    """The soak's own figures, beside those of its run; ``held`` are samples of open files and of threads.
+
+    Attackers (``wire``) make memory rise and fall by what they may hold; the drift beside them is that of its lowest values.
+    """
+    drift = growth(memory.seen, seconds) if wire else drift_mb(memory.seen, seconds)
+    files, threads = (growth(sampler.seen, seconds) for sampler in held)
+    flat = all(grown is None or grown <= _MOST_GROWTH for grown in (files, threads))
     return {
         "errors": len(findings.errors),
         "first_errors": findings.errors[:_LISTED],
@@ -136,6 +166,8 @@ def figures_of_soak(findings: Findings, memory: Sampler, health: Sampler, second
         "own_faults": dict(findings.own_faults),
         "memory_drift_mb": drift,
         "memory_mb": [round(mb, 1) for _, mb in memory.seen],
+        "open_files_growth": files,
+        "threads_growth": threads,
         "health": health_figures(health),
-        "passed": not findings.errors and not findings.different and (drift is None or drift <= 20.0),
+        "passed": not findings.errors and not findings.different and (drift is None or drift <= 20.0) and flat,
     }

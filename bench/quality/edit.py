@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.quality.faces import Faces, progress
 from bench.quality.quality import Bench, Figures, as_array, as_images
 from f2edge.errors import InputError
-from f2edge.results import EditedFace
 
 _KEPT_IN_PROMPT = 5
 
@@ -103,15 +101,11 @@ def edit(bench: Bench) -> Figures:
         results.append(bench.pipeline.edit(image, planned.prompt, planned.kind.region, seed=seed, options=bench.options))
     after = bench.judge.predict(as_array(r.image for r in results))
     before = bench.judge.predict(as_array(originals))
-    outside = [bool(np.array_equal(r.codes[_outside(r)], r.original_codes[_outside(r)])) for r in results]
+    kept = [~bench.pipeline.token_mask(r.region) for r in results]  # (N,) each
+    outside = [bool(np.array_equal(r.codes[keep], r.original_codes[keep])) for r, keep in zip(results, kept, strict=True)]
     pairs = [image for original, r in zip(originals, results, strict=True) for image in (original, r.image)]
     bench.sheet("edit", pairs, [text for e in edits for text in ("original", f"{e.kind.region}: {e.prompt}")])
     return edit_figures(bench, edits, before, after, outside)
-
-
-def _outside(edited: EditedFace) -> NDArray[np.bool_]:
-    """The tokens that an edit must not touch, bool (N,); a cell may have several."""
-    return ~np.repeat(edited.region.ravel(), len(edited.codes) // edited.region.size)
 
 
 def edit_figures(bench: Bench, edits: Sequence[PlannedEdit], before: Any, after: Any, outside: Sequence[bool]) -> Figures:

@@ -107,12 +107,18 @@ class JudgeNetwork(nn.Module):
 
 
 def to_pixels(images: Images) -> Tensor:
-    """uint8 ``(n, 128, 128, 3)`` → float ``(n, 3, 128, 128)`` in [-1, 1]; another shape or dtype raises :class:`InputError`."""
-    if images.ndim != 4 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3) or images.dtype != np.uint8:
+    """uint8 ``(n, 128, 128, 3)`` → float ``(n, 3, 128, 128)`` in [-1, 1]; of sizes twice, three times … that, the means.
+
+    Another shape or dtype raises :class:`InputError`.
+    """
+    square = images.ndim == 4 and images.shape[1] == images.shape[2] and images.shape[3] == 3
+    if not square or images.shape[1] % IMAGE_SIZE or not images.shape[1] or images.dtype != np.uint8:
         raise InputError(
-            f"the judge reads uint8 pictures (n, {IMAGE_SIZE}, {IMAGE_SIZE}, 3), got {images.dtype} {images.shape}; resize them"
+            f"the judge reads uint8 pictures (n, {IMAGE_SIZE}, {IMAGE_SIZE}, 3), or of multiples, got {images.dtype} {images.shape}"
         )
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    times = images.shape[1] // IMAGE_SIZE
+    return pixels if times == 1 else functional.avg_pool2d(pixels, times)
 
 
 def _shape_of(state: dict[str, Tensor]) -> tuple[tuple[int, ...], tuple[int, ...], int]:

@@ -164,7 +164,8 @@ def run(data: Path, options: TrainOptions, held_out: int = 2000) -> dict[str, An
     from bench.quality.faces import held_out_faces
     from export.data.shards import FaceShards
 
-    task = JudgeTask(FaceShards(data), options.batch)
+    shards = FaceShards(data)
+    task = JudgeTask(shards, options.batch, validation_rows=min(1000, len(shards) // 5))
     train(task, options)
     faces = held_out_faces(held_out, seed=1)
     return write_judge(options.out, task, faces.images, faces.slots)

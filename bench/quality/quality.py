@@ -11,6 +11,8 @@ analyze    balanced accuracy of every slot on held-out renders
 ask        exact match per kind of question
 describe   precision and recall of attributes in descriptions
 edit       the asked attribute by the judge, tokens outside the region, the other slots (``bench/quality/edit.py``)
+everyday   everyday words over twelve seeds each (``bench/quality/words.py``)
+typed      prompts typed by hand, never trained on (``bench/quality/words.py``)
 =========  ==========================================================================================================
 
 Axes: n pictures, K slots.

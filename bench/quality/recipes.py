@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bench.options import DEFAULT_JUDGE
 from f2edge.errors import InputError
 
 #: Figures of the quality bench that are shares, in the order of the table; each at best 1.
@@ -34,7 +35,7 @@ FIGURES: tuple[tuple[str, str], ...] = (
 #: How many points below fp32 a recipe may be, by the precision of its coarsest graph; "mixed" is held to int8's.
 ALLOWED_POINTS: Mapping[str, float] = {"fp32": 0.0, "int8": 1.0, "int4": 2.0, "mixed": 1.0}
 DEFAULT_RECIPES = "fp32,int8,int8-smooth,int8-gathered,int4,int4-128,int4-gptq,int4-careful,mixed"
-_TIMES = ("one step", "analyze, per face", "ask, first token", "describe")
+_TIMES = ("one step", "analyze, per face", "ask, first token", "describe, per token")
 #: What each figure of the quality bench counts: how many of its section's trials, under which name.
 _TRIALS = {
     "tokenizer": "faces", "generate": "mentions", "analyze": "faces", "ask": "questions", "describe": "faces", "edit": "edits",
@@ -116,9 +117,9 @@ def measure_recipe(
 
     row: dict[str, Any] = {"recipe": recipe, "bytes": sum(path.stat().st_size for path in folder.iterdir() if path.is_file())}
     if repeats:
-        measured = latency.run(str(folder), threads=threads, repeats=repeats, shell=False)
-        row["times"] = {entry["name"]: {"median": entry["median"], "unit": entry["unit"]} for entry in measured["rows"]}
-        row["ceilings"] = measured["ceilings"]
+        measured = latency.measure(str(folder), threads=threads, repeats=repeats, shell=False)
+        row["times"] = {entry["call"]: entry["ms"]["median"] for entry in measured["rows"]}
+        row["ceilings"] = next(iter(measured["ceilings"].values()))
     pipeline = FacePipeline.load(str(folder), threads=threads)
     row["quality"] = run_sections(Bench(pipeline, Judge.load(judge), images, seed=seed), sections)
     row["shares"] = shares(row["quality"])
@@ -133,13 +134,12 @@ def print_table(rows: Sequence[Mapping[str, Any]], lost: Sequence[str]) -> None:
 
     exact = rows[0]["shares"]
     timed = [name for name in _TIMES if name in rows[0].get("times", {})]
-    units = {name: rows[0]["times"][name]["unit"] for name in timed}
-    heads = [f"{name}\n{units[name]}" for name in timed] + [name.replace(".", "\n") for name in exact]
+    heads = [f"{name}\nms" for name in timed] + [name.replace(".", "\n") for name in exact]
     table = Table("recipe", "MB", *heads, box=box.SIMPLE)
     for row in rows:
         points = {name: 100 * (value - exact[name]) for name, value in row["shares"].items()}
         figures = [f"{100 * exact[name]:.1f}" if row is rows[0] else f"{points[name]:+.1f}" for name in exact]
-        times = [f"{row['times'][name]['median']:.1f}" for name in timed]
+        times = [f"{row['times'][name]:.2f}" for name in timed]
         table.add_row(row["recipe"], f"{row['bytes'] / 1e6:.1f}", *times, *figures)
     by_chance = chance(rows[0]["quality"])
     table.add_section()
@@ -159,13 +159,12 @@ def recipes(
     repeats: Annotated[int, typer.Option(min=0, help="Measured calls per time; 0 measures none.")] = 3,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts and faces that recipes are calibrated with.")] = 4,
     threads: Annotated[int | None, typer.Option(help="CPU threads; every usable core by default.")] = None,
-    judge: Annotated[Path | None, typer.Option(help="Weights of the judge; the repository's own by default.")] = None,
+    judge: Annotated[Path, typer.Option(help="Weights of the judge.")] = DEFAULT_JUDGE,
     seed: Annotated[int, typer.Option(help="Of faces, prompts and pictures.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder for the bundles, which are kept, and recipes.json.")] = Path("runs/recipes"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")] = False,
 ) -> None:
     """Compare recipes: size, times and quality of one bundle by each."""
-    from bench.cli import DEFAULT_JUDGE
     from bench.quality.report import chosen_sections
 
     chosen, sections, rows = chosen_recipes(names), chosen_sections(only), list[dict[str, Any]]()
@@ -174,9 +173,7 @@ def recipes(
         print(f"recipes: {recipe} …", file=sys.stderr, flush=True)
         folder = write_recipe(bundle, recipe, out, prompts)
         rows.append(
-            measure_recipe(
-                folder, recipe, images=images, sections=sections, repeats=repeats, threads=threads, judge=judge or DEFAULT_JUDGE, seed=seed
-            )
+            measure_recipe(folder, recipe, images=images, sections=sections, repeats=repeats, threads=threads, judge=judge, seed=seed)
         )
         document = {"settings": settings, "rows": rows, "chance": chance(rows[0]["quality"]), "losses": losses(rows)}
         out.mkdir(parents=True, exist_ok=True)

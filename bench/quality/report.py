@@ -15,6 +15,7 @@ from rich.table import Table
 from bench.quality import quality
 from bench.quality.edit import edit
 from bench.quality.quality import Bench, Figures
+from bench.quality.words import everyday, typed
 from f2edge.errors import InputError
 
 SECTIONS: Mapping[str, Callable[[Bench], Figures]] = {
@@ -24,6 +25,8 @@ SECTIONS: Mapping[str, Callable[[Bench], Figures]] = {
     "ask": quality.ask,
     "describe": quality.describe,
     "edit": edit,
+    "everyday": everyday,
+    "typed": typed,
 }
 
 #: What the tables print as it is and not as a percentage.

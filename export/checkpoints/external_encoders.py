@@ -24,7 +24,7 @@ ANTELOPE = "AntelopeV2 (glintr100.onnx of InsightFace's antelopev2 pack; licence
 CLIP = "CLIP ViT-L/14 (a folder with config.json and weights, such as openai/clip-vit-large-patch14; licence: MIT)"
 _FACE: Shape = (1, 3, 112, 112)
 _IDENTITY = 512
-_CLIP_WIDTH, _CLIP_LAYERS, _CLIP_PATCH = 1024, 24, 14
+CLIP_WIDTH, CLIP_LAYERS, CLIP_PATCH = 1024, 24, 14
 
 
 @dataclass(frozen=True)
@@ -92,21 +92,21 @@ def semantic_encoder(path: Path | None, sha256: str | None = None) -> ForeignEnc
         raise InputError(f"{folder}: has no config.json; bring {CLIP}")
     config = read_json(folder / "config.json")
     vision = config.get("vision_config", config)
-    wanted = {"hidden_size": _CLIP_WIDTH, "num_hidden_layers": _CLIP_LAYERS, "patch_size": _CLIP_PATCH}
+    wanted = {"hidden_size": CLIP_WIDTH, "num_hidden_layers": CLIP_LAYERS, "patch_size": CLIP_PATCH}
     wrong = [f"{key} is {vision.get(key)}, must be {value}" for key, value in wanted.items() if vision.get(key, value) != value]
     size = vision.get("image_size", 224)
-    if not isinstance(size, int) or size < _CLIP_PATCH or size % _CLIP_PATCH:
-        wrong.append(f"image_size is {size}, must be a multiple of {_CLIP_PATCH}")
+    if not isinstance(size, int) or size < CLIP_PATCH or size % CLIP_PATCH:
+        wrong.append(f"image_size is {size}, must be a multiple of {CLIP_PATCH}")
     if wrong:
         raise InputError(f"{folder}/config.json: {'; '.join(wrong)}; bring {CLIP}")
-    patches = (size // _CLIP_PATCH) ** 2
+    patches = (size // CLIP_PATCH) ** 2
     weights = open_weights(folder)
     at = "vision_model.embeddings."
     expected = {
-        f"{at}class_embedding": (_CLIP_WIDTH,),
-        f"{at}patch_embedding.weight": (_CLIP_WIDTH, 3, _CLIP_PATCH, _CLIP_PATCH),
-        f"{at}position_embedding.weight": (patches + 1, _CLIP_WIDTH),
-        **{f"vision_model.encoder.layers.{i}.self_attn.q_proj.weight": (_CLIP_WIDTH, _CLIP_WIDTH) for i in range(_CLIP_LAYERS)},
+        f"{at}class_embedding": (CLIP_WIDTH,),
+        f"{at}patch_embedding.weight": (CLIP_WIDTH, 3, CLIP_PATCH, CLIP_PATCH),
+        f"{at}position_embedding.weight": (patches + 1, CLIP_WIDTH),
+        **{f"vision_model.encoder.layers.{i}.self_attn.q_proj.weight": (CLIP_WIDTH, CLIP_WIDTH) for i in range(CLIP_LAYERS)},
     }
     lines = mismatches({name: info for name, info in weights.infos.items() if name in expected}, expected)
     if lines:
@@ -114,7 +114,7 @@ def semantic_encoder(path: Path | None, sha256: str | None = None) -> ForeignEnc
     files = [file for file in (*folder.glob("*.safetensors"), *folder.glob("*.bin")) if file.is_file()]
     if sha256 is not None and len(files) != 1:
         raise InputError(f"{folder}: holds {len(files)} weights files, a sum can be checked for one only; keep the one that is meant")
-    return ForeignEncoder(folder, CLIP, size, patches, _CLIP_WIDTH, _checked_sum(files[0], sha256, CLIP) if len(files) == 1 else "")
+    return ForeignEncoder(folder, CLIP, size, patches, CLIP_WIDTH, _checked_sum(files[0], sha256, CLIP) if len(files) == 1 else "")
 
 
 def _given(path: Path | None, what: str, part: str) -> Path:

@@ -3,13 +3,12 @@ r"""Published Show-o weights as our own: the work behind ``python -m export impo
     python -m export import-showo --showo show-o --magvit magvitv2 --out runs/show-o [--dry-run]
 
 Reads the Hugging Face layouts of ``showlab/show-o`` (256 and 512 pixels, with and without CLIP-ViT) and ``showlab/magvitv2``, checks every
-name and shape, and writes, one tensor at a time and in the dtype of the source:
+name, shape and value, and then writes, one tensor at a time and in the dtype of the source:
 
     OUT/unified.safetensors      the transformer                  OUT/tokenizer.safetensors   the image tokenizer
-    OUT/projector.safetensors    CLIP-ViT checkpoints only: the projector, for training; bundles do not use it
 
-What works with which checkpoint: pictures from words and edits with all; answers by image tokens with those without CLIP-ViT.  A CLIP-ViT
-checkpoint answers by CLIP features behind a system prompt, which no graph of a bundle takes; its answers by image tokens are untrained.
+What works with which checkpoint: pictures from words, edits and answers with all.  One with CLIP-ViT answers by CLIP's features behind a
+system prompt; its export takes the folder of ``openai/clip-vit-large-patch14-336`` as ``--encoders``.
 """
 
 from __future__ import annotations
@@ -25,11 +24,21 @@ from torch import Tensor
 
 from export.checkpoints import magvit2 as magvit2_checkpoint
 from export.checkpoints import showo as showo_checkpoint
-from export.checkpoints.weight_files import ForeignWeights, Shape, TensorInfo, mismatches, open_weights, read_json, write_streamed
+from export.checkpoints.showo import READS_FEATURES
+from export.checkpoints.weight_files import (
+    ForeignWeights,
+    Shape,
+    TensorInfo,
+    check_finite,
+    mismatches,
+    open_weights,
+    read_json,
+    write_streamed,
+)
 from f2edge.errors import InputError
 from f2edge.spec.configuration import SHOW_O, ModelConfiguration
 
-UNIFIED, TOKENIZER, PROJECTOR = "unified.safetensors", "tokenizer.safetensors", "projector.safetensors"
+UNIFIED, TOKENIZER = "unified.safetensors", "tokenizer.safetensors"
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ class Recognised:
 
 
 def recognise(showo: Path, magvit: Path, size: int | None = None, base: ModelConfiguration = SHOW_O) -> Recognised:
-    """Look at both folders without reading a tensor.
+    """Look at both folders; of the tensors only the tokenizer's two tables are read.
 
     Args:
         showo: folder of the transformer, or its weights file.
@@ -87,19 +96,20 @@ def recognise(showo: Path, magvit: Path, size: int | None = None, base: ModelCon
         base: sizes of the transformer and the tokenizer.
 
     Raises:
-        InputError: not there, unreadable, or other tensors than the published ones; all differences are listed.
+        InputError: not there, unreadable, swapped, or other tensors than the published ones; all differences are listed.
     """
     transformer, tokenizer = open_weights(showo), open_weights(magvit)
+    _refuse_exchanged(transformer, tokenizer)
     configuration, lines = _configured(showo, size, base)
-    with_clip = showo_checkpoint.has_projector(transformer.infos) or _config(showo).get("w_clip_vit") is True
-    complaints = _listed(
-        showo, "Show-o checkpoint", lines, transformer, showo_checkpoint.foreign_shapes(configuration, projector=with_clip)
-    )
+    if showo_checkpoint.has_projector(transformer.infos) or _config(showo).get("w_clip_vit") is True:
+        configuration = replace(configuration, **READS_FEATURES)
+    complaints = _listed(showo, "Show-o checkpoint", lines, transformer, showo_checkpoint.foreign_shapes(configuration))
     kind = str(_config(magvit).get("_class_name", "MAGVITv2"))
     lines = [] if kind.lower() == "magvitv2" else [f"config.json names a {kind}"]
     complaints += _listed(magvit, "MAGVIT-v2 checkpoint", lines, tokenizer, magvit2_checkpoint.foreign_shapes(configuration.tokenizer))
     if complaints:
         raise InputError("\n".join(complaints))
+    magvit2_checkpoint.check_tables(tokenizer, configuration.tokenizer)
     model_row, tokenizer_row = configuration.to_json(), asdict(configuration.tokenizer)
     shapes, tokenizer_shapes = showo_checkpoint.own_shapes(configuration), magvit2_checkpoint.own_shapes(configuration.tokenizer)
     parts = [
@@ -109,13 +119,23 @@ def recognise(showo: Path, magvit: Path, size: int | None = None, base: ModelCon
         ),
         Part(
             "MAGVIT-v2 image tokenizer", TOKENIZER, tokenizer, tokenizer_shapes,
-            lambda: magvit2_checkpoint.renamed(tokenizer, configuration.tokenizer), tokenizer_row,
+            lambda: magvit2_checkpoint.renamed(tokenizer), tokenizer_row,
         ),
     ]  # fmt: skip
-    if with_clip:
-        shapes = showo_checkpoint.projector_shapes(configuration)
-        parts.append(Part("CLIP-ViT projector", PROJECTOR, transformer, shapes, lambda: showo_checkpoint.projector(transformer), model_row))
     return Recognised(configuration, tuple(parts))
+
+
+def _refuse_exchanged(transformer: ForeignWeights, tokenizer: ForeignWeights) -> None:
+    """Raise :class:`InputError` where a folder holds the other one's model."""
+    first, second = magvit2_checkpoint.is_tokenizer(transformer.infos), showo_checkpoint.is_transformer(tokenizer.infos)
+    if first and second:
+        raise InputError(
+            f"{transformer.source} holds MAGVIT-v2 and {tokenizer.source} holds Show-o: the two are swapped; exchange --showo and --magvit"
+        )
+    if first:
+        raise InputError(f"{transformer.source}: holds MAGVIT-v2; give the folder of Show-o as --showo")
+    if second:
+        raise InputError(f"{tokenizer.source}: holds Show-o; give the folder of MAGVIT-v2 as --magvit")
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -135,11 +155,16 @@ def _configured(showo: Path, size: int | None, base: ModelConfiguration) -> tupl
         "mask_token_id": base.vocabulary - 1,
     }
     lines = [f"config.json: {key} is {config[key]}, must be {value}" for key, value in expected.items() if config.get(key, value) != value]
-    if size is None:
-        tokens = config.get("num_vq_tokens")
-        if not isinstance(tokens, int) or tokens < 1 or isqrt(tokens) ** 2 != tokens:
-            raise InputError(f"{showo}: config.json does not tell the size of its pictures (num_vq_tokens); give --size 256 or --size 512")
-        size = isqrt(tokens) * base.tokenizer.downsampling
+    tokens = config.get("num_vq_tokens")
+    known = isinstance(tokens, int) and tokens > 0 and isqrt(tokens) ** 2 == tokens
+    if size is None and not known:
+        raise InputError(f"{showo}: config.json does not tell the size of its pictures (num_vq_tokens); give --size 256 or --size 512")
+    if isinstance(tokens, int) and known:
+        stated = isqrt(tokens) * base.tokenizer.downsampling
+        if size not in {None, stated}:
+            raise InputError(f"--size {size}: {showo}/config.json says {tokens} tokens, which is {stated} pixels; leave --size out")
+        size = stated
+    assert size is not None
     if size % base.tokenizer.downsampling or size < base.tokenizer.downsampling:
         raise InputError(f"--size {size}: must be a multiple of {base.tokenizer.downsampling}, as 256 or 512")
     return replace(base, tokenizer=replace(base.tokenizer, image_size=size)), lines
@@ -149,10 +174,7 @@ def _listed(path: Path, what: str, lines: list[str], weights: ForeignWeights, ex
     """The complaints about one folder under a heading; empty where there are none."""
     lines = lines + mismatches(weights.infos, expected)
     lines += [f"not float  {name} is {info.dtype}" for name, info in weights.infos.items() if _integer(name, info)]
-    if not lines:
-        return []
-    hint = "; are --showo and --magvit swapped?" if len(lines) > len(expected) else ""
-    return [f"{path}: this is no {what} ({len(lines)} differences){hint}", *(f"  {line}" for line in lines)]
+    return [f"{path}: this is no {what} ({len(lines)} differences)", *(f"  {line}" for line in lines)] if lines else []
 
 
 def _integer(name: str, info: TensorInfo) -> bool:
@@ -184,16 +206,26 @@ def import_show_o(
         the files written, which ``python -m export onnx --unified OUT --tokenizer OUT`` reads.
 
     Raises:
-        InputError: as in :func:`recognise`.
-        OutputError: the folder cannot be written, or the disk is too small; no half file is left.
+        InputError: as in :func:`recognise`, or a tensor with a value that is no finite number; nothing was written then.
+        OutputError: the folder cannot be written, or the disk is too small; none of the files is left.
     """
     recognised = recognise(showo, magvit, size, base)
+    for part in recognised.parts:
+        check_finite(part.weights)
     progress(recognised.table())
     if dry_run:
         return []
-    written = []
-    for part in recognised.parts:
-        write_streamed(out / part.file, part.infos(), part.tensors(), {"configuration": json.dumps(part.configuration)})
-        written.append(out / part.file)
-        progress(f"wrote {out / part.file}")
+    written: list[Path] = []
+    new = not out.exists()
+    try:
+        for part in recognised.parts:
+            write_streamed(out / part.file, part.infos(), part.tensors(), {"configuration": json.dumps(part.configuration)})
+            written.append(out / part.file)
+            progress(f"wrote {out / part.file}")
+    except BaseException:
+        for file in written:
+            file.unlink(missing_ok=True)
+        if new and out.is_dir():
+            out.rmdir()
+        raise
     return written

@@ -32,16 +32,25 @@ def foreign_shapes(configuration: ImageTokenizerConfiguration) -> dict[str, Shap
     return {**own_shapes(configuration), **tables}
 
 
-def renamed(state: Mapping[str, Tensor], configuration: ImageTokenizerConfiguration) -> Iterator[tuple[str, Tensor]]:
-    """Our names and tensors of a published checkpoint, one at a time.
+def is_tokenizer(names: Mapping[str, object]) -> bool:
+    """Whether these are a MAGVIT-v2 checkpoint's names."""
+    return _CODES in names
+
+
+def check_tables(state: Mapping[str, Tensor], configuration: ImageTokenizerConfiguration) -> None:
+    """Compare the quantiser's two tables with the law that stands for them.
 
     Raises:
-        InputError: its codes are numbered otherwise than most significant bit first, +1 for 1.
+        InputError: codes are numbered otherwise than most significant bit first, +1 for 1.
     """
     codes = bits_of(torch.arange(configuration.codes), configuration.bits)
     powers = 2 ** torch.arange(configuration.bits - 1, -1, -1)
     if not torch.equal(state[_CODES].float(), codes) or not torch.equal(state[_WEIGHTS_OF_BITS].long(), powers):
         raise InputError(f"MAGVIT-v2 checkpoint: {_CODES} numbers its codes otherwise than the published model; this is another tokenizer")
+
+
+def renamed(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Our names and tensors of a published checkpoint that passed :func:`check_tables`, one at a time."""
     for name, tensor in state.items():
         if name not in {_CODES, _WEIGHTS_OF_BITS}:
             yield name, tensor

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from f2edge.errors import InputError, OutputError
+from f2edge.text import one_line
 
 #: Where Hugging Face's savers put weights, in the order in which they are looked for; each may also be an index of shards.
 FILES = (
@@ -135,7 +136,8 @@ def _open_safetensors(file: Path) -> tuple[Any, dict[str, TensorInfo]]:
         slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
         kinds = {name: (tuple(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()}
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{file}: cannot be read as safetensors ({error}); the file is damaged or a Git LFS pointer") from error
+        reason = one_line(error, 200)
+        raise InputError(f"{file}: cannot be read as safetensors ({reason}); the file is damaged or a Git LFS pointer") from error
     unknown = sorted({kind for _, kind in kinds.values()} - set(_DTYPES))
     if unknown:
         raise InputError(f"{file}: holds numbers of kind {', '.join(unknown)}; use the fp32, fp16 or bf16 weights of this model")
@@ -152,8 +154,10 @@ def _open_bin(file: Path) -> tuple[dict[str, Tensor], dict[str, TensorInfo]]:
         raise InputError(
             f"{file}: holds more than tensors and would run code when loaded; use the safetensors file of this model"
         ) from error
-    except (OSError, RuntimeError, EOFError) as error:
-        raise InputError(f"{file}: cannot be read as PyTorch weights ({error}); the file is damaged or a Git LFS pointer") from error
+    except Exception as error:  # a damaged pickle ends in whatever its bytes happen to say
+        raise InputError(
+            f"{file}: cannot be read as PyTorch weights ({one_line(error, 200)}); the file is damaged or a Git LFS pointer"
+        ) from error
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise InputError(f"{file}: is no plain table of tensors; use the weights file that stands beside the model's config.json")
     return loaded, {name: TensorInfo(tuple(value.shape), value.dtype) for name, value in loaded.items()}
@@ -163,8 +167,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; anything else raises :class:`InputError`."""
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}); download it again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({one_line(error, 200)}); download it again") from error
     if not isinstance(row, dict):
         raise InputError(f"{path}: is no JSON object; download it again")
     return row
@@ -179,6 +183,22 @@ def mismatches(infos: Mapping[str, TensorInfo], expected: Mapping[str, Shape]) -
         for name, shape in expected.items()
         if name in infos and infos[name].shape != shape
     ]
+
+
+def check_finite(weights: ForeignWeights) -> None:
+    """Read every tensor once, as it will be written.
+
+    Raises:
+        InputError: names the first tensors that hold a NaN or an infinity.
+    """
+    bad = []
+    for name, tensor in weights.items():
+        if tensor.is_floating_point():
+            wrong = tensor.numel() - int(torch.isfinite(tensor.to(weights.float_dtype)).sum())
+            bad += [f"{name} ({wrong} of {tensor.numel()})"] if wrong else []
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise InputError(f"{weights.source}: NaN or infinite values in {', '.join(bad[:3])}{more}; download the model again")
 
 
 def _size(shape: Shape) -> str:

@@ -51,7 +51,7 @@ class _Job:
         return self.directory / f"shard-{self.index:05d}"
 
 
-def _coverage(masks: NDArray[np.bool_], grid: int) -> NDArray[np.uint8]:
+def coverage(masks: NDArray[np.bool_], grid: int) -> NDArray[np.uint8]:
     """Share of each grid cell that a mask covers, times 255: (R, size, size) → (R, grid, grid)."""
     regions, size, _ = masks.shape
     cell = size // grid
@@ -75,7 +75,7 @@ def _render_shard(job: _Job) -> int:
         for column, (name, slot) in enumerate(F2EDGE_SCHEMA.items()):
             if name in face.slots:
                 arrays["slots"][row, column] = slot.index(face.slots[name])
-        arrays["regions"][row] = _coverage(np.stack([face.regions[name] for name in REGIONS]), job.grid)
+        arrays["regions"][row] = coverage(np.stack([face.regions[name] for name in REGIONS]), job.grid)
         arrays["landmarks"][row] = face.landmarks
         arrays["identity"][row] = face.identity
     draft = job.directory / f".{job.path.name}.{os.getpid()}"

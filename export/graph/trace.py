@@ -27,6 +27,7 @@ from export.graph.lower import OPSET, Array, LoweringError, constant, lower, mer
 from export.graph.sampling import guide, sampling_model
 from export.model.encoders import folded
 from export.model.transformer import UnifiedTransformer
+from f2edge.errors import InputError
 from f2edge.spec.configuration import FeatureShape, ModelConfiguration
 from f2edge.spec.graphs import SIGNATURES, GraphSignature
 
@@ -47,8 +48,11 @@ class Models:
     identity: nn.Module | None = None
     parser: nn.Module | None = None
     regions: tuple[str, ...] = ()
+    system_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.transformer is not None and len(self.system_ids) != self.configuration.system_tokens:
+            raise InputError(f"the system prompt has {len(self.system_ids)} tokens, the model needs {self.configuration.system_tokens}")
         for part in (self.transformer, self.image_tokenizer, self.semantic, self.identity, self.parser):
             if part is not None:
                 part.eval().requires_grad_(requires_grad=False)
@@ -135,6 +139,19 @@ class _PlainImagePrefill(nn.Module):
         return self.model.prefill_image(codes, nothing, nothing)
 
 
+class _FeaturePrefill(nn.Module):
+    """The same for a model that reads pictures by features (Show-o with CLIP-ViT); the system prompt is a constant of the graph."""
+
+    def __init__(self, model: UnifiedTransformer, system_ids: tuple[int, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("system_ids", torch.tensor(system_ids), persistent=False)
+
+    def forward(self, semantic: Tensor) -> tuple[Tensor, Tensor]:
+        assert isinstance(self.system_ids, Tensor)
+        return self.model.prefill_features(self.system_ids, semantic)
+
+
 class _TextExtend(nn.Module):
     def __init__(self, model: UnifiedTransformer) -> None:
         super().__init__()
@@ -184,22 +201,39 @@ def wrapper(name: str, models: Models) -> nn.Module:
         case "t2i_step":
             return ImageStep(model)
         case "mmu_prefill":
-            return _PlainImagePrefill(model) if models.configuration.semantic is None else _ImagePrefill(model)
+            return _image_prefill(models, model)
         case "mmu_extend":
             return _TextExtend(model)
     raise LoweringError(f"no graph {name!r}; known: {', '.join(SIGNATURES)}")
 
 
+def _image_prefill(models: Models, model: UnifiedTransformer) -> nn.Module:
+    """The module for ``mmu_prefill``: by features, by codes alone, or by codes with the encoders' features."""
+    if models.configuration.understanding == "features":
+        return _FeaturePrefill(model, models.system_ids)
+    return _PlainImagePrefill(model) if models.configuration.semantic is None else _ImagePrefill(model)
+
+
 def axes_of(signature: GraphSignature, models: Models) -> dict[str, tuple[int | str, ...]]:
     """Axes of every input and output of a graph by name: sizes where the model fixes them, names where they are dynamic."""
     c = models.configuration
-    fixed = {"3": 3, "L": c.layers, "H": c.heads, "W": c.head_width, "N": c.image_tokens, "C": c.image_columns + 3, "V": c.text_vocabulary}
-    fixed |= {"Y": c.tokenizer.image_size, "X": c.tokenizer.image_size, "G": c.tokenizer.grid, "K": len(models.regions)}
+    fixed = {"3": 3, "L": c.layers, "H": c.heads, "W": c.head_width, "N": c.image_tokens, "V": c.text_vocabulary}
+    fixed |= {
+        "C": c.understanding_columns,
+        "Y": c.tokenizer.image_size,
+        "X": c.tokenizer.image_size,
+        "G": c.tokenizer.grid,
+        "K": len(models.regions),
+    }
+    fixed["C"] = c.understanding_columns
     result: dict[str, tuple[int | str, ...]] = {}
     for tensor in (*signature.inputs, *signature.outputs):
         which = tensor.name if signature.name == "mmu_prefill" else signature.name
         shape = {"semantic": c.semantic, "identity": c.identity}.get(which)
-        sizes = fixed | ({"M": shape.vectors, "F": shape.width} if isinstance(shape, FeatureShape) else {})
+        sizes = dict(fixed)
+        if isinstance(shape, FeatureShape):
+            side = shape.image_size or c.tokenizer.image_size
+            sizes |= {"M": shape.vectors, "F": shape.width, "Y": side, "X": side}
         result[tensor.name] = tuple(sizes.get(axis, axis) for axis in tensor.axes)
     if signature.name == "mmu_extend":
         for name in ("image_key", "image_value"):  # one row may serve all questions
@@ -310,8 +344,7 @@ def trace(name: str, models: Models) -> ir.Model:
     """
     signature, module = SIGNATURES[name], wrapper(name, models)
     axes = axes_of(signature, models)
-    absent = {t.name for t in signature.inputs if t.name in ("semantic", "identity") and getattr(models.configuration, t.name) is None}
-    inputs = {t.name: t.dtype for t in signature.inputs if t.name not in absent}
+    inputs = {t.name: t.dtype for t in signature.inputs if t.name not in models.configuration.absent_inputs(name)}
     outputs = [t.name for t in signature.outputs]
     if name == "t2i_step":
         taken = ImageStep.forward.__code__.co_varnames[1 : ImageStep.forward.__code__.co_argcount]

@@ -72,13 +72,24 @@ def attend_fused(query: Tensor, parts: Sequence[Columns], mask: Tensor) -> Tenso
 
 
 class Attention(nn.Module):
-    """Multi-head attention of one block; biases on both linears."""
+    """Multi-head attention of one block; biases on both linears.
 
-    def __init__(self, width: int, heads: int) -> None:
+    Args:
+        width: D.
+        heads: H.
+        norm_eps: of the LayerNorms that queries and keys pass before they are rotated, one over the W of a head for all heads (Show-o);
+            None where there are none.
+    """
+
+    def __init__(self, width: int, heads: int, norm_eps: float | None = None) -> None:
         super().__init__()
         self.heads = heads
         self.input = nn.Linear(width, 3 * width)  # query, key, value, each (H, W)
         self.output = nn.Linear(width, width)
+        self.normed = norm_eps is not None
+        if norm_eps is not None:
+            self.query_norm = nn.LayerNorm(width // heads, eps=norm_eps)
+            self.key_norm = nn.LayerNorm(width // heads, eps=norm_eps)
         self.fused = True
 
     def forward(
@@ -98,8 +109,12 @@ class Attention(nn.Module):
         """
         B, S, D = x.shape
         columns = self.input(x).view(B, S, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # (3, B, H, S, W)
-        query, key = rotate(columns[:2], *table).unbind(0)
         value = columns[2]
+        if self.normed:
+            normed = self.query_norm(columns[0]), self.key_norm(columns[1])
+            query, key = (rotate(part.to(value.dtype), *table) for part in normed)
+        else:
+            query, key = rotate(columns[:2], *table).unbind(0)
         if past is not None:
             key, value = torch.cat((past[0].to(key.dtype), key), dim=2), torch.cat((past[1].to(value.dtype), value), dim=2)
         parts = [(key, value)] if shared is None else [(shared[0].to(key.dtype), shared[1].to(value.dtype)), (key, value)]

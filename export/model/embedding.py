@@ -35,7 +35,7 @@ class Embedding(nn.Module):
         self.codes, self.bits = configuration.codes, configuration.tokenizer.bits
         self.text = nn.Embedding(configuration.text_vocabulary + len(configuration.specials), width)
         self.by_bits = configuration.image_input == "bits"
-        self.per_cell = configuration.tokenizer.codes_per_cell
+        self.per_cell = configuration.tokenizer.codes_per_column
         if self.by_bits:
             self.image = nn.Linear(self.per_cell * self.bits, width)
             self.mask = nn.Parameter(torch.randn(self.per_cell, width) * 0.02)

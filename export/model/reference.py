@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from export.model.attention import Attention
 from export.model.experts import Router, TokenExpertLayer
@@ -76,13 +76,22 @@ def attention(layer: Attention, x: Tensor, positions: Tensor, allowed: Tensor, *
         for head in range(layer.heads):
             part = slice(head * W, (head + 1) * W)
             turned = [
-                torch.stack([_turned(v[s, part], int(positions[s]), rotary, base) for s in range(S)]) for v in (query, key)
-            ]  # fmt: skip
+                torch.stack([_turned(head_norm(norm, v[s, part]), int(positions[s]), rotary, base) for s in range(S)])
+                for v, norm in ((query, layer.query_norm if layer.normed else None), (key, layer.key_norm if layer.normed else None))
+            ]
             for s in range(S):
                 seen = [t for t in range(S) if allowed[b, s, t]]
                 scores = torch.stack([turned[0][s] @ turned[1][t] for t in seen]) / math.sqrt(W)
                 mixed[b, s, part] = torch.softmax(scores, dim=0) @ value[seen][:, part]
     return mixed @ layer.output.weight.T + layer.output.bias
+
+
+def head_norm(norm: nn.LayerNorm | None, x: Tensor) -> Tensor:
+    """One head's vector (W,) less its mean, over its standard deviation, times weight plus bias; unchanged without ``norm``."""
+    if norm is None:
+        return x
+    spread = torch.sqrt((x - x.mean()).square().mean() + norm.eps)
+    return (x - x.mean()) / spread * norm.weight + norm.bias
 
 
 def _turned(x: Tensor, position: int, rotary: int, base: float) -> Tensor:

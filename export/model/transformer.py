@@ -3,8 +3,9 @@
 Axes: B sequences, P prompt columns, S text columns, T earlier text columns, N image tokens, J image columns, C = J + 3 columns of MMU's
 image segment, L layers, H heads, W head width, D width, V image codes, G draws of one image.
 
-One column stands for one cell of the image's grid.  Where a cell has several codes (nano: two), their embeddings are summed on the way in
-and a linear map splits the cell's state into one state per code on the way out, so that finer pictures cost no longer sequences (ours).
+One column stands for one cell of the image's grid, or for a block of them.  Where a column has several codes (nano: two; nano-2: eight),
+their embeddings are summed on the way in and a linear map splits its state into one state per code on the way out, so that finer pictures
+cost no longer sequences (ours).
 
 Everything is one function, :meth:`UnifiedTransformer.run`, called with different columns, masks and caches:
 
@@ -80,7 +81,7 @@ class Block(nn.Module):
         width, shape = configuration.width, configuration.token_experts
         self.image_columns = configuration.image_columns
         self.norm = nn.LayerNorm(width, eps=configuration.layer_norm_eps)
-        self.attention = Attention(width, configuration.heads)
+        self.attention = Attention(width, configuration.heads, configuration.layer_norm_eps if configuration.query_key_norm else None)
         self.routed = shape.routed > 0
         if self.routed:
             self.experts = nn.ModuleDict({group: TokenExpertLayer(width, shape) for group in KINDS})
@@ -145,7 +146,7 @@ class UnifiedTransformer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=configuration.layer_norm_eps)
         self.text_head = nn.Linear(width, configuration.text_vocabulary)
         self.image_head = ImageHead(configuration)
-        self.per_cell = configuration.tokenizer.codes_per_cell
+        self.per_cell = configuration.tokenizer.codes_per_column
         if self.per_cell > 1:
             self.split = nn.Linear(width, self.per_cell * width)
         if configuration.sequence_experts:
@@ -154,6 +155,9 @@ class UnifiedTransformer(nn.Module):
             self.noise = NoiseEmbedding(configuration.resampler_width)
             self.semantic = Resampler(configuration.image_columns, configuration.semantic, configuration.resampler_width)
             self.identity = Resampler(configuration.image_columns, configuration.identity, configuration.resampler_width)
+        if configuration.understanding == "features":
+            assert configuration.semantic is not None
+            self.projector = nn.Sequential(nn.Linear(configuration.semantic.width, width), nn.GELU(), nn.Linear(width, width))
         self._initialise()
 
     def _initialise(self) -> None:
@@ -310,6 +314,26 @@ class UnifiedTransformer(nn.Module):
         )  # fmt: skip
         return states.stacked()
 
+    def prefill_features(self, system_ids: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The same by the vectors of the semantic encoder, behind a system prompt, for ``understanding`` "features".
+
+        Args:
+            system_ids: (system tokens,) int64.
+            features: (B, M, F).
+
+        Returns:
+            keys and values of ``<|mmu|> system <|soi|> features <|eoi|>``, (L, B, H, C, W).
+        """
+        B, M, _ = features.shape
+        ends = [torch.tensor([self.special(token)], device=features.device) for token in ("<|mmu|>", "<|soi|>", "<|eoi|>")]
+        before = self.embedding(torch.cat((ends[0], system_ids, ends[1]))).expand(B, -1, -1)
+        x = torch.cat((before, self.projector(features), self.embedding(ends[2]).expand(B, -1, -1)), dim=1)
+        column = torch.arange(self.configuration.understanding_columns, device=features.device)
+        first = self.configuration.system_tokens + 2
+        pictured = (column >= first) & (column < first + M)
+        allowed = (column[None, :] <= column[:, None]) | pictured[None, :]  # every row sees the picture, all else is causal
+        return self.run(x, column[None], additive(allowed)[None, None], "mmu").stacked()
+
     def extend_text(  # noqa: PLR0917 - the graph's inputs in their order
         self, text_ids: Tensor, text_lengths: Tensor, image_key: Tensor, image_value: Tensor, text_key: Tensor, text_value: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -329,7 +353,7 @@ class UnifiedTransformer(nn.Module):
         S, T, C = text_ids.shape[1], text_key.shape[3], image_key.shape[3]
         column = torch.arange(T + S, device=text_ids.device)
         first = T + S - text_lengths[:, None]  # (B, 1) column where each row's text begins
-        positions = column[None, T:] - first + (self.configuration.image_columns + 3)  # (B, S)
+        positions = column[None, T:] - first + self.configuration.understanding_columns  # (B, S)
         allowed = (column[None, :] <= column[T:, None]) & (column >= first)[:, None]  # (B, S, T + S)
         states = self.run(
             self.embedding(text_ids), positions, functional.pad(additive(allowed), (C, 0))[:, None], "mmu",

@@ -43,7 +43,8 @@ def upcycle(state: Mapping[str, Tensor], configuration: ModelConfiguration, *, s
         ``UnifiedTransformer(configuration).load_state_dict(weights, strict=False)``.
 
     Raises:
-        InputError: no dense FFN in ``state``, no routed experts in ``configuration``, or other sizes.
+        InputError: no dense FFN in ``state``, no routed experts in ``configuration``, other sizes,
+            or norms of queries and keys in one only.
     """
     layers = sorted(int(match[1]) for name in state if (match := _UP.fullmatch(name)))
     if not layers or not configuration.token_experts.routed:
@@ -53,6 +54,11 @@ def upcycle(state: Mapping[str, Tensor], configuration: ModelConfiguration, *, s
         raise InputError(
             f"upcycling: the dense model has {len(layers)} layers of width {width}, "
             f"configuration {configuration.name!r} {configuration.layers} of {configuration.width}; they must agree"
+        )
+    if (f"blocks.{layers[0]}.attention.query_norm.weight" in state) is not configuration.query_key_norm:
+        raise InputError(
+            f"upcycling: query_key_norm must be the same in the dense model and in configuration {configuration.name!r} "
+            f"({configuration.query_key_norm})"
         )
     generator = torch.Generator().manual_seed(seed)
     weights = {name: tensor for name, tensor in state.items() if ".dense." not in name}

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from export.data.conditions import HIDDEN, MILD, Conditions, disturbed
 from export.model.discriminator import PatchDiscriminator, critic_loss, generator_loss
 from export.model.image_tokenizer import ImageTokenizer, bit_statistics
 from export.model.magvit2 import Magvit2Tokenizer, build_tokenizer
@@ -33,6 +34,7 @@ from export.training.checkpoint import latest_checkpoint, load_weights, save_wei
 from export.training.encoders import attribute_loss
 from export.training.loop import Batch, Figures, TrainOptions, resolve_device, train
 from f2edge.errors import InputError
+from f2edge.spec.attributes import F2EDGE_SCHEMA
 from f2edge.spec.configuration import NANO, ImageTokenizerConfiguration
 
 Perceptual = Callable[[Tensor], list[Tensor]]
@@ -96,6 +98,7 @@ class TokenizerTask:
         labels: gives the true slots; needed with ``readers``.
         decoder_of: a trained tokenizer whose decoder is trained further; its encoder is frozen, so that codes keep their meaning and
             models that were trained on them stay valid.
+        conditions: how training pictures are changed; None: not at all.
     """
 
     name = "tokenizer"
@@ -112,6 +115,7 @@ class TokenizerTask:
         readers: Sequence[Reader] = (),
         labels: Labels | None = None,
         decoder_of: ImageTokenizer | None = None,
+        conditions: Conditions | None = MILD,
         held_out: int = 256,
         seed: int = 0,
     ) -> None:
@@ -121,7 +125,7 @@ class TokenizerTask:
         self.recipe, self.perceptual = recipe or (Recipe() if decoder_of is None else FINE_TUNING), perceptual
         if readers and labels is None:
             raise InputError("tokenizer: networks that name attributes need the pictures' true slots; give labels")
-        self.readers, self.labels = tuple(readers), labels
+        self.readers, self.labels, self.conditions = tuple(readers), labels, conditions
         torch.manual_seed(seed)
         self.tokenizer, self.critic = ImageTokenizer(configuration), PatchDiscriminator()
         if decoder_of is not None:
@@ -133,9 +137,16 @@ class TokenizerTask:
         """Random pictures, (B, 3, H, W) in [-1, 1], and for readers their slots, (B, K)."""
         generator = np.random.default_rng([self.seed, step, micro, rank, world])
         rows = np.sort(generator.choice(len(self.data) - self.held_out, size=self.rows, replace=False))
-        batch = {"pixels": pixels_of(self.data.images(rows))}
-        if self.readers and self.labels is not None:
-            batch["slots"] = torch.from_numpy(self.labels(rows).astype(np.int64))
+        images, labels = self.data.images(rows), None if self.labels is None else self.labels(rows)
+        if self.conditions is None:
+            pixels = pixels_of(images)
+        else:
+            known = np.full((len(rows), len(F2EDGE_SCHEMA)), HIDDEN, np.int8) if labels is None else labels
+            changed = disturbed(images, known, generator, self.conditions)
+            pixels, labels = changed.pixels, changed.slots
+        batch = {"pixels": pixels}
+        if self.readers and labels is not None:
+            batch["slots"] = torch.from_numpy(labels.astype(np.int64))
         return batch
 
     def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Figures]:
@@ -274,6 +285,7 @@ def run(
     data: Path,
     options: TrainOptions,
     *,
+    configuration: ImageTokenizerConfiguration = NANO.tokenizer,
     perceptual: Path | None = None,
     start_from: Path | None = None,
     decoder_of: Path | None = None,
@@ -304,6 +316,7 @@ def run(
         shards,
         options.batch,
         options.steps,
+        configuration=configuration,
         perceptual=features,
         readers=readers,
         labels=shards.slots,

@@ -110,6 +110,7 @@ class Inputs:
         questions: text tokens of questions.
         pixels: faces, float32 (B, 3, Y, X) in [-1, 1].
         seeds: one of each prompt.
+        read_pixels: the faces as an encoder reads them that stands for the image tokenizer in MMU; None where the tokens are read.
         schedule: how the prompts are decoded.
     """
 
@@ -118,6 +119,7 @@ class Inputs:
     pixels: Array
     seeds: Sequence[int]
     schedule: Schedule = field(default_factory=Schedule)
+    read_pixels: Array | None = None
 
 
 def generate(backend: Any, layout: TokenLayout, inputs: Inputs, rows: int = 10) -> Array:
@@ -136,8 +138,9 @@ def generate(backend: Any, layout: TokenLayout, inputs: Inputs, rows: int = 10) 
 def understand(backend: Any, graphs: Sequence[str], layout: TokenLayout, inputs: Inputs) -> None:
     """Run every other graph once or more: pictures through tokenizer and encoders, all questions behind each picture, one more token."""
     inference = Inference(backend, layout)
-    for pixels in inputs.pixels[:, None]:
-        features = {name: backend.run(name, {"pixels": pixels})["features"] for name in ("semantic", "identity") if name in graphs}
+    reading = inputs.pixels if inputs.read_pixels is None else inputs.read_pixels
+    for pixels, read in zip(inputs.pixels[:, None], reading[:, None], strict=True):
+        features = {name: backend.run(name, {"pixels": read})["features"] for name in ("semantic", "identity") if name in graphs}
         if "regions" in graphs:
             backend.run("regions", {"pixels": pixels})
         if "image_encode" not in graphs:
@@ -146,7 +149,8 @@ def understand(backend: Any, graphs: Sequence[str], layout: TokenLayout, inputs:
         backend.run("image_decode", {"codes": codes})
         if "mmu_prefill" not in graphs:
             continue
-        extend = inference.extend([inference.prefill_image({"codes": codes, **features})])
+        feeds = {"codes": codes, **features} if inputs.read_pixels is None else features
+        extend = inference.extend([inference.prefill_image(feeds)])
         ids, lengths = left_pad([layout.question(question) for question in inputs.questions], layout.pad)
         logits, state = extend(ids, lengths, None)
         extend(logits.argmax(-1)[:, None], lengths + 1, state)

@@ -27,9 +27,7 @@ beside the
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
@@ -42,6 +40,7 @@ from f2edge.backends.base import Array, Item, Result, Value, host, pack_arrays
 from f2edge.backends.row_groups import paired_branch, row_groups
 from f2edge.backends.worker_pool import Lanes
 from f2edge.errors import BackendError
+from f2edge.memory import give_back
 from f2edge.spec.graphs import IMAGE_ENCODE, MMU_PREFILL, SEMANTIC, T2I_PREFILL, T2I_STEP
 
 #: Requests in one run of the step graph; more are split.
@@ -116,7 +115,7 @@ class OnnxRuntimeBackend:
         finally:
             if self._lean and graph in PASSING:
                 del session
-                _give_back()
+                give_back()
 
     def pack(self, caches: Sequence[Value]) -> Value:
         return pack_arrays([host(c) for c in caches])
@@ -188,11 +187,3 @@ def _lean(weights: int) -> bool:
     except (OSError, StopIteration, ValueError):  # not Linux
         return False
     return available < PLENTY * weights
-
-
-def _give_back() -> None:
-    """Freed memory goes back to the system; glibc would keep what a large session leaves."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)

@@ -22,13 +22,16 @@ from typing import Any
 
 from f2edge.bundle.manifest import FORMAT_VERSION, FileEntry, Manifest, check_manifest, parse_manifest
 from f2edge.decoding.schedule import Schedule
+from f2edge.domain import Domain
 from f2edge.errors import BundleError, BundleNotFoundError, ChecksumError, OutputError
 from f2edge.spec.attributes import AttributeSchema
 from f2edge.spec.configuration import ModelConfiguration
 from f2edge.spec.layout import TokenLayout
+from f2edge.spec.lexicon import Lexicon
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+LEXICON = "lexicon.json"
 LARGEST_MANIFEST_BYTES = 8 << 20
 _CHUNK_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -99,6 +102,23 @@ class Bundle:
     def editing(self) -> Schedule:
         """What ``edit`` uses where the caller says nothing."""
         return self.manifest.editing
+
+    def domain(self) -> Domain | None:
+        """Statistics of the pictures that the model knows; None where the bundle has none."""
+        reading, shape = self.manifest.reading, self.configuration.semantic
+        if not reading.domain_file or shape is None:
+            return None
+        return Domain.load(self.folder / reading.domain_file, shape, center=reading.domain_center, scale=reading.domain_scale)
+
+    def lexicon(self) -> Lexicon | None:
+        """The words that the model was trained on; None where the bundle has no list of them."""
+        if LEXICON not in self.manifest.files:
+            return None
+        try:
+            document = json.loads((self.folder / LEXICON).read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise BundleError(f"bundle {self.name!r}: {LEXICON} cannot be read ({error}); export the bundle again") from error
+        return Lexicon.from_json(document)
 
     @property
     def tokenizer_path(self) -> Path:

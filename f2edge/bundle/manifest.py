@@ -16,6 +16,8 @@ Keys of the document; those up to ``files`` are required, but for ``editing``::
     regions         names of the parser's regions, in the order of its channels
     alignment       {landmarks: five [x, y], margins: [left, top, right, bottom]}
     smoke           {prompt, seed, codes}; optional: agreement
+    pictures        optional: how pictures become pixels and back, of f2edge.imaging.laws: "f2edge" (the default) or "show-o"
+    reading         {temperatures: slot → number, unsure: words}; optional: domain {file, center, scale}; see :class:`Reading`
     describe_question               how ``describe`` asks
     licence, description, created   text for people; with parity, quality and experts, any JSON, kept in ``document``
 
@@ -26,13 +28,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 from f2edge.bundle.checked_json import get, inner_path, load, numbers, require, sequence, show, table, text, texts, typed
 from f2edge.decoding.schedule import Schedule
 from f2edge.errors import BundleError, InputError
+from f2edge.imaging.laws import LAWS, PictureLaw, law_named
 from f2edge.spec.attributes import AttributeSchema
 from f2edge.spec.configuration import ModelConfiguration
 from f2edge.spec.graph_checks import Fit, GraphEntry, Port
@@ -83,6 +86,24 @@ class SmokeVector:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How answers become probabilities.
+
+    Attributes:
+        temperatures: by slot; logarithms of its answers' probabilities are divided by it.  A slot that is not named has 1.
+        unsure: the answer that a slot is not to be seen; "" where the model has none.
+        domain_file: array of :class:`f2edge.domain.Domain`; "" where there is none.
+        domain_center, domain_scale: likewise.
+    """
+
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+    unsure: str = ""
+    domain_file: str = ""
+    domain_center: float = 0.0
+    domain_scale: float = 1.0
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A manifest whose parts fit together.
 
@@ -103,6 +124,8 @@ class Manifest:
     files: Mapping[str, FileEntry]
     document: Mapping[str, Any]
     flavour: str = FLAVOURS[0]
+    pictures: PictureLaw = LAWS["f2edge"]
+    reading: Reading = field(default_factory=Reading)
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -158,6 +181,8 @@ def _parse(row: Mapping[str, Any]) -> Manifest:
         files=MappingProxyType(files),
         document=MappingProxyType(dict(row)),
         flavour=flavour,
+        pictures=law_named(text(row.get("pictures", "f2edge"), "pictures")),
+        reading=Reading() if row.get("reading") is None else _reading(row["reading"], files),
     )
 
 
@@ -171,11 +196,13 @@ def _model(row: Any) -> ModelConfiguration:
             "tokenizer.bits in 1 … 24": 1 <= tokenizer["bits"] <= 24,
             "tokenizer.channels with 2 … 8 entries": 1 <= halvings <= 7,
             "tokenizer.codes_per_cell in 1 … 16": 1 <= tokenizer.get("codes_per_cell", 1) <= 16,
+            "tokenizer.block in 1 … 16": 1 <= tokenizer.get("block", 1) <= 16,
             "tokenizer.image_size in 1 … 4096": 1 <= tokenizer["image_size"] <= 4096,
         },
         "model",
     )
-    require({"tokenizer.image_size to be a multiple of its downsampling": tokenizer["image_size"] % 2**halvings == 0}, "model")
+    side = 2**halvings * tokenizer.get("block", 1)
+    require({"tokenizer.image_size to be a multiple of its downsampling and block": tokenizer["image_size"] % side == 0}, "model")
     return ModelConfiguration.from_json(row)
 
 
@@ -225,6 +252,21 @@ def _smoke(row: Any, layout: TokenLayout) -> SmokeVector:
         "smoke",
     )
     return smoke
+
+
+def _reading(row: Any, files: Mapping[str, FileEntry]) -> Reading:
+    temperatures = table(get(row, "temperatures", "reading"), "reading.temperatures")
+    unsure = text(row.get("unsure", ""), "reading.unsure", empty=True)
+    values = numbers(list(temperatures.values()), len(temperatures), "reading.temperatures")
+    require({"temperatures in 0.05 … 20": all(0.05 <= value <= 20 for value in values)}, "reading")
+    found = Reading(MappingProxyType(dict(zip(temperatures, values, strict=True))), unsure)
+    if row.get("domain") is None:
+        return found
+    domain = table(row["domain"], "reading.domain")
+    file = text(get(domain, "file", "reading.domain"), "reading.domain.file")
+    center, scale = numbers([get(domain, key, "reading.domain") for key in ("center", "scale")], 2, "reading.domain")
+    require({"file among files": file in files, "scale above 0": scale > 0}, "reading.domain")
+    return replace(found, domain_file=file, domain_center=center, domain_scale=scale)
 
 
 def _file(row: Any, where: str) -> FileEntry:

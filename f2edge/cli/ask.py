@@ -115,13 +115,17 @@ def analyze(
                     "value": best[name],
                     "probability": round(report.probabilities[name][best[name]], 6),
                     "probabilities": {value: round(p, 6) for value, p in report.probabilities[name].items()},
+                    **({"hidden": round(report.hidden[name], 6)} if name in report.hidden else {}),
                 }
                 for name in schema
             },
+            **({} if report.unfamiliar is None else {"unfamiliar": round(report.unfamiliar, 6)}),
             "total_ms": round(total_ms, 3),
         }
     )
     _report_table(speak, schema, report)
+    if report.unfamiliar is not None and report.unfamiliar > 0.5:
+        speak.note(f"this is no face of the kind that the model knows ({100 * report.unfamiliar:.0f} % sure): do not rely on the answers")
     if len(names) < len(opened.schema) and attributes is None:
         speak.note(f"{total_ms:.0f} ms; age, emotion and other sensitive attributes are left out (--include-sensitive)")
     else:
@@ -152,9 +156,9 @@ def _report_answer(speak: Output, pipeline: FaceModel, image: Path, answer: Answ
 def _report_table(speak: Output, schema: AttributeSchema, report: FaceReport) -> None:
     best, rows, group = report.best, [], None
     for slot in schema.values():
-        probability = report.probabilities[slot.name][best[slot.name]]
+        value, probability = best[slot.name].replace("_", " "), report.probabilities[slot.name][best[slot.name]]
+        if report.hidden.get(slot.name, 0.0) > 0.5:
+            value, probability = "cannot tell", report.hidden[slot.name]
         heading, group = ("" if slot.group == group else slot.group), slot.group
-        rows.append(
-            (heading, slot.name.replace("_", " "), best[slot.name].replace("_", " "), f"{100 * probability:.0f} %", bar(probability))
-        )
+        rows.append((heading, slot.name.replace("_", " "), value, f"{100 * probability:.0f} %", bar(probability)))
     speak.table(("", "attribute", "value", ">probability", ""), rows)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +39,8 @@ logger = logging.getLogger("f2edge.server")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 #: What a process that a second signal ended is said to end with.
 _AT_ONCE = 130
+#: For a server that its own supervisor cannot reach to end by itself.
+_UNREACHABLE_S = 0.4
 #: Threads that draw, mark and compress take turns with the event loop this often instead of every 5 ms, or health checks wait for several.
 SWITCH_S = 0.001
 
@@ -121,6 +125,7 @@ def token(
 
 
 async def _serve(settings: ServerSettings, load: Any) -> int:
+    from f2edge.server.lifecycle import LAST_S
     from f2edge.server.lifecycle import serve as run
 
     sys.setswitchinterval(SWITCH_S)
@@ -130,10 +135,23 @@ async def _serve(settings: ServerSettings, load: Any) -> int:
         if stop.is_set():
             os._exit(_AT_ONCE)
         stop.set()
+        _end_within(settings.lame_duck_s + settings.grace_s + LAST_S)  # whatever hangs
 
     for number in _SIGNALS:
         loop.add_signal_handler(number, on_signal)
-    return await run(settings, load, stop, _announce)
+    return await run(settings, load, stop, _announce, lambda: _end_within(_UNREACHABLE_S))
+
+
+def _end_within(seconds: float) -> None:
+    """End the process after so many seconds if it is still there, saying where it hangs."""
+
+    def end() -> None:
+        faulthandler.dump_traceback()
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _announce(server: FaceServer) -> None:

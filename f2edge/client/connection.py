@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from f2edge.errors import (
@@ -169,12 +170,21 @@ def speaking(address: str) -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         raise error_of(error, address) from error
+    except F2EdgeError:
+        raise
+    except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError, DecodeError) as error:
+        raise ServerError(
+            f"server {address}: its answer cannot be read ({type(error).__name__}); is it an f2edge of another version?"
+        ) from error
 
 
 def error_of(error: grpc.RpcError, address: str) -> F2EdgeError:
     """The error behind a status; its message is the server's."""
     code, message = error.code(), error.details() or ""
-    reason, retry_after_ms, request_id = _details(error)
+    try:
+        reason, retry_after_ms, request_id = _details(error)
+    except (DecodeError, ValueError, ArithmeticError):  # the server's details are not what they should be; its code stands
+        reason, retry_after_ms, request_id = "", None, ""
     if code == grpc.StatusCode.INVALID_ARGUMENT:
         return _INPUT_ERRORS.get(reason, InputError)(message)
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED and retry_after_ms is not None:

@@ -42,6 +42,16 @@ def branching_nodes(answers: Sequence[Tokens]) -> tuple[Node, ...]:
     return tuple(sorted(nodes, key=lambda node: (len(node.path), node.path)))
 
 
+def tempered(probabilities: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    """Probabilities (n,) whose logarithms are divided by ``temperature``, summing to 1 again."""
+    if temperature == 1.0:
+        return probabilities
+    logarithms = np.log(np.maximum(probabilities, 1e-300)) / temperature
+    weights = np.exp(logarithms - logarithms.max())
+    result: NDArray[np.float64] = weights / weights.sum()
+    return result
+
+
 def answer_probabilities(answers: Sequence[Tokens], logits: Mapping[Tokens, NDArray[np.float32]]) -> NDArray[np.float64]:
     """Probability of each answer, float64, summing to 1; ``logits[path]`` (V,) for the path of every branching node."""
     step: dict[tuple[Tokens, int], float] = {}

@@ -84,10 +84,10 @@ class Schedule:
     """How to decode, checked when made; every violation raises :class:`~f2edge.errors.InputError`.
 
     Attributes:
-        steps: T, 1 … 1024; more steps than masked tokens are cut to one token a step.
+        steps: T, 1 … 1024; more steps than masked tokens are cut to one token a step (not under the mask law "show-o").
         guidance: g ≥ 0 of ``c + g (c - u)``; 0 runs one branch only.
         order: "maskgit", "halton" or "ancestral".
-        mask_law: "cosine", "show-o" (the same in single precision), "arccos" or "linear"; None takes the order's own.
+        mask_law: "cosine", "show-o" (:func:`show_o_counts`), "arccos" or "linear"; None takes the order's own.
         temperature: ≥ 0, of the Gumbel noise on the confidence at the start ("maskgit" only; a fixed order has no confidence).
         temperature_law: "linear" (MaskGIT), "show-o" (compounding) or "constant".
         token_temperature: > 0; logits are divided by it before sampling.
@@ -130,7 +130,7 @@ class Plan:
 
     Attributes:
         mask_ratio: float32 (T,), share of all N tokens masked when the step begins.
-        masked_after: int64 (T,), tokens masked when it ends; strictly falling to 0.
+        masked_after: int64 (T,), tokens masked when it ends; falls to 0, strictly but for "show-o" with more steps than tokens.
         temperature, token_temperature, guidance: float32 (T,).
         priority: float32 (N,), added to the confidence; a fixed order decides alone.
     """
@@ -161,6 +161,20 @@ def masked_counts(law: Callable[[float], float], masked: int, steps: int) -> lis
     return counts
 
 
+def show_o_counts(masked: int, steps: int, tokens: int) -> list[int]:
+    """Tokens still masked after each step, as Show-o's loop counts them: ``max(1, min(before - 1, floor(tokens · cos)))``, then 0.
+
+    The law is that of the whole grid of ``tokens`` also where only ``masked`` of them are decoded, as in edits: one token a step until a
+    whole picture would have as few.  With more steps than tokens the last one is decoded anew until the steps are over.
+    """
+    counts: list[int] = []
+    before = masked
+    for k in range(steps):
+        before = max(1, min(before - 1, floor(tokens * show_o_cosine((k + 1) / steps))))
+        counts.append(before)
+    return [*counts[:-1], 0]
+
+
 def fixed_order(order: str, tokens: int, seed: int) -> NDArray[np.int64]:
     """Raster indices in the order in which "halton" (rolled by the seed) or "ancestral" (shuffled by it) decodes them; (N,)."""
     keys = noise_key(seed, REQUEST_STEP, np.arange(tokens))
@@ -183,8 +197,9 @@ def plan(schedule: Schedule, masked: NDArray[np.bool_], seed: int) -> Plan:
     total, count = len(masked), int(masked.sum())
     if not count:
         raise InputError("there is nothing to decode: no token is masked; choose a region that covers at least one token")
-    law = MASK_LAWS[schedule.mask_law or ORDERS[schedule.order]]
-    after = np.array(masked_counts(law, count, schedule.steps), dtype=np.int64)  # (T,)
+    law = schedule.mask_law or ORDERS[schedule.order]
+    counts = show_o_counts(count, schedule.steps, total) if law == "show-o" else masked_counts(MASK_LAWS[law], count, schedule.steps)
+    after = np.array(counts, dtype=np.int64)  # (T,)
     steps = len(after)
     before = np.concatenate(([count], after[:-1]))  # (T,)
     share = before / count

@@ -21,7 +21,6 @@ from f2edge.decoding.schedule import plan
 from f2edge.engine.requests import Report, Token
 from f2edge.engine.scheduler import Stage
 from f2edge.engine.sequences import AnswerState, EditState, FaceState, ImageState, ReportState, RequestState
-from f2edge.imaging.images import from_pixels
 from f2edge.imaging.regions import Cells, paste_outside
 from f2edge.inference import ImagePrefix, PromptPrefix, TextRow, TextState
 from f2edge.lru_cache import LRUCache
@@ -148,9 +147,11 @@ class Executor:
             assert image.original is not None
             masked = self._pipeline.token_mask(image.cells)
             codes = np.where(masked, self._layout.mask_code, image.original)
-        image.steps_wanted = min(image.schedule.steps, int(masked.sum()))
-        steps = self._steps_that_fit(image, image.steps_wanted)
-        return Row(codes, plan(replace(image.schedule, steps=steps), masked, image.seed), image.seed)
+        whole = plan(image.schedule, masked, image.seed)
+        image.steps_wanted = whole.steps
+        steps = self._steps_that_fit(image, whole.steps)
+        cut = whole if steps == whole.steps else plan(replace(image.schedule, steps=steps), masked, image.seed)
+        return Row(codes, cut, image.seed)
 
     def _previews(self, requests: Sequence[ImageState]) -> None:
         for request, picture in zip(requests, self._pipeline.backend.each(self._previewed, requests), strict=True):
@@ -178,7 +179,7 @@ class Executor:
         assert image.cells is not None
         assert image.original is not None
         if image.keep_outside:
-            picture = paste_outside(from_pixels(image.pixels), picture, image.cells)
+            picture = paste_outside(self._pipeline.bundle.manifest.pictures.picture(image.pixels), picture, image.cells)
         return EditedFace(self._pipeline.mark(picture), codes, image.original, image.cells, self._pipeline.marks)
 
     # Words ---------------------------------------------------------------------------------------------------------------------------

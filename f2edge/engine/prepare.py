@@ -103,7 +103,7 @@ def _region(pipeline: FacePipeline, request: EditRequest) -> Region:
     names = pipeline.bundle.regions
     if isinstance(request.region, str) and known_region(request.region, names):
         return request.region
-    return region_cells(request.region, request.image.size, pipeline.bundle.configuration.tokenizer.grid, names)
+    return region_cells(pipeline.masked(request.region), request.image.size, pipeline.bundle.configuration.tokenizer.grid, names)
 
 
 def _answer_state(pipeline: FacePipeline, request: AskRequest | DescribeRequest, common: dict[str, Any]) -> AnswerState:
@@ -124,5 +124,5 @@ def _report_state(pipeline: FacePipeline, request: AnalyzeRequest, common: dict[
 
 
 def _faces(pipeline: FacePipeline, images: Sequence[Image.Image]) -> dict[str, Any]:
-    pixels = tuple(map(pipeline.pixels, images))
+    pixels = tuple(map(pipeline.reading_pixels, images))
     return {"pixels": pixels, "image_keys": tuple(map(pixel_hash, pixels))}

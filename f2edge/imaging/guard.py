@@ -1,8 +1,8 @@
 """The gate for image bytes that nobody vouches for: what is refused is refused before a decoder allocates anything for it.
 
-In order: size of the file, kind by its first bytes (JPEG, PNG or WebP; never by name), structure (PNG chunk lengths against the bytes
-present, no animation), dimensions from the header, and only then the decoder of that one kind.  A 750 KB file can hold 256 million
-pixels, so the limits stand before decoding and not after.
+In order: size of the file, kind by its first bytes (JPEG, PNG or WebP; never by name), structure (number of parts, PNG chunk lengths
+against the bytes present, no animation), dimensions from the header, estimated time (:mod:`.cost`), and only then the decoder of that one
+kind.  A 750 KB file can hold 256 million pixels, and one of 4 MiB ask for half a minute, so the limits stand before decoding.
 
 >>> decode(b"GIF89a...")
 Traceback (most recent call last):
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from f2edge.errors import ImageError
+from f2edge.imaging.cost import decode_ms, webp_size
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,13 +31,14 @@ _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What is accepted: file size, sides in pixels, number of pixels, longer side over shorter side."""
+    """What is accepted: file size, sides in pixels, number of pixels, longer side over shorter side, estimated time to decode."""
 
     largest_bytes: int = 4 << 20
     smallest_side: int = 16
     largest_side: int = 4096
     largest_pixels: int = 16_000_000
     largest_ratio: float = 20.0
+    largest_decode_ms: float = 1000.0
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -76,11 +78,12 @@ def decode(data: bytes, *, name: str = "the image", limits: ImageLimits = DEFAUL
         if not data:
             raise ImageError(f"{name} is empty (0 bytes); give a JPEG, PNG or WebP")
         raise ImageError(f"{name} is no JPEG, PNG or WebP; convert it to one of these")
+    work_ms = decode_ms(data, kind, name)
     if kind == "PNG":
         _check_png(data, name)
     if kind == "WEBP":
         _check_webp(data, name, limits)
-    return _decode(data, kind, name, limits)
+    return _decode(data, kind, name, limits, work_ms)
 
 
 def kind_of(data: bytes) -> str | None:
@@ -132,19 +135,8 @@ def _check_webp(data: bytes, name: str, limits: ImageLimits) -> None:
         if kind in (b"ANIM", b"ANMF") or (kind == b"VP8X" and body[:1] and body[0] & 0x02):
             raise _animated(name)
         if len(body) == 10 and kind in (b"VP8X", b"VP8 ", b"VP8L"):
-            check_dimensions(_webp_size(kind, body), name, limits)
+            check_dimensions(webp_size(kind, body), name, limits)
         position += 8 + length + length % 2
-
-
-def _webp_size(kind: bytes, body: bytes) -> tuple[int, int]:
-    """Width and height in the header of a canvas, a lossy or a lossless frame."""
-    if kind == b"VP8X":
-        return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
-    if kind == b"VP8 ":
-        width, height = struct.unpack_from("<HH", body, 6)
-        return width & 0x3FFF, height & 0x3FFF
-    bits = int.from_bytes(body[1:5], "little")
-    return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
 
 
 def check_dimensions(size_wh: tuple[int, int], name: str, limits: ImageLimits) -> None:
@@ -161,7 +153,12 @@ def check_dimensions(size_wh: tuple[int, int], name: str, limits: ImageLimits) -
         raise ImageError(f"{name} is {size} pixels, longer than {limits.largest_ratio:g} times its width; crop it")
 
 
-def _decode(data: bytes, kind: str, name: str, limits: ImageLimits) -> Image.Image:
+def _check_work(work_ms: float, name: str, limits: ImageLimits) -> None:
+    if work_ms > limits.largest_decode_ms:
+        raise ImageError(f"{name} would take too long to decode; scale it down, or save it as a JPEG that is not progressive")
+
+
+def _decode(data: bytes, kind: str, name: str, limits: ImageLimits, work_ms: float) -> Image.Image:
     """Open with the one decoder of that kind.  ``Image.open`` would also try MPO (a JPEG with a second picture for depth or stereo)."""
     from PIL import JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
@@ -173,6 +170,7 @@ def _decode(data: bytes, kind: str, name: str, limits: ImageLimits) -> Image.Ima
     try:
         image = decoders[kind](io.BytesIO(data))
         check_dimensions(image.size, name, limits)
+        _check_work(work_ms, name, limits)
         image.load()
     except ImageError:
         raise

@@ -79,13 +79,27 @@ def encode(image: Image.Image, kind: str, metadata: Label | None, *, quality: in
     return data if signer is None or metadata is None else signer.sign(data, kind, metadata)
 
 
-def write_atomically(target: Path, data: bytes) -> None:
-    """Write beside the target, then rename; raises :class:`OutputError` and leaves nothing behind."""
+def write_atomically(target: Path, data: bytes | memoryview, *, durable: bool = False) -> None:
+    """Write beside the target, then rename: a reader sees the old file or the whole new one.
+
+    Args:
+        target: file to write.
+        data: its bytes.
+        durable: create missing folders first, and flush to the disk before renaming, so that the file survives a power cut.
+
+    Raises:
+        OutputError: the file cannot be written; nothing is left behind.
+    """
     temporary: Path | None = None
     try:
+        if durable:
+            target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".f2edge-", delete=False) as file:
             temporary = Path(file.name)
             file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(target)
     except OSError as error:

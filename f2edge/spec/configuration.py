@@ -6,12 +6,14 @@ D width, E experts, K experts active, I width of one expert, M feature vectors o
 
 >>> NANO.image_tokens, NANO.codes
 (128, 4096)
+>>> NANO_2.image_tokens, NANO_2.codes, NANO_2.image_columns
+(512, 1024, 64)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from f2edge.errors import InputError
@@ -36,10 +38,14 @@ class TokenExperts:
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """What an encoder hands to the sequence-level experts: ``vectors`` (M) vectors of ``width`` (F) values."""
+    """What an encoder gives: ``vectors`` (M) vectors of ``width`` (F) values, of square pictures of ``image_size`` pixels.
+
+    ``image_size`` None is that of the image tokenizer.
+    """
 
     vectors: int
     width: int
+    image_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,10 @@ class ImageTokenizerConfiguration:
 
     ``channels`` lists the width at full resolution, then after each halving; ``len(channels) - 1`` halvings.  ``codes_per_cell`` (ours):
     a cell of the grid is written by that many codes, one token each, cell by cell; more bits for a picture without a larger vocabulary
-    and without convolutions at a finer grid.
+    and without convolutions at a finer grid.  ``patch`` (ours): side of the pixel square that the first layer takes as channels; widths at
+    resolutions finer than that are the decoder's alone.  ``block`` (ours): side of the square of cells that one column of the transformer
+    stands for; tokens are ordered column by column, then cell by cell.  ``mixing``: whether every cell sees the whole picture once in
+    encoder and decoder.
     """
 
     image_size: int
@@ -57,6 +66,19 @@ class ImageTokenizerConfiguration:
     blocks: int
     family: str = "nano"  # "nano": ours, fast on CPUs; "magvit2": the published showlab/magvitv2 architecture
     codes_per_cell: int = 1
+    patch: int = 2
+    block: int = 1
+    mixing: bool = False
+
+    @property
+    def codes_per_column(self) -> int:
+        """Tokens that share one column of the transformer."""
+        return self.codes_per_cell * self.block**2
+
+    @property
+    def columns(self) -> int:
+        """Columns of the transformer that one image takes."""
+        return (self.grid // self.block) ** 2
 
     @property
     def downsampling(self) -> int:
@@ -95,7 +117,10 @@ class ModelConfiguration:
             instead of 8192, and codes that differ in one bit start alike).
         task_sees_image: in MMU, whether ``<|mmu|>`` sees the image behind it, as in Show-o, where every row sees all columns up to
             ``<|eoi|>``; else it is text before the image and sees itself alone.
-        parallel_block: Phi's ``x + Attn(LN x) + FFN(LN x)``.
+        understanding: what stands for the picture in MMU: "codes", its tokens, or "features", the vectors of the semantic encoder through a
+            projector, behind a system prompt of ``system_tokens`` tokens (Show-o with CLIP-ViT).
+        query_key_norm: whether queries and keys are normalised before they are rotated: LayerNorm over a head's width, one for all heads
+            of a layer (Show-o).
     """
 
     name: str
@@ -117,6 +142,9 @@ class ModelConfiguration:
     identity: FeatureShape | None = None
     image_input: str = "table"
     task_sees_image: bool = False
+    query_key_norm: bool = False
+    understanding: str = "codes"
+    system_tokens: int = 0
     specials: tuple[str, ...] = field(
         default=("<|soi|>", "<|eoi|>", "<|sov|>", "<|eov|>", "<|t2i|>", "<|mmu|>", "<|t2v|>", "<|v2v|>", "<|lvg|>", "[PAD]")
     )
@@ -129,6 +157,11 @@ class ModelConfiguration:
         if self.image_offset < self.prompt_tokens + 3 and self.image_offset != 129:
             raise InputError(f"configuration {self.name!r}: image_offset must leave room for the prompt and three specials")
 
+        if self.understanding not in {"codes", "features"} or (self.understanding == "features") != (self.system_tokens > 0):
+            raise InputError(f'configuration {self.name!r}: understanding is "codes", or "features" with system_tokens above 0')
+        if self.understanding == "features" and (self.semantic is None or self.sequence_experts):
+            raise InputError(f"configuration {self.name!r}: understanding by features needs semantic features and no sequence experts")
+
     @property
     def head_width(self) -> int:
         return self.width // self.heads
@@ -140,8 +173,27 @@ class ModelConfiguration:
 
     @property
     def image_columns(self) -> int:
-        """Columns that an image takes in the transformer: one for each cell, whatever number of codes a cell has."""
-        return self.tokenizer.grid**2
+        """Columns that an image takes in the transformer: one for each block of cells, whatever number of codes a cell has."""
+        return self.tokenizer.columns
+
+    @property
+    def understanding_columns(self) -> int:
+        """C: columns of MMU before the question: a task token, the picture between its two marks, and the system prompt."""
+        pictured = self.image_columns if self.understanding == "codes" or self.semantic is None else self.semantic.vectors
+        return self.system_tokens + pictured + 3
+
+    def absent_inputs(self, graph: str) -> frozenset[str]:
+        """Inputs of a graph's signature that this model does not have."""
+        absent = {name for name in ("semantic", "identity") if getattr(self, name) is None}
+        if graph == "mmu_prefill" and self.understanding == "features":
+            absent |= {"codes", "identity"}
+        return frozenset(absent)
+
+    @property
+    def understanding_size(self) -> int:
+        """Pixels along one side of the pictures that MMU reads."""
+        own = self.semantic.image_size if self.understanding == "features" and self.semantic is not None else None
+        return own or self.tokenizer.image_size
 
     @property
     def codes(self) -> int:
@@ -195,6 +247,15 @@ NANO = ModelConfiguration(
     image_input="bits",
 )
 
+#: 256 pixels in the columns of :data:`NANO`: a column carries four cells of two 10-bit codes, so that a step costs about what it did.
+NANO_2 = replace(
+    NANO,
+    name="nano-2",
+    tokenizer=ImageTokenizerConfiguration(
+        image_size=256, bits=10, channels=(24, 32, 48, 96, 192), blocks=1, codes_per_cell=2, patch=4, block=2, mixing=True
+    ),
+)
+
 _MAGVIT2 = ImageTokenizerConfiguration(image_size=256, bits=13, channels=(128, 128, 256, 256, 512), blocks=4, family="magvit2")
 
 SHOW_O = ModelConfiguration(
@@ -210,6 +271,7 @@ SHOW_O = ModelConfiguration(
     tokenizer=_MAGVIT2,
     sequence_experts=False,
     task_sees_image=True,
+    query_key_norm=True,
     specials=("[PAD]", "<|soi|>", "<|eoi|>", "<|sov|>", "<|eov|>", "<|t2i|>", "<|mmu|>", "<|t2v|>", "<|v2v|>", "<|lvg|>"),
 )
 
@@ -228,7 +290,15 @@ PAPER = ModelConfiguration(
     semantic=FeatureShape(vectors=256, width=1024),
     identity=FeatureShape(vectors=1, width=512),
     task_sees_image=True,
+    query_key_norm=True,
     specials=SHOW_O.specials,
 )
 
-CONFIGURATIONS: Mapping[str, ModelConfiguration] = {c.name: c for c in (NANO, SHOW_O, PAPER)}
+CONFIGURATIONS: Mapping[str, ModelConfiguration] = {c.name: c for c in (NANO, NANO_2, SHOW_O, PAPER)}
+
+
+def configuration_named(name: str) -> ModelConfiguration:
+    """One of :data:`CONFIGURATIONS`; another name raises :class:`InputError` listing them."""
+    if name not in CONFIGURATIONS:
+        raise InputError(f"unknown configuration {name!r}; choose one of: {', '.join(CONFIGURATIONS)}")
+    return CONFIGURATIONS[name]

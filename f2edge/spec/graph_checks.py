@@ -42,7 +42,8 @@ class Fit:
 
     def check(self, entry: GraphEntry, signature: GraphSignature) -> None:
         """Raise :class:`BundleError` naming the port that differs."""
-        inputs = tuple(t for t in signature.inputs if not self._absent(t))
+        absent = self.model.absent_inputs(signature.name)
+        inputs = tuple(t for t in signature.inputs if t.name not in absent)
         for kind, ports, tensors in (("inputs", entry.inputs, inputs), ("outputs", entry.outputs, signature.outputs)):
             found, wanted = [port.name for port in ports], [tensor.name for tensor in tensors]
             if sorted(found) != sorted(wanted):
@@ -53,10 +54,6 @@ class Fit:
             by_name = {tensor.name: tensor for tensor in tensors}
             for port in ports:
                 self._check_port(entry.name, port, by_name[port.name])
-
-    def _absent(self, tensor: Tensor) -> bool:
-        """A model without an encoder takes no features of it."""
-        return tensor.name in ("semantic", "identity") and getattr(self.model, tensor.name) is None
 
     def _check_port(self, graph: str, port: Port, tensor: Tensor) -> None:
         wanted = [self._size(graph, tensor, axis) for axis in tensor.axes]
@@ -79,7 +76,7 @@ class Fit:
             "H": model.heads,
             "W": model.head_width,
             "N": model.image_tokens,
-            "C": self.layout.understanding_prefix,
+            "C": model.understanding_columns,
             "V": model.text_vocabulary,
             "Y": model.tokenizer.image_size,
             "X": model.tokenizer.image_size,
@@ -89,4 +86,6 @@ class Fit:
         features = model.semantic if "semantic" in (graph, tensor.name) else model.identity
         if features is not None:
             sizes |= {"M": features.vectors, "F": features.width}
+            if graph in {"semantic", "identity"} and features.image_size is not None:
+                sizes |= {"Y": features.image_size, "X": features.image_size}
         return sizes.get(axis)

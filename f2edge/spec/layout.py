@@ -9,6 +9,7 @@ embedding are cut to the image codes at export.  :meth:`TokenLayout.image_to_voc
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from f2edge.errors import InputError, PromptError
-from f2edge.spec.configuration import ModelConfiguration
+from f2edge.spec.configuration import ImageTokenizerConfiguration, ModelConfiguration
+
+logger = logging.getLogger(__name__)
 
 Ids = NDArray[np.int64]
 
@@ -36,6 +39,8 @@ class TokenLayout:
         start_of_text, end_of_text: ids in the text vocabulary (CodeGen: the same id).
         question_template: how a question is written before its answer; contains ``{question}``.
         codes_per_cell: tokens that share one column of the transformer.
+        question_start: whether ``<sot>`` stands before a question (in Show-o with CLIP-ViT it does not).
+        long_prompts: what is done with a prompt above ``prompt_tokens``: "refuse", or "truncate" after a warning (Show-o).
     """
 
     text_vocabulary: int
@@ -48,17 +53,26 @@ class TokenLayout:
     end_of_text: int
     question_template: str = "{question}\n"
     codes_per_cell: int = 1
+    question_start: bool = True
+    long_prompts: str = "refuse"
 
     def __post_init__(self) -> None:
         for name in ("start_of_text", "end_of_text"):
             if not 0 <= getattr(self, name) < self.text_vocabulary:
                 raise InputError(f"token layout: {name} {getattr(self, name)} lies outside the text vocabulary")
+        if self.long_prompts not in {"refuse", "truncate"}:
+            raise InputError(f'token layout: long_prompts {self.long_prompts!r} is neither "refuse" nor "truncate"')
         if "{question}" not in self.question_template:
             raise InputError("token layout: question_template must contain {question}")
 
     @classmethod
     def of(
-        cls, configuration: ModelConfiguration, start_of_text: int, end_of_text: int, question_template: str = "{question}\n"
+        cls,
+        configuration: ModelConfiguration,
+        start_of_text: int,
+        end_of_text: int,
+        question_template: str = "{question}\n",
+        long_prompts: str = "refuse",
     ) -> TokenLayout:
         return cls(
             text_vocabulary=configuration.text_vocabulary,
@@ -70,7 +84,9 @@ class TokenLayout:
             start_of_text=start_of_text,
             end_of_text=end_of_text,
             question_template=question_template,
-            codes_per_cell=configuration.tokenizer.codes_per_cell,
+            question_start=configuration.understanding == "codes",
+            long_prompts=long_prompts,
+            codes_per_cell=configuration.tokenizer.codes_per_column,
         )
 
     def special(self, token: str) -> int:
@@ -103,9 +119,12 @@ class TokenLayout:
         return codes.astype(np.int64) + self.image_start
 
     def prompt(self, text: Sequence[int]) -> list[int]:
-        """``<|t2i|> <sot> prompt <eot>``; a prompt above ``prompt_tokens`` raises :class:`PromptError`."""
+        """``<|t2i|> <sot> prompt <eot>``; a prompt above ``prompt_tokens`` is cut after a warning, or raises :class:`PromptError`."""
         if len(text) > self.prompt_tokens:
-            raise PromptError(f"the prompt has {len(text)} tokens, the model reads {self.prompt_tokens}; shorten it")
+            if self.long_prompts == "refuse":
+                raise PromptError(f"the prompt has {len(text)} tokens, the model reads {self.prompt_tokens}; shorten it")
+            logger.warning("the prompt has %d tokens, the model reads the first %d of them", len(text), self.prompt_tokens)
+            text = text[: self.prompt_tokens]
         return [self.special("<|t2i|>"), self.start_of_text, *text, self.end_of_text]
 
     @property
@@ -115,12 +134,7 @@ class TokenLayout:
 
     def question(self, text: Sequence[int]) -> list[int]:
         """``<sot> question``, to be followed by the answer and ``<eot>``."""
-        return [self.start_of_text, *text]
-
-    @property
-    def understanding_prefix(self) -> int:
-        """Columns of the MMU image segment: ``<|mmu|> <|soi|> image <|eoi|>``; the question's first rotary position."""
-        return self.image_tokens // self.codes_per_cell + 3
+        return [self.start_of_text, *text] if self.question_start else list(text)
 
     def to_json(self) -> dict[str, Any]:
         """The form stored in a bundle's manifest."""
@@ -133,6 +147,14 @@ class TokenLayout:
             return cls(**{**row, "specials": tuple(row["specials"])})
         except (KeyError, TypeError) as error:
             raise InputError(f"token layout: {error}") from error
+
+
+def tokens_of_cells(cells: NDArray[Any], tokenizer: ImageTokenizerConfiguration) -> NDArray[Any]:
+    """Values of cells (…, G, G) → of tokens (…, N): column by column of the transformer, each cell's value for all of its codes."""
+    side = tokenizer.block
+    across = cells.shape[-1] // side
+    blocks = cells.reshape(*cells.shape[:-2], across, side, across, side).swapaxes(-3, -2)
+    return np.repeat(blocks.reshape(*cells.shape[:-2], -1), tokenizer.codes_per_cell, axis=-1)
 
 
 def left_pad(sequences: Sequence[Sequence[int]], pad: int, length: int | None = None) -> tuple[Ids, NDArray[np.int64]]:

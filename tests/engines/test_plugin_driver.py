@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.plugins.fused_moe import SMALL, MoEShape, Plan
+from engines.plugins.fused_moe import SMALL, KernelPlan, MoEShape
 from tests.support.tensorrt.plugin_folder import write_folder
 
 SHAPE = MoEShape(48, 4, 40, 2)
@@ -71,7 +71,7 @@ def test_a_launch_reaches_the_driver_as_it_was_meant(tmp_path: Path) -> None:
     source, library = tmp_path / "cuda.c", tmp_path / "libcuda.so.1"
     source.write_text(SOURCE)
     subprocess.run(["cc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(library), str(source), "-ldl"], check=True)
-    kernel = Plan(SHAPE, "fp32", SMALL).kernels[0]
+    kernel = KernelPlan(SHAPE, "fp32", SMALL).kernels[0]
     kinds = "".join("p" if kind.startswith("*") else "i" for _, kind in kernel.arguments)
     environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "KINDS": kinds}
     words = [sys.executable, "-c", PROGRAM, str(tmp_path)]

@@ -70,7 +70,10 @@ class PlainShowO:
 
     def logits(self, ids: Tensor, allowed: Tensor) -> Tensor:
         """(B, L) and who sees whom (B, L, L) → (B, L, whole vocabulary)."""
-        x = self.state["showo.model.embed_tokens.weight"][ids]
+        return self.scores(self.state["showo.model.embed_tokens.weight"][ids], allowed)
+
+    def scores(self, x: Tensor, allowed: Tensor) -> Tensor:
+        """The same from embeddings (B, L, D)."""
         B, L, D = x.shape
         for layer in range(self.layers):
             at = f"showo.model.layers.{layer}"
@@ -78,6 +81,7 @@ class PlainShowO:
             query, key, value = (
                 self.linear(f"{at}.self_attn.{part}_proj", h).reshape(B, L, self.heads, D // self.heads).transpose(1, 2) for part in "qkv"
             )
+            query, key = self.norm(f"{at}.self_attn.q_layernorm", query), self.norm(f"{at}.self_attn.k_layernorm", key)
             scores = self.turned(query) @ self.turned(key).transpose(2, 3) / math.sqrt(D // self.heads)
             mixed = torch.softmax(scores.masked_fill(~allowed[:, None], -1e9), dim=-1) @ value
             attended = self.linear(f"{at}.self_attn.dense", mixed.transpose(1, 2).reshape(B, L, D))
@@ -118,10 +122,14 @@ class PlainShowO:
         guidance: float,
         temperature: float,
         noise: Callable[[int], tuple[Tensor, Tensor]],
+        codes: Tensor | None = None,
     ) -> Tensor:
-        """Show-o's loop for one picture; ``noise(step)`` gives Gumbel noise of the codes (N, V) and of the confidence (N,)."""
+        """Show-o's loop for one picture; ``noise(step)`` gives Gumbel noise of the codes (N, V) and of the confidence (N,).
+
+        ``codes`` (N,), V where masked, begin an edit.
+        """
         N, V = self.image, self.mask - self.first_code
-        codes = torch.full((N,), V)
+        codes = torch.full((N,), V) if codes is None else codes
         sampled = codes
         for step in range(steps):
             conditional, unconditional = self.image_logits([prompt, []], start, end, codes.expand(2, N))
@@ -150,4 +158,18 @@ class PlainShowO:
             allowed = (column[None, :] <= column[:, None]) | (column[None, :] <= self.image + 2)
             said.append(int(self.logits(torch.tensor([ids]), allowed[None])[0, -1].argmax()))
             ids.append(said[-1])
+        return said
+
+    def answer_by_features(self, features: Tensor, system: Sequence[int], question: Sequence[int], end: int, longest: int) -> list[int]:
+        """Greedy behind a system prompt and an encoder's vectors (M, F) through the projector; every row sees all of them."""
+        hidden = functional.gelu(features @ self.state["mm_projector.0.weight"].T + self.state["mm_projector.0.bias"])
+        image = hidden @ self.state["mm_projector.2.weight"].T + self.state["mm_projector.2.bias"]
+        table = self.state["showo.model.embed_tokens.weight"]
+        before, said = [self.mmu, *system, self.soi], list[int]()
+        while len(said) < longest and (not said or said[-1] != end):
+            x = torch.cat((table[before], image, table[[self.eoi, *question, *said]]))[None]
+            column = torch.arange(x.shape[1])
+            pictured = (column >= len(before)) & (column < len(before) + len(image))
+            allowed = (column[None, :] <= column[:, None]) | pictured[None, :]
+            said.append(int(self.scores(x, allowed[None])[0, -1].argmax()))
         return said

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -20,21 +22,25 @@ from torch import Tensor
 from export.checkpoints import magvit2 as magvit2_checkpoint
 from export.checkpoints import showo as showo_checkpoint
 from export.checkpoints.import_showo import import_show_o, recognise
+from export.checkpoints.showo import READS_FEATURES
 from export.checkpoints.weight_files import TensorInfo, open_weights, write_streamed
 from export.cli import run
 from export.graph.sampling import guide, sample
+from export.graph.trace import Models
 from export.model.image_tokenizer import bits_of
 from export.model.magvit2 import Magvit2Tokenizer, decoder_blocks, encoder_blocks
 from export.model.transformer import UnifiedTransformer
 from export.onnx_export import load_models
 from export.training.checkpoint import load_weights
 from export.training.tokenizer import load_tokenizer
+from export.verify.parity import TorchBackend
+from f2edge.decoding.autoregressive import answer
 from f2edge.decoding.noise import noise_key
-from f2edge.decoding.parallel import Feeds, decode
-from f2edge.decoding.schedule import Schedule, masked_counts, plan, show_o_cosine
+from f2edge.decoding.parallel import Feeds, StepFunction, decode
+from f2edge.decoding.schedule import Schedule, plan
 from f2edge.errors import InputError, OutputError
 from f2edge.spec.configuration import SHOW_O, FeatureShape, ImageTokenizerConfiguration, ModelConfiguration, TokenExperts
-from f2edge.spec.layout import Ids, left_pad
+from f2edge.spec.layout import Ids, TokenLayout, left_pad
 from tests.support import plain_magvit2
 from tests.support.plain_showo import PlainShowO
 from tests.support.reference_sampler import reference_gumbel, reference_key
@@ -49,11 +55,11 @@ START = END = 39
 TOLERANCE = 1e-4
 
 
-def show_o_state(configuration: ModelConfiguration = SMALL, *, projector: bool = False, seed: int = 0) -> dict[str, Tensor]:
+def show_o_state(configuration: ModelConfiguration = SMALL, *, seed: int = 0) -> dict[str, Tensor]:
     """Random weights under the published names, large enough that every part matters; ids that are no text are never the answer."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
-    for name, shape in showo_checkpoint.foreign_shapes(configuration, projector=projector).items():
+    for name, shape in showo_checkpoint.foreign_shapes(configuration).items():
         scale = 0.5 if len(shape) == 1 or "embed_tokens" in name else (0.4 if "lm_head" in name else 1.0) / shape[-1] ** 0.5
         scale = 0.1 if name == "showo.lm_head.bias" else scale
         state[name] = torch.randn(shape, generator=generator) * scale + (1.0 if "norm.weight" in name else 0.0)
@@ -91,19 +97,34 @@ def prefix(model: UnifiedTransformer, prompts: list[list[int]]) -> tuple[Tensor,
 # The published sizes -------------------------------------------------------------------------------------------------
 
 
+def published_tensors() -> dict[str, tuple[int, ...]]:
+    """Names and shapes as the published classes have them when they are made at full size, CLIP-ViT's projector included."""
+    rows = (Path(__file__).parent / "showo_tensors.txt").read_text().splitlines()
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, size in (row.split() for row in rows if not row.startswith("#")):
+        names = [name.replace("*", str(layer)) for layer in range(24)] if "*" in name else [name]
+        shapes |= dict.fromkeys(names, tuple(map(int, size.split("x"))))
+    return shapes
+
+
+def test_names_and_shapes_are_those_of_the_published_classes() -> None:
+    ours = showo_checkpoint.foreign_shapes(replace(SHOW_O, **READS_FEATURES)) | magvit2_checkpoint.foreign_shapes(SHOW_O.tokenizer)
+    assert ours == published_tensors()
+
+
 @pytest.mark.parametrize("size", [256, 512])
 def test_names_and_shapes_of_the_published_transformer(size: int) -> None:
     configuration = replace(SHOW_O, tokenizer=replace(SHOW_O.tokenizer, image_size=size))
     shapes = showo_checkpoint.foreign_shapes(configuration)
-    assert len(shapes) == 341
-    assert sum(prod(shape) for shape in shapes.values()) == 1_448_170_626
+    assert len(shapes) == 437
+    assert sum(prod(shape) for shape in shapes.values()) == 1_448_176_770
     assert shapes["showo.model.embed_tokens.weight"] == (58498, 2048)
     assert shapes["showo.model.layers.23.mlp.fc1.weight"] == (8192, 2048)
     state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     ours = {name: tuple(tensor.shape) for name, tensor in showo_checkpoint.renamed(state, configuration)}
     assert ours == showo_checkpoint.own_shapes(configuration)
-    with_clip = showo_checkpoint.foreign_shapes(configuration, projector=True)
-    assert len(with_clip) == 345
+    with_clip = showo_checkpoint.foreign_shapes(replace(configuration, **READS_FEATURES))
+    assert len(with_clip) == 441
     assert with_clip["mm_projector.0.weight"] == (2048, 1024)
 
 
@@ -140,11 +161,8 @@ def gumbel_noise(seed: int, step: int) -> tuple[Tensor, Tensor]:
     return table[:, :V], table[:, V]
 
 
-@pytest.mark.parametrize(("steps", "guidance"), [(5, 1.75), (8, 5.0), (1, 2.0), (6, 1.75), (12, 0.0)])
-def test_pictures_are_the_plain_loops_token_for_token(steps: int, guidance: float) -> None:
-    state = show_o_state()
-    model = imported(state)
-    prompts, seeds = [[3, 7, 1], [11, 2], [30]], [7, 8, 2**40 + 3]
+def stepping(model: UnifiedTransformer, prompts: list[list[int]]) -> StepFunction:
+    """One step of the imported model behind these prompts."""
     key, value, lengths = prefix(model, [*prompts, []])
 
     def step(feeds: Feeds, prefixes: tuple[int, ...]) -> tuple[Ids, Ids]:
@@ -159,6 +177,15 @@ def test_pictures_are_the_plain_loops_token_for_token(steps: int, guidance: floa
         next_codes, proposal = sample(guided, *rest)
         return next_codes.numpy(), proposal.numpy()
 
+    return step
+
+
+@pytest.mark.parametrize(("steps", "guidance"), [(5, 1.75), (8, 5.0), (1, 2.0), (6, 1.75), (12, 0.0)])
+def test_pictures_are_the_plain_loops_token_for_token(steps: int, guidance: float) -> None:
+    state = show_o_state()
+    model = imported(state)
+    prompts, seeds = [[3, 7, 1], [11, 2], [30]], [7, 8, 2**40 + 3]
+    step = stepping(model, prompts)
     schedule = Schedule(steps=steps, guidance=guidance, temperature=1.0, temperature_law="show-o", mask_law="show-o")
     everything = np.ones(N, dtype=bool)
     got = decode(step, np.full((3, N), V), [plan(schedule, everything, seed) for seed in seeds], seeds)
@@ -171,15 +198,36 @@ def test_pictures_are_the_plain_loops_token_for_token(steps: int, guidance: floa
 
 
 @pytest.mark.parametrize("tokens", [256, 1024])
-def test_counts_are_those_of_the_published_loop(tokens: int) -> None:
-    """``max(1, min(unknown - 1, floor(N cos)))`` in single precision, but for the last step, which keeps everything."""
-    for steps in range(1, 101):
-        unknown, counts = tokens, []
+@pytest.mark.parametrize("masked", [1, 5, 100, 255, 1024])
+def test_counts_are_those_of_the_published_loop(tokens: int, masked: int) -> None:
+    """``max(1, min(unknown - 1, floor(N cos)))`` in single precision over the whole grid, but for the last step, which keeps everything."""
+    masked = min(masked, tokens)
+    for steps in (*range(1, 40), 50, 64, 100):
+        unknown, counts = masked, []
         for k in range(steps):
             wanted = float((tokens * torch.cos(torch.tensor((k + 1) / steps) * torch.pi * 0.5)).floor())
             unknown = int(max(1, min(unknown - 1, wanted)))
             counts.append(unknown)
-        assert masked_counts(show_o_cosine, tokens, steps)[:-1] == counts[:-1], steps
+        chosen = np.arange(tokens) < masked
+        found = plan(Schedule(steps=steps, mask_law="show-o"), chosen, seed=0).masked_after.tolist()
+        assert found == [*counts[:-1], 0], steps
+
+
+@pytest.mark.parametrize("masked", [2, 5, 9, 15])
+@pytest.mark.parametrize("guidance", [0.0, 1.75])
+def test_edits_are_the_plain_loops_token_for_token(masked: int, guidance: float) -> None:
+    """Few masked tokens and many: the mask law is that of the whole grid, so most of an edit is decoded one by one at first."""
+    state, steps, seed = show_o_state(), 8, 5
+    model, known = imported(state), torch.arange(N) * 7 % V
+    codes = torch.where(torch.arange(N) < masked, V, known)
+    everything = codes.numpy() == V
+    schedule = Schedule(steps=steps, guidance=guidance, temperature=1.0, temperature_law="show-o", mask_law="show-o")
+    got = decode(stepping(model, [[3, 7, 1]]), codes.numpy()[None], [plan(schedule, everything, seed)], [seed])[0]
+    expected = plain(state).draw(
+        [3, 7, 1], START, END, steps=steps, guidance=guidance, temperature=1.0, noise=partial(gumbel_noise, seed), codes=codes
+    )
+    assert got.tolist() == expected.tolist()
+    assert got[masked:].tolist() == known[masked:].tolist()
 
 
 def test_answers_are_the_plain_greedy_ones_token_for_token() -> None:
@@ -216,6 +264,32 @@ def test_the_task_token_sees_the_picture_as_published() -> None:
     assert torch.equal(key[:, 0, :, 0], key[:, 1, :, 0])
 
 
+def test_answers_by_features_are_the_plain_greedy_ones_token_for_token() -> None:
+    """A system prompt, then an encoder's vectors through the projector, which every row sees; the question without its start."""
+    configuration = replace(SMALL, understanding="features", system_tokens=4, semantic=FeatureShape(9, 16, image_size=28))
+    state, system, question = show_o_state(configuration, seed=9), [8, 1, 30, 2], [4, 9, 2]
+    model = UnifiedTransformer(configuration).eval().requires_grad_(requires_grad=False)
+    model.load_state_dict(dict(showo_checkpoint.renamed(state, configuration)))
+    models, answers = Models(configuration, model, system_ids=tuple(system)), []
+    layout = TokenLayout.of(configuration, START, END)
+    for features in 8 * torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(3)):
+        image = TorchBackend(models).run("mmu_prefill", {"semantic": features[None].numpy()})
+        empty = np.zeros((SMALL.layers, 1, SMALL.heads, 0, SMALL.head_width), dtype=np.float32)
+
+        def extend(text: Ids, lengths: Ids, cache: Any, image: Any = image) -> Any:
+            feeds = {"text_ids": text, "text_lengths": lengths, **image, "text_key": cache[0], "text_value": cache[1]}
+            outputs = TorchBackend(models).run("mmu_extend", feeds)
+            return outputs["logits"], (outputs["next_text_key"], outputs["next_text_value"])
+
+        ids, lengths = left_pad([layout.question(question)], layout.pad)
+        assert ids.tolist() == [question]
+        (said,) = answer(extend, (empty, empty), ids, lengths, end_of_text=END, max_tokens=10)
+        expected = plain(state).answer_by_features(features, system, question, END, longest=10)
+        assert [*said, END][: len(expected)] == expected
+        answers.append(expected)
+    assert answers[0] != answers[1]  # the picture matters
+
+
 def test_answer_logits_equal_the_plain_sequence_in_training_form() -> None:
     state, none = show_o_state(seed=1), torch.zeros(2, 1, 1)
     codes = torch.randint(0, V, (2, N), generator=torch.Generator().manual_seed(5))
@@ -232,7 +306,7 @@ def test_answer_logits_equal_the_plain_sequence_in_training_form() -> None:
 def test_codes_and_pixels_equal_the_plain_tokenizer() -> None:
     state = magvit_state()
     tokenizer = Magvit2Tokenizer(SMALL_TOKENIZER).eval().requires_grad_(requires_grad=False)
-    tokenizer.load_state_dict(dict(magvit2_checkpoint.renamed(state, SMALL_TOKENIZER)))
+    tokenizer.load_state_dict(dict(magvit2_checkpoint.renamed(state)))
     pixels = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(4)) * 2 - 1
     codes = tokenizer.encode(pixels)
     expected = plain_magvit2.encoded(state, pixels, encoder_blocks(SMALL_TOKENIZER))
@@ -285,28 +359,27 @@ def folders(
 @pytest.mark.parametrize("save", [save_safetensors, save_bin, save_shards])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_import_writes_checkpoints_that_load(tmp_path: Path, save: Save, dtype: torch.dtype) -> None:
-    state = {name: tensor.to(dtype) for name, tensor in show_o_state(projector=True).items()}
+    with_clip = replace(SMALL, **READS_FEATURES)
+    state = {name: tensor.to(dtype) for name, tensor in show_o_state(with_clip).items()}
     magvit, lines = magvit_state(), list[str]()
     showo, tokenizer = folders(tmp_path, state, magvit, save, w_clip_vit=True)
     out = tmp_path / "out"
     assert import_show_o(showo, tokenizer, out, dry_run=True, base=SMALL, progress=lines.append) == []
     assert not out.exists()
-    assert "(51 tensors)" in lines[0]
+    assert "(63 tensors)" in lines[0]
     written = import_show_o(showo, tokenizer, out, base=SMALL, progress=lines.append)
-    assert [file.name for file in written] == ["unified.safetensors", "tokenizer.safetensors", "projector.safetensors"]
+    assert [file.name for file in written] == ["unified.safetensors", "tokenizer.safetensors"]
     assert sorted(file.name for file in out.iterdir()) == sorted(file.name for file in written)
     assert load_file(out / "unified.safetensors")["text_head.weight"].dtype == dtype
-    model = UnifiedTransformer(SMALL)
+    model = UnifiedTransformer(with_clip)
     metadata = load_weights(out / "unified.safetensors", model)
-    assert ModelConfiguration.from_json(json.loads(metadata["configuration"])) == SMALL
-    for name, tensor in showo_checkpoint.renamed(state, SMALL):
+    assert ModelConfiguration.from_json(json.loads(metadata["configuration"])) == with_clip
+    for name, tensor in showo_checkpoint.renamed(state, with_clip):
         assert torch.equal(model.state_dict()[name], tensor.float()), name
     loaded = load_tokenizer(out)
     assert loaded.configuration == SMALL_TOKENIZER
     assert torch.equal(loaded.state_dict()["encoder.conv_in.weight"], magvit["encoder.conv_in.weight"])
-    projector = showo_checkpoint.ClipProjector(SMALL.width)
-    load_weights(out / "projector.safetensors", projector)
-    assert torch.equal(projector.state_dict()["2.bias"], state["mm_projector.2.bias"].float())
+    assert torch.equal(model.state_dict()["projector.2.bias"], state["mm_projector.2.bias"].float())
 
 
 def test_the_exporter_reads_what_was_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,7 +411,7 @@ def test_a_shortened_checkpoint_is_exported_with_its_own_layers(tmp_path: Path, 
 def test_the_size_comes_from_the_configuration_or_is_asked_for(tmp_path: Path) -> None:
     showo, magvit = folders(tmp_path, show_o_state(), magvit_state(), num_vq_tokens=64)
     assert recognise(showo, magvit, base=SMALL).configuration.tokenizer.image_size == 128
-    assert recognise(showo, magvit, size=64, base=SMALL).configuration == SMALL
+    assert recognise(showo, magvit, size=128, base=SMALL).configuration.tokenizer.image_size == 128
     (showo / "config.json").unlink()
     with pytest.raises(InputError, match="give --size 256 or --size 512"):
         recognise(showo, magvit, base=SMALL)
@@ -372,15 +445,96 @@ def test_every_difference_is_listed_in_one_error(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_swapped_folders_and_other_codes_are_refused(tmp_path: Path) -> None:
-    magvit = magvit_state()
-    magvit["quantize.embedding"] = magvit["quantize.embedding"].flip(1)
-    showo, tokenizer = folders(tmp_path, show_o_state(), magvit)
-    with pytest.raises(InputError, match="swapped"):
-        recognise(tokenizer, showo, size=64, base=SMALL)
-    with pytest.raises(InputError, match="numbers its codes otherwise"):
-        import_show_o(showo, tokenizer, tmp_path / "out", base=SMALL, progress=lambda _: None)
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["unified.safetensors"]  # no half tokenizer
+def test_a_size_that_contradicts_the_configuration_is_refused(tmp_path: Path) -> None:
+    showo, magvit = folders(tmp_path, show_o_state(), magvit_state(), num_vq_tokens=64)
+    with pytest.raises(InputError, match=r"--size 64: .*config\.json says 64 tokens, which is 128 pixels"):
+        recognise(showo, magvit, size=64, base=SMALL)
+
+
+def test_exchanged_folders_are_named_as_such(tmp_path: Path) -> None:
+    showo, magvit = folders(tmp_path, show_o_state(), magvit_state())
+    for first, second, complaint in ((magvit, showo, "swapped"), (showo, showo, "holds Show-o"), (magvit, magvit, "holds MAGVIT-v2")):
+        with pytest.raises(InputError, match=complaint) as caught:
+            recognise(first, second, size=64, base=SMALL)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_failure_while_writing_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    showo, magvit = folders(tmp_path, show_o_state(), magvit_state())
+    disk_usage = shutil.disk_usage
+    sizes = iter((2**40, 0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: disk_usage(path)._replace(free=next(sizes)))
+    with pytest.raises(OutputError, match="MiB free"):
+        import_show_o(showo, magvit, tmp_path / "out", base=SMALL, progress=lambda _: None)
+    assert not (tmp_path / "out").exists()
+
+
+def broken_bin(folder: Path, _state: dict[str, Tensor]) -> None:
+    """A file that would run code."""
+    torch.save({"showo.lm_head.weight": Poison(folder.parent / "touched")}, folder / "pytorch_model.bin")
+
+
+def truncated(save: Save) -> Save:
+    def write(folder: Path, state: dict[str, Tensor]) -> None:
+        save(folder, state)
+        for file in (*folder.glob("*.safetensors"), *folder.glob("*.bin")):
+            file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
+
+    return write
+
+
+def without(name: str) -> Callable[[dict[str, Tensor]], None]:
+    return lambda state: state.__delitem__(name)
+
+
+def spoilt(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Tensor]], None]:
+    return lambda state: state.__setitem__(name, change(state[name]))
+
+
+NORM, CODES = "showo.model.layers.1.self_attn.q_layernorm.weight", "quantize.embedding"
+
+
+@pytest.mark.parametrize(
+    ("damage", "save", "complaint"),
+    [
+        (without(NORM), save_safetensors, f"missing    {NORM} 8"),
+        (lambda state: state.__setitem__("showo.more", torch.zeros(2)), save_safetensors, "unexpected showo.more 2"),
+        (spoilt(NORM, lambda tensor: tensor[:7]), save_safetensors, f"misshapen  {NORM} is 7, must be 8"),
+        (spoilt(NORM, lambda tensor: tensor * torch.nan), save_safetensors, f"NaN or infinite values in {NORM} (8 of 8)"),
+        (spoilt(NORM, lambda tensor: tensor / 0), save_bin, f"NaN or infinite values in {NORM} (8 of 8)"),
+        (spoilt(CODES, lambda tensor: tensor.flip(1)), save_safetensors, f"{CODES} numbers its codes otherwise"),
+        (spoilt("encoder.conv_in.bias", lambda tensor: tensor / 0), save_safetensors, "NaN or infinite values in encoder.conv_in.bias"),
+        (lambda _: None, truncated(save_safetensors), "cannot be read as safetensors"),
+        (lambda _: None, truncated(save_shards), "cannot be read as safetensors"),
+        (lambda _: None, truncated(save_bin), "cannot be read as PyTorch weights"),
+        (lambda _: None, broken_bin, "would run code"),
+    ],
+)
+def test_damaged_checkpoints_end_in_one_line_and_leave_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    damage: Callable[[dict[str, Tensor]], None],
+    save: Save,
+    complaint: str,
+) -> None:
+    monkeypatch.setattr("export.checkpoints.random_weights.CONFIGURATIONS", {"show-o": SMALL})
+    both = show_o_state() | magvit_state()
+    names = set(show_o_state())
+    with contextlib.suppress(KeyError):
+        damage(both)
+    state = {name: tensor for name, tensor in both.items() if name in names or name.startswith("showo.")}
+    showo, magvit = folders(tmp_path, state, {name: tensor for name, tensor in both.items() if name not in state}, save)
+    code = run(["import-showo", "--showo", str(showo), "--magvit", str(magvit), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr()
+    assert code == 2
+    assert complaint in said.err
+    assert not said.out
+    lines = said.err.strip().splitlines()
+    assert len(lines) <= 2, lines  # a heading and its one difference, or one line
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "touched").exists()
 
 
 class Poison:

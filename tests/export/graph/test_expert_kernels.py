@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.hardware.expert_kernels import forms, measure, mixture
+from bench.hardware.expert_kernels import expert_kernels, measure, mixture
 from export.bundle_writer import TINY
 from export.graph.expert_kernels import best_form, expert_layers, shape_experts
 from export.graph.lower import Array, LoweringError, constant, lower
@@ -151,12 +151,12 @@ def test_the_table_gathers_wide_int8_and_fuses_wide_int4(traced: ir.Model) -> No
 
 def test_forms_are_timed_and_a_model_without_experts_is_refused() -> None:
     rows = measure(WIDTH, SHAPE, [1, 5], threads=1, seconds=0)
-    assert {(row["recipe"], row["form"]) for row in rows} >= {("int8", "gathered"), ("int4", "fused"), ("fp32", "dense")}
+    assert {(row["recipe"], row["kernel"]) for row in rows} >= {("int8", "gathered"), ("int4", "fused"), ("fp32", "dense")}
     assert all(ms > 0 for row in rows for ms in row["ms"].values())
     with pytest.raises(InputError, match="configuration 'show-o' has no routed experts; choose one of: nano"):
-        forms(config="show-o")
-    with pytest.raises(InputError, match="rows '1,x': give whole numbers"):
-        forms(rows="1,x")
+        expert_kernels(config="show-o")
+    with pytest.raises(InputError, match="--rows 'x': write whole numbers"):
+        expert_kernels(rows=["1,x"])
 
 
 def test_experts_of_another_shape_are_refused(traced: ir.Model) -> None:

@@ -78,9 +78,13 @@ def test_kinds_are_those_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_attention_equals_the_loop(fused: bool) -> None:
+@pytest.mark.parametrize("norm_eps", [None, 1e-3])
+def test_attention_equals_the_loop(fused: bool, norm_eps: float | None) -> None:
     torch.manual_seed(4)
-    layer, x = Attention(D, 2), torch.randn(2, 6, D)
+    layer, x = Attention(D, 2, norm_eps), torch.randn(2, 6, D)
+    for norm in (layer.query_norm, layer.key_norm) if layer.normed else ():
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
     layer.fused = fused
     positions = torch.tensor([3, 4, 5, 9, 10, 40])
     allowed = torch.rand(2, 6, 6) < 0.5

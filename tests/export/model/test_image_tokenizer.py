@@ -33,9 +33,11 @@ from export.training.tokenizer import (
     psnr,
 )
 from f2edge.errors import InputError
-from f2edge.spec.configuration import NANO, SHOW_O, ImageTokenizerConfiguration
+from f2edge.spec.configuration import NANO, NANO_2, SHOW_O, ImageTokenizerConfiguration
+from f2edge.spec.layout import tokens_of_cells
 
 PAIRED = ImageTokenizerConfiguration(image_size=32, bits=6, channels=(8, 16, 32), blocks=1, codes_per_cell=2)
+BLOCKS = ImageTokenizerConfiguration(image_size=32, bits=6, channels=(8, 16, 32), blocks=1, codes_per_cell=2, block=2, patch=4, mixing=True)
 SMALL = ImageTokenizerConfiguration(image_size=32, bits=6, channels=(8, 16, 32), blocks=1)
 
 
@@ -78,7 +80,9 @@ def test_codes_and_bits_are_one_to_one(bits: int, data: st.DataObject) -> None:
     assert ["".join("1" if b > 0 else "0" for b in row) for row in vectors.tolist()] == [f"{c:0{bits}b}" for c in codes.tolist()]
 
 
-@pytest.mark.parametrize("configuration", [SMALL, PAIRED, NANO.tokenizer, replace(NANO.tokenizer, image_size=192)])
+@pytest.mark.parametrize(
+    "configuration", [SMALL, PAIRED, BLOCKS, NANO.tokenizer, NANO_2.tokenizer, replace(NANO.tokenizer, image_size=192)]
+)
 def test_shapes_and_ranges(configuration: ImageTokenizerConfiguration) -> None:
     torch.manual_seed(0)
     tokenizer = ImageTokenizer(configuration).eval()
@@ -97,18 +101,21 @@ def test_shapes_and_ranges(configuration: ImageTokenizerConfiguration) -> None:
     assert decoded.abs().max() <= 1
 
 
-@pytest.mark.parametrize("configuration", [SMALL, PAIRED])
-def test_codes_run_row_by_row_and_those_of_a_cell_side_by_side(configuration: ImageTokenizerConfiguration) -> None:
+@pytest.mark.parametrize("configuration", [SMALL, PAIRED, BLOCKS])
+def test_codes_run_column_by_column_and_those_of_a_cell_side_by_side(configuration: ImageTokenizerConfiguration) -> None:
     torch.manual_seed(0)
     tokenizer, count = ImageTokenizer(configuration).eval(), configuration.codes_per_cell
     pixels = torch.rand(1, 3, 32, 32) * 2 - 1
     with torch.no_grad():
         codes = tokenizer.encode(pixels)[0]
         latent = tokenizer(pixels).latent[0]
+    cells = tokens_of_cells(np.arange(64).reshape(8, 8), configuration).tolist()
+    assert cells[: 4 * count] == ([0, 0, 1, 1, 8, 8, 9, 9] if configuration.block == 2 else [k // count for k in range(4 * count)])
     for row, column in ((0, 0), (0, 5), (5, 0), (7, 7)):
+        first = cells.index(row * 8 + column)
         for code in range(count):
             wanted = codes_of(latent[code * 6 : code * 6 + 6, row, column])
-            assert int(codes[(row * 8 + column) * count + code]) == int(wanted)
+            assert int(codes[first + code]) == int(wanted)
 
 
 def test_gradient_passes_straight_through() -> None:
@@ -257,8 +264,8 @@ def test_attributes_are_read_from_the_reconstruction_by_each_reader_in_turn() ->
     def labels(rows: Any) -> NDArray[np.int8]:
         return np.zeros((len(rows), 1), np.int8)
 
-    task = TokenizerTask(Discs(), 8, 10, configuration=SMALL, held_out=16, readers=(reader(0), reader(1)), labels=labels)
-    plain = TokenizerTask(Discs(), 8, 10, configuration=SMALL, held_out=16)
+    task = TokenizerTask(Discs(), 8, 10, configuration=SMALL, conditions=None, held_out=16, readers=(reader(0), reader(1)), labels=labels)
+    plain = TokenizerTask(Discs(), 8, 10, configuration=SMALL, conditions=None, held_out=16)
     for step in range(2):
         losses, figures = task.losses(task.batch(step, 0, 0, 1), step)
         without, _ = plain.losses(plain.batch(step, 0, 0, 1), step)

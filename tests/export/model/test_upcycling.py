@@ -99,3 +99,5 @@ def test_what_cannot_be_upcycled_is_refused() -> None:
         upcycle(upcycle(state, experts), experts)
     with pytest.raises(InputError, match="3 layers of width 32"):
         upcycle(state, replace(experts, layers=4))
+    with pytest.raises(InputError, match="query_key_norm must be the same"):
+        upcycle(state, replace(experts, query_key_norm=False))

@@ -339,3 +339,21 @@ def _work(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     _work(sys.argv[1:])
+
+
+def test_batches_made_by_other_processes_are_the_same(tmp_path: Path) -> None:
+    train(ToyTask(), options(tmp_path / "thread", steps=7))
+    train(ToyTask(), options(tmp_path / "loaders", steps=7, loaders=2))
+    assert rows(tmp_path / "thread") == rows(tmp_path / "loaders")
+
+
+def test_the_clock_cools_a_run_down_and_ends_it(tmp_path: Path) -> None:
+    slow = options(tmp_path, steps=100_000, accumulate=1, minutes=1.5 / 60, save_every=0, schedule="cosine")
+    last = train(ToyTask(pause_s=0.02), slow)
+    found = rows(tmp_path)
+    assert 3 <= len(found) < 1000
+    assert found[max(found)]["rate_factor"] < 0.1
+    assert (tmp_path / "samples").is_dir()  # it validated at its end
+    assert train(ToyTask(), slow) == last  # the time is over: nothing is left to do
+    longer = train(ToyTask(pause_s=0.02), options(tmp_path, steps=100_000, accumulate=1, minutes=3 / 60, save_every=0))
+    assert longer != last

@@ -1,6 +1,6 @@
 """pycuda's driver interface as its C++ source declares it: pycuda has no wheels, and building it needs CUDA.
 
-    python -m tests.support.tensorrt.pycuda_api 2026.1     downloads the source from PyPI and writes tests/support/tensorrt/pycuda_api.json
+python -m tests.support.tensorrt.pycuda_api 2026.1     downloads the source from PyPI and writes tests/support/tensorrt/pycuda_api.json
 """
 
 from __future__ import annotations

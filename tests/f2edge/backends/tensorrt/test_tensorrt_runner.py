@@ -122,7 +122,7 @@ def extend_feeds(pipeline: FacePipeline, rows: int, columns: int, earlier: int) 
     def cache(B: int, columns: int) -> np.ndarray:
         return generator.normal(size=(model.layers, B, model.heads, columns, model.head_width)).astype(np.float32)
 
-    prefix = pipeline.bundle.layout.understanding_prefix
+    prefix = pipeline.bundle.configuration.understanding_columns
     return {
         "text_ids": generator.integers(0, 100, size=(rows, columns)),
         "text_lengths": generator.integers(columns, columns + earlier + 1, size=rows) if earlier else np.full(rows, columns),
