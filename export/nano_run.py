@@ -1,4 +1,4 @@
-"""The whole of nano as one command: render → text → encoders → judge → tokenizer → cache → unified → bundle → packed weights.
+"""Complete training and export of nano: render → text → encoders → judge → tokenizer → cache → unified → bundle → packed weights.
 
     python -m export nano --out runs/nano --plan two-cores          # about ten hours
     python -m export nano --out runs/nano --plan gpu --minutes 25   # one large GPU that renders its own data
@@ -31,7 +31,7 @@ class StageError(F2EdgeError, RuntimeError):
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How long and how wide.
 
     Attributes:
@@ -55,14 +55,14 @@ class Plan:
     export_options: tuple[str, ...] = ()
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def within(self, minutes: float) -> Plan:
+    def within(self, minutes: float) -> TrainingPlan:
         """The same plan with its training stretched or cut so that all of it takes so many minutes."""
         own = sum(self.minutes.values())
         return replace(self, minutes={name: value * minutes / own for name, value in self.minutes.items()})
 
 
-PLANS: Mapping[str, Plan] = {
-    "two-cores": Plan(
+PLANS: Mapping[str, TrainingPlan] = {
+    "two-cores": TrainingPlan(
         faces=98304,
         workers=2,
         processes=2,
@@ -71,14 +71,14 @@ PLANS: Mapping[str, Plan] = {
         steps=60000,
         options=("--threads", "1", "--save-every", "250", "--validate-every", "1000"),
     ),
-    "gpu": Plan(
+    "gpu": TrainingPlan(
         faces=131072,
         minutes={"encoders": 3.5, "judge": 1.5, "tokenizer": 9, "unified": 7},
         batch={"encoders": 512, "judge": 256, "tokenizer": 128, "unified": 512},
         steps=20000,
         options=("--loaders", "14", "--save-every", "1000", "--validate-every", "1000", "--log-every", "100"),
     ),
-    "smoke": Plan(
+    "smoke": TrainingPlan(
         faces=192,
         workers=1,
         minutes={"encoders": 0.3, "judge": 0.2, "tokenizer": 0.4, "unified": 0.4},
@@ -92,7 +92,7 @@ PLANS: Mapping[str, Plan] = {
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingStage:
     """One command, and the file or folder that is there when it is done."""
 
     name: str
@@ -100,7 +100,7 @@ class Stage:
     result: Path
 
 
-def stages(out: Path, plan: Plan) -> list[Stage]:
+def stages(out: Path, plan: TrainingPlan) -> list[TrainingStage]:
     """The stages of a whole run in their order."""
     data, text, tokens = out / "faces", out / "tokenizer.json", out / "tokens"
     runs = {name: out / name for name in TRAINED}
@@ -132,15 +132,15 @@ def stages(out: Path, plan: Plan) -> list[Stage]:
     files += [stage / f"{name}.safetensors" for name, stage in runs.items() if name != "encoders"]
     packed = export("pack", *(word for file in files for word in ("--weights", file)), "--out", out / "packed")
     return [
-        Stage("render", (*render, "--shard-size", str(min(2048, plan.faces))), out / "faces.done"),
-        Stage("text", export("text-tokenizer", "--out", text), text),
-        Stage("encoders", encoders, runs["encoders"] / "semantic.safetensors"),
-        Stage("judge", judge, runs["judge"] / "judge.safetensors"),
-        Stage("tokenizer", tokenizer, runs["tokenizer"] / "tokenizer.safetensors"),
-        Stage("cache", cache, tokens),
-        Stage("unified", unified, runs["unified"] / "unified.safetensors"),
-        Stage("bundle", bundle, out / "bundle" / "nano" / "manifest.json"),
-        Stage("pack", packed, out / "packed"),
+        TrainingStage("render", (*render, "--shard-size", str(min(2048, plan.faces))), out / "faces.done"),
+        TrainingStage("text", export("text-tokenizer", "--out", text), text),
+        TrainingStage("encoders", encoders, runs["encoders"] / "semantic.safetensors"),
+        TrainingStage("judge", judge, runs["judge"] / "judge.safetensors"),
+        TrainingStage("tokenizer", tokenizer, runs["tokenizer"] / "tokenizer.safetensors"),
+        TrainingStage("cache", cache, tokens),
+        TrainingStage("unified", unified, runs["unified"] / "unified.safetensors"),
+        TrainingStage("bundle", bundle, out / "bundle" / "nano" / "manifest.json"),
+        TrainingStage("pack", packed, out / "packed"),
     ]
 
 
@@ -150,7 +150,7 @@ def _judge_options(options: Sequence[str]) -> list[str]:
     return [word for flag, value in pairs if flag in ("--threads", "--loaders") for word in (flag, value)]
 
 
-def plan_named(name: str, minutes: float | None = None) -> Plan:
+def plan_named(name: str, minutes: float | None = None) -> TrainingPlan:
     """One of :data:`PLANS`, its training fitted into ``minutes``; raises :class:`InputError` for another name or no time."""
     if name not in PLANS:
         raise InputError(f"unknown plan {name!r}; choose one of: {', '.join(PLANS)}")
@@ -161,13 +161,15 @@ def plan_named(name: str, minutes: float | None = None) -> Plan:
     return PLANS[name].within(minutes)
 
 
-def run_nano(out: Path, plan: Plan, *, until: str | None = None, dry_run: bool = False, say: Callable[[str], None] = print) -> list[str]:
+def run_nano(
+    out: Path, plan: TrainingPlan, *, until: str | None = None, dry_run: bool = False, report: Callable[[str], None] = print
+) -> list[str]:
     """Run what is not done yet; returns the names of the stages that ran (or, with ``dry_run``, would have).
 
     ``out/stages.jsonl`` gets a row for each stage: its command, seconds and the machine's cores.
 
     Raises:
-        InputError: ``until`` is no stage.
+        InputError: ``until`` is not a stage.
         StageError: a command failed.
     """
     every = stages(out, plan)
@@ -178,21 +180,21 @@ def run_nano(out: Path, plan: Plan, *, until: str | None = None, dry_run: bool =
     ran = []
     for stage in wanted:
         if stage.result.exists():
-            say(f"{stage.name}: done")
+            report(f"{stage.name}: done")
             continue
-        say(f"{stage.name}: {shlex.join(stage.command)}")
+        report(f"{stage.name}: {shlex.join(stage.command)}")
         ran.append(stage.name)
         if not dry_run:
             _run(stage, out)
     return ran
 
 
-def _run(stage: Stage, out: Path) -> None:
+def _run(stage: TrainingStage, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     begun = time.time()
     code = subprocess.run(stage.command, check=False).returncode  # noqa: S603 (our own commands)
     if code:
-        raise StageError(f"stage {stage.name!r} ended with exit code {code}; its last lines say why; give the same command to go on")
+        raise StageError(f"stage {stage.name!r} ended with exit code {code}; its last lines report why; give the same command to go on")
     if stage.name == "render":
         stage.result.touch()
     if not stage.result.exists():

@@ -1,7 +1,6 @@
-"""What a bundle's answers need to be honest numbers: a temperature for each slot, and statistics of the pictures that the model knows.
+"""Calibration of a bundle's probabilities: a temperature for each slot, and statistics of the training domain's pictures.
 
-Both are fitted on renders that training never saw, under real conditions, with the graphs as they were written: quantisation moves
-probabilities too.
+Both are fitted on held-out renders under real conditions with the exported graphs, since quantization changes probabilities.
 
 >>> document["reading"] = fit_reading(folder, faces=512)
 """

@@ -1,4 +1,4 @@
-"""Whether an address stays on this machine: what a server asks before it listens, and a client before it shows its token."""
+"""Loopback test, used by servers before they listen in plaintext and by clients before they send a token."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ipaddress
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address means this machine and no other; of names, "localhost" alone is trusted to."""
+    """Return whether a host is a loopback address or the name "localhost"; other names are not resolved and count as remote."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

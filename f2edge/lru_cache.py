@@ -1,4 +1,4 @@
-"""A least-recently-used cache that is safe between threads."""
+"""Thread-safe least-recently-used cache."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ Result = TypeVar("Result")
 
 
 class LRUCache(Generic[Key, Result]):
-    """The ``size`` results used last.  Two threads that miss at once both compute; results are values, so either serves.
+    """Cache of the ``size`` results used last.
+
+    Two threads that miss the same key at once both compute it; either result is valid.
 
     Attributes:
-        hits, misses: calls of :meth:`get` so far.
+        hits, misses: counts of :meth:`get`.
     """
 
     def __init__(self, size: int) -> None:
@@ -33,7 +35,7 @@ class LRUCache(Generic[Key, Result]):
             return len(self._results)
 
     def get(self, key: Key, make: Callable[[], Result]) -> Result:
-        """Return the result of ``key``, computed by ``make`` where it is not cached."""
+        """Return the cached result of ``key``; on a miss, compute it with ``make`` and cache it."""
         with self._lock:
             if key in self._results:
                 self._results.move_to_end(key)

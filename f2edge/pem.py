@@ -1,4 +1,4 @@
-"""PEM files of certificates and keys: read within a limit, and looked at before a library meets them."""
+"""Size-limited reading of PEM files, checked before a TLS library parses them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _LARGEST_BYTES = 1 << 20  # every authority that a system trusts, and more
 
 
 def read_pem(path: str | os.PathLike[str], what: str, block: str) -> bytes:
-    """The bytes of a PEM file.
+    """Return the bytes of a PEM file.
 
     Args:
-        path: of the file.
-        what: whose file it is, for the message: "client key".
-        block: what it must hold at least one of: "CERTIFICATE" or "PRIVATE KEY".
+        path: file to read.
+        what: name of the file in error messages, such as "client key".
+        block: required block type: "CERTIFICATE" or "PRIVATE KEY".
 
     Raises:
-        InputError: it cannot be read, is larger than 1 MiB, or holds no such block.
+        InputError: the file cannot be read, is larger than 1 MiB or holds no such block.
     """
     name = os.fspath(path)
     try:

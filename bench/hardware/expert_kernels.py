@@ -20,9 +20,9 @@ import onnx_ir as ir
 import typer
 
 from bench.options import AsJson, Threads, whole_numbers
-from export.graph.expert_kernels import FORMS
+from export.graph.expert_kernels import KERNEL_CHOICES
 from export.graph.lower import OPSET
-from export.quantize.quantize import quantise
+from export.quantize.quantize import quantize
 from export.quantize.recipes import RECIPES
 from f2edge.backends.onnxruntime import usable_cores
 from f2edge.cli.console import Output
@@ -119,7 +119,7 @@ def measure(
         ("int4", "dense"),
         ("int4", "fused"),
     ):
-        made = quantise(model.clone(), replace(RECIPES[recipe], experts=kernel))
+        made = quantize(model.clone(), replace(RECIPES[recipe], experts=kernel))
         inputs = {count: rng.normal(size=(1, count, width)).astype(np.float32) for count in rows}
         results.append(
             {"recipe": recipe, "kernel": kernel, "ms": {count: milliseconds(made, x, used, seconds) for count, x in inputs.items()}}
@@ -141,7 +141,7 @@ def expert_kernels(
         raise InputError(f"configuration {config!r} has no routed experts; choose one of: {', '.join(known)}")
     model, counts = CONFIGURATIONS[config], whole_numbers("--rows", rows or (), "1,20,130,260")
     found = measure(model.width, model.token_experts, counts, threads=threads, seconds=seconds)
-    document = {"config": config, "threads": threads or usable_cores(), "rows": found, "table": [vars(choice) for choice in FORMS]}
+    document = {"config": config, "threads": threads or usable_cores(), "rows": found, "table": [vars(choice) for choice in KERNEL_CHOICES]}
     cells = [[row["recipe"], row["kernel"], *(f"{ms:.3f}" for ms in row["ms"].values())] for row in found]
     Output(json=as_json).table(("recipe", "kernel", *(f">{count} rows, ms" for count in counts)), cells)
     print(json.dumps(document))

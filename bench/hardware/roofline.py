@@ -104,9 +104,9 @@ def measure_cpu(bundle: str, threads: int | None, repeats: int = 3) -> dict[str,
 
 def run(devices: list[str], models: list[str], moe: str) -> dict[str, Any]:
     """All predictions as plain data."""
-    from export.tensorrt.fused_moe import check_form
+    from export.tensorrt.fused_moe import check_implementation
 
-    check_form(moe)
+    check_implementation(moe)
     if unknown := [name for name in models if name not in CONFIGURATIONS]:
         raise InputError(f"unknown model {unknown[0]!r}; choose one of: {', '.join(CONFIGURATIONS)}")
     profiles, rows = load_profiles(devices), []

@@ -6,9 +6,8 @@ import os
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperCommand
 
@@ -34,7 +33,7 @@ Repeats = Annotated[int, typer.Option(min=1, help="Measured calls per row.")]
 class LatencyCommand(TyperCommand):
     """``bench latency``: options that moved to another verb are refused with the name of that verb."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         for place, option in enumerate(args):
             name, _, value = option.partition("=")
             value = value or " ".join(args[place + 1 : place + 2])

@@ -22,7 +22,8 @@ from time import sleep
 
 from bench.hardware.ceilings import gemm_peaks
 from bench.hardware.machine import machine
-from bench.hardware.power import Power, PowerError
+from bench.hardware.meter import PowerError
+from bench.hardware.power import Power
 from bench.latency.calls import CALLS, ModelCall
 from bench.latency.engine import EngineOptions, EngineProcess
 from bench.results import Results, spread

@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.latency.worker import Handler, Message, serve
-from export.bundle_writer import Card, recipe_form, trace_all, write_bundle
+from export.bundle_writer import ModelCard, recipe_transform, trace_all, write_bundle
 from export.checkpoints.random_weights import random_models_of, shortened
-from export.defaults import manner_of
+from export.defaults import defaults_of
 from export.quantize.recipes import RECIPES, Recipe, recipe_named
 from f2edge.bundle.bundle import TOKENIZER, embedded_folder
 
@@ -36,8 +36,8 @@ def start(configuration: str, layers: int | None, seed: int, recipes: Sequence[s
     """Write one bundle per recipe to ``folder/<recipe>``."""
     chosen = [recipe_named(name) for name in recipes]
     models = random_models_of(shortened(configuration, layers), seed)
-    manner = manner_of(models.configuration)
-    card = Card("Random weights; for benches.", generation=manner.generation, question_template=manner.question_template)
+    defaults = defaults_of(models.configuration)
+    card = ModelCard("Random weights; for benches.", generation=defaults.generation, question_template=defaults.question_template)
     traced = trace_all(models, lambda message: print(message, file=sys.stderr))
     for recipe in chosen:
         write_bundle(
@@ -45,7 +45,7 @@ def start(configuration: str, layers: int | None, seed: int, recipes: Sequence[s
             models=models,
             text_tokenizer_path=embedded_folder() / "nano" / TOKENIZER,
             recipe=recipe.name,
-            form=recipe_form(uncalibrated(recipe)),
+            transform=recipe_transform(uncalibrated(recipe)),
             card=card,
             traced=traced,
         )

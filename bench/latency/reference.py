@@ -29,7 +29,7 @@ from export.graph.sampling import sample
 from export.graph.trace import Models, wrapper
 from export.model.attention import additive, rotary_table
 from export.model.experts import TokenExpertLayer
-from export.model.transformer import Block, Segments
+from export.model.transformer import Segments, TransformerBlock
 from export.verify.parity import TorchBackend
 from f2edge.decoding.autoregressive import ExtendFunction
 from f2edge.decoding.parallel import UNCONDITIONAL, Feeds, StepFunction
@@ -123,7 +123,7 @@ class Lineage:
         table = rotary_table(positions, configuration.rotary, configuration.rotary_base)
         mask = additive(seen)[:, None]
         for block in self.model.blocks:
-            assert isinstance(block, Block)
+            assert isinstance(block, TransformerBlock)
             h = block.norm(x)
             attended, _ = block.attention(h, table, mask)
             experts = block.experts[group] if block.routed else None

@@ -19,11 +19,11 @@ import numpy as np
 from bench.hardware.memory import process_memory
 from bench.latency.decoders import Decoder, GraphDecoder
 from bench.latency.worker import Handler, Message, serve
-from export.defaults import manner_of
+from export.defaults import defaults_of
 from f2edge.backends.base import Backend
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend, usable_cores
 from f2edge.bundle.bundle import Bundle
-from f2edge.decoding.parallel import Row, advance
+from f2edge.decoding.parallel import GridRow, advance
 from f2edge.decoding.schedule import Schedule, plan
 from f2edge.errors import InputError
 from f2edge.spec.configuration import CONFIGURATIONS, ModelConfiguration
@@ -96,7 +96,7 @@ def time_steps(decoder: Decoder, layout: TokenLayout, schedule: Schedule, repeat
     prompt_ms = 1e3 * (perf_counter() - start)
     everything = np.ones(layout.image_tokens, dtype=bool)
     longer = replace(schedule, steps=max(schedule.steps, repeats + 1))
-    rows = [Row(np.full(layout.image_tokens, layout.mask_code), plan(longer, everything, 7), 7)]
+    rows = [GridRow(np.full(layout.image_tokens, layout.mask_code), plan(longer, everything, 7), 7)]
 
     def one() -> None:
         nonlocal rows
@@ -172,7 +172,7 @@ def _loaded(system: System) -> Callable[[], Times]:
 
     def measure() -> Times:
         if system.task == "t2i":
-            times = time_steps(decoder, layout, Schedule(**manner_of(model).generation), system.repeats)
+            times = time_steps(decoder, layout, Schedule(**defaults_of(model).generation), system.repeats)
         else:
             times = time_answers(decoder, layout, model, system.repeats)
         if backend is not None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export.checkpoints.import_showo import import_show_o
-from export.defaults import manner_of
+from export.defaults import defaults_of
 from export.graph.trace import Models
 from export.onnx_export import load_models, schedule_of
 from export.verify.parity import TorchBackend
@@ -74,7 +74,9 @@ class Imported:
 
     def draw(self, prompt: Sequence[int], codes: Ids, *, steps: int, guidance: float, seed: int) -> Ids:
         """One picture (N,), V where masked → (N,)."""
-        schedule = Schedule(**{**vars(schedule_of(manner_of(self.models.configuration).generation)), "steps": steps, "guidance": guidance})
+        schedule = Schedule(
+            **{**vars(schedule_of(defaults_of(self.models.configuration).generation)), "steps": steps, "guidance": guidance}
+        )
         step = self.inference.step([self.inference.prompt_prefix(prompt)])
         drawn: Ids = decode(step, codes[None], [plan(schedule, codes == self.layout.mask_code, seed)], [seed])[0]
         return drawn

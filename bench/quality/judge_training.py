@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from bench.quality.judge import Judge, JudgeNetwork, to_pixels
 from export.training.checkpoint import load_weights
-from export.training.loop import Batch, Figures, TrainOptions, train
+from export.training.loop import Batch, StepMetrics, TrainOptions, train
 from f2edge.errors import InputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
 
@@ -95,7 +95,7 @@ class JudgeTask:
             "slots": torch.from_numpy(self.data.slots(rows).astype(np.int64)),
         }
 
-    def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Figures]:
+    def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], StepMetrics]:
         """Cross entropy over the visible slots."""
         del step
         logits, slots = self.network(batch["pixels"]), batch["slots"]

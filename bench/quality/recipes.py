@@ -93,7 +93,7 @@ def losses(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def write_recipe(bundle: Path, recipe: str, work: Path, prompts: int) -> Path:
     """The bundle by ``recipe`` in ``work``; one that is there is taken as it is."""
     from export.onnx_export import real_inputs
-    from export.quantize.requantize import requantise
+    from export.quantize.requantize import requantize
     from f2edge.bundle.bundle import TOKENIZER, Bundle
 
     out = work / recipe / bundle.name
@@ -102,7 +102,7 @@ def write_recipe(bundle: Path, recipe: str, work: Path, prompts: int) -> Path:
     loaded = Bundle.load(bundle)
     size, template = loaded.configuration.tokenizer.image_size, loaded.layout.question_template
     inputs = real_inputs(bundle / TOKENIZER, loaded.generation, prompts, prompts, size=size, template=template)
-    return requantise(bundle, out, recipe, inputs)
+    return requantize(bundle, out, recipe, inputs)
 
 
 def measure_recipe(

@@ -31,7 +31,7 @@ _ARRAYS = ("codes", "semantic", "identity", "slots", "regions")
 _SEEN = "seen_"
 
 
-class Faces(Protocol):
+class FaceSource(Protocol):
     """The part of :class:`export.data.shards.FaceShards` that is used here."""
 
     @property
@@ -52,7 +52,7 @@ class Faces(Protocol):
         ...
 
 
-class Encoder(Protocol):
+class ImageEncoder(Protocol):
     """An image tokenizer: ``encode`` takes pixels (B, 3, Y, X) in [-1, 1] to codes (B, N)."""
 
     def encode(self, pixels: Tensor) -> Tensor: ...
@@ -60,8 +60,8 @@ class Encoder(Protocol):
 
 @torch.no_grad()
 def cache_tokens(
-    faces: Faces,
-    tokenizer: Encoder,
+    faces: FaceSource,
+    tokenizer: ImageEncoder,
     semantic: nn.Module,
     identity: nn.Module,
     out: Path,

@@ -1,13 +1,13 @@
-"""The end of a decoding step, inside the graph: noise, sampling, confidence, re-masking; the host moves token grids, never logits.
+"""Sampling inside the graph at the end of a decoding step: noise, token choice, confidence, re-masking; logits never leave the graph.
 
-Two forms of one law (``f2edge.decoding.noise``, ``f2edge.spec.graphs.T2I_STEP``): :func:`sample` in PyTorch, which the parity tests call
-the reference, and :func:`sampling_model`, the ONNX text that is spliced behind the transformer.  The noise is hashed in uint32, which
-PyTorch lacks (it works in int64 and masks) and ONNX has.
+Two implementations of one algorithm (``f2edge.decoding.noise``, ``f2edge.spec.graphs.T2I_STEP``): :func:`sample` in PyTorch, the
+reference of the parity tests, and :func:`sampling_model`, the ONNX graph appended to the transformer.  Noise is hashed in uint32; PyTorch
+lacks it and uses masked int64.
 
 Axes: R requests, N image tokens, V image codes.
 
-What costs: seventeen passes over (R, N, V).  ``argmax(z + g)`` with Gumbel noise ``g = -log(-log u)`` is ``argmax(p / -log u)`` with
-``p = softmax(z)``, which is wanted anyway for ``log p``; this saves one logarithm over all codes, the dearest of the passes.
+Cost: seventeen passes over (R, N, V).  ``argmax(z + g)`` with Gumbel noise ``g = -log(-log u)`` equals ``argmax(p / -log u)`` with
+``p = softmax(z)``, which ``log p`` needs anyway; this saves one logarithm over all codes, the most expensive pass.
 """
 
 from __future__ import annotations
@@ -20,12 +20,20 @@ from torch import Tensor
 
 from export.graph.lower import OPSET
 from f2edge.decoding.noise import GOLDEN, MULTIPLIERS
+from f2edge.spec.graphs import T2I_STEP
 
+#: Inputs of the step graph that sampling reads; all but ``codes`` are read by sampling only.
+SAMPLING_INPUTS = ("codes", "token_temperature", "temperature", "noise_key", "priority", "masked_after")
 _U32 = 0xFFFFFFFF
 
 
+def step_inputs() -> list[str]:
+    """Return the inputs of the step graph that the transformer reads, in order."""
+    return [tensor.name for tensor in T2I_STEP.inputs if tensor.name not in SAMPLING_INPUTS[1:]]
+
+
 def uniform(key: Tensor, code: Tensor) -> Tensor:
-    """:func:`f2edge.decoding.noise.uniform` in PyTorch: int64 keys and codes, broadcast; float32 in (0, 1)."""
+    """Return :func:`f2edge.decoding.noise.uniform` of int64 keys and codes, broadcast; float32 in (0, 1)."""
     h = (key + code * GOLDEN) & _U32
     h = ((h ^ (h >> 16)) * MULTIPLIERS[0]) & _U32
     h = ((h ^ (h >> 13) ^ key) * MULTIPLIERS[1]) & _U32
@@ -33,12 +41,12 @@ def uniform(key: Tensor, code: Tensor) -> Tensor:
 
 
 def gumbel(key: Tensor, code: Tensor) -> Tensor:
-    """Standard Gumbel noise of keys and codes, broadcast; float32."""
+    """Return standard Gumbel noise of keys and codes, broadcast; float32."""
     return -torch.log(-torch.log(uniform(key, code)))
 
 
 def guide(conditional: Tensor, unconditional: Tensor, guidance: Tensor) -> Tensor:
-    """Classifier-free guidance ``c + g (c - u)`` on ``(R, N, …)`` with g ``(R,)``; for logits, or for what an affine head reads."""
+    """Return ``c + g (c - u)`` (classifier-free guidance) of ``(R, N, …)`` with g ``(R,)``: logits, or inputs of an affine head."""
     strength = guidance.view(-1, 1, 1)
     return conditional + strength * (conditional - unconditional)
 
@@ -52,16 +60,16 @@ def sample(  # noqa: PLR0917 - the graph's inputs in their order
     priority: Tensor,
     masked_after: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """One step's choice of tokens, literally as the law is written.
+    """Choose one step's tokens: the reference implementation.
 
     Args:
-        logits: guided, float32 (R, N, V).
+        logits: guided logits, float32 (R, N, V).
         codes: int64 (R, N), V where masked.
         token_temperature: float32 (R,), divides the logits.
-        temperature: float32 (R,), of the noise on the confidence.
+        temperature: float32 (R,), scales the noise on the confidence.
         noise_key: int64 (R, N).
-        priority: float32 (R, N).
-        masked_after: int64 (R,).
+        priority: float32 (R, N), added to the confidence.
+        masked_after: int64 (R,), tokens that stay masked.
 
     Returns:
         ``next_codes`` and ``proposal``, int64 (R, N).
@@ -153,7 +161,7 @@ sampling (
 
 
 def sampling_model(image_tokens: int, codes: int) -> ir.Model:
-    """:func:`sample` as an ONNX graph of the same inputs and outputs, for N = ``image_tokens`` and V = ``codes``.
+    """Return :func:`sample` as an ONNX graph with the same inputs and outputs, for N = ``image_tokens`` and V = ``codes``.
 
     Ties in confidence are broken by position (``TopK`` ranks equal values by index), so exactly ``masked_after`` positions stay masked.
     """

@@ -1,4 +1,4 @@
-"""The image tokenizer: pixels ↔ a small grid of binary codes, by lookup-free quantisation (LFQ; MAGVIT-v2, arXiv 2310.05737, section 3).
+"""The image tokenizer: pixels ↔ a small grid of binary codes, by lookup-free quantization (LFQ; MAGVIT-v2, arXiv 2310.05737, section 3).
 
 A convolutional encoder gives ``bits`` numbers per grid cell; their signs are the code.  There is no codebook to learn or to collapse: the
 2**bits codes are the corners of a cube, and an entropy term keeps them all in use.  Codes are most significant bit first, +1 is 1.
@@ -31,13 +31,13 @@ class Reconstruction:
 
     Attributes:
         pixels: (B, 3, H, W), about [-1, 1], not clamped, so that losses keep their gradient.
-        latent: (B, c·b, G, G) before quantisation.
-        quantised: (B, c·b, G, G) of -1 and +1; its gradient goes to ``latent`` unchanged (straight-through).
+        latent: (B, c·b, G, G) before quantization.
+        quantized: (B, c·b, G, G) of -1 and +1; its gradient goes to ``latent`` unchanged (straight-through).
     """
 
     pixels: Tensor
     latent: Tensor
-    quantised: Tensor
+    quantized: Tensor
 
 
 def codes_of(bits: Tensor) -> Tensor:
@@ -52,12 +52,12 @@ def bits_of(codes: Tensor, bits: int) -> Tensor:
     return (codes.unsqueeze(-1) >> shifts & 1).float() * 2 - 1
 
 
-class Block(nn.Module):
-    """Residual block of two 3 x 3 convolutions, normalised on the coarse grids only: at high resolution that costs more than it gives."""
+class ConvBlock(nn.Module):
+    """Residual block of two 3 x 3 convolutions, normalized on the coarse grids only: at high resolution that costs more than it gives."""
 
-    def __init__(self, channels: int, *, normalised: bool) -> None:
+    def __init__(self, channels: int, *, normalized: bool) -> None:
         super().__init__()
-        self.norm = _norm(channels) if normalised else nn.Identity()
+        self.norm = _norm(channels) if normalized else nn.Identity()
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.second.weight)  # starts as the identity
@@ -105,7 +105,7 @@ class Encoder(nn.Module):
                 layers += [nn.ReLU(), nn.Conv2d(channels[level - 1], channels[level], 3, stride=2, padding=1)]
             if level == levels and configuration.mixing:
                 layers += [Mixing(channels[-1], configuration.grid)]
-            layers += [Block(channels[level], normalised=level > 1) for _ in range(configuration.blocks)]
+            layers += [ConvBlock(channels[level], normalized=level > 1) for _ in range(configuration.blocks)]
         layers += [_norm(channels[-1]), nn.ReLU(), nn.Conv2d(channels[-1], configuration.codes_per_cell * configuration.bits, 1)]
         self.layers = nn.Sequential(*layers)
 
@@ -115,7 +115,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Quantised latent (B, c·b, G, G) → pixels (B, 3, H, W); the last step to full resolution is a pixel shuffle where ``patch`` is 4."""
+    """Quantized latent (B, c·b, G, G) → pixels (B, 3, H, W); the last step to full resolution is a pixel shuffle where ``patch`` is 4."""
 
     def __init__(self, configuration: ImageTokenizerConfiguration) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class Decoder(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(configuration.codes_per_cell * configuration.bits, channels[-1], 3, padding=1)]
         for level in range(levels, first - 1, -1):
             blocks = configuration.blocks * (2 if level > levels - 2 else 1)
-            layers += [Block(channels[level], normalised=level > 1) for _ in range(blocks)]
+            layers += [ConvBlock(channels[level], normalized=level > 1) for _ in range(blocks)]
             if level == levels and configuration.mixing:
                 layers[-1:-1] = [Mixing(channels[-1], configuration.grid)]  # before the last block
             if level > first:
@@ -134,8 +134,8 @@ class Decoder(nn.Module):
             layers += [nn.PixelShuffle(1 << (first - 1))]
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, quantised: Tensor) -> Tensor:
-        pixels: Tensor = self.layers(quantised)
+    def forward(self, quantized: Tensor) -> Tensor:
+        pixels: Tensor = self.layers(quantized)
         return pixels
 
 
@@ -155,7 +155,7 @@ class ImageTokenizer(nn.Module):
         if configuration.family != "nano":
             raise InputError(f"image tokenizer: family {configuration.family!r} is not built here; this module knows 'nano' only")
         if configuration.image_size % configuration.downsampling:
-            raise InputError(f"image tokenizer: size {configuration.image_size} is no multiple of {configuration.downsampling}")
+            raise InputError(f"image tokenizer: size {configuration.image_size} is not a multiple of {configuration.downsampling}")
         self.configuration = configuration
         self.encoder = Encoder(configuration)
         self.decoder = Decoder(configuration)
@@ -163,8 +163,8 @@ class ImageTokenizer(nn.Module):
     def forward(self, pixels: Tensor) -> Reconstruction:
         """Through the bottleneck and back; differentiable. ``pixels`` (B, 3, H, W) in [-1, 1]."""
         latent = self.encoder(pixels.contiguous(memory_format=torch.channels_last)).float()  # (B, c·b, G, G)
-        quantised = latent + (_sign(latent) - latent).detach()
-        return Reconstruction(self.decoder(quantised).float(), latent, quantised)
+        quantized = latent + (_sign(latent) - latent).detach()
+        return Reconstruction(self.decoder(quantized).float(), latent, quantized)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) in [-1, 1] → codes (B, N) int64, column by column, the codes of one cell side by side."""
@@ -183,8 +183,8 @@ class ImageTokenizer(nn.Module):
         shape, side = self.configuration, self.configuration.block
         across = shape.grid // side
         columns = bits_of(codes, shape.bits).reshape(codes.shape[0], across, across, side, side, -1)
-        quantised = columns.permute(0, 5, 1, 3, 2, 4).reshape(codes.shape[0], -1, shape.grid, shape.grid)  # (B, c·b, G, G)
-        pixels: Tensor = self.decoder(quantised.contiguous(memory_format=torch.channels_last))
+        quantized = columns.permute(0, 5, 1, 3, 2, 4).reshape(codes.shape[0], -1, shape.grid, shape.grid)  # (B, c·b, G, G)
+        pixels: Tensor = self.decoder(quantized.contiguous(memory_format=torch.channels_last))
         return pixels.clamp(-1, 1)
 
 

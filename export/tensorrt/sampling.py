@@ -1,9 +1,9 @@
-"""The end of a decoding step for TensorRT, which has neither unsigned integers nor shifts nor exclusive or.
+"""Sampling at the end of a decoding step for TensorRT, which has no unsigned integers, shifts or exclusive or.
 
-The same law as :mod:`export.graph.sampling`, bit for bit: the hash runs in int64, where a product of 32 by 16 bits cannot overflow; shifts
-are divisions by powers of two; the exclusive or of two bytes is looked up in a table of 65536 entries.  Ranks are counted by comparing
-every pair of positions instead of sorting, which keeps ties in their order on every machine (TensorRT does not say how its TopK breaks
-them) and needs no scatter.
+Bit-identical to :mod:`export.graph.sampling`: the hash runs in int64, where a product of 32 by 16 bits cannot overflow; shifts are
+divisions by powers of two; the exclusive or of two bytes is a lookup in a table of 65536 entries.  Ranks are counted by comparing every
+pair of positions instead of sorting, which orders ties by position on every machine (TensorRT does not document how its TopK breaks ties)
+and needs no scatter.
 
 Axes: R requests, N image tokens, V image codes.
 """
@@ -21,7 +21,7 @@ _U32 = 0xFFFFFFFF
 
 
 class _Text:
-    """Lines of ONNX text in the making; each method appends one operation on int64 values and returns its name."""
+    """Builder of ONNX text; each method appends one operation on int64 values and returns the result's name."""
 
     def __init__(self, prefix: str) -> None:
         self.lines: list[str] = []
@@ -33,14 +33,15 @@ class _Text:
         return name
 
     def binary(self, op: str, a: str, b: str) -> str:
+        """``op (a, b)``."""
         return self._add(f"{op} ({a}, {b})")
 
     def high(self, a: str, bits: int) -> str:
-        """``a >> bits`` of a value that is not negative."""
+        """``a >> bits`` of a non-negative value."""
         return self.binary("Div", a, f"two{bits}")
 
     def parts(self, a: str, bits: int) -> tuple[str, str]:
-        """``a >> bits`` and the bits below."""
+        """``a >> bits`` and the lower bits."""
         high = self.high(a, bits)
         return high, self.binary("Sub", a, self.join(high, None, bits))
 
@@ -50,14 +51,15 @@ class _Text:
         return shifted if low is None else self.binary("Add", shifted, low)
 
     def low(self, a: str, bits: int) -> str:
+        """The lowest bits of a non-negative value."""
         return self.parts(a, bits)[1]
 
     def xor_byte(self, a: str, b: str) -> str:
-        """Of two values below 256."""
+        """Exclusive or of two values below 256."""
         return self._add(f"Gather <axis = 0> (xor_table, {self.join(a, b, 8)})")
 
     def bytes(self, a: str, count: int) -> list[str]:
-        """The lowest byte first; ``a`` has no more than ``count`` bytes."""
+        """The bytes of a value below 256 to the power of ``count``, lowest first."""
         found = []
         for _ in range(count - 1):
             a, byte = self.parts(a, 8)
@@ -72,7 +74,7 @@ class _Text:
         return value
 
     def times(self, a: str, number: int) -> str:
-        """The low 32 bits of a product with the constants ``m…_low`` and ``m…_high``, its halves of 16 bits."""
+        """The low 32 bits of the product with a multiplier given by its 16-bit halves ``m…_low`` and ``m…_high``."""
         upper = self.low(self.binary("Mul", a, f"m{number}_high"), 16)
         return self.low(self.join(upper, self.binary("Mul", a, f"m{number}_low"), 16), 32)
 
@@ -141,7 +143,7 @@ sampling (
 
 
 def tensorrt_sampling_model(image_tokens: int, codes: int) -> ir.Model:
-    """:func:`export.graph.sampling.sampling_model` of the same inputs, outputs and values, in operators that TensorRT has."""
+    """Return a graph equal to :func:`export.graph.sampling.sampling_model`, with operators that TensorRT has."""
     of_codes, own = _Text("h"), _Text("c")
     u, own_u = of_codes.uniform("key_column", "stream"), own.uniform("noise_key", "own_stream")
     constants = [f"int64 two{bits} = {{{1 << bits}}}" for bits in (8, 9, 13, 16, 32)]

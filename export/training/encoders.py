@@ -28,7 +28,7 @@ from torch.nn import functional
 from export.data.conditions import REAL, Conditions, disturbed
 from export.model.encoders import SIDE, AttributeReadout, IdentityEncoder, RegionParser, SemanticEncoder
 from export.training.checkpoint import load_weights, save_weights, stored_json, weights_metadata
-from export.training.loop import Batch, Figures, TrainOptions, train
+from export.training.loop import Batch, StepMetrics, TrainOptions, train
 from f2edge.errors import InputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
 from f2edge.spec.configuration import NANO, ModelConfiguration
@@ -113,7 +113,7 @@ def plain(images: NDArray[np.uint8]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class EncoderFigures:
+class EncoderMetrics:
     """What a validation found, as shares in [0, 1]."""
 
     slot_accuracy: Mapping[str, float]
@@ -173,7 +173,7 @@ class EncodersTask:
         )  # fmt: skip
         return {"pixels": seen.pixels, "slots": torch.from_numpy(seen.slots.astype(np.int64)), "regions": seen.regions}
 
-    def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Figures]:
+    def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], StepMetrics]:
         """One loss per encoder; they share nothing but the pictures."""
         del step
         (logits, shown), slots = self.semantic.both(batch["pixels"]), batch["slots"]
@@ -200,8 +200,8 @@ class EncodersTask:
             "region_overlap": float(np.mean(list(found.region_overlap.values()))),
         }
 
-    def measure(self) -> EncoderFigures:
-        """Figures on the validation rows by the weights that the modules hold now."""
+    def measure(self) -> EncoderMetrics:
+        """Return metrics on the validation rows with the current weights of the modules."""
         first, right, seen, features = len(self.data) - self.validation_rows, 0.0, 0.0, []
         lower, upper = np.zeros(len(self.data.region_names)), np.zeros(len(self.data.region_names))
         for begin in range(first, len(self.data), _VALIDATION_CHUNK):
@@ -215,7 +215,7 @@ class EncodersTask:
             upper += np.maximum(coverage, truth).sum(axis=(0, 2, 3))
         persons = torch.cat(features)
         nearest = (persons[0::2] @ persons[1::2].T).argmax(dim=1)
-        return EncoderFigures(
+        return EncoderMetrics(
             dict(zip(self.schema, (right / np.maximum(seen, 1)).tolist(), strict=True)),
             float((nearest == torch.arange(len(nearest))).float().mean()),
             dict(zip(self.data.region_names, (lower / np.maximum(upper, 1e-9)).tolist(), strict=True)),

@@ -38,11 +38,11 @@ from torch.utils.data import DataLoader, Dataset
 from export.training.checkpoint import latest_checkpoint, read_checkpoint, write_checkpoint
 from export.training.distributed import Processes
 from export.training.optimization import Averages, Optimization, rate_factor
-from export.training.progress import Progress
+from export.training.progress import TrainingProgress
 from f2edge.errors import F2EdgeError, InputError
 
 Batch = dict[str, torch.Tensor]
-Figures = dict[str, "float | torch.Tensor"]
+StepMetrics = dict[str, "float | torch.Tensor"]
 
 _MAX_SKIPPED = 20
 #: Values of a batch's tensor from which on it travels between processes as fp16.
@@ -70,15 +70,15 @@ class Task(Protocol):
         """CPU tensors: a pure function of its arguments, different for every (step, micro, rank). Runs in a background thread."""
         ...
 
-    def losses(self, batch: Batch, step: int) -> tuple[dict[str, torch.Tensor], Figures]:
-        """Optimizer name → scalar loss, and figures to log (detached scalars). Runs under autocast, modules in train mode.
+    def losses(self, batch: Batch, step: int) -> tuple[dict[str, torch.Tensor], StepMetrics]:
+        """Optimizer name → scalar loss, and metrics to log (detached scalars). Runs under autocast, modules in train mode.
 
         ``step`` is how far the schedule is, of ``TrainOptions.steps``.
         """
         ...
 
     def validate(self, model: Mapping[str, nn.Module], step: int, directory: Path) -> dict[str, float]:
-        """Figures by the EMA weights, which are swapped into ``model`` (eval mode, no grad); may write sample grids into ``directory``."""
+        """Validation metrics of the EMA weights, swapped into ``model`` (eval mode, no grad); sample grids go to ``directory``."""
         ...
 
 
@@ -227,7 +227,7 @@ class _Run:
         if self.place == options.steps and self.last is not None:
             return self.last
         rows = options.batch * options.accumulate * self.processes.world
-        with Progress(
+        with TrainingProgress(
             options.out, self.task.name, start=self.step, steps=options.steps, rows=rows, every=options.log_every, active=first
         ) as progress:
             for micro_batches in self._batches():
@@ -239,8 +239,8 @@ class _Run:
                 progress.log(self.step, force=ended)
                 if _due(self.step, options.validate_every) or finished:
                     begun = time.perf_counter()
-                    figures = self._validate()
-                    progress.note(self.step, figures, time.perf_counter() - begun)
+                    metrics = self._validate()
+                    progress.note(self.step, metrics, time.perf_counter() - begun)
                 if _due(self.step, options.save_every) or ended:
                     self._save()
                 if ended:
@@ -249,19 +249,19 @@ class _Run:
             raise InputError(f"training {self.task.name!r}: nothing to do in {options.out}")
         return self.last
 
-    def _update(self, micro_batches: list[Batch]) -> Figures:
-        """One optimizer step; returns the figures of all its micro batches, averaged."""
-        options, total = self.options, Figures()
+    def _update(self, micro_batches: list[Batch]) -> StepMetrics:
+        """One optimizer step; returns the metrics of all its micro batches, averaged."""
+        options, total = self.options, StepMetrics()
         updated: set[str] = set()
         for micro, batch in enumerate(micro_batches):
             torch.manual_seed(_mix(options.seed, self.step, micro, self.processes.rank))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=options.bf16):
-                losses, figures = self.task.losses(batch, self.place)
+                losses, metrics = self.task.losses(batch, self.place)
             for name, loss in losses.items():
                 self.optimizations[name].backward(loss / options.accumulate)
-                figures = {**figures, f"loss/{name}": loss.detach()}
+                metrics = {**metrics, f"loss/{name}": loss.detach()}
             updated |= set(losses)
-            for key, value in figures.items():
+            for key, value in metrics.items():
                 part = (value.detach().float() if isinstance(value, torch.Tensor) else value) / options.accumulate
                 total[key] = total[key] + part if key in total else part
         rate = options.factor(self.place)
@@ -347,7 +347,7 @@ class _Run:
         return {key: value.pin_memory() for key, value in batch.items()} if self.device.type == "cuda" else batch
 
     def _validate(self) -> dict[str, float]:
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         self._share_buffers()
         if self.processes.rank == 0:
             directory = self.options.out / "samples"
@@ -358,14 +358,14 @@ class _Run:
                 module.eval()
             try:
                 with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
-                    figures = self.task.validate(self.modules, self.step, directory)
+                    metrics = self.task.validate(self.modules, self.step, directory)
             finally:
                 for average in self.averages.values():
                     average.swap()
                 for module in self.modules.values():
                     module.train()
         self.processes.barrier()
-        return figures
+        return metrics
 
     def _share_buffers(self) -> None:
         self.processes.broadcast(b for m in self.modules.values() for b in m.buffers())

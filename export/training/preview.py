@@ -1,4 +1,4 @@
-"""What a training run of the unified model shows of itself: figures on held-back faces and a grid of generated ones.
+"""Validation of the unified model during training: metrics on held-out faces and a grid of generated ones.
 
 Axes: B faces, G mask ratios, N image tokens, S text columns, V codes, K slots.
 """
@@ -44,7 +44,7 @@ def measure(
     step: int,
     directory: Path,
 ) -> dict[str, float]:
-    """Validation figures; the same texts and masks at every call.
+    """Validation metrics; the same texts and masks at every call.
 
     Returns:
         ``t2i/loss@r`` and ``t2i/right@r`` by mask ratio r, ``t2i/prompt_gain`` (nats per token that a prompt saves on an all-masked image),
@@ -86,9 +86,9 @@ def measure_generation(
         hidden, _ = _behind(model, texts, [texts.layout.unconditional] * len(part), seen[:, -1:], ratio[:, -1:])
         empty += float(functional.cross_entropy(model.image_scores(hidden[:, 0]).float().flatten(0, 1), codes.flatten())) * len(part)
     loss, right, empty = loss / len(rows), right / len(rows), empty / len(rows)
-    figures = {f"t2i/loss@{r}": float(value) for r, value in zip(RATIOS, loss, strict=True)}
-    figures |= {f"t2i/right@{r}": float(value) for r, value in zip(RATIOS, right, strict=True)}
-    return {**figures, "t2i/prompt_gain": empty - float(loss[-1])}, routings
+    metrics = {f"t2i/loss@{r}": float(value) for r, value in zip(RATIOS, loss, strict=True)}
+    metrics |= {f"t2i/right@{r}": float(value) for r, value in zip(RATIOS, right, strict=True)}
+    return {**metrics, "t2i/prompt_gain": empty - float(loss[-1])}, routings
 
 
 def _behind(
@@ -123,10 +123,10 @@ def measure_slots(
         scores = scores.gather(2, allowed.clamp(min=0).expand(len(part), -1, -1)).masked_fill(allowed < 0, -torch.inf)
         answers.append(scores.argmax(dim=-1).cpu().numpy())
         routings.append(routing)
-    return *_slot_figures(np.concatenate(answers), cache.slots[rows]), routings
+    return *_slot_metrics(np.concatenate(answers), cache.slots[rows]), routings
 
 
-def _slot_figures(answers: NDArray[np.int64], truth: NDArray[np.int8]) -> tuple[dict[str, float], dict[str, float]]:
+def _slot_metrics(answers: NDArray[np.int64], truth: NDArray[np.int8]) -> tuple[dict[str, float], dict[str, float]]:
     """Mean and balanced accuracy, and the accuracy of each slot that any face shows."""
     table, balanced = {}, []
     for index, name in enumerate(F2EDGE_SCHEMA):

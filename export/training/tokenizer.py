@@ -32,7 +32,7 @@ from export.model.image_tokenizer import ImageTokenizer, bit_statistics
 from export.model.magvit2 import Magvit2Tokenizer, build_tokenizer
 from export.training.checkpoint import latest_checkpoint, load_weights, save_weights, stored_json
 from export.training.encoders import attribute_loss
-from export.training.loop import Batch, Figures, TrainOptions, resolve_device, train
+from export.training.loop import Batch, StepMetrics, TrainOptions, resolve_device, train
 from f2edge.errors import InputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA
 from f2edge.spec.configuration import NANO, ImageTokenizerConfiguration
@@ -56,7 +56,7 @@ class Pictures(Protocol):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LossWeights:
     """Weights of the loss.
 
     Attributes:
@@ -84,7 +84,7 @@ class Recipe:
 
 
 #: For training a finished tokenizer's decoder further: the critic begins soon.
-FINE_TUNING = Recipe(edges_ramp=0.0, usage=0.0, confidence=0.0, commitment=0.0, critic_from=0.1)
+FINE_TUNING = LossWeights(edges_ramp=0.0, usage=0.0, confidence=0.0, commitment=0.0, critic_from=0.1)
 
 
 class TokenizerTask:
@@ -110,7 +110,7 @@ class TokenizerTask:
         steps: int,
         *,
         configuration: ImageTokenizerConfiguration = NANO.tokenizer,
-        recipe: Recipe | None = None,
+        recipe: LossWeights | None = None,
         perceptual: Perceptual | None = None,
         readers: Sequence[Reader] = (),
         labels: Labels | None = None,
@@ -122,7 +122,7 @@ class TokenizerTask:
         if len(data) < held_out + batch:
             raise InputError(f"tokenizer: {len(data)} pictures are too few for a batch of {batch} and {held_out} held out; render more")
         self.data, self.rows, self.steps, self.held_out, self.seed = data, batch, steps, held_out, seed
-        self.recipe, self.perceptual = recipe or (Recipe() if decoder_of is None else FINE_TUNING), perceptual
+        self.recipe, self.perceptual = recipe or (LossWeights() if decoder_of is None else FINE_TUNING), perceptual
         if readers and labels is None:
             raise InputError("tokenizer: networks that name attributes need the pictures' true slots; give labels")
         self.readers, self.labels, self.conditions = tuple(readers), labels, conditions
@@ -149,14 +149,14 @@ class TokenizerTask:
             batch["slots"] = torch.from_numpy(labels.astype(np.int64))
         return batch
 
-    def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Figures]:
+    def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], StepMetrics]:
         """The tokenizer's loss, and the critic's once it has begun."""
         recipe, pixels, progress = self.recipe, batch["pixels"], step / self.steps
         result = self.tokenizer(pixels)
         error = result.pixels - pixels
         bits = bit_statistics(result.latent, codes_per_cell=self.tokenizer.configuration.codes_per_cell)
         edges = edge_loss(result.pixels, pixels)
-        figures: Figures = {
+        metrics: StepMetrics = {
             "psnr": psnr(result.pixels.detach(), pixels).mean(),
             "edges": edges.detach(),
             "usage": bits.usage.detach(),
@@ -167,20 +167,20 @@ class TokenizerTask:
         loss = loss + recipe.confidence * bits.confidence - recipe.usage * bits.usage + recipe.commitment * bits.commitment
         if self.perceptual is not None:
             difference = perceptual_loss(self.perceptual, result.pixels, pixels)
-            figures["perceptual"] = difference.detach()
+            metrics["perceptual"] = difference.detach()
             loss = loss + recipe.perceptual * difference
         if self.readers:
             named = attribute_loss(self.readers[step % len(self.readers)](result.pixels), batch["slots"])
-            figures["attributes"] = named.detach()
+            metrics["attributes"] = named.detach()
             loss = loss + recipe.attributes * named
         if progress < recipe.critic_from:
-            return {"model": loss}, figures
-        heard = min(1.0, (progress - recipe.critic_from) / 0.05)
-        loss = loss + recipe.adversarial * heard * generator_loss(self.critic(result.pixels))
-        return {"model": loss, "critic": critic_loss(self.critic(pixels), self.critic(result.pixels.detach()))}, figures
+            return {"model": loss}, metrics
+        ramp = min(1.0, (progress - recipe.critic_from) / 0.05)
+        loss = loss + recipe.adversarial * ramp * generator_loss(self.critic(result.pixels))
+        return {"model": loss, "critic": critic_loss(self.critic(pixels), self.critic(result.pixels.detach()))}, metrics
 
     def validate(self, model: Mapping[str, nn.Module], step: int, directory: Path) -> dict[str, float]:
-        """Figures on the held-out pictures, and ``tokenizer-STEP.png`` with originals above their reconstructions."""
+        """Return metrics on the held-out pictures, and write ``tokenizer-STEP.png`` with originals above their reconstructions."""
         del model  # self.tokenizer is that module
         device = next(self.tokenizer.parameters()).device
         rows = np.arange(len(self.data) - self.held_out, len(self.data))
@@ -194,7 +194,7 @@ class TokenizerTask:
             shown = shown or [pixels.cpu(), result.pixels.cpu()]
         write_pairs(directory / f"tokenizer-{step:06d}.png", *shown)
         ratio, absolute = torch.cat(found, 1).mean(1).tolist()
-        return {"psnr": ratio, "l1": absolute, **code_figures(torch.cat(codes).cpu(), self.tokenizer.configuration.bits)}
+        return {"psnr": ratio, "l1": absolute, **code_metrics(torch.cat(codes).cpu(), self.tokenizer.configuration.bits)}
 
 
 def edge_loss(guess: Tensor, truth: Tensor, scales: int = 3) -> Tensor:
@@ -220,7 +220,7 @@ def psnr(guess: Tensor, truth: Tensor) -> Tensor:
     return -10 * ((guess.clamp(-1, 1) - truth) / 2).square().mean((1, 2, 3)).clamp(min=1e-10).log10()
 
 
-def code_figures(codes: Tensor, bits: int) -> dict[str, float]:
+def code_metrics(codes: Tensor, bits: int) -> dict[str, float]:
     """How well the code is used, from codes (n,): entropy of the single bits (best: ``bits``), of the worst bit, codes seen, perplexity."""
     share = ((codes.unsqueeze(1) >> torch.arange(bits)) & 1).double().mean(0)
     entropy = (torch.special.entr(share) + torch.special.entr(1 - share)) / math.log(2)

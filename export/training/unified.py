@@ -28,7 +28,7 @@ from export.data.text.tokenizer import read_text_tokenizer
 from export.data.tokens import TokenCache, slots_of
 from export.model.transformer import Routing, UnifiedTransformer
 from export.training.checkpoint import latest_checkpoint, load_weights, save_weights
-from export.training.loop import Batch, Figures, TrainOptions, resolve_device, train
+from export.training.loop import Batch, StepMetrics, TrainOptions, resolve_device, train
 from export.training.losses import balance_loss, cosine_mask_ratio, expert_usage, generation_loss, text_loss
 from export.training.preview import ImageDecoder, measure
 from f2edge.errors import InputError
@@ -206,14 +206,14 @@ class UnifiedTask:
 
     # Losses ----------------------------------------------------------------------------------------------------------
 
-    def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Figures]:
+    def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], StepMetrics]:
         """One loss: D3Diff, the answers' cross entropy and the balance losses."""
         del step
-        drawn, figures = self._generation(batch)
+        drawn, metrics = self._generation(batch)
         told, more = self._understanding(batch)
-        return {"model": drawn + told}, {**figures, **more}
+        return {"model": drawn + told}, {**metrics, **more}
 
-    def _generation(self, batch: Batch) -> tuple[Tensor, Figures]:
+    def _generation(self, batch: Batch) -> tuple[Tensor, StepMetrics]:
         masked, codes = batch["masked"], batch["codes"][:, None]  # (B, G, N), (B, 1, N)
         B, G, N = masked.shape
         ratio = masked.float().mean(dim=-1)  # (B, G)
@@ -226,10 +226,10 @@ class UnifiedTask:
             logits, target, weighing, rows=B * G, image_tokens=N, smoothing=self.mixture.smoothing, weight=batch["weight"][masked]
         )
         column = torch.arange(routing.token_chosen.shape[2], device=masked.device)
-        balance, figures = self._balance("t2i", routing, column >= P - batch["prompt_lengths"][:, None])
-        return loss.total + balance, {"t2i": loss.masked, "t2i/score": loss.score, **figures}
+        balance, metrics = self._balance("t2i", routing, column >= P - batch["prompt_lengths"][:, None])
+        return loss.total + balance, {"t2i": loss.masked, "t2i/score": loss.score, **metrics}
 
-    def _understanding(self, batch: Batch) -> tuple[Tensor, Figures]:
+    def _understanding(self, batch: Batch) -> tuple[Tensor, StepMetrics]:
         segments, weights = batch["text_segments"], batch["text_weights"]
         hidden, routing = self.model.understanding_states(
             batch["face_codes"], batch["semantic"], batch["identity"], batch["text_ids"], batch["text_positions"], segments
@@ -239,24 +239,24 @@ class UnifiedTask:
         loss = text_loss(logits, targets, weights[asked])
         right = (logits.detach().argmax(dim=-1) == targets).float().mean()
         image = torch.ones_like(segments[:, :1], dtype=torch.bool).expand(-1, routing.token_chosen.shape[2] - segments.shape[1])
-        balance, figures = self._balance("mmu", routing, torch.cat((image, segments >= 0), dim=1))
-        return self.mixture.understanding * loss + balance, {"mmu": loss, "mmu/right": right, **figures}
+        balance, metrics = self._balance("mmu", routing, torch.cat((image, segments >= 0), dim=1))
+        return self.mixture.understanding * loss + balance, {"mmu": loss, "mmu/right": right, **metrics}
 
-    def _balance(self, group: str, routing: Routing, valid: Tensor) -> tuple[Tensor, Figures]:
+    def _balance(self, group: str, routing: Routing, valid: Tensor) -> tuple[Tensor, StepMetrics]:
         """One group's balance losses, and how often its least used expert is chosen, relative to an even share."""
         token = balance_loss(routing.token_probability, routing.token_chosen, valid)
         sequence = balance_loss(routing.sequence_probability, routing.sequence_chosen)
-        figures: Figures = {}
+        metrics: StepMetrics = {}
         for level, chosen, rows in (("token", routing.token_chosen, valid), ("sequence", routing.sequence_chosen, None)):
             usage = expert_usage(chosen, rows).mean(dim=0)
-            figures[f"{group}/{level}_least"] = usage.min() * usage.numel()
-        return self.mixture.token_balance * token + self.mixture.sequence_balance * sequence, figures
+            metrics[f"{group}/{level}_least"] = usage.min() * usage.numel()
+        return self.mixture.token_balance * token + self.mixture.sequence_balance * sequence, metrics
 
     # Validation ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def validate(self, model: Mapping[str, nn.Module], step: int, directory: Path) -> dict[str, float]:
-        """Figures of :func:`export.training.preview.measure` on the held-back rows; tables and generated faces go to ``directory``."""
+        """Return the metrics of :func:`export.training.preview.measure` on the held-out rows; write tables and faces to ``directory``."""
         transformer = model["model"]
         assert isinstance(transformer, UnifiedTransformer)
         return measure(

@@ -1,4 +1,4 @@
-"""Recording to a video file that stays playable whatever happens: closed before the disk is full, kept in step with time."""
+"""Video recording at a constant rate, closed before the disk is full."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from f2edge.camera.frames import Picture
 from f2edge.errors import InputError, OutputError
 from f2edge.provenance.saving import check_writable, write_atomically
 
-#: File endings and their codecs, all of which pip's OpenCV can write.
+#: File suffixes and codecs that pip's OpenCV can write.
 CODECS = {".mp4": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
-#: Of a single picture.
+#: File suffixes of single pictures.
 STILLS = (".jpg", ".jpeg", ".png")
 _QUALITY = 88
 _RESERVE_BYTES = 64 << 20
@@ -23,15 +23,15 @@ _LONGEST_FREEZE_S = 10.0
 
 
 class Recorder:
-    """Writes pictures at a constant rate: late ones are repeated, early ones left out, so that a minute stays a minute.
+    """Recorder at a constant frame rate; pictures are repeated or dropped to keep real time.
 
     Args:
-        path: ends in .mp4, .mkv or .avi; an existing file is replaced.
-        fps: of the file.
-        free_bytes: space left where the file is; for tests.
+        path: file ending in .mp4, .mkv or .avi; an existing file is replaced.
+        fps: frame rate of the file.
+        free_bytes: returns the free space of the disk; for tests.
 
     Raises:
-        InputError: another ending, or a file that cannot be written.
+        InputError: another suffix, or a file that cannot be written.
     """
 
     def __init__(self, path: Path, fps: float, free_bytes: Callable[[], int] | None = None) -> None:
@@ -46,10 +46,10 @@ class Recorder:
         self.closed = False
 
     def write(self, image: Picture, time_s: float) -> None:
-        """Add a picture taken at a time; the first one fixes the size, later ones are scaled to it.
+        """Add a picture captured at a time; the first fixes the size, later ones are scaled to it.
 
         Raises:
-            OutputError: the disk is nearly full or the file cannot be written; it has been closed and is whole up to here.
+            OutputError: the disk is nearly full or the file cannot be written; it is closed and complete up to here.
         """
         if self.closed:
             return
@@ -61,7 +61,7 @@ class Recorder:
         if self._shift_s is None:
             self._shift_s = time_s - self.written / self._fps
         due = round((time_s - self._shift_s) * self._fps) + 1 - self.written
-        if due > _LONGEST_FREEZE_S * self._fps or due < -self._fps:  # a long gap or a clock set back: go on from here
+        if due > _LONGEST_FREEZE_S * self._fps or due < -self._fps:  # a long gap or a clock set back: continue from here
             self._shift_s, due = time_s - self.written / self._fps, 1
         if (image.shape[1], image.shape[0]) != self._size:
             image = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
@@ -71,7 +71,7 @@ class Recorder:
             self.written += 1
 
     def close(self) -> None:
-        """Finish the file; may be called twice."""
+        """Close the file; idempotent."""
         self.closed = True
         if self._writer is not None:
             self._writer.release()
@@ -87,10 +87,10 @@ class Recorder:
 
 
 def save_still(image: Picture, path: Path) -> None:
-    """One picture as a JPEG or PNG file.
+    """Write one picture as a JPEG or PNG file.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     kind = path.suffix.lower()
     good, data = cv2.imencode(kind, image, [] if kind == ".png" else [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
@@ -99,14 +99,14 @@ def save_still(image: Picture, path: Path) -> None:
 
 
 def check_path(path: Path, option: str = "--record", endings: Collection[str] = tuple(CODECS)) -> None:
-    """Refuse a file that cannot become a recording, or a still; :class:`~f2edge.errors.InputError`."""
+    """Raise :class:`~f2edge.errors.InputError` for a path that cannot become a recording or still."""
     if path.suffix.lower() not in endings:
         raise InputError(f"{option} {path}: the name must end in {', '.join(endings)}")
     check_place(path, option)
 
 
 def check_place(path: Path, option: str) -> None:
-    """Refuse a place where no file can be written; :class:`~f2edge.errors.OutputError`."""
+    """Raise :class:`~f2edge.errors.OutputError` for a path where no file can be written."""
     try:
         check_writable(path)
     except OutputError as error:

@@ -1,7 +1,7 @@
-"""Messages of both clients: from the engine's requests, and back to the engine's events.
+"""Messages from requests and events from responses, for the synchronous and the asyncio client.
 
-A picture is sent as the model will see it, cut to its square and scaled to the model's side, so that a server gives the tokens that the
-same model gives here, and a photograph of 4000 pixels travels as 30 KB.
+A picture is sent as the model sees it, cropped to its square and scaled to the model's side, so a server produces the same tokens as a
+local model, and a photograph of 4000 pixels takes 30 KB.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from f2edge.wire import (
     timings_of,
 )
 
-#: A picture in hand, the bytes of a file, or its path.
-Picture: TypeAlias = "Image.Image | bytes | str | os.PathLike[str]"
+#: A decoded picture, the bytes of a file, or its path.
+ImageSource: TypeAlias = "Image.Image | bytes | str | os.PathLike[str]"
 
 _EVERY_STEP = 1024
 _FRAME_QUALITY = 92
-_PRIORITIES = {priority: value for value, priority in PRIORITIES.items()}
+_PRIORITY_VALUES = {priority: value for value, priority in PRIORITIES.items()}
 
 
 def generate_message(facts: ModelFacts, request: GenerateRequest, priority: Priority | None = None) -> pb.GenerateRequest:
-    """Return the message of a request; without ``min_steps`` a deadline that leaves no time for all steps refuses the call."""
+    """Return a ``Generate`` request; without ``min_steps`` a deadline that leaves no time for all steps refuses the call."""
     request.options.resolve(facts.generation)
     return pb.GenerateRequest(
         prompt=check_text(request.prompt, "prompt"), seed=_seed(request.seed), **_image_fields(facts, request, priority)
@@ -57,7 +57,7 @@ def generate_message(facts: ModelFacts, request: GenerateRequest, priority: Prio
 
 
 def edit_message(facts: ModelFacts, request: EditRequest, priority: Priority | None = None) -> pb.EditRequest:
-    """Return the message of a request, as :func:`generate_message`."""
+    """Return an ``Edit`` request; named regions are resolved by the server, others here."""
     request.options.resolve(facts.editing)
     prompt, picture, region = check_text(request.prompt, "prompt"), load_image(request.image), request.region
     message = pb.EditRequest(
@@ -81,38 +81,42 @@ def _image_fields(facts: ModelFacts, request: ImageRequest, priority: Priority |
         "options": options_message(request.options),
         "previews": pb.PreviewOptions(every_steps=request.preview_every, tokens=wanted, proposal=wanted, picture_side=side),
         "min_steps": _EVERY_STEP if request.min_steps is None else request.min_steps,
-        "priority": priority_message(priority),
+        "priority": priority_value(priority),
     }
 
 
-def ask_message(facts: ModelFacts, image: Picture, question: str, max_tokens: int, priority: Priority | None) -> pb.AskRequest:
+def ask_message(facts: ModelFacts, image: ImageSource, question: str, max_tokens: int, priority: Priority | None) -> pb.AskRequest:
+    """Return an ``Ask`` request."""
     question = check_text(question, "question")
     return pb.AskRequest(
-        image=as_seen(load_image(image), facts), question=question, max_tokens=_tokens(max_tokens), priority=priority_message(priority)
+        image=as_seen(load_image(image), facts), question=question, max_tokens=_tokens(max_tokens), priority=priority_value(priority)
     )
 
 
-def describe_message(facts: ModelFacts, image: Picture, max_tokens: int, priority: Priority | None) -> pb.DescribeRequest:
-    return pb.DescribeRequest(image=as_seen(load_image(image), facts), max_tokens=_tokens(max_tokens), priority=priority_message(priority))
+def describe_message(facts: ModelFacts, image: ImageSource, max_tokens: int, priority: Priority | None) -> pb.DescribeRequest:
+    """Return a ``Describe`` request."""
+    return pb.DescribeRequest(image=as_seen(load_image(image), facts), max_tokens=_tokens(max_tokens), priority=priority_value(priority))
 
 
-def analyze_message(facts: ModelFacts, image: Picture, attributes: Sequence[str] | None, priority: Priority | None) -> pb.AnalyzeRequest:
-    """Without names, the whole schema, as :meth:`FacePipeline.analyze` has it; the server's own default leaves sensitive slots out."""
+def analyze_message(
+    facts: ModelFacts, image: ImageSource, attributes: Sequence[str] | None, priority: Priority | None
+) -> pb.AnalyzeRequest:
+    """Return a request for attributes; without names the whole schema, whereas the server's default excludes sensitive slots."""
     if attributes is not None and not attributes:
         raise InputError("attributes: the list is empty; name at least one, or give none for all of them")
     names = () if attributes is None else tuple(facts.schema.select(attributes))
     picture = as_seen(load_image(image), facts)
-    return pb.AnalyzeRequest(image=picture, attributes=names, include_sensitive=attributes is None, priority=priority_message(priority))
+    return pb.AnalyzeRequest(image=picture, attributes=names, include_sensitive=attributes is None, priority=priority_value(priority))
 
 
 @dataclass(frozen=True)
-class Frame:
+class FrameRequest:
     """A frame for ``analyze_frames``.
 
     Attributes:
-        image: RGB, or the bytes of a JPEG, PNG or WebP.
-        faces: boxes x, y, width, height in pixels; empty where the centred square is the face.
-        number: comes back with the answer.
+        image: RGB picture, or the bytes of a JPEG, PNG or WebP.
+        faces: boxes x, y, width, height in pixels; empty if the centred square is the face.
+        number: returned with the answer.
     """
 
     image: Image.Image | bytes
@@ -122,11 +126,11 @@ class Frame:
 
 @dataclass(frozen=True)
 class FrameAnswer:
-    """Reports of a frame's faces, in their order.
+    """Reports of a frame's faces, in order.
 
     Attributes:
-        dropped: frames before it that were never looked at, because a later one had come.
-        problem: what was wrong with this frame; "" where nothing was.
+        dropped: number of earlier frames dropped because a later one had arrived.
+        problem: error of this frame, or "".
     """
 
     number: int
@@ -136,19 +140,21 @@ class FrameAnswer:
     timings: Timings
 
 
-def frame_message(facts: ModelFacts, frame: Frame, settings: pb.AnalyzeStreamSettings | None) -> pb.AnalyzeStreamRequest:
+def frame_message(facts: ModelFacts, frame: FrameRequest, settings: pb.AnalyzeStreamSettings | None) -> pb.AnalyzeStreamRequest:
+    """Return a message of ``AnalyzeStream``; the first one carries the settings."""
     faces = [pb.Box(x=x, y=y, width=width, height=height) for x, y, width, height in frame.faces]
     data = frame.image if isinstance(frame.image, bytes) else _jpeg(frame.image) if faces else as_seen(frame.image, facts)
     return pb.AnalyzeStreamRequest(frame_id=frame.number, image=data, faces=faces, settings=settings)
 
 
 def frame_answer(message: pb.AnalyzeStreamResponse) -> FrameAnswer:
+    """Return the answer of an ``AnalyzeStream`` message."""
     reports = tuple(map(report_of, message.reports))
     return FrameAnswer(message.frame_id, reports, message.dropped, message.problem.description, timings_of(message.timings))
 
 
 def as_seen(image: Image.Image, facts: ModelFacts) -> bytes:
-    """A picture as the model sees it, as a PNG."""
+    """Return a picture as the model sees it, encoded as PNG."""
     square = fit_square(load_image(image))
     side = facts.image_side
     if square.size != (side, side):
@@ -158,15 +164,16 @@ def as_seen(image: Image.Image, facts: ModelFacts) -> bytes:
     return buffer.getvalue()
 
 
-def priority_message(priority: Priority | None) -> pb.Priority:
-    return pb.PRIORITY_UNSPECIFIED if priority is None else _PRIORITIES[priority]
+def priority_value(priority: Priority | None) -> pb.Priority:
+    """Return the wire value of a priority."""
+    return pb.PRIORITY_UNSPECIFIED if priority is None else _PRIORITY_VALUES[priority]
 
 
 # Responses -------------------------------------------------------------------------------------------------------------------------------
 
 
 class ImageReader:
-    """Reads the messages of one ``Generate`` or ``Edit`` as the engine's events."""
+    """Converter of ``Generate`` or ``Edit`` messages into events."""
 
     def __init__(self, facts: ModelFacts, prompt: str) -> None:
         self._facts = facts
@@ -195,7 +202,7 @@ class ImageReader:
 
 
 def read_words(message: pb.AskResponse | pb.DescribeResponse) -> Token | Done:
-    """A message of ``Ask`` or ``Describe`` as the engine's event."""
+    """Return the event of an ``Ask`` or ``Describe`` message."""
     if message.WhichOneof("event") == "piece":
         return Token(message.piece)
     answer = answer_of(message.answer)
@@ -203,9 +210,9 @@ def read_words(message: pb.AskResponse | pb.DescribeResponse) -> Token | Done:
 
 
 class StepMerger:
-    """Merges the events of rows that are decoded by separate calls into those of a local pipeline.
+    """Merger of several calls' events into the :class:`StepEvent` of a local pipeline.
 
-    A step is emitted when every row has done it; a row that has ended stays as it ended.
+    A step is emitted when every row has done it; a finished row keeps its last state.
     """
 
     def __init__(self, rows: int) -> None:
@@ -239,7 +246,7 @@ class StepMerger:
             yield StepEvent(self._emitted, steps, codes, proposal, elapsed_ms, images if len(images) == len(present) else ())
 
     def _at(self, row: int, step: int) -> StepEvent | None:
-        """Return a row's event of a step; the next later one where the server left that step out."""
+        """Return a row's event of a step, or of the next later one that the server sent."""
         later = [known for known in self._steps[row] if known >= step]
         end = self._ends[row]
         return self._steps[row][min(later)] if later else None if end is None else self._steps[row][end]
@@ -255,7 +262,7 @@ def _picture(data: bytes) -> Image.Image:
 
 
 def _pixel_marks(picture: pb.Picture) -> tuple[str, ...]:
-    """Of a picture's marks, those that its pixels keep when its file is written anew."""
+    """Return the marks of a picture that survive re-encoding."""
     return tuple(mark for mark in picture.provenance.marks if mark == "watermark")
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from f2edge.decoding.autoregressive import ExtendFunction
-from f2edge.decoding.parallel import Row, StepFunction, advance
+from f2edge.decoding.parallel import GridRow, StepFunction, advance
 from f2edge.decoding.sample import greedy
 from f2edge.decoding.schedule import plan
 from f2edge.engine.requests import Report, Token
@@ -139,7 +139,7 @@ class Executor:
             if request.preview_due and not request.preview_images:
                 request.handle.emit(request.progress())
 
-    def _first_row(self, image: ImageState) -> Row:
+    def _first_row(self, image: ImageState) -> GridRow:
         size = self._layout.image_tokens
         codes, masked = np.full(size, self._layout.mask_code, dtype=np.int64), np.ones(size, dtype=bool)
         if isinstance(image, EditState):
@@ -151,7 +151,7 @@ class Executor:
         image.steps_wanted = whole.steps
         steps = self._steps_that_fit(image, whole.steps)
         cut = whole if steps == whole.steps else plan(replace(image.schedule, steps=steps), masked, image.seed)
-        return Row(codes, cut, image.seed)
+        return GridRow(codes, cut, image.seed)
 
     def _previews(self, requests: Sequence[ImageState]) -> None:
         for request, picture in zip(requests, self._pipeline.backend.each(self._previewed, requests), strict=True):

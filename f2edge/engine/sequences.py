@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from f2edge.decoding.autoregressive import TextStream
-from f2edge.decoding.parallel import Row, StepEvent
+from f2edge.decoding.parallel import GridRow, StepEvent
 from f2edge.decoding.schedule import Schedule
 from f2edge.engine.requests import Done, Event, Failed, Priority, Result, Timings
 from f2edge.engine.scheduler import Stage
@@ -159,7 +159,7 @@ class ImageState(RequestState):
     preview_every: int
     preview_images: bool
     prefix: PromptPrefix | None = None
-    row: Row | None = None
+    row: GridRow | None = None
     proposal: Ids | None = None
     previewed: int = 0
     steps_wanted: int = 0

@@ -52,7 +52,7 @@ class StepLoop:
         self.open = True
         self.failures = 0
         self.times = StepTimes()
-        self.admission = Admission(limits, self.times, lambda: pipeline.backend.lanes)
+        self.admission = Admission(limits, self.times, lambda: pipeline.backend.workers)
         self.counters = Counters()
         self.scheduler = Scheduler(limits, self.admission.rows, self.admission.cost_ms)
         self._pipeline = pipeline

@@ -30,7 +30,7 @@ COMMAND = re.compile(rf"(?<![\w./-])({'|'.join(APPS)}) ([a-z][a-z-]*)((?:[^`\n#\
 SPAN = re.compile(r"`([^`\n]+)`")
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(rf"(?<![\w/.-])((?:{HOUSES})/[\w./*-]*\w(?:\.\w+)?/?)")
-MODULE = re.compile(r"(?<![\w./-])((?:f2edge|export|engines|bench)(?:\.[A-Za-z_]\w*)+)")
+MODULE = re.compile(r"(?<![\w./-])((?:f2edge|export|engines|bench)(?!\.v1\.)(?:\.[A-Za-z_]\w*)+)")
 LINK = re.compile(r"\]\(([^)\s#]+)[^)]*\)")
 #: Made by commands, or examples of a name.
 MADE = {"engines/plugins/compiled", "docs/images/camera.jpg"}

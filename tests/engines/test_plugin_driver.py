@@ -89,4 +89,4 @@ def test_without_a_driver_the_reason_is_named(tmp_path: Path) -> None:
     environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, timeout=60, cwd=Path(__file__).parents[2])
     assert done.returncode == 1
-    assert "BackendError: cuCtxGetDevice: no CUDA driver can be used" in done.stderr
+    assert "BackendError: cuCtxGetDevice: no usable CUDA driver" in done.stderr

@@ -64,7 +64,7 @@ class ScriptedBackend(PaperBackend):
         self.gate.set()
 
     @property
-    def lanes(self) -> int:
+    def workers(self) -> int:
         return self.beside
 
     def run(self, graph: str, feeds: Mapping[str, Value]) -> dict[str, Value]:

@@ -16,11 +16,12 @@ from typing import Any
 
 import grpc
 
+from bench.hardware.memory import resident_mb
 from bench.load.fuzz_inputs import Attempt
 from bench.load.loops import Run
-from bench.load.plan import Plan, Session
-from bench.load.report import health_figures, order_statistic
-from bench.load.server import Sampler, ServerProcess, check, health_sampler, resident_mb
+from bench.load.plan import LoadPlan, Session
+from bench.load.report import health_results, order_statistic
+from bench.load.server import Sampler, ServerProcess, check, health_sampler
 from bench.load.wire.attackers import attacking
 from bench.load.wire.pictures import bombs, damaged
 from f2edge.cli.console import Output
@@ -49,12 +50,12 @@ class Resources:
         return cls(resident_mb(pid) or 0.0, len(list((folder / "fd").iterdir())), len(list((folder / "task").iterdir())))
 
 
-def hostile_pictures(server: ServerProcess, count: int, seed: int, speak: Output) -> dict[str, Any]:
+def hostile_pictures(server: ServerProcess, count: int, seed: int, output: Output) -> dict[str, Any]:
     """Send bombs and damaged pictures one at a time; processor time of the costliest that was refused, and the codes."""
     from bench.load.fuzz import Watch, send
 
     watch, slowest, codes = Watch(server.pid), (0.0, ""), dict[str, int]()
-    with grpc.insecure_channel(server.address) as channel, speak.progress("pictures") as progress:
+    with grpc.insecure_channel(server.address) as channel, output.progress("pictures") as progress:
         check(channel)
         for number, (name, picture) in enumerate(_pictures(count, seed)):
             progress(number, count)
@@ -73,17 +74,17 @@ def _pictures(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
     return islice(chain(bombs().items(), small), count)
 
 
-def besiege(server: ServerProcess, seconds: float, seed: int, rate: float, speak: Output) -> dict[str, Any]:
+def besiege(server: ServerProcess, seconds: float, seed: int, rate: float, output: Output) -> dict[str, Any]:
     """Run honest clients alone, then beside the attackers; figures of both, and of what the server holds."""
     connection = Connection(server.address)
-    idle = _honest(connection, min(_IDLE_S, seconds), seed, speak, "idle")
+    idle = _honest(connection, min(_IDLE_S, seconds), seed, output, "idle")
     before = Resources.of(server.pid)
     with (
         attacking(server.address, seconds, seed=seed, rate=rate) as counts,
         health_sampler(connection) as health,
         Sampler(lambda: resident_mb(server.pid), 0.5) as memory,
     ):
-        run = _honest(connection, seconds, seed, speak, "siege")
+        run = _honest(connection, seconds, seed, output, "siege")
         attacks = counts()
     after = _settled(server, before)
     return {
@@ -95,7 +96,7 @@ def besiege(server: ServerProcess, seconds: float, seed: int, rate: float, speak
             "idle_p99_ms": order_statistic(idle.samples, 99),
             "p99_ms": order_statistic(run.samples, 99),
         },
-        "health": health_figures(health),
+        "health": health_results(health),
         "before": vars(before),
         "peak_mb": max((mb for _, mb in memory.seen), default=before.mb),
         "after": vars(after),
@@ -122,30 +123,30 @@ def findings(pictures: dict[str, Any], siege: dict[str, Any], problems: list[str
     return [what for what, broken in checks.items() if broken]
 
 
-def show(pictures: dict[str, Any], siege: dict[str, Any], found: list[str], speak: Output) -> None:
+def show(pictures: dict[str, Any], siege: dict[str, Any], found: list[str], output: Output) -> None:
     """Print what was measured."""
     honest, health = siege["honest"], siege["health"]["ms"]
-    speak.table(("attack", "times"), [(name, str(count)) for name, count in sorted(siege["attacks"].items())])
-    speak.line(
+    output.table(("attack", "times"), [(name, str(count)) for name, count in sorted(siege["attacks"].items())])
+    output.line(
         f"{pictures['pictures']} hostile pictures, {pictures['codes']}; the costliest refused took "
         f"{pictures['refused_processor_ms_most']:.0f} ms of processor time"
     )
-    speak.line(
+    output.line(
         f"honest clients: {honest['calls']} calls, {len(honest['errors'])} errors, p99 {honest['p99_ms']:.0f} ms "
         f"({honest['idle_p99_ms']:.0f} alone); health at most {health.get('max', float('nan')):.1f} ms in {health['samples']} checks"
     )
     for name in ("before", "after"):
         held = siege[name]
-        speak.line(f"{name}: {held['mb']:.0f} MB, {held['files']} open files, {held['threads']} threads")
-    speak.line(f"peak: {siege['peak_mb']:.0f} MB")
-    speak.line(f"findings: {len(found)}")
+        output.line(f"{name}: {held['mb']:.0f} MB, {held['files']} open files, {held['threads']} threads")
+    output.line(f"peak: {siege['peak_mb']:.0f} MB")
+    output.line(f"findings: {len(found)}")
     for what in found:
-        speak.line(f"  {what}")
+        output.line(f"  {what}")
 
 
-def _honest(connection: Connection, seconds: float, seed: int, speak: Output, name: str) -> Run:
-    plan = Plan(scenario="closed", clients=_HONEST, seconds=seconds, most=100_000, mix=_MIX, distinct=16, seed=seed)
-    with speak.progress(name) as progress:
+def _honest(connection: Connection, seconds: float, seed: int, output: Output, name: str) -> Run:
+    plan = LoadPlan(scenario="closed", clients=_HONEST, seconds=seconds, most=100_000, mix=_MIX, distinct=16, seed=seed)
+    with output.progress(name) as progress:
         return asyncio.run(Session(plan, connection).run(progress))
 
 

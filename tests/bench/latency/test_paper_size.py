@@ -19,7 +19,6 @@ from bench.latency.random_bundles import uncalibrated
 from bench.latency.report import show
 from bench.latency.stages import System
 from bench.results import document
-from export.bundle_writer import TINY
 from export.graph.trace import Models
 from export.quantize.recipes import RECIPES
 from f2edge.bundle.bundle import Bundle
@@ -27,6 +26,7 @@ from f2edge.cli.console import Output
 from f2edge.errors import InputError
 from f2edge.spec.configuration import PAPER, SHOW_O, TokenExperts
 from f2edge.spec.flops import step_flops, text_flops
+from tests.support.tiny_model import TINY
 
 
 def test_a_comparison_is_complete(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,9 +23,9 @@ from export.model.image_tokenizer import ImageTokenizer, bit_statistics, bits_of
 from export.training.loop import TrainOptions
 from export.training.tokenizer import (
     FINE_TUNING,
-    Recipe,
+    LossWeights,
     TokenizerTask,
-    code_figures,
+    code_metrics,
     edge_loss,
     finish,
     load_tokenizer,
@@ -93,7 +93,7 @@ def test_shapes_and_ranges(configuration: ImageTokenizerConfiguration) -> None:
         codes = tokenizer.encode(pixels)
         decoded = tokenizer.decode(codes)
     assert result.pixels.shape == decoded.shape == pixels.shape
-    assert result.latent.shape == result.quantised.shape == (2, configuration.codes_per_cell * configuration.bits, grid, grid)
+    assert result.latent.shape == result.quantized.shape == (2, configuration.codes_per_cell * configuration.bits, grid, grid)
     assert codes.shape == (2, configuration.tokens)
     assert codes.dtype == torch.int64
     assert 0 <= int(codes.min()) <= int(codes.max()) < configuration.codes
@@ -122,9 +122,9 @@ def test_gradient_passes_straight_through() -> None:
     torch.manual_seed(0)
     tokenizer = ImageTokenizer(SMALL)
     result = tokenizer(torch.rand(2, 3, 32, 32) * 2 - 1)
-    assert set(result.quantised.detach().flatten().tolist()) == {-1.0, 1.0}
-    upstream = torch.randn_like(result.quantised)
-    (gradient,) = torch.autograd.grad(result.quantised, result.latent, upstream)
+    assert set(result.quantized.detach().flatten().tolist()) == {-1.0, 1.0}
+    upstream = torch.randn_like(result.quantized)
+    (gradient,) = torch.autograd.grad(result.quantized, result.latent, upstream)
     assert torch.equal(gradient, upstream)
     torch.autograd.backward(result.pixels.square().mean())
     first = next(tokenizer.encoder.parameters())
@@ -160,8 +160,8 @@ def test_usage_is_highest_when_every_code_is_met_once() -> None:
     every = bits_of(torch.arange(64), 6).T.reshape(1, 6, 8, 8) * 5
     assert float(bit_statistics(every).usage) == pytest.approx(math.log(64), abs=1e-3)
     assert float(bit_statistics(torch.full((1, 6, 8, 8), 5.0)).usage) == pytest.approx(0, abs=1e-3)
-    figures = code_figures(torch.arange(64), 6)
-    assert figures == pytest.approx({"bit_entropy": 6.0, "worst_bit": 1.0, "codes_seen": 64.0, "perplexity": 64.0})
+    metrics = code_metrics(torch.arange(64), 6)
+    assert metrics == pytest.approx({"bit_entropy": 6.0, "worst_bit": 1.0, "codes_seen": 64.0, "perplexity": 64.0})
 
 
 def test_foreign_families_and_sizes_are_refused() -> None:
@@ -203,7 +203,7 @@ def test_critic_learns_to_tell_noise_from_discs() -> None:
 
 def test_training_improves_the_picture_and_the_critic_comes_late(tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    task = TokenizerTask(Discs(), 8, 120, configuration=SMALL, recipe=Recipe(critic_from=0.9), held_out=16)
+    task = TokenizerTask(Discs(), 8, 120, configuration=SMALL, recipe=LossWeights(critic_from=0.9), held_out=16)
     finish(task, trained_options(tmp_path, 120))
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = {row["step"]: row for row in log if "loss/model" in row}
@@ -267,9 +267,9 @@ def test_attributes_are_read_from_the_reconstruction_by_each_reader_in_turn() ->
     task = TokenizerTask(Discs(), 8, 10, configuration=SMALL, conditions=None, held_out=16, readers=(reader(0), reader(1)), labels=labels)
     plain = TokenizerTask(Discs(), 8, 10, configuration=SMALL, conditions=None, held_out=16)
     for step in range(2):
-        losses, figures = task.losses(task.batch(step, 0, 0, 1), step)
+        losses, metrics = task.losses(task.batch(step, 0, 0, 1), step)
         without, _ = plain.losses(plain.batch(step, 0, 0, 1), step)
-        added = task.recipe.attributes * torch.as_tensor(figures["attributes"])
+        added = task.recipe.attributes * torch.as_tensor(metrics["attributes"])
         torch.testing.assert_close(losses["model"], without["model"] + added)
     assert asked == [0, 1]
     assert "slots" not in plain.batch(0, 0, 0, 1)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from export.training.checkpoint import checkpoints, latest_checkpoint, load_weights, save_weights, weights_metadata
-from export.training.loop import Batch, DivergedError, Figures, TrainOptions, train
+from export.training.loop import Batch, DivergedError, StepMetrics, TrainOptions, train
 from export.training.optimization import Averages, Optimization, hidden_matrices, orthogonalised, rate_factor
 from f2edge.errors import InputError
 
@@ -44,7 +44,7 @@ class ToyTask:
         x = torch.randn(self.rows, 4, generator=generator)
         return {"x": x, "y": x.sum(1, keepdim=True)}
 
-    def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Figures]:
+    def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], StepMetrics]:
         guess = self.model(batch["x"])
         error = (guess - batch["y"]).square().mean() * self.scale
         if step < 5:

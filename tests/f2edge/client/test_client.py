@@ -18,7 +18,7 @@ from PIL import Image
 
 from f2edge.cli.main import run
 from f2edge.client.aio import AsyncClient
-from f2edge.client.messages import Frame, StepMerger
+from f2edge.client.messages import FrameRequest, StepMerger
 from f2edge.client.sync import Client
 from f2edge.decoding.parallel import StepEvent
 from f2edge.engine.requests import Done, EditRequest, GenerateRequest, Timings, Token
@@ -160,10 +160,10 @@ def test_words_and_reports_are_the_pipelines(client: Client, pipeline: FacePipel
 
 def test_frames_are_reported_as_pictures_are(client: Client, pipeline: FacePipeline) -> None:
     picture = load_image(photo((128, 128)))
-    (answer,) = client.analyze_frames([Frame(picture, number=7)], attributes=["age"])
+    (answer,) = client.analyze_frames([FrameRequest(picture, number=7)], attributes=["age"])
     assert (answer.number, answer.problem, answer.dropped) == (7, "", 0)
     assert answer.reports == (pipeline.analyze(picture, attributes=["age"])[0],)
-    (answer,) = client.analyze_frames([Frame(picture, faces=[(4, 4, 60, 60), (60, 60, 64, 64)])])
+    (answer,) = client.analyze_frames([FrameRequest(picture, faces=[(4, 4, 60, 60), (60, 60, 64, 64)])])
     assert len(answer.reports) == 2
     assert list(answer.reports[0].probabilities) == [slot.name for slot in client.schema.values() if not slot.sensitive]
 
@@ -349,8 +349,8 @@ def test_the_asyncio_client_says_the_same(client: Client) -> None:
             words = await remote.describe(picture, max_tokens=6)
             report = await remote.analyze(picture)
 
-            async def frames() -> AsyncIterator[Frame]:
-                yield Frame(picture, number=3)
+            async def frames() -> AsyncIterator[FrameRequest]:
+                yield FrameRequest(picture, number=3)
 
             seen = [frame async for frame in remote.analyze_frames(frames(), attributes=["age"])]
             with pytest.raises(PromptError):
@@ -449,7 +449,7 @@ def test_every_verb_asks_the_server(
         (["generate", PROMPT, "--server", "127.0.0.1:port"], 2, "give host:port"),
         (["generate", PROMPT, "--server", "h\udce9:9"], 2, "give host:port"),
         (["generate", PROMPT, "--server", "127.0.0.1:9", "--threads", "2"], 2, "leave out --bundle"),
-        (["top", "127.0.0.1:9", "--once"], 1, "no figures at http://127.0.0.1:9/metrics"),
+        (["top", "127.0.0.1:9", "--once"], 1, "no metrics at http://127.0.0.1:9/metrics"),
         (["top", "nowhere"], 2, "give HOST:PORT"),
         (["serve", "--host", "0.0.0.0"], 2, "needs TLS"),
         (["serve", "--tls-cert", "x.pem"], 2, "both --tls-cert and --tls-key"),

@@ -11,7 +11,6 @@ import torch
 
 from bench.latency.decoders import Decoder, GraphDecoder
 from bench.latency.reference import CachedTorch, Lineage, looped_experts
-from export.bundle_writer import TINY, random_models
 from export.graph.trace import Models
 from export.verify.parity import TorchBackend
 from f2edge.decoding.autoregressive import answer
@@ -20,6 +19,7 @@ from f2edge.decoding.schedule import Schedule, plan
 from f2edge.spec.configuration import ModelConfiguration
 from f2edge.spec.layout import Ids, TokenLayout, left_pad
 from tests.export.checkpoints.test_showo_import import SMALL
+from tests.support.tiny_model import TINY, random_models
 
 START, END = 0, 1
 CONFIGURATIONS = {"every organ": TINY, "show-o": replace(SMALL, text_vocabulary=1024, prompt_tokens=20, image_offset=23)}

@@ -224,6 +224,33 @@ def test_estimated_work_is_bounded_too(bundle: Bundle) -> None:
     bench.ask(generate(1, steps=128))  # an empty queue takes whatever comes
 
 
+def expected_tokens(bench: Bench) -> float:
+    """Return the length that the engine expects of an answer, from its estimates of the work of queued questions."""
+    work_ms = []
+    for max_tokens in (1, 2, 30):
+        heard = bench.ask(question(50, max_tokens=max_tokens))
+        work_ms.append(bench.loop.stats().work_ms["answers"])
+        heard.handle.cancel()
+        bench.run()
+    one, two, many = work_ms
+    assert two > one
+    return 1 + (many - one) / (two - one)
+
+
+def test_the_expected_length_of_an_answer_is_a_running_mean(bench: Bench) -> None:
+    bench.learn()
+    before = wanted = expected_tokens(bench)
+    for image in range(6):
+        heard = bench.ask(question(image, max_tokens=2))
+        bench.run()
+        tokens = sum(isinstance(event, Token) for event in heard.events)
+        assert 1 <= tokens <= 2
+        wanted += 0.1 * (tokens - wanted)
+    assert expected_tokens(bench) == pytest.approx(wanted)
+    assert wanted < before - 2
+    assert 16 - 3 * 0.1 * 16 < before <= 16  # 16 is assumed before the first answer, three answers were given in bench.learn()
+
+
 def test_an_answer_waits_for_one_step_at_most_while_images_run(bench: Bench) -> None:
     bench.learn()
     images = [bench.ask(generate(seed, steps=12)) for seed in range(4)]

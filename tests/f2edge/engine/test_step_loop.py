@@ -33,7 +33,7 @@ from f2edge.errors import (
 from f2edge.imaging.regions import Region
 from f2edge.results import Answer, EditedFace, GeneratedFace, GenerateOptions
 from tests.support.engine_fake import Bench, Heard, face, generate, poisoned, question
-from tests.support.paper_model import paper_bundle
+from tests.support.paper_model import MODEL, paper_bundle
 
 pytestmark = pytest.mark.runtime
 
@@ -198,6 +198,15 @@ def test_a_step_takes_no_more_rows_than_fit_in_the_quantum(bundle: Bundle) -> No
     assert max(bench.steps()) == 2
 
 
+def test_every_step_of_show_os_law_runs_although_there_are_fewer_tokens(bench: Bench) -> None:
+    steps = MODEL.image_tokens + 4
+    request = GenerateRequest("an old man", 3, GenerateOptions(steps=steps, mask_law="show-o"))
+    heard = bench.ask(request)
+    bench.run()
+    assert (heard.done.steps, heard.done.degraded) == (steps, False)
+    assert is_what_it_is_alone(bench, request, heard.done)
+
+
 def test_steps_are_short_while_live_answers_are_asked_for(bench: Bench) -> None:
     bench.learn()
     bench.ask(question(1))  # about 20 ms to its first token, as one row's step
@@ -213,7 +222,7 @@ def test_steps_are_short_while_live_answers_are_asked_for(bench: Bench) -> None:
     assert max(bench.steps()) == 2
 
 
-# What is told ------------------------------------------------------------------------------------------------------------------------
+# Events -------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_previews_come_every_so_many_steps_with_the_pipelines_own_proposals(bench: Bench) -> None:

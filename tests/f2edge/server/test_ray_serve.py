@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from f2edge.client.messages import Frame
+from f2edge.client.messages import FrameRequest
 from f2edge.client.sync import Client
 from f2edge.errors import CancelledError, InputError
 from f2edge.pipeline import FacePipeline
@@ -96,7 +96,7 @@ def test_words_and_reports_are_the_pipelines_from_many_clients_at_once(client: C
     assert client.edit(face, "a woman", (0.2, 0.0, 0.6, 0.4), seed=2, options=STEPS).codes.shape == (
         pipeline.bundle.configuration.image_tokens,
     )
-    answered = list(client.analyze_frames([Frame(face, number=5)], attributes=["hair_color"]))
+    answered = list(client.analyze_frames([FrameRequest(face, number=5)], attributes=["hair_color"]))
     assert [(answer.number, answer.problem) for answer in answered] == [(5, "")]
 
 

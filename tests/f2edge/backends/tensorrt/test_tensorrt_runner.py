@@ -87,6 +87,7 @@ def test_several_faces_edits_and_reports(here: Machine, bundle: Path, expected: 
     edits = [p.edit(face, PROMPTS[2], (0, 0, 64, 64), seed=5, options=OPTIONS).codes for p in (pipeline, expected)]
     assert np.array_equal(edits[0], edits[1])
     (own,), (other,) = (p.analyze(face) for p in (pipeline, expected))
+    assert own.probabilities.keys() == other.probabilities.keys() != set()
     for name, values in own.probabilities.items():
         assert values == pytest.approx(other.probabilities[name], abs=1e-4)
 
