@@ -1,4 +1,4 @@
-"""What a face pipeline is asked and what it answers: plain frozen data."""
+"""Options and results of a face pipeline: plain frozen data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from f2edge.spec.layout import Ids
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """How to decode an image; what is None is the bundle's own default.  Meaning, ranges: :class:`~f2edge.decoding.schedule.Schedule`."""
+    """Options of decoding; None takes the bundle's default.  Meaning and ranges: :class:`~f2edge.decoding.schedule.Schedule`."""
 
     steps: int | None = None
     guidance: float | None = None
@@ -29,7 +29,7 @@ class GenerateOptions:
     guidance_ramp: bool | None = None
 
     def resolve(self, defaults: Schedule) -> Schedule:
-        """The schedule, checked; :class:`~f2edge.errors.InputError` names an option that is out of range."""
+        """Return the schedule, checked; :class:`~f2edge.errors.InputError` names an option that is out of range."""
         return replace(defaults, **{f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None})
 
 

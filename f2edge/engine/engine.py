@@ -98,19 +98,19 @@ class Engine:
         return handle
 
     def check_room(self, family: str) -> None:
-        """Before a picture is opened for nothing: raises :class:`QueueFullError` where no more "images" or "answers" are taken now."""
+        """Raise :class:`QueueFullError` where no more "images" or "answers" are taken now; call it before opening a picture."""
         self._loop.check_room(family)
 
     @property
     def state(self) -> EngineState:
-        """Of now.  Readiness is READY and a fresh heartbeat."""
+        """The present state.  Readiness is READY and a fresh heartbeat."""
         if self._state is EngineState.READY and self._loop.failures >= FAILURES:
             return EngineState.FAULTY
         return self._state
 
     @property
     def heartbeat_age_ms(self) -> float:
-        """Since the engine's thread was last seen between two batches; an idle engine beats four times a second."""
+        """Time since the engine's thread was last between two batches; an idle engine beats four times a second."""
         return 1e3 * (monotonic() - self._beat)
 
     def wait_ready(self, timeout: float | None = None) -> bool:
@@ -129,7 +129,7 @@ class Engine:
             return self._state is EngineState.READY
 
     def stats(self) -> EngineStats:
-        """A snapshot of the counters."""
+        """Return a snapshot of the counters."""
         return self._loop.stats()
 
     def drain(self, grace_s: float) -> bool:
@@ -176,7 +176,7 @@ class Engine:
                         self._changed.notify_all()  # wakes drain()
                 if not worked:
                     self._idle()
-        except Exception as error:  # a defect outside any request's work: nobody may wait for an answer that will never come
+        except Exception as error:  # a defect outside any request's work: no caller may wait for an answer that will never come
             logger.exception("the engine's thread ends")
             self._cause = error
         self._abandon()
@@ -205,7 +205,7 @@ class Engine:
         self._loop.abandon(EngineClosedError("the engine was closed before the work was done; send the request again"))
 
     def _warm_up(self) -> None:
-        """Every batch size that will occur, or powers of two where any size may; the counters begin anew behind it."""
+        """Run every batch size that will occur, or powers of two where any size may; then count from zero."""
         most = max(self._limits.image_rows, self._limits.answer_rows)
         sizes = self._limits.padded_rows or tuple(sorted({*(2**k for k in range(most.bit_length()) if 2**k <= most), most}))
         self._loop.admission.quantum_ms = inf
@@ -221,8 +221,8 @@ class Engine:
         self._loop.reset_counters()
 
     def _exercise(self, size: int) -> list[RequestHandle]:
-        """Small requests of every kind that the bundle can do, ``size`` of each at once (of reports one)."""
-        self._exercises += 1  # each with a face and a prompt of its own, for what is remembered cannot be measured
+        """Submit small requests of every kind that the bundle can do, ``size`` of each at once (of reports one)."""
+        self._exercises += 1  # another face and prompt each time: a cached prefix cannot be measured
         side = self._pipeline.bundle.configuration.tokenizer.image_size
         face = Image.new("RGB", (side, side), (self._exercises % 256, 128, 128))
         handles = []

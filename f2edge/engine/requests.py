@@ -29,7 +29,7 @@ class Priority(IntEnum):
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """A face from words.
+    """Request for a face from words.
 
     Attributes:
         prompt: text, checked at submission.
@@ -54,7 +54,7 @@ class GenerateRequest:
 
 @dataclass(frozen=True)
 class EditRequest:
-    """A region of a face decoded anew; see :meth:`f2edge.pipeline.FacePipeline.edit` for ``region`` and ``keep_outside``."""
+    """Request for a region of a face decoded anew; see :meth:`f2edge.pipeline.FacePipeline.edit` for ``region`` and ``keep_outside``."""
 
     image: Image.Image
     prompt: str
@@ -72,7 +72,7 @@ class EditRequest:
 
 @dataclass(frozen=True)
 class AskRequest:
-    """An answer of at most ``max_tokens`` tokens to a question about a face."""
+    """Request for an answer of at most ``max_tokens`` tokens to a question about a face."""
 
     image: Image.Image
     question: str
@@ -84,7 +84,7 @@ class AskRequest:
 
 @dataclass(frozen=True)
 class DescribeRequest:
-    """A face in words; the bundle's own question."""
+    """Request for a face in words, by the bundle's own question."""
 
     image: Image.Image
     max_tokens: int = 128
@@ -95,7 +95,7 @@ class DescribeRequest:
 
 @dataclass(frozen=True)
 class AnalyzeRequest:
-    """Attributes of one face or several; ``attributes`` None takes the whole schema.  One face is one step of the engine."""
+    """Request for attributes of one face or several; ``attributes`` None takes the whole schema.  One face is one step of the engine."""
 
     images: tuple[Image.Image, ...]
     attributes: tuple[str, ...] | None = None
@@ -113,7 +113,7 @@ Result: TypeAlias = GeneratedFace | EditedFace | Answer | tuple[FaceReport, ...]
 
 @dataclass(frozen=True)
 class Timings:
-    """Of one request, from its submission: until its first run, until its first step or token was done, until its result."""
+    """Times of one request from its submission: to its first run, to the end of its first step or token, to its result."""
 
     queued_ms: float
     first_ms: float
@@ -122,14 +122,14 @@ class Timings:
 
 @dataclass(frozen=True)
 class Token:
-    """A piece of an answer's text, as soon as it is certain; never half a character, never empty."""
+    """Event: a piece of an answer's text, as soon as it is certain; never half a character, never empty."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Report:
-    """The report of face ``index`` of an :class:`AnalyzeRequest`; the :class:`Done` that follows has all of them."""
+    """Event: the report of face ``index`` of an :class:`AnalyzeRequest`; the :class:`Done` that follows has all of them."""
 
     index: int
     report: FaceReport
@@ -137,7 +137,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Done:
-    """The request's end.
+    """Event: the request has ended.
 
     Attributes:
         result: a :class:`GeneratedFace`, an :class:`EditedFace`, an :class:`Answer` or a tuple of :class:`FaceReport`.
@@ -156,7 +156,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """The request's end without a result.
+    """Event: the request has ended without a result.
 
     ``error`` is an :class:`InputError` (a region that the picture does not show), :class:`CancelledError`, :class:`DeadlineExceededError`,
     :class:`EngineClosedError` or :class:`BackendError`; anything else is a defect, which a server must not show to clients.
@@ -172,7 +172,7 @@ Event: TypeAlias = StepEvent | Token | Report | Done | Failed
 
 @dataclass(frozen=True)
 class Limits:
-    """What the engine accepts and how it shares its time.
+    """Limits of what the engine accepts, and how it shares its time.
 
     Attributes:
         image_rows, answer_rows: rows of one forward pass, and the requests of each priority that are in progress at once.
@@ -204,7 +204,7 @@ class Limits:
     margin_ms: float = 20.0
 
     def padded(self, rows: int) -> int:
-        """The row count that an image step of so many rows runs with."""
+        """Return the row count that an image step of so many rows runs with."""
         return next((size for size in self.padded_rows if size >= rows), rows)
 
     def __post_init__(self) -> None:
@@ -223,7 +223,7 @@ class Limits:
 
 
 class EngineState(Enum):
-    """Only READY takes work and should be reported as ready."""
+    """State of an engine; only READY takes work and should be reported as ready."""
 
     STARTING = "starting"  #: warming up
     READY = "ready"

@@ -17,7 +17,7 @@ from f2edge.errors import CancelledError
 
 
 class Events:
-    """The events of one request.  Made in the event loop; :meth:`emit` may be called from any thread."""
+    """Queue of one request's events.  Made in the event loop; :meth:`emit` may be called from any thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -28,7 +28,7 @@ class Events:
         self._lock = Lock()
 
     def submit(self, submit: Callable[[Callable[[Event], None]], RequestHandle]) -> None:
-        """Hand the request to the engine, from any thread; raises :class:`CancelledError` where the caller has gone meanwhile."""
+        """Submit the request to the engine, from any thread; :class:`CancelledError` where the caller has gone meanwhile."""
         if self._closed:
             raise CancelledError("the caller has gone")
         handle = submit(self.emit)
@@ -51,7 +51,7 @@ class Events:
         self._loop.call_soon_threadsafe(self._arrived.set)
 
     async def next(self) -> Event:
-        """The next event; :class:`Failed` raises its error instead."""
+        """Return the next event; :class:`Failed` raises its error instead."""
         while not self._waiting:
             self._arrived.clear()
             if not self._waiting:  # one that came before the flag was cleared
@@ -63,7 +63,7 @@ class Events:
         return event
 
     def close(self) -> None:
-        """The caller has left: stop the request unless it has ended."""
+        """Stop the request unless it has ended: the caller has left."""
         with self._lock:
             self._closed = True
         self._cancel_if_left()
