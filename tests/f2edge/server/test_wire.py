@@ -25,7 +25,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from bench.load.server import resident_mb
+from bench.hardware.memory import resident_mb
 from bench.load.wire.held import ATTACKS, HEALTH, SERVICE, half_sent, mute, silent
 from bench.load.wire.http2 import DATA, GOAWAY, HEADERS, RST_STREAM, Connection, grpc_message
 from bench.load.wire.mutations import Conversations, say
