@@ -49,6 +49,10 @@ class LRUCache(Generic[Key, Result]):
                 self._results.popitem(last=False)
         return result
 
+    def reset_counts(self) -> None:
+        """Count hits and misses from zero again."""
+        self.hits = self.misses = 0
+
     def clear(self) -> None:
         """Drop every result; the counts stay."""
         with self._lock:

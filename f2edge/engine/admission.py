@@ -5,7 +5,8 @@ Refusing early is better than failing late: a caller refused at once can go else
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from math import inf
 
 from f2edge.engine.requests import Limits, Priority
@@ -27,20 +28,26 @@ class Admission:
         limits: of counts and work.
         times: measured, by :class:`~f2edge.engine.scheduler.Stage` value; steps by branches.
         workers: returns how many pieces of work the backend does side by side.
-
-    Attributes:
-        quantum_ms: see :class:`~f2edge.engine.requests.Limits`.
-        live: whether live answers were requested lately.
+        live: returns whether live answers were requested lately.
     """
 
-    def __init__(self, limits: Limits, times: StepTimes, workers: Callable[[], int] = lambda: 1) -> None:
-        self.quantum_ms = limits.quantum_ms
-        self.live = False
+    def __init__(self, limits: Limits, times: StepTimes, workers: Callable[[], int], live: Callable[[], bool]) -> None:
         self._limits = limits
         self._times = times
         self._workers = workers
+        self._live = live
+        self._quantum_ms = limits.quantum_ms
         self._answer_tokens = ASSUMED_TOKENS
         self._known_rows: tuple[object, int] = (None, 1)
+
+    @contextmanager
+    def without_quantum(self) -> Iterator[None]:
+        """Let image steps take as many rows as the limits allow, to measure them."""
+        self._quantum_ms = inf
+        try:
+            yield
+        finally:
+            self._quantum_ms = self._limits.quantum_ms
 
     def add_answer(self, tokens: int) -> None:
         """Count the tokens of an answer that has ended."""
@@ -52,9 +59,10 @@ class Admission:
             return self._limits.answer_rows
         if stage is not Stage.STEP:
             return self._workers()
-        state = self._times.version, self.quantum_ms, self.live
+        live = self._live()
+        state = self._times.version, self._quantum_ms, live
         if self._known_rows[0] != state:
-            self._known_rows = state, self._image_rows()
+            self._known_rows = state, self._image_rows(live=live)
         return self._known_rows[1]
 
     def cost_ms(self, stage: Stage, rows: int = 1) -> float:
@@ -141,11 +149,11 @@ class Admission:
             return 0.0
         return self.cost_ms(Stage.QUESTION) + (self.cost_ms(Stage.ENCODE) if request.prefix is None else 0.0)
 
-    def _image_rows(self) -> int:
+    def _image_rows(self, *, live: bool) -> int:
         """Return the rows that fit in the quantum; sizes that are not known are tried, up to twice the largest known."""
         largest = self._times.largest(Stage.STEP.value)
-        quantum_ms = self.quantum_ms
-        if self.live:
+        quantum_ms = self._quantum_ms
+        if live:
             quantum_ms = min(quantum_ms, self.cost_ms(Stage.ENCODE) + self.cost_ms(Stage.QUESTION))
         rows = 1
         while rows < self._limits.image_rows:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from math import inf
 from threading import Condition, Thread
 from time import monotonic
 
@@ -208,16 +207,15 @@ class Engine:
         """Run every batch size that will occur, or powers of two where any size may; then count from zero."""
         most = max(self._limits.image_rows, self._limits.answer_rows)
         sizes = self._limits.padded_rows or tuple(sorted({*(2**k for k in range(most.bit_length()) if 2**k <= most), most}))
-        self._loop.admission.quantum_ms = inf
-        for size in (1, 1, *sizes):  # the first of all loads the graphs
-            handles = self._exercise(size)
-            while not self._stop and self._loop.run_batch():
-                self._beat = monotonic()
-            if self._stop:
-                return
-            for handle in handles:
-                handle.result(0)
-        self._loop.admission.quantum_ms = self._limits.quantum_ms
+        with self._loop.admission.without_quantum():
+            for size in (1, 1, *sizes):  # the first of all loads the graphs
+                handles = self._exercise(size)
+                while not self._stop and self._loop.run_batch():
+                    self._beat = monotonic()
+                if self._stop:
+                    return
+                for handle in handles:
+                    handle.result(0)
         self._loop.reset_counters()
 
     def _exercise(self, size: int) -> list[RequestHandle]:

@@ -167,6 +167,10 @@ class Scheduler:
         together = sorted((r for r in ready if r.stage is stage), key=lambda r: (r.priority != first, r.order))
         return ScheduledBatch(first, stage, tuple(together[: rows[stage]]))
 
+    def reset_counts(self) -> None:
+        """Count preemptions from zero again."""
+        self.preemptions = 0
+
     def charge(self, batch: ScheduledBatch[Any], ms: float) -> None:
         """Account for ``ms``, the time of the batch chosen last."""
         self._shares.charge(batch.priority, ms, self._waiting)

@@ -52,7 +52,7 @@ class StepLoop:
         self.open = True
         self.failures = 0
         self.times = StepTimes()
-        self.admission = Admission(limits, self.times, lambda: pipeline.backend.workers)
+        self.admission = Admission(limits, self.times, lambda: pipeline.backend.workers, lambda: clock() < self._live_until)
         self.counters = Counters()
         self.scheduler = Scheduler(limits, self.admission.rows, self.admission.cost_ms)
         self._pipeline = pipeline
@@ -110,9 +110,9 @@ class StepLoop:
         """Count from zero again."""
         with self.lock:
             self.counters = Counters()
-            self.scheduler.preemptions = 0
-            for cache in (self._pipeline.inference.images, self._pipeline.inference.prompts):
-                cache.hits = cache.misses = 0
+            self.scheduler.reset_counts()
+            self._pipeline.inference.images.reset_counts()
+            self._pipeline.inference.prompts.reset_counts()
 
     def __len__(self) -> int:
         """Return the number of requests queued or in progress."""
@@ -174,7 +174,6 @@ class StepLoop:
 
     def _next_batch(self) -> ScheduledBatch[RequestState] | None:
         now = self._clock()
-        self.admission.live = now < self._live_until
         for request in self._present():
             if request.handle.cancelled:
                 self._fail(request, CancelledError("the request was cancelled by its owner"))

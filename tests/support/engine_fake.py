@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import inf
 from threading import Event as Flag
 
 import numpy as np
@@ -147,16 +146,15 @@ class Bench:
 
     def learn(self) -> None:
         """Fill the table of step times, as the warm-up does."""
-        quantum_ms, self.loop.admission.quantum_ms = self.loop.admission.quantum_ms, inf
-        for size in (1, 1, 2, 4):
-            for _ in range(size):
-                self.loop.submit_internal(generate(99, steps=2))
+        with self.loop.admission.without_quantum():
+            for size in (1, 1, 2, 4):
+                for _ in range(size):
+                    self.loop.submit_internal(generate(99, steps=2))
+                self.run()
+            for image in (97, 98, 99):
+                self.loop.submit_internal(question(image))
+                self.loop.submit_internal(AnalyzeRequest((face(image),), ("hat",)))
             self.run()
-        for image in (97, 98, 99):
-            self.loop.submit_internal(question(image))
-            self.loop.submit_internal(AnalyzeRequest((face(image),), ("hat",)))
-        self.run()
-        self.loop.admission.quantum_ms = quantum_ms
         self.loop.reset_counters()
         self.backend.runs.clear()
         self.backend.rows.clear()
