@@ -23,8 +23,8 @@ from f2edge.camera.privacy import chosen_attributes
 from f2edge.camera.run import ModelInput, Request, run
 from f2edge.camera.source_url import parse_source
 from f2edge.errors import InputError
+from f2edge.inference import Pixels
 from f2edge.pipeline import FacePipeline
-from f2edge.understanding import Pixels
 
 _SAMPLE_S = 0.25
 
@@ -104,7 +104,6 @@ def call_costs(pipeline: FacePipeline, counts: Sequence[int], repeats: int = 5) 
     ``cpu_ms`` is the processor time of all threads, which other programs change less.  Faces are cut from the demo, each with a different
     corner, so that none is cached.
     """
-    understanding = pipeline.understanding
     schema = pipeline.bundle.schema.select(chosen_attributes(pipeline.bundle.schema, None, include_sensitive=False))
     encoders = ("image_encode",) if pipeline.bundle.configuration.semantic is None else ("image_encode", "semantic")
     fresh = _fresh_faces(pipeline)
@@ -114,9 +113,9 @@ def call_costs(pipeline: FacePipeline, counts: Sequence[int], repeats: int = 5) 
         for _ in range(repeats + 1):
             group = [next(fresh) for _ in range(count)]
             start, busy_since = perf_counter(), process_time()
-            segments = understanding.segments(group)
+            segments = pipeline.inference.image_prefixes(group)
             read = perf_counter()
-            understanding.analyze_all(segments, schema)
+            pipeline.questions.reports(segments, schema)
             done = perf_counter()
             busy.append(1e3 * (process_time() - busy_since))
             pixels = {"pixels": np.stack(group)}
