@@ -4,14 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROMPT ?= a young woman with long curly red hair, red lipstick and eyeglasses
 
-.PHONY: face test test-long lint proto wheel-test clean
+.PHONY: face test test-long lint docs lock proto wheel-test clean
 
 # A face on a fresh machine: runtime dependencies only, no torch.
 face: $(VENV)/.runtime
 	$(BIN)/f2edge generate "$(PROMPT)" --seed 4 -o face.png
 
-# Everything a change must pass: linters, types and the fast tests.
-test: $(VENV)/.dev
+# Everything a change must pass: linters, types, the documentation site and the fast tests.
+test: $(VENV)/.dev docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -23,6 +23,17 @@ test-long: $(VENV)/.dev
 # The built wheel, in an environment without torch, passes the runtime's tests.
 wheel-test:
 	PYTHON=$(PYTHON) tests/wheel_test.sh
+
+# The documentation site, in site/; open site/index.html.  A broken link or an unknown name fails.
+docs: $(VENV)/.dev
+	if [ -x $(BIN)/zensical ]; then $(BIN)/zensical build --strict --clean; else echo "the documentation needs Python 3.11 or later"; fi
+
+# Versions and hashes of everything that development installs, except PyTorch (CONTRIBUTING.md says why).
+lock: $(VENV)/.dev
+	$(BIN)/pip install --quiet "uv>=0.8"
+	echo torch | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes \
+	    --no-annotate --custom-compile-command "make lock" --extra dev --constraint constraints.txt --excludes - pyproject.toml \
+	    --output-file requirements-dev.lock
 
 # The committed gRPC stubs, from proto/.
 proto: $(VENV)/.dev
@@ -43,4 +54,4 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	touch $@ $(VENV)/.runtime
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info face.png
+	rm -rf $(VENV) build dist site *.egg-info face.png

@@ -1,13 +1,13 @@
-"""f2edge on Ray Serve: the engine of `f2edge serve` in as many replicas as one likes, behind Serve's own gRPC proxy.
+"""f2edge on Ray Serve: replicas of the engine of `f2edge serve` behind Serve's gRPC proxy.
 
     pip install "f2edge[ray]"
     RAY_USAGE_STATS_ENABLED=0 python deploy/ray_serve.py --replicas 2 --port 9000
     f2edge generate "a young woman" --server 127.0.0.1:9000 -o face.png
 
-A replica is one process with one engine: calls that Serve sends to the same replica share their steps, and every one has the tokens it
-would have alone.  Statuses and messages are those of `f2edge serve`.  What Serve's proxy does not pass on is missing here: the details of
-a failed call; a caller's deadline ends its call, but the engine does not plan for it; bearer tokens are not looked at.  The proxy listens
-on every address of its machine, in plaintext: put it behind a firewall or a mesh.
+A replica is one process with one engine: requests that Serve sends to the same replica are batched, and each has the same tokens as alone.
+Statuses and messages are those of `f2edge serve`.  Serve's proxy does not forward everything: details of a failed call are missing; a
+caller's deadline ends its call, but the engine does not plan for it; bearer tokens are ignored.  The proxy listens on every address of the
+machine, in plaintext: put it behind a firewall or a mesh.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from f2edge.wire import REQUEST_ID_KEY
 
 SERVICER = "f2edge.v1.face_pb2_grpc.add_FaceServiceServicer_to_server"
 APPLICATION = "f2edge"
-#: Requests that a replica holds, as many as its engine queues; and those that wait in a proxy for a replica to have room.
+#: Maximum requests in a replica, the size of its engine's queue; and maximum requests that wait in a proxy.
 _ONGOING, _QUEUED = 96, 64
 _WARM_S = 300.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-class _Stream:
-    """What a handler writes its messages to: a queue of one, so that a slow reader is waited for."""
+class _MessageStream:
+    """Output stream of a handler: a queue of one message, so that the handler waits for a slow reader."""
 
     def __init__(self) -> None:
         self.messages: asyncio.Queue[Message] = asyncio.Queue(1)
@@ -57,6 +57,7 @@ class _Stream:
 
 
 @serve.deployment(
+    name="Face",
     max_ongoing_requests=_ONGOING,
     max_queued_requests=_QUEUED,
     graceful_shutdown_timeout_s=40.0,
@@ -64,13 +65,13 @@ class _Stream:
     health_check_period_s=2.0,
     health_check_timeout_s=10.0,
 )
-class Face:
+class FaceReplica:
     """One replica.
 
     Args:
         bundle: name or folder of a bundle.
-        backend: what runs it.
-        threads: CPU threads; None takes every core.
+        backend: backend name.
+        threads: CPU threads; None for every core.
     """
 
     def __init__(self, bundle: str = "nano", backend: str = "auto", threads: int | None = None) -> None:
@@ -83,7 +84,7 @@ class Face:
         self._engine = served.engine
 
     def check_health(self) -> None:
-        """Called by Serve; raises where the replica should be replaced."""
+        """Raise :class:`RuntimeError` if the replica should be replaced; called by Serve."""
         silent_s = self._engine.heartbeat_age_ms / 1e3
         if self._engine.state is not EngineState.READY or silent_s > self._settings.hang_exit_s:
             raise RuntimeError(f"the engine is {self._engine.state.value}, last seen {silent_s:.0f} s ago")
@@ -126,8 +127,8 @@ class Face:
         return response
 
     async def _streamed(self, method: str, request: Any, grpc_context: RayServegRPCContext) -> AsyncIterator[Message]:
-        """The messages of a handler of :class:`FaceService`; a caller that leaves ends it before its next step."""
-        stream = _Stream()
+        """Yield the messages of a handler of :class:`FaceService`, which is cancelled when the caller leaves."""
+        stream = _MessageStream()
         call = _call(method, grpc_context, stream)
         handler = getattr(self._service, re.sub(r"(?<!^)(?=[A-Z])", "_", method).lower())
         work = asyncio.ensure_future(handler(request, call))
@@ -147,7 +148,7 @@ class Face:
                 await work
 
 
-def _call(method: str, grpc_context: RayServegRPCContext, stream: _Stream | None) -> Call:
+def _call(method: str, grpc_context: RayServegRPCContext, stream: _MessageStream | None) -> Call:
     metadata: Mapping[str, Any] = dict(grpc_context.invocation_metadata())
     given, now = str(metadata.get(REQUEST_ID_KEY, "")), time.monotonic()
     request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
@@ -174,15 +175,15 @@ def _failed(error: BaseException, call: Call, grpc_context: RayServegRPCContext)
 
 
 def build(options: Mapping[str, Any]) -> serve.Application:
-    """The application, for ``serve run deploy.ray_serve:build bundle=nano replicas=2 threads=1``."""
+    """Return the application, for ``serve run deploy.ray_serve:build bundle=nano replicas=2 threads=1``."""
     threads = options.get("threads")
     count = None if threads is None else int(threads)
-    deployment = Face.options(num_replicas=int(options.get("replicas", 2)), ray_actor_options={"num_cpus": count or 1})
+    deployment = FaceReplica.options(num_replicas=int(options.get("replicas", 2)), ray_actor_options={"num_cpus": count or 1})
     return deployment.bind(str(options.get("bundle", "nano")), str(options.get("backend", "auto")), count)
 
 
 def start(options: Mapping[str, Any], port: int) -> None:
-    """Start Serve with its gRPC proxy on ``port``, and the application; returns when every replica is ready."""
+    """Start Serve with its gRPC proxy on ``port`` and the application; return when every replica is ready."""
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
         http_options={"host": "127.0.0.1", "port": 0},
@@ -192,15 +193,15 @@ def start(options: Mapping[str, Any], port: int) -> None:
 
 
 def main() -> None:
-    """Serve until a signal."""
+    """Serve until SIGTERM or SIGINT."""
     import ray
 
     parser = argparse.ArgumentParser(description="f2edge on Ray Serve.")
     parser.add_argument("--bundle", default="nano", help="name or folder of a bundle")
     parser.add_argument("--backend", default="auto", help="auto or onnxruntime")
     parser.add_argument("--threads", type=int, help="CPU threads of a replica")
-    parser.add_argument("--replicas", type=int, default=2, help="how many")
-    parser.add_argument("--port", type=int, default=9000, help="of the gRPC proxy")
+    parser.add_argument("--replicas", type=int, default=2, help="number of replicas")
+    parser.add_argument("--port", type=int, default=9000, help="port of the gRPC proxy")
     arguments = vars(parser.parse_args())
     port = arguments.pop("port")
     ray.init(include_dashboard=False)

@@ -1,1 +1,1 @@
-"""The TensorRT side: from a bundle to plans for one device, plug-in kernels, device profiles.  Imports f2edge, never PyTorch."""
+"""TensorRT engines: plans of a bundle for one device, plug-in kernels, device profiles.  Imports f2edge, never PyTorch."""

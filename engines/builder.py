@@ -1,10 +1,10 @@
-"""From a bundle of the "tensorrt" flavour to plans for the GPU of this machine.
+"""Builds the plans of a bundle of the "tensorrt" flavour for the GPU of this machine.
 
 >>> report = build("bundles/f2-trt", BuildRequest(profile="orin-nano"))                                          # doctest: +SKIP
 
-Plans lie in the bundle's folder under ``plans/<profile>``, or in the user's data folder where that cannot be written.  A graph whose plan
-is there already, made from the same things (:mod:`engines.engine_cache`), is not built again.  Plans and, after each, ``plans.json`` are
-written atomically: a build that is killed leaves plans that can be used and is taken up where it stopped.
+Plans are written to ``plans/<profile>`` in the bundle's folder, or to the user's data folder if that is read-only.  A plan that is up to
+date (:mod:`engines.engine_cache`) is not built again.  Each plan and then ``plans.json`` are written atomically: a build that is killed
+leaves usable plans, and the next build continues from there.
 """
 
 from __future__ import annotations
@@ -21,19 +21,18 @@ from time import perf_counter
 from typing import Any
 
 from engines import memory_guard
-from engines.atomic import write_atomically
 from engines.engine_cache import engine_key
 from engines.network import BuildOptions, build_plan
 from engines.plugin_nodes import plugins_of, register, to_load
 from engines.profile import RECIPE_SM, Profile, load_profile
 from engines.progress import BuildProgress
-from engines.shapes import GraphShapes, Sizes, graph_shapes
+from engines.shapes import BuildSizes, GraphShapes, graph_shapes
 from f2edge.backends.tensorrt.cuda import CudaDevice
 from f2edge.backends.tensorrt.library import LogLines, import_tensorrt, machine_of
 from f2edge.backends.tensorrt.plans import FORMAT_VERSION, PLANS, Machine, PlanFolder, manifest_sha256, plan_roots, port_json
 from f2edge.bundle.bundle import TOKENIZER, Bundle
 from f2edge.errors import BackendError, BundleError, InputError, OutputError
-from f2edge.provenance.saving import check_writable
+from f2edge.provenance.saving import check_writable, write_atomically
 from f2edge.spec.graph_checks import GraphEntry
 
 FLAVOUR = "tensorrt"
@@ -46,18 +45,18 @@ class ToolchainError(InputError, ImportError):
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What to build.
+    """Options of one build.
 
     Attributes:
-        profile: name of a device profile, or a TOML file.
-        graphs: names; empty for all of the bundle.
-        image_rows, answer_rows: fewer rows than the profile says; None keeps its own.
-        answer_tokens: longest answer.
-        workspace_mib, level: instead of the profile's.
+        profile: name of a device profile, or path of a TOML file.
+        graphs: graph names; empty for all graphs of the bundle.
+        image_rows, answer_rows: lower maximum batch sizes than the profile's; None keeps the profile's.
+        answer_tokens: maximum tokens of an answer.
+        workspace_mib, level: override the profile's.
         hardware, version_compatible, detailed: see :class:`engines.network.BuildOptions`.
-        timing_cache: file to start from and to add to; None for one in the user's cache folder, by GPU and TensorRT version.
-        rebuild: build what is up to date, too.
-        force: build although memory looks short.
+        timing_cache: file to read and extend; None for one in the user's cache folder, by GPU and TensorRT version.
+        rebuild: rebuild plans that are up to date.
+        force: skip the checks of free memory and disk space.
     """
 
     profile: str
@@ -77,7 +76,7 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """Where the plans are, and of each graph what was done: seconds that its build took, None where its plan was up to date."""
+    """Folder of the plans, and build time of each graph in seconds; None where its plan was up to date."""
 
     folder: Path
     seconds: Mapping[str, float | None]
@@ -85,7 +84,7 @@ class BuildReport:
 
 @dataclass(frozen=True)
 class _Toolchain:
-    """What a build works with on this machine."""
+    """TensorRT module, logger and GPU of this machine."""
 
     trt: Any
     log: Any
@@ -99,7 +98,7 @@ def build(source: str | os.PathLike[str], request: BuildRequest, *, quiet: bool 
 
     Raises:
         ToolchainError: TensorRT, pycuda or a GPU is missing; nothing is written.
-        InputError: a bundle, profile or option that does not fit; too little memory; a graph that TensorRT cannot parse.
+        InputError: an unsuitable bundle, profile or option; too little memory; a graph that TensorRT cannot parse.
         BackendError: TensorRT finds no plan for a graph.
         OutputError: plans cannot be written.
     """
@@ -111,7 +110,7 @@ def build(source: str | os.PathLike[str], request: BuildRequest, *, quiet: bool 
         cache.parent.mkdir(parents=True, exist_ok=True)
         check_writable(cache)
     graphs = _graphs(bundle, request.graphs, profile)
-    sizes = Sizes.of(profile.build, request.image_rows, request.answer_rows, request.answer_tokens)
+    sizes = BuildSizes.of(profile.build, request.image_rows, request.answer_rows, request.answer_tokens)
     shapes = {name: graph_shapes(entry, bundle.layout, sizes) for name, entry in graphs.items()}
     options = BuildOptions(
         workspace_mib=request.workspace_mib or profile.build.workspace_mib,
@@ -140,14 +139,14 @@ def build(source: str | os.PathLike[str], request: BuildRequest, *, quiet: bool 
             "plugins": to_load(plugins),
             "settings": asdict(options),
         }
-        write_atomically(folder / PLANS, json.dumps(document, indent=1).encode())
+        write_atomically(folder / PLANS, json.dumps(document, indent=1).encode(), durable=True)
         seconds[name] = perf_counter() - start
-        gc.collect()  # the network and its weights go before the next graph's come
+        gc.collect()  # free the network and its weights before the next graph is loaded
     return BuildReport(folder, seconds)
 
 
 def toolchain() -> _Toolchain:
-    """TensorRT and the GPU of this machine; raises :class:`ToolchainError` saying what is missing and how to get it."""
+    """Return TensorRT and the GPU of this machine; raises :class:`ToolchainError` naming what is missing and how to get it."""
     try:
         trt = import_tensorrt()
         cuda = CudaDevice()
@@ -158,12 +157,12 @@ def toolchain() -> _Toolchain:
 
 
 def _graphs(bundle: Bundle, names: tuple[str, ...], profile: Profile) -> dict[str, GraphEntry]:
-    """The graphs to build; a bundle that TensorRT cannot read is refused before anything is tried."""
+    """Return the graphs to build; raises :class:`InputError` for a bundle or recipe that the device cannot run."""
     flavour = bundle.manifest.document.get("flavour", "onnxruntime")
     if flavour != FLAVOUR:
         raise InputError(
-            f"bundle {bundle.name!r} is of flavour {flavour!r}, whose graphs have operators that TensorRT does not; "
-            "make one for TensorRT with `python -m export onnx --flavour tensorrt`"
+            f"bundle {bundle.name!r} is of flavour {flavour!r}, whose graphs have operators that TensorRT lacks; "
+            "export one with `python -m export onnx --flavour tensorrt`"
         )
     for name in names:
         bundle.path(name)
@@ -181,7 +180,7 @@ def _graphs(bundle: Bundle, names: tuple[str, ...], profile: Profile) -> dict[st
 
 
 def _check_device(profile: Profile, machine: Machine, options: BuildOptions) -> None:
-    """The profile must be of this GPU: plans are built where they run, or on another device of the same capability that is told so."""
+    """Check that the profile matches this GPU: plans are built on their device, or portably on another one (``--hardware``)."""
     capability = f"{profile.sm // 10}.{profile.sm % 10}"
     same_size = profile.sm_count == machine.multiprocessors or options.hardware != "none"
     if capability != machine.capability and options.hardware != "ampere-plus":
@@ -194,13 +193,13 @@ def _check_device(profile: Profile, machine: Machine, options: BuildOptions) -> 
 
 
 def _folder(bundle: Bundle, profile: Profile) -> Path:
-    """Where this bundle's plans go: beside it if its folder can be written."""
+    """Return the folder of this bundle's plans: beside it if its folder can be written."""
     beside, user = plan_roots(bundle)
     return (beside if os.access(beside if beside.exists() else bundle.folder, os.W_OK) else user) / profile.name
 
 
 def _document(folder: Path, bundle: Bundle, profile: Profile, machine: Machine, options: BuildOptions) -> dict[str, Any]:
-    """``plans.json`` to add graphs to: what lies there, if it is of the same bundle and machine, else a new one."""
+    """Return ``plans.json`` to add graphs to: the existing one if bundle, profile and machine are the same, else a new one."""
     fresh: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "bundle": {"name": bundle.name, "sha256": manifest_sha256(bundle)},
@@ -211,7 +210,7 @@ def _document(folder: Path, bundle: Bundle, profile: Profile, machine: Machine, 
     }
     try:
         document = dict(PlanFolder.load(folder).document)
-    except BundleError:  # none there, or of no use
+    except BundleError:  # missing or unreadable
         return fresh
     same = all(document.get(key) == fresh[key] for key in fresh if key != "graphs")
     return {**fresh, "graphs": dict(document["graphs"])} if same else fresh
@@ -237,7 +236,7 @@ def _build_graph(
     force: bool,
     quiet: bool,
 ) -> dict[str, Any]:
-    """Build one graph and write its plan; its row of ``plans.json`` without key and plug-ins."""
+    """Build one graph and write its plan; return its entry of ``plans.json`` without key, plug-ins and settings."""
     if not force:
         weights = sum(f.size for n, f in bundle.manifest.files.items() if n != TOKENIZER and (not n.endswith(".onnx") or n == entry.file))
         memory_guard.check_disk(folder, weights)
@@ -264,11 +263,11 @@ def _build_graph(
             raise
     data = memoryview(built.plan)
     file = f"{entry.name}.plan"
-    write_atomically(folder / file, data)
+    write_atomically(folder / file, data, durable=True)
     try:
-        write_atomically(cache, built.timing_cache)
-    except OutputError as error:  # the plan is made; timings only spare the next build some minutes
-        _log.warning("timings are not kept: %s", error)
+        write_atomically(cache, built.timing_cache, durable=True)
+    except OutputError as error:  # the plan is written; the cache only shortens the next build
+        _log.warning("timing cache not written: %s", error)
     return {
         "file": file,
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -281,7 +280,7 @@ def _build_graph(
 
 
 def _timing_cache(machine: Machine) -> Path:
-    """One for each GPU and TensorRT: timings of another are of no use."""
+    """Return the path of the timing cache of this GPU and TensorRT version."""
     from platformdirs import user_cache_dir
 
     name = f"{machine.gpu}-{machine.capability}-{machine.multiprocessors}-{machine.tensorrt}".replace(" ", "-").replace("/", "-")
@@ -289,7 +288,7 @@ def _timing_cache(machine: Machine) -> Path:
 
 
 def print_report(report: BuildReport, *, as_json: bool) -> None:
-    """What was built, on stdout."""
+    """Print what was built, or one JSON document."""
     if as_json:
         print(json.dumps({"folder": str(report.folder), "seconds": dict(report.seconds)}))
         return

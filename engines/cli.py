@@ -1,4 +1,4 @@
-"""Command line of the TensorRT side; each command imports what it needs when it runs.
+"""Command line ``python -m engines``; each command imports its dependencies when it runs.
 
 python -m engines profiles
 python -m engines profiles orin-nano --json
@@ -21,27 +21,25 @@ import typer
 from f2edge.cli.command import end_as_interrupted, run_command
 from f2edge.errors import InputError
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")]
+Source = Annotated[str, typer.Argument(metavar="BUNDLE|PLANS", help="Bundle, or folder that holds plans.json.")]
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Turn bundles into TensorRT engines.",
+    help="Build TensorRT engines from bundles.",
 )
-
-
-@app.callback()
-def _group() -> None:
-    """Turn bundles into TensorRT engines."""
 
 
 @app.command()
 def profiles(
-    names: Annotated[list[str] | None, typer.Argument(help="Devices; all by default.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Device names; all by default.")] = None,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """List the devices that engines are built for: memory, rates, TensorRT versions, recipe of each graph."""
+    """List the device profiles: memory, throughput, TensorRT versions, recipe of each graph."""
     from engines.profile import load_profiles, print_profiles
 
     print_profiles(load_profiles(names or ()), as_json=as_json)
@@ -49,24 +47,24 @@ def profiles(
 
 @app.command()
 def build(
-    bundle: Annotated[str, typer.Argument(metavar="NAME|DIR", help='A bundle of the "tensorrt" flavour (python -m export onnx).')],
-    profile: Annotated[str, typer.Option("--profile", metavar="NAME|TOML", help="The device (python -m engines profiles).")],
+    bundle: Annotated[str, typer.Argument(metavar="NAME|DIR", help='Bundle of the "tensorrt" flavour (python -m export onnx).')],
+    profile: Annotated[str, typer.Option("--profile", metavar="NAME|TOML", help="Device profile (python -m engines profiles).")],
     *,
-    graph: Annotated[list[str] | None, typer.Option("--graph", help="Build this graph only; may be given again.  [default: all]")] = None,
-    image_rows: Annotated[int | None, typer.Option("--image-rows", min=1, help="At most so many pictures in one step.")] = None,
-    answer_rows: Annotated[int | None, typer.Option("--answer-rows", min=1, help="At most so many answers together.")] = None,
-    answer_tokens: Annotated[int, typer.Option("--answer-tokens", min=1, help="Longest answer.")] = 128,
-    workspace_mib: Annotated[int | None, typer.Option("--workspace-mib", min=16, help="Instead of the profile's.")] = None,
-    level: Annotated[int | None, typer.Option("--level", min=0, max=5, help="How long kernels are searched for; the profile's.")] = None,
+    graph: Annotated[list[str] | None, typer.Option("--graph", help="Build only this graph; repeatable.  [default: all]")] = None,
+    image_rows: Annotated[int | None, typer.Option("--image-rows", min=1, help="Maximum pictures in one step.")] = None,
+    answer_rows: Annotated[int | None, typer.Option("--answer-rows", min=1, help="Maximum answers in one batch.")] = None,
+    answer_tokens: Annotated[int, typer.Option("--answer-tokens", min=1, help="Maximum tokens of an answer.")] = 128,
+    workspace_mib: Annotated[int | None, typer.Option("--workspace-mib", min=16, help="Overrides the profile's workspace.")] = None,
+    level: Annotated[int | None, typer.Option("--level", min=0, max=5, help="Overrides the profile's optimization level.")] = None,
     hardware: Annotated[str, typer.Option("--hardware", help="none, same-compute-capability (TensorRT 10.9) or ampere-plus.")] = "none",
     version_compatible: Annotated[bool, typer.Option("--version-compatible", help="Let other TensorRT versions load the plans.")] = False,
-    detailed: Annotated[bool, typer.Option("--detailed", help="Keep layers' descriptions for `inspect --layers`.")] = False,
-    timing_cache: Annotated[Path | None, typer.Option("--timing-cache", metavar="FILE", help="Timings to start from and add to.")] = None,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build what is up to date, too.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Build although memory looks short.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")] = False,
+    detailed: Annotated[bool, typer.Option("--detailed", help="Keep layer descriptions for `inspect --layers`.")] = False,
+    timing_cache: Annotated[Path | None, typer.Option("--timing-cache", metavar="FILE", help="Timing cache to read and extend.")] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Rebuild plans that are up to date.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Skip the checks of free memory and disk space.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Build a bundle's plans for the GPU of this machine."""
+    """Build the plans of a bundle for the GPU of this machine."""
     from engines.builder import BuildRequest, print_report
     from engines.builder import build as build_plans
     from f2edge.backends.tensorrt.plans import HARDWARE
@@ -93,12 +91,12 @@ def build(
 
 @app.command()
 def inspect(
-    source: Annotated[str, typer.Argument(metavar="BUNDLE|PLANS", help="A bundle, or a folder with plans.json.")],
+    source: Source,
     *,
-    layers: Annotated[str | None, typer.Option("--layers", metavar="GRAPH", help="Every layer of this graph's plan, as JSON.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")] = False,
+    layers: Annotated[str | None, typer.Option("--layers", metavar="GRAPH", help="Print every layer of this graph's plan as JSON.")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Say what plans there are, what for, and how they were built; TensorRT is needed for --layers only."""
+    """List the plans, their devices and their build settings; only --layers needs TensorRT."""
     from engines.inspection import print_layers, print_plans
 
     if layers is not None:
@@ -108,10 +106,8 @@ def inspect(
 
 
 @app.command()
-def verify(
-    source: Annotated[str, typer.Argument(metavar="BUNDLE|PLANS", help="A bundle, or a folder with plans.json.")],
-) -> None:
-    """Check plans: sums, bundle, this GPU and TensorRT, and that every engine loads and has the tensors that it should."""
+def verify(source: Source) -> None:
+    """Check plans: checksums, bundle, GPU and TensorRT version, and that every engine loads and has the expected tensors."""
     from engines.inspection import verify_plans
 
     for line in verify_plans(source):
@@ -121,19 +117,15 @@ def verify(
 @app.command()
 def kernels(
     *,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Folder of kernels.  [default: engines/plugins/compiled]")
-    ] = None,
-    model: Annotated[str, typer.Option("--model", help="Configuration whose experts they are for.")] = "1.8b",
-    target: Annotated[
-        list[int] | None, typer.Option("--target", help="Compute capability, as 87; may be given again.  [default: all]")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Output folder.  [default: engines/plugins/compiled]")] = None,
+    model: Annotated[str, typer.Option("--model", help="Model configuration that gives the expert shapes.")] = "1.8b",
+    target: Annotated[list[int] | None, typer.Option("--target", help="Compute capability such as 87; repeatable.  [default: all]")] = None,
     table: Annotated[
         Path | None, typer.Option("--table", metavar="FILE", help="Write registers, shared memory and spills as Markdown.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Compile the kernels of the fused experts for GPUs, none of which need be here; the device then needs no compiler."""
+    """Compile the fused-expert kernels ahead of time; needs neither a GPU here nor a compiler on the device."""
     from engines.plugins.kernel_report import make_kernels
 
     make_kernels(out, model, target or (), table, as_json=as_json)
@@ -141,13 +133,13 @@ def kernels(
 
 @app.command("aot-nodes")
 def aot_nodes(
-    graph: Annotated[Path, typer.Argument(metavar="ONNX", help="A graph with F2FusedMoE nodes.")],
+    graph: Annotated[Path, typer.Argument(metavar="ONNX", help="Graph with F2FusedMoE nodes.")],
     *,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Rows that the kernels' tile is chosen for.")],
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Number of rows to tune the kernel tile for.")],
 ) -> None:
     """Rewrite the fused experts for TensorRT 10.9 and later, so that plans load without Python.
 
-    Writes NAME.aot.onnx beside the graph. `build` takes only what the bundle's manifest names: see docs/fused-experts.md.
+    Writes NAME.aot.onnx beside the graph. `build` reads only graphs named in the bundle's manifest: see docs/fused-experts.md.
     """
     from engines.plugins.aot_graph import rewrite_file
 

@@ -1,6 +1,6 @@
-"""When a plan that lies there is still the plan that a build would make: a digest of everything that shapes it.
+"""Digest of everything that determines a plan, so that an up-to-date plan is not built again.
 
-Left out on purpose: the exact build of the driver (the CUDA version that it offers counts) and how much memory was free.
+Excluded on purpose: the exact driver version (the CUDA version that it offers is included) and the amount of free memory.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from f2edge.bundle.bundle import TOKENIZER, Bundle
 def engine_key(
     bundle: Bundle, graph: str, *, shapes: GraphShapes, machine: Machine, settings: Mapping[str, Any], plugins: Mapping[str, str]
 ) -> str:
-    """Digest of what a graph's plan is made from, lower-case hex.
+    """Return the SHA-256 of everything that determines a graph's plan, in lower-case hex.
 
     Args:
-        bundle: whose graph; its file and all files of weights count, by the sums of its manifest.
-        graph: name.
-        shapes: its profiles and buckets.
+        bundle: bundle of the graph; the manifest's checksums of the graph file and all weight files enter the digest.
+        graph: graph name.
+        shapes: optimization profiles and buckets.
         machine: GPU, multiprocessors, TensorRT, CUDA, L4T.
-        settings: of the builder: workspace, level, flags, compatibility …; JSON.
-        plugins: "namespace::name:version" → sum of the plug-in's code (:func:`code_sha256`).
+        settings: builder settings (workspace, level, flags, compatibility …) as JSON.
+        plugins: "namespace::name:version" → :func:`code_sha256` of the plug-in.
     """
     entry = bundle.manifest.graphs[graph]
     weights = {name: file.sha256 for name, file in bundle.manifest.files.items() if not name.endswith(".onnx") and name != TOKENIZER}
@@ -46,7 +46,7 @@ def engine_key(
 
 
 def code_sha256(folder: Path) -> str:
-    """Sum over every file of a plug-in's code: sources and compiled kernels."""
+    """Return the SHA-256 over all files of a plug-in: sources and compiled kernels."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
         digest.update(f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n".encode())

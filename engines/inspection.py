@@ -1,4 +1,4 @@
-"""Plans looked at: what they are for, and whether they are whole and run here."""
+"""Listing and verification of plans."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ from f2edge.errors import BackendError, BundleError, InputError
 
 
 def plan_folders(source: str) -> tuple[list[PlanFolder], Bundle | None]:
-    """The plan folders of a bundle, with the bundle, or the one at a path; raises :class:`InputError` where there is none."""
+    """Return the plan folders of a bundle and the bundle, or the plan folder at a path and None.
+
+    Raises:
+        InputError: the bundle has no plans.
+    """
     if (Path(source) / PLANS).is_file():
         return [PlanFolder.load(Path(source))], None
     bundle = Bundle.load(source)
@@ -30,7 +34,7 @@ def plan_folders(source: str) -> tuple[list[PlanFolder], Bundle | None]:
 
 
 def print_plans(source: str, *, as_json: bool) -> None:
-    """A table for each folder, or with ``as_json`` their documents."""
+    """Print a table for each plan folder, or their ``plans.json`` documents as one JSON list."""
     folders, _ = plan_folders(source)
     if as_json:
         print(json.dumps([{"folder": str(plans.folder), **plans.document} for plans in folders]))
@@ -53,12 +57,12 @@ def print_plans(source: str, *, as_json: bool) -> None:
 
 
 def verify_plans(source: str) -> Iterator[str]:
-    """A line for each thing that holds.
+    """Yield one line for each check that passes: checksums first, then loading every engine on this GPU.
 
     Raises:
-        BundleError: a file is missing or damaged, or of another bundle.
-        InputError: TensorRT, pycuda or a GPU is missing, or plans that do not fit this machine.
-        BackendError: an engine that cannot be loaded, or has other tensors than its plan says.
+        BundleError: a file is missing or damaged, or belongs to another bundle.
+        InputError: TensorRT, pycuda or a GPU is missing, or the plans do not fit this machine.
+        BackendError: an engine cannot be loaded, or its tensors differ from its plan's description.
     """
     folders, bundle = plan_folders(source)
     for plans in folders:
@@ -66,7 +70,7 @@ def verify_plans(source: str) -> Iterator[str]:
             plans.path(name)
         if bundle is not None and plans.bundle_sha256 != manifest_sha256(bundle):
             raise BundleError(f"{plans.folder}: built from another version of bundle {bundle.name!r}; build the plans again")
-        yield f"{plans.folder}: {len(plans.graphs)} plans are whole"
+        yield f"{plans.folder}: {len(plans.graphs)} plans are intact"
     tools = toolchain()
     device = CudaDevice()
     with device.current():
@@ -82,7 +86,7 @@ def verify_plans(source: str) -> Iterator[str]:
 
 
 def print_layers(source: str, graph: str) -> None:
-    """TensorRT's own description of a plan's layers on stdout, one JSON document; of the first folder that has the graph."""
+    """Print TensorRT's description of a plan's layers as one JSON document; the first folder with the graph is used."""
     folders, _ = plan_folders(source)
     plans = next((plans for plans in folders if graph in plans.graphs), folders[0])
     plans.path(graph)

@@ -1,8 +1,9 @@
-"""Whether a build may start.  On a board whose CPU and GPU share 8 GB, one that runs out of memory takes the desktop with it.
+"""Checks of free memory and disk space before a build.
 
-A build needs, beside its work space: TensorRT's kernel library (1.15 to 1.75 GB of host memory in reports on Orin Nano:
-NVIDIA/TensorRT#3657, #4493), the weights as read and as the plan holds them, and what candidate kernels are timed with.  Only a part of
-that can be swapped out, for the GPU's share of common memory cannot; so swap counts for the library and one copy of the weights.
+On a board whose CPU and GPU share 8 GB, a build that runs out of memory can kill the desktop session.  A build needs, beside its workspace:
+TensorRT's kernel library (1.15 to 1.75 GB of host memory in reports on Orin Nano: NVIDIA/TensorRT#3657, #4493), two copies of the weights
+(as read and as the plan holds them), and buffers to time candidate kernels with.  GPU memory cannot be swapped out, so free swap counts for
+the library and one copy of the weights only.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class HostMemory:
 
     @classmethod
     def read(cls, path: str | Path = "/proc/meminfo") -> HostMemory | None:
-        """From Linux's ``/proc/meminfo``; None where there is none."""
+        """Return free memory as Linux's ``/proc/meminfo`` reports it; None where that file is missing."""
         try:
             lines = Path(path).read_text(encoding="ascii").splitlines()
             row = {name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in lines) if rest.strip()}
@@ -39,13 +40,16 @@ class HostMemory:
 
 
 def check(memory: HostMemory, weight_bytes: int, workspace_bytes: int, *, integrated: bool) -> str:
-    """What the build of one graph is expected to take; raises :class:`InputError` where there is less.
+    """Compare the expected memory of building one graph with free memory, and return the comparison as text.
 
     Args:
-        memory: of this machine now.
-        weight_bytes: of the graph's weights.
-        workspace_bytes: that a tactic may ask for.
-        integrated: whether the GPU's memory is the host's.
+        memory: free memory of this machine.
+        weight_bytes: size of the graph's weights.
+        workspace_bytes: largest workspace of a tactic.
+        integrated: whether CPU and GPU share memory.
+
+    Raises:
+        InputError: less memory is free than the build is expected to need.
     """
     host = LIBRARY_BYTES + 2 * weight_bytes
     device = (weight_bytes + workspace_bytes) if integrated else 0
@@ -60,7 +64,7 @@ def check(memory: HostMemory, weight_bytes: int, workspace_bytes: int, *, integr
 
 
 def check_disk(folder: Path, weight_bytes: int) -> None:
-    """Refuse a build whose plan, about as large as its weights, has no room in ``folder``; raises :class:`OutputError`."""
+    """Check that ``folder`` has room for a plan, which is about as large as its weights; raises :class:`OutputError`."""
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     if free < weight_bytes:

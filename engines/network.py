@@ -1,7 +1,7 @@
-"""ONNX to plan through TensorRT's builder: one code for 10.3 (JetPack 6) to 11.4.
+"""Conversion of an ONNX graph to a TensorRT plan, for TensorRT 10.3 (JetPack 6) to 11.4.
 
-Networks are strongly typed: every precision is what the ONNX graph says, so nothing here chooses one.  What a version lacks is found by
-asking its classes and enumerations, never by its number, for enumerators were renumbered between 10 and 11.
+Networks are strongly typed: precisions come from the ONNX graph.  Features of a version are detected by its classes and enumerations, not
+by its number, because enumerators were renumbered between 10 and 11.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class BuildOptions:
     """Settings of TensorRT's builder.
 
     Attributes:
-        workspace_mib: scratch memory that a kernel may ask for.
-        optimization_level: 0 … 5; how long kernels are searched for.
+        workspace_mib: maximum workspace of a kernel.
+        optimization_level: 0 … 5; higher levels search longer for fast kernels.
         max_aux_streams: streams beside the main one.
         hardware: one of ``f2edge.backends.tensorrt.plans.HARDWARE``; ``same-compute-capability`` needs 10.9.
-        version_compatible: whether other TensorRT versions may load the plan, which then carries code and is slower.
-        detailed: keep every layer's description in the plan, for ``inspect --layers``.
+        version_compatible: whether other TensorRT versions may load the plan, which then contains host code and is slower.
+        detailed: keep layer descriptions in the plan, for ``inspect --layers``.
     """
 
     workspace_mib: int
@@ -45,7 +45,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class BuiltPlan:
-    """``plan`` has the buffer protocol (``tensorrt.IHostMemory``); ``timing_cache`` is what the build added to."""
+    """Result of a build: ``plan`` has the buffer protocol (``tensorrt.IHostMemory``); ``timing_cache`` is the updated cache."""
 
     plan: Any
     timing_cache: bytes
@@ -63,21 +63,21 @@ def build_plan(
     timing_cache: bytes = b"",
     monitor: Any = None,
 ) -> BuiltPlan:
-    """Build one graph.
+    """Build the plan of one graph.
 
     Args:
-        trt: the ``tensorrt`` module.
-        log: a ``tensorrt.ILogger``; what it hears is in ``lines``.
-        lines: errors so far, cleared first.
-        onnx: the graph's file; external data is found beside it.
-        entry: the graph as its bundle describes it.
-        shapes: its optimisation profiles.
+        trt: ``tensorrt`` module.
+        log: ``tensorrt.ILogger`` that writes to ``lines``.
+        lines: logged errors; cleared first.
+        onnx: ONNX file, with external data beside it.
+        entry: the graph's entry in the manifest.
+        shapes: optimization profiles.
         options: see :class:`BuildOptions`.
-        timing_cache: of earlier builds on this machine, or empty; one that does not fit is ignored.
-        monitor: a ``tensorrt.IProgressMonitor``.
+        timing_cache: timing cache of earlier builds on this machine, or empty; one that does not fit is ignored.
+        monitor: ``tensorrt.IProgressMonitor``.
 
     Raises:
-        InputError: the graph cannot be parsed, is not the bundle's, or asks for what this TensorRT lacks.
+        InputError: the graph cannot be parsed, differs from the manifest, or needs a feature that this TensorRT lacks.
         BackendError: TensorRT finds no plan for it.
     """
     lines.clear()
@@ -106,18 +106,18 @@ def build_plan(
 
 
 def network_flags(trt: Any) -> int:
-    """Strong typing where it has to be asked for (10.x) and where the flag is kept without effect (11.x)."""
+    """Return the flag for strong typing: needed in 10.x, kept without effect in 11.x."""
     flags = trt.NetworkDefinitionCreationFlag
     return 1 << int(flags.STRONGLY_TYPED) if "STRONGLY_TYPED" in flags.__members__ else 0
 
 
 def configure(trt: Any, config: Any, options: BuildOptions) -> None:
-    """Write the options into an ``IBuilderConfig``; raises :class:`InputError` for what this version lacks."""
+    """Set the options of an ``IBuilderConfig``; raises :class:`InputError` for one that this version lacks."""
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
     config.builder_optimization_level = options.optimization_level
     config.max_aux_streams = options.max_aux_streams
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED if options.detailed else trt.ProfilingVerbosity.LAYER_NAMES_ONLY
-    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 islands (router, LayerNorm, sampling) are fp32 for a reason
+    config.clear_flag(trt.BuilderFlag.TF32)  # router, LayerNorm and sampling need full fp32
     level = LEVELS[options.hardware]
     if level not in trt.HardwareCompatibilityLevel.__members__:
         raise InputError(
@@ -129,7 +129,7 @@ def configure(trt: Any, config: Any, options: BuildOptions) -> None:
 
 
 def _set_timing_cache(config: Any, data: bytes) -> Any:
-    """The cache that the config uses: the one given, or an empty one where that does not fit.  Keep it: the config only points to it."""
+    """Set and return a timing cache with ``data``, or an empty one if it does not fit.  Keep a reference: the config does not."""
     cache = config.create_timing_cache(data)
     if not config.set_timing_cache(cache, ignore_mismatch=False):
         cache = config.create_timing_cache(b"")
@@ -144,7 +144,7 @@ def _parser_errors(parser: Any) -> str:
 
 
 def _check_ports(trt: Any, entry: GraphEntry, network: Any) -> None:
-    """The parsed network must have the tensors that the bundle promises, or the runtime would feed it wrongly."""
+    """Check that the parsed network has the inputs and outputs of the manifest."""
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     for kind, tensors, ports in (("inputs", inputs, entry.inputs), ("outputs", outputs, entry.outputs)):

@@ -1,7 +1,6 @@
-"""Which plug-ins a graph needs, found without the ``onnx`` package, which a Jetson need not have.
+"""Plug-ins that a graph needs, found without the ``onnx`` package, which a Jetson need not have.
 
-A node's operator stands in the file as its plain name, and no other string of ours equals it, so its bytes are looked for; a plug-in that
-is registered in vain does no harm.
+An ONNX file holds operator names as plain bytes, so the file is searched for them.  Registering a plug-in that is not needed is harmless.
 """
 
 from __future__ import annotations
@@ -18,9 +17,12 @@ from f2edge.errors import InputError
 
 
 class Plugin(NamedTuple):
-    """A plug-in as "namespace::name:version", the module whose ``register(tensorrt)`` registers it, and whether plans need it to load.
+    """One plug-in.
 
-    Ahead-of-time plug-ins are in the plan itself and are needed for building only.
+    Attributes:
+        name: "namespace::name:version".
+        module: module whose ``register(tensorrt)`` registers it.
+        to_load: whether plans need it to load; ahead-of-time plug-ins are stored in the plan and needed for building only.
     """
 
     name: str
@@ -29,7 +31,7 @@ class Plugin(NamedTuple):
 
 
 _AHEAD_OF_TIME = ("F2MoeRoute", "F2MoeSort", "F2MoeUp", "F2MoeDown", "F2MoeCombine")
-#: By operator.
+#: Operator name → plug-in.
 OPERATORS: Mapping[str, Plugin] = MappingProxyType(
     {
         "F2FusedMoE": Plugin("f2edge::F2FusedMoE:1", "engines.plugins.tensorrt_class", to_load=True),
@@ -39,23 +41,23 @@ OPERATORS: Mapping[str, Plugin] = MappingProxyType(
 
 
 def plugins_of(onnx: Path) -> dict[str, str]:
-    """The plug-ins of a graph, each with the sum of its code."""
+    """Return the plug-ins of a graph as "namespace::name:version" → SHA-256 of the plug-in code."""
     with onnx.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         used = [plugin.name for operator, plugin in OPERATORS.items() if data.find(operator.encode()) >= 0]
     return dict.fromkeys(used, code_sha256(Path(__file__).parent / "plugins") if used else "")
 
 
 def to_load(plugins: Iterable[str]) -> list[str]:
-    """Those that must be registered where the plan is loaded."""
+    """Return the plug-ins among ``plugins`` that must be registered before a plan is loaded, sorted."""
     needed = {plugin.name for plugin in OPERATORS.values() if plugin.to_load}
     return sorted(needed & set(plugins))
 
 
 def register(trt: Any, log: Any, plugins: Mapping[str, str]) -> None:
-    """Register TensorRT's own plug-ins, those that a graph needs and those of ``F2EDGE_TENSORRT_PLUGINS``.
+    """Register TensorRT's built-in plug-ins, those in ``plugins`` and those of ``F2EDGE_TENSORRT_PLUGINS``.
 
     Raises:
-        InputError: one that is still missing then.
+        InputError: one of ``plugins`` is still missing.
     """
     register_plugins(trt, log)
     modules = {plugin.module for plugin in OPERATORS.values() if plugin.name in plugins and missing_plugins(trt, [plugin.name])}

@@ -1,6 +1,6 @@
-"""Device profiles: what a device is, which TensorRT versions run on it, and how engines are built for it.
+"""Device profiles: hardware, TensorRT versions and build settings of each device.
 
-One TOML file per device in ``engines/profiles``; every figure of a device has its source in the file's ``[sources]``.
+One TOML file per device in ``engines/profiles``; the file's ``[sources]`` names the source of every number.
 
 >>> profile = load_profile("orin-nano")
 >>> profile.sm, profile.recipes["mmu_extend"], profile.version
@@ -26,17 +26,21 @@ else:
     import tomli as tomllib
 
 FOLDER = Path(__file__).parent / "profiles"
-#: Recipes of the "tensorrt" flavour (``export.tensorrt.recipes``) and the oldest compute capability that gains from each.
+#: Recipe of the "tensorrt" flavour (``export.tensorrt.recipes``) → minimum compute capability, times ten.
 RECIPE_SM: Mapping[str, int] = MappingProxyType({"fp16": 75, "int8": 75, "int4": 80, "fp8": 89})
-#: Rates that a profile may give, in tera-operations a second, dense, tensor cores.
+#: Number formats of a profile's throughput entries: tera-operations per second, dense, tensor cores.
 RATES = ("fp16", "bf16", "int8", "fp8", "fp4")
 
 
 @dataclass(frozen=True)
 class Memory:
-    """``total_gb`` and ``bandwidth_gb_s`` as data sheets count (10⁹ bytes).
+    """Memory of a device; sizes in 10⁹ bytes as in data sheets.
 
-    ``reserved_gb``: what the system and the CUDA and TensorRT libraries keep; ``integrated``: CPU and GPU share it.
+    Attributes:
+        total_gb: size.
+        reserved_gb: used by the operating system and the CUDA and TensorRT libraries.
+        bandwidth_gb_s: bandwidth in GB/s.
+        integrated: whether CPU and GPU share the memory.
     """
 
     total_gb: float
@@ -46,13 +50,13 @@ class Memory:
 
     @property
     def usable_gb(self) -> float:
-        """What engines, caches and work space may take."""
+        """Memory left for engines, caches and workspace."""
         return self.total_gb - self.reserved_gb
 
 
 @dataclass(frozen=True)
 class Software:
-    """One TensorRT that runs on the device: its version "major.minor", CUDA's, and where it comes from."""
+    """One TensorRT release for the device: versions "major.minor" of TensorRT and CUDA, and the system that ships it."""
 
     tensorrt: str
     cuda: str
@@ -61,14 +65,14 @@ class Software:
 
 @dataclass(frozen=True)
 class Build:
-    """Settings of the builder.
+    """Build settings of a device.
 
     Attributes:
-        workspace_mib: scratch memory that a tactic may ask for.
+        workspace_mib: maximum workspace of a tactic.
         optimization_level: TensorRT's builder optimization level, 0 … 5.
-        max_aux_streams: extra streams within one engine.
-        images: requests R of one decoding step for which engines are built; each is one static profile.
-        questions: most questions B answered together.
+        max_aux_streams: auxiliary streams of one engine.
+        images: batch sizes R of a decoding step; each gets one static optimization profile.
+        questions: maximum questions B in one batch.
     """
 
     workspace_mib: int
@@ -80,19 +84,19 @@ class Build:
 
 @dataclass(frozen=True)
 class Profile:
-    """One device.
+    """Profile of one device.
 
     Attributes:
-        name: of the file and on the command line.
-        title: for people.
+        name: file name without suffix; also the name on the command line.
+        title: display name.
         sm: compute capability times ten.
         sm_count: streaming multiprocessors.
         memory: see :class:`Memory`.
-        rates: dense tera-operations a second by type, of :data:`RATES`; a type that the device lacks is absent.
-        software: TensorRT versions, the one to build for first.
-        recipes: recipe of each graph, of :data:`RECIPE_SM`.
+        rates: throughput in dense tera-operations per second, by format of :data:`RATES`; unsupported formats are absent.
+        software: TensorRT releases; the first is the one to build for.
+        recipes: graph name → recipe of :data:`RECIPE_SM`.
         build: see :class:`Build`.
-        sources: where each figure comes from.
+        sources: source of each number.
     """
 
     name: str
@@ -108,11 +112,11 @@ class Profile:
 
     @property
     def version(self) -> str:
-        """TensorRT version to build for: the first that is listed."""
+        """TensorRT version to build for, such as "10.3"."""
         return self.software[0].tensorrt
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return the profile as JSON-ready data."""
         return {
             "name": self.name,
             "title": self.title,
@@ -128,16 +132,16 @@ class Profile:
 
 
 def profile_names() -> tuple[str, ...]:
-    """Names of all profiles, small devices first."""
+    """Return the names of all shipped profiles: integrated devices first, then by memory bandwidth."""
     known = {path.stem: load_profile(path.stem) for path in FOLDER.glob("*.toml")}
     return tuple(sorted(known, key=lambda name: (not known[name].memory.integrated, known[name].memory.bandwidth_gb_s, name)))
 
 
 def load_profile(name: str) -> Profile:
-    """The profile called ``name``, or the one in a TOML file of that path.
+    """Load the shipped profile called ``name``, or the TOML file at that path.
 
     Raises:
-        InputError: no such profile, or a file that is no valid profile; the message names the key.
+        InputError: unknown name, or an invalid file; the message names the key.
     """
     path = Path(name) if name.endswith(".toml") or Path(name).name != name else FOLDER / f"{name}.toml"
     if path.parent == FOLDER and not path.is_file():
@@ -150,12 +154,12 @@ def load_profile(name: str) -> Profile:
 
 
 def load_profiles(names: Sequence[str] = ()) -> list[Profile]:
-    """The profiles of these names, or all."""
+    """Load the named profiles, or all shipped ones."""
     return [load_profile(name) for name in names or profile_names()]
 
 
 def parse_profile(data: bytes, name: str) -> Profile:
-    """A profile from the bytes of its file; raises :class:`InputError` naming the key that is wrong."""
+    """Parse the bytes of a profile file; raises :class:`InputError` naming the invalid key."""
     where = f"device profile {name!r}"
     try:
         row = tomllib.loads(data.decode("utf-8"))
@@ -198,17 +202,17 @@ def _check(profile: Profile, where: str) -> None:
             )
     needed = {"memory", "bandwidth", *profile.rates}
     if missing := sorted(needed - set(profile.sources)):
-        raise InputError(f"{where}: sources lacks {', '.join(missing)}; say where each figure comes from")
+        raise InputError(f"{where}: sources lacks {', '.join(missing)}; name the source of each number")
 
 
 def _version(text: str) -> tuple[int, ...]:
-    """From "10.3" to (10, 3); anything else sorts below every version."""
+    """Parse "10.3" as (10, 3); return () for anything else, which sorts below every version."""
     parts = text.split(".")
     return tuple(int(part) for part in parts) if len(parts) == 2 and all(part.isdecimal() for part in parts) else ()
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
-    """Parsed TOML as a value of type ``hint``: a dataclass, ``tuple[…, ...]``, ``Mapping[str, …]`` or a plain type."""
+    """Convert parsed TOML to type ``hint``: a dataclass, ``tuple[…, ...]``, ``Mapping[str, …]`` or a plain type."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is tuple:
         if not isinstance(value, list):
@@ -237,7 +241,7 @@ def _table(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def print_profiles(profiles: Sequence[Profile], *, as_json: bool) -> None:
-    """A table, or with ``as_json`` one JSON document, on stdout."""
+    """Print profiles as a table, or as one JSON document."""
     if as_json:
         print(json.dumps([profile.to_json() for profile in profiles]))
         return
@@ -247,13 +251,13 @@ def print_profiles(profiles: Sequence[Profile], *, as_json: bool) -> None:
 
     shown = [rate for rate in RATES if rate != "bf16"]
     columns = ("SM", "GB", "GB/s", *shown, "TensorRT", "t2i", "mmu")
-    table = Table(box=SIMPLE_HEAD, padding=0, title="Devices: dense tera-operations a second, recipes")
+    table = Table(box=SIMPLE_HEAD, padding=0, title="Devices: dense tera-operations per second, recipes")
     table.add_column("device", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="left" if column in ("TensorRT", "t2i", "mmu") else "right")
     for p in profiles:
         rates = [f"{p.rates[rate]:.0f}" if rate in p.rates else "-" for rate in shown]
-        figures = (str(p.sm), f"{p.memory.total_gb:g}", f"{p.memory.bandwidth_gb_s:.0f}")
+        hardware = (str(p.sm), f"{p.memory.total_gb:g}", f"{p.memory.bandwidth_gb_s:.0f}")
         versions = " ".join(s.tensorrt for s in p.software)
-        table.add_row(p.name, *figures, *rates, versions, p.recipes["t2i_step"], p.recipes["mmu_extend"])
+        table.add_row(p.name, *hardware, *rates, versions, p.recipes["t2i_step"], p.recipes["mmu_extend"])
     Console().print(table)

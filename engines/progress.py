@@ -1,4 +1,4 @@
-"""How far a build is: TensorRT's own phases as a bar on a terminal, and a way to stop between two steps."""
+"""Progress bar of a TensorRT build, which can be stopped between two steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class BuildProgress:
-    """A context in which a bar shows the phases of a build; silent where stderr is no terminal, or on request."""
+    """Context that shows the phases of a build as bars on stderr; hidden where stderr is not a terminal, or if ``quiet``."""
 
     def __init__(self, title: str, *, quiet: bool) -> None:
         self._title = title
@@ -38,20 +38,22 @@ class BuildProgress:
         self._bars.stop()
 
     def begin(self, phase: str, steps: int, *, inner: bool) -> None:
+        """Add a bar for a phase of so many steps; ``inner`` phases are indented."""
         self._tasks[phase] = self._bars.add_task(("  " if inner else "") + f"{self._title} {phase}"[:60], total=steps)
 
     def advance(self, phase: str, step: int) -> bool:
-        """Whether to go on."""
+        """Update a phase's bar; return whether the build continues."""
         if phase in self._tasks:
             self._bars.update(self._tasks[phase], completed=step + 1)
         return not self.stopped
 
     def end(self, phase: str) -> None:
+        """Remove a phase's bar."""
         if phase in self._tasks:
             self._bars.remove_task(self._tasks.pop(phase))
 
     def monitor(self, trt: Any) -> Any:
-        """A ``tensorrt.IProgressMonitor`` for this bar; None where TensorRT has none.  Keep a reference: TensorRT does not.
+        """Return a ``tensorrt.IProgressMonitor`` for these bars.  Keep a reference: TensorRT does not.
 
         TensorRT calls it from its own threads, where an exception would end the process, so Ctrl-C only sets :attr:`stopped`.
         """

@@ -1,10 +1,10 @@
-"""Optimisation profiles: the sizes that each graph's engine is built for, from what the runtime asks of it and what the device can hold.
+"""TensorRT optimization profiles of each graph, from the device profile and the token layout.
 
-* ``t2i_step``: for every row count that the device profile names, one static profile for guided requests (two branches each), whose kernels
-  fit exactly and whose runs become one CUDA graph; and one for everything else: no guidance at some steps, row counts in between.
-* ``mmu_extend``: one profile for questions (S columns, no earlier text) and one for a token at a time.  Earlier text has at least
-  ``FIRST_TEXT`` columns, padding where there is none, so that no engine meets an empty tensor.
-* every other graph: one picture or prompt preferred, more allowed.
+* ``t2i_step``: one static profile for each batch size of the device profile, for guided requests (two branches each), whose runs can be
+  captured as one CUDA graph; and one dynamic profile for all other batches (unguided steps, batch sizes in between).
+* ``mmu_extend``: one profile for questions (S columns, no earlier text) and one for a single token.  Earlier text has at least
+  ``FIRST_TEXT`` columns, padded where it is shorter, so that no engine gets an empty tensor.
+* every other graph: optimized for one row, more allowed.
 
 Axes are those of :mod:`f2edge.spec.graphs`.
 """
@@ -21,20 +21,20 @@ from f2edge.spec.graph_checks import GraphEntry
 from f2edge.spec.graphs import MMU_EXTEND, SIGNATURES, T2I_STEP
 from f2edge.spec.layout import TokenLayout
 
-#: Columns of earlier text that an engine sees at least; bucket sizes double from here.
+#: Minimum columns of earlier text; bucket sizes double from here.
 FIRST_TEXT = 16
-#: Tokens of an answer's beginning that ``analyze`` adds to a question.
+#: Maximum tokens of the answer prefix that ``analyze`` appends to a question.
 BEGUN_ANSWER = 32
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """What engines are built for.
+class BuildSizes:
+    """Batch sizes and lengths that engines are built for.
 
     Attributes:
-        images: row counts of decoding steps that get a profile of their own, ascending.
-        questions: most rows of ``mmu_extend``.
-        answer_tokens: longest answer.
+        images: batch sizes of decoding steps that get a static profile, ascending.
+        questions: maximum rows of ``mmu_extend``.
+        answer_tokens: maximum tokens of an answer.
     """
 
     images: tuple[int, ...]
@@ -49,22 +49,22 @@ class Sizes:
             )
 
     @classmethod
-    def of(cls, build: Build, image_rows: int | None = None, answer_rows: int | None = None, answer_tokens: int = 128) -> Sizes:
-        """Those of a device profile, or fewer."""
+    def of(cls, build: Build, image_rows: int | None = None, answer_rows: int | None = None, answer_tokens: int = 128) -> BuildSizes:
+        """Return the sizes of a device profile, lowered to ``image_rows`` and ``answer_rows`` where given."""
         images = tuple(sorted({min(rows, image_rows or rows) for rows in build.images}))
         return cls(images, answer_rows or build.questions, answer_tokens)
 
 
 @dataclass(frozen=True)
 class GraphShapes:
-    """Profiles in order, each with the range of every named axis, and the sizes that text axes are padded up to."""
+    """Optimization profiles in order, each with (min, opt, max) of every named axis, and the sizes that text axes are padded to."""
 
     profiles: tuple[Mapping[str, Range], ...]
     buckets: Mapping[str, tuple[int, ...]]
 
 
-def graph_shapes(entry: GraphEntry, layout: TokenLayout, sizes: Sizes) -> GraphShapes:
-    """Profiles of one graph; raises :class:`InputError` for an axis whose size nothing tells."""
+def graph_shapes(entry: GraphEntry, layout: TokenLayout, sizes: BuildSizes) -> GraphShapes:
+    """Return the optimization profiles of one graph; raises :class:`InputError` for a dynamic axis of unknown size."""
     letters = _letters(entry)
     prompt = layout.prompt_tokens + len(layout.unconditional)
     question = layout.prompt_tokens + BEGUN_ANSWER
@@ -84,10 +84,10 @@ def graph_shapes(entry: GraphEntry, layout: TokenLayout, sizes: Sizes) -> GraphS
         named = {axis: choice.get(letter) for axis, letter in letters.items()}
         unknown = [axis for axis, bounds in named.items() if bounds is None]
         if unknown:
-            raise InputError(f"graph {entry.name!r}: nothing tells the size of axis {', '.join(unknown)}; export it with that size fixed")
+            raise InputError(f"graph {entry.name!r}: the size of axis {', '.join(unknown)} is unknown; export it with that size fixed")
         profiles.append({axis: bounds for axis, bounds in named.items() if bounds is not None})
     buckets = {axis: _doubled({"S": question, "T": text}[letter]) for axis, letter in letters.items() if letter in "ST"}
-    # an axis that has a name of its own among the rows (the shared image of mmu_extend) prefers one
+    # a batch axis with another name (the shared image of mmu_extend) is optimized for one row
     for axis, letter in letters.items():
         if letter == "B" and axis != "B":
             for profile in profiles:
@@ -96,7 +96,7 @@ def graph_shapes(entry: GraphEntry, layout: TokenLayout, sizes: Sizes) -> GraphS
 
 
 def input_shapes(entry: GraphEntry, profile: Mapping[str, Range]) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """Smallest, preferred and largest shape of every input with a named axis."""
+    """Return (min, opt, max) shapes of every input with a named axis."""
     return {
         port.name: tuple(tuple(axis if isinstance(axis, int) else profile[axis][bound] for axis in port.shape) for bound in range(3))
         for port in entry.inputs
@@ -105,7 +105,7 @@ def input_shapes(entry: GraphEntry, profile: Mapping[str, Range]) -> dict[str, t
 
 
 def _letters(entry: GraphEntry) -> dict[str, str]:
-    """Named axes of the inputs and their letters in the graph's signature."""
+    """Return the named axes of the inputs with their letters in the graph's signature."""
     signature = {tensor.name: tensor.axes for tensor in SIGNATURES[entry.name].inputs}
     return {
         axis: letter
@@ -116,7 +116,7 @@ def _letters(entry: GraphEntry) -> dict[str, str]:
 
 
 def _doubled(largest: int) -> tuple[int, ...]:
-    """16, 32, 64 … and ``largest``."""
+    """Return 16, 32, 64 … below ``largest``, then ``largest``."""
     sizes = []
     size = FIRST_TEXT
     while size < largest:

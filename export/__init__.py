@@ -1,1 +1,1 @@
-"""The workstation side: train, trace, lower, quantise, verify, write a bundle."""
+"""The workstation side: train, trace, lower, quantize, verify, write a bundle."""

@@ -1,18 +1,17 @@
-"""Writing a bundle: trace, lower, quantise, measure, and put everything into one folder with its manifest.
+"""Bundle writer: traces, quantizes and measures the graphs, and writes one folder with a manifest.
 
-The folder is built beside its destination under a name of its own and renamed when it is whole, so an interrupted export leaves no half
-bundle, and an existing one is replaced in one go.
+The folder is built under a temporary name and renamed when it is complete, so an interrupted export leaves no partial bundle.
 
-All graphs share one file of weights, in which equal constants stand once: the prompt and the step graph have the same attention and the
-same experts, the two understanding graphs likewise.  Large constants begin on page boundaries, so a runtime can map them.
+All graphs share one weights file that stores equal constants once: the two generation graphs share attention and experts, and so do the two
+understanding graphs.  Large constants begin on page boundaries, so a runtime can map them.
 
 >>> write_bundle(Path("bundles/nano"), models=models, text_tokenizer_path=path, recipe="int8")  # doctest: +SKIP
->>> random_bundle(Path("/tmp/tiny"))                                                            # doctest: +SKIP
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -23,38 +22,38 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from typing_extensions import Self
 
 from export.data.text.tokenizer import read_text_tokenizer
-from export.defaults import GENERATION, Manner
+from export.defaults import GENERATION, ModelDefaults
 from export.graph.lower import constant
 from export.graph.trace import Models, trace
-from export.quantize.quantize import Calibration, Recipe, quantise, recipe_named
-from f2edge.bundle.bundle import MANIFEST, TOKENIZER, write_manifest
+from export.quantize.quantize import Calibration, Recipe, quantize, recipe_named
+from f2edge.bundle.bundle import LEXICON, MANIFEST, TOKENIZER, write_manifest
 from f2edge.bundle.manifest import FLAVOURS
 from f2edge.errors import F2EdgeError, InputError, OutputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
-from f2edge.spec.configuration import FeatureShape, ImageTokenizerConfiguration, ModelConfiguration, TokenExperts
+from f2edge.spec.configuration import ModelConfiguration
 from f2edge.spec.layout import TokenLayout
+from f2edge.spec.lexicon import Lexicon
 
 WEIGHTS = "weights.bin"
-#: Constants from this size on go to the file of weights; smaller ones stay in their graph, where a runtime's optimiser sees them.
+#: Minimum size of a constant in the weights file; smaller ones stay in their graph, where a runtime's optimizer sees them.
 _EXTERNAL_BYTES = 1024
 _PAGE_BYTES = 4096
 _PAGED_BYTES = 1 << 18
-#: Inner values that keep their names, because the parity figures read them.
+#: Internal values that keep their names, because parity is measured on them.
 _PROBED = ("logits",)
 
 Progress = Callable[[str], None]
 
 
 def _silent(_message: str) -> None:
-    """No progress."""
+    """Ignore progress messages."""
 
 
 class WeightsFile:
-    """Appends constants to one file, each distinct run of bytes once."""
+    """Weights file to which constants are appended, equal ones once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -68,7 +67,7 @@ class WeightsFile:
         self._file.close()
 
     def place(self, value: ir.Value) -> None:
-        """Write ``value``'s constant, if it is large, and let it refer to the file."""
+        """Move ``value``'s constant to the file if it is large."""
         array = constant(value)
         if array is None or array.nbytes < _EXTERNAL_BYTES:
             return
@@ -78,7 +77,7 @@ class WeightsFile:
         data = np.ascontiguousarray(array)
         if data.dtype.byteorder == ">":
             data = data.astype(data.dtype.newbyteorder("<"))
-        packed = tensor.dtype.bitwidth < 8  # two values a byte
+        packed = tensor.dtype.bitwidth < 8  # two values per byte
         view = memoryview(tensor.tobytes()) if packed else data.reshape(-1).view(np.uint8).data
         digest = hashlib.sha256(view).digest()
         if digest not in self._known:
@@ -93,7 +92,7 @@ class WeightsFile:
 
 
 def _ports(values: list[ir.Value]) -> list[dict[str, Any]]:
-    """Inputs or outputs of a graph as the manifest lists them."""
+    """Return inputs or outputs of a graph for the manifest."""
     rows = []
     for value in values:
         assert value.dtype is not None
@@ -104,9 +103,9 @@ def _ports(values: list[ir.Value]) -> list[dict[str, Any]]:
 
 
 def _shorten(model: ir.Model) -> None:
-    """Leave out what every runtime infers or numbers for itself, shapes and long inner names: half of a graph's file."""
+    """Remove internal shapes and long internal names, which runtimes do not need: half of a graph's file."""
     kept = {id(value) for value in model.graph.outputs}
-    # A graph that was shortened before may have constants by such names.
+    # constants of a graph that was shortened before may have these names
     taken = {value.name for value in (*model.graph.inputs, *model.graph.initializers.values(), *model.graph.outputs)}
     for number, node in enumerate(model.graph):
         node.name = None
@@ -123,7 +122,7 @@ Traced = Mapping[str, ir.Model]
 
 
 def trace_all(models: Models, progress: Progress = _silent) -> Traced:
-    """Every graph of ``models``, lowered, in fp32."""
+    """Trace and lower every graph of ``models``, in fp32."""
     traced = {}
     for name in models.graphs:
         progress(f"{name}: tracing")
@@ -131,26 +130,26 @@ def trace_all(models: Models, progress: Progress = _silent) -> Traced:
     return traced
 
 
-#: From a graph's name and its lowered fp32 form, which stays as it is: the form that is written, its precision, its recipe as JSON.
-GraphForm = Callable[[str, ir.Model], tuple[ir.Model, str, dict[str, Any]]]
+#: Takes a graph's name and its lowered fp32 graph, which is not modified; returns the graph to write, its precision, its recipe as JSON.
+GraphTransform = Callable[[str, ir.Model], tuple[ir.Model, str, dict[str, Any]]]
 
 
-def recipe_form(recipe: Recipe, calibration: Calibration | None = None) -> GraphForm:
-    """The form of the "onnxruntime" flavour: quantised by ``recipe``."""
+def recipe_transform(recipe: Recipe, calibration: Calibration | None = None) -> GraphTransform:
+    """Return the transform of the "onnxruntime" flavour: quantization by ``recipe``."""
 
-    def form(name: str, traced: ir.Model) -> tuple[ir.Model, str, dict[str, Any]]:
+    def transform(name: str, traced: ir.Model) -> tuple[ir.Model, str, dict[str, Any]]:
         own = recipe.of(name)
-        return quantise(traced.clone(), recipe, calibration), own.label, own.to_json()
+        return quantize(traced.clone(), recipe, calibration), own.label, own.to_json()
 
-    return form
+    return transform
 
 
-def write_graphs(folder: Path, traced: Traced, form: GraphForm) -> dict[str, Any]:
-    """Bring graphs into their form and write them into ``folder``; returns the manifest's ``graphs``."""
+def write_graphs(folder: Path, traced: Traced, transform: GraphTransform) -> dict[str, Any]:
+    """Transform graphs and write them into ``folder``; return the manifest's ``graphs``."""
     rows: dict[str, Any] = {}
     with WeightsFile(folder / WEIGHTS) as weights:
         for name, original in traced.items():
-            model, precision, recipe = form(name, original)
+            model, precision, recipe = transform(name, original)
             for value in list(model.graph.initializers.values()):
                 weights.place(value)
             _shorten(model)
@@ -165,18 +164,18 @@ def write_graphs(folder: Path, traced: Traced, form: GraphForm) -> dict[str, Any
     return rows
 
 
-def check_place(out: Path, needed_bytes: int = 0) -> None:
-    """Make sure that a bundle can be written as ``out``, by writing an unnamed file beside it; nothing is left.
+def check_destination(out: Path, needed_bytes: int = 0) -> None:
+    """Check that a bundle can be written to ``out``, with a temporary file beside it.
 
     Args:
         out: folder of the bundle.
-        needed_bytes: what it takes at least.
+        needed_bytes: minimum free space.
 
     Raises:
-        OutputError: the place cannot be written, has less room, or holds something other than a bundle, which would be lost.
+        OutputError: the folder cannot be written, the disk is too full, or the folder contains something other than a bundle.
     """
     if out.name in ("", ".."):
-        raise OutputError(f"cannot write the bundle {str(out)!r}: a bundle is called as its folder; give one with a name, as bundles/mine")
+        raise OutputError(f"cannot write the bundle {str(out)!r}: a bundle takes its folder's name; give a named one, as bundles/mine")
     try:
         if out.exists() and not out.is_dir():
             raise OutputError(f"cannot write the bundle {out}: a file of that name exists; choose another folder")
@@ -198,12 +197,12 @@ def check_place(out: Path, needed_bytes: int = 0) -> None:
 
 @contextmanager
 def replaced_folder(out: Path) -> Iterator[Path]:
-    """A fresh folder that takes the place of ``out`` when the block ends well, and vanishes when it does not.
+    """Yield a new folder that replaces ``out`` if the block succeeds, and is removed if it fails.
 
     Raises:
-        OutputError: as :func:`check_place`, or the disk is full.
+        OutputError: as :func:`check_destination`, or the disk is full.
     """
-    check_place(out)
+    check_destination(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -212,7 +211,7 @@ def replaced_folder(out: Path) -> Iterator[Path]:
     try:
         building.chmod(0o755)
         yield building
-        _exchange(out, building)
+        _replace(out, building)
     except OSError as error:
         if isinstance(error, F2EdgeError):
             raise
@@ -222,8 +221,8 @@ def replaced_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _exchange(out: Path, building: Path) -> None:
-    """Put ``building`` in the place of ``out``; if that fails between the two renames, ``out`` is what it was."""
+def _replace(out: Path, building: Path) -> None:
+    """Replace ``out`` by ``building``; if the second rename fails, restore ``out``."""
     old = building.with_name(f"{building.name}-old")
     if out.exists():
         out.rename(old)
@@ -239,10 +238,10 @@ def _exchange(out: Path, building: Path) -> None:
 def layout_of(
     configuration: ModelConfiguration,
     text_tokenizer_path: Path,
-    question_template: str = Manner.question_template,
-    long_prompts: str = Manner.long_prompts,
+    question_template: str = ModelDefaults.question_template,
+    long_prompts: str = ModelDefaults.long_prompts,
 ) -> TokenLayout:
-    """The token layout of a model with this text tokenizer, whose start and end of text are found by their usual names."""
+    """Return the token layout of a model with this text tokenizer, which must have the token ``<|endoftext|>``."""
     tokenizer = read_text_tokenizer(text_tokenizer_path)
     end = tokenizer.token_to_id("<|endoftext|>")
     if end is None:
@@ -258,20 +257,21 @@ def layout_of(
 
 
 @dataclass(frozen=True)
-class Card:
-    """What a manifest says about a model beside its graphs; see ``f2edge.bundle.manifest``."""
+class ModelCard:
+    """Fields of a manifest beside its graphs; see ``f2edge.bundle.manifest``."""
 
     description: str = ""
     licence: str = "Apache-2.0"
     generation: Mapping[str, Any] = field(default_factory=lambda: dict(GENERATION))
     editing: Mapping[str, Any] = field(default_factory=dict)
     alignment: Mapping[str, Any] | None = None
-    question_template: str = Manner.question_template
-    describe_question: str = Manner.describe_question
-    pictures: str = Manner.pictures
-    long_prompts: str = Manner.long_prompts
+    question_template: str = ModelDefaults.question_template
+    describe_question: str = ModelDefaults.describe_question
+    pictures: str = ModelDefaults.pictures
+    long_prompts: str = ModelDefaults.long_prompts
     quality: Mapping[str, Any] | None = None
     smoke_prompt: str = "a young woman with long blonde hair"
+    lexicon: Lexicon | None = None
 
 
 def write_bundle(
@@ -281,10 +281,10 @@ def write_bundle(
     text_tokenizer_path: Path,
     recipe: str = "int8",
     schema: AttributeSchema = F2EDGE_SCHEMA,
-    card: Card | None = None,
+    card: ModelCard | None = None,
     traced: Traced | None = None,
     calibration: Calibration | None = None,
-    form: GraphForm | None = None,
+    transform: GraphTransform | None = None,
     flavour: str = FLAVOURS[0],
     largest_bytes: int | None = None,
     measure: Callable[[Path, dict[str, Any]], Mapping[str, Any]] | None = None,
@@ -293,31 +293,33 @@ def write_bundle(
     """Export ``models`` as the bundle ``out``.
 
     Args:
-        out: the bundle's folder; an existing one is replaced when the new one is whole.
+        out: the bundle's folder; an existing bundle is replaced when the new one is complete.
         models: the trained parts; absent parts give no graphs.
         text_tokenizer_path: a ``tokenizer.json``.
         recipe: a name of :data:`export.quantize.quantize.RECIPES`.
         schema: attributes that ``analyze`` asks for.
-        card: what else the manifest says.
-        traced: the graphs of ``models`` where :func:`trace_all` was already called, for instance for another recipe.
-        calibration: for recipes that need it.
-        form: what is written for each graph, where that is not ``recipe``'s.
-        flavour: of :data:`f2edge.bundle.manifest.FLAVOURS`.
-        largest_bytes: refuse a bundle above this size.
-        measure: called with the folder and its manifest before the bundle gets its place; what it returns (parity, experts, smoke) joins
-            the manifest, and what it raises fails the export.
-        progress: told in a few words what happens.
+        card: other fields of the manifest.
+        traced: result of :func:`trace_all`, if it was called already, for instance for another recipe.
+        calibration: activation statistics, for recipes that need them.
+        transform: transform of each graph, instead of ``recipe``'s.
+        flavour: one of :data:`f2edge.bundle.manifest.FLAVOURS`.
+        largest_bytes: maximum size of the bundle.
+        measure: called with the folder and its manifest before the bundle is moved to ``out``; its result (parity, experts, smoke) is added
+            to the manifest, and an exception fails the export.
+        progress: called with short messages.
 
     Raises:
-        OutputError: the place cannot be written.
+        OutputError: the folder cannot be written.
         InputError: the parts do not fit together, or the bundle is larger than ``largest_bytes``.
     """
-    card = card or Card()
+    card = card or ModelCard()
     chosen = recipe_named(recipe)
     layout = layout_of(models.configuration, text_tokenizer_path, card.question_template, card.long_prompts)
     with replaced_folder(out) as folder:
         shutil.copyfile(text_tokenizer_path, folder / TOKENIZER)
-        graphs = write_graphs(folder, traced or trace_all(models, progress), form or recipe_form(chosen, calibration))
+        if card.lexicon is not None:
+            (folder / LEXICON).write_text(json.dumps(card.lexicon.to_json()), encoding="utf-8")
+        graphs = write_graphs(folder, traced or trace_all(models, progress), transform or recipe_transform(chosen, calibration))
         document: dict[str, Any] = {
             "name": out.name,
             "flavour": flavour,
@@ -346,70 +348,3 @@ def write_bundle(
             raise InputError(f"bundle {out.name!r}: {size / 2**20:.1f} MiB, allowed are {largest_bytes / 2**20:.1f}; use a smaller recipe")
         progress(f"{out}: {size / 2**20:.1f} MiB")
     return out
-
-
-#: A model of every organ that trains, traces and runs in seconds.
-TINY = ModelConfiguration(
-    name="tiny",
-    text_vocabulary=1024,
-    prompt_tokens=96,
-    image_offset=99,
-    width=64,
-    layers=2,
-    heads=4,
-    rotary=8,
-    token_experts=TokenExperts(shared_width=64, routed=4, routed_width=32, active=2),
-    tokenizer=ImageTokenizerConfiguration(image_size=128, bits=10, channels=(8, 16, 16, 32, 32), blocks=1, codes_per_cell=2),
-    resampler_width=32,
-    semantic=FeatureShape(vectors=64, width=32),
-    identity=FeatureShape(vectors=1, width=32),
-    image_input="bits",
-)
-
-
-def random_models(configuration: ModelConfiguration = TINY, seed: int = 0, regions: tuple[str, ...] = ("hair", "eyes", "mouth")) -> Models:
-    """Models with seeded random weights, scaled up so that routing and sampling are far from uniform."""
-    from export.model.encoders import IdentityEncoder, RegionParser, SemanticEncoder
-    from export.model.magvit2 import build_tokenizer
-    from export.model.transformer import UnifiedTransformer
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        transformer = UnifiedTransformer(configuration)
-        with torch.no_grad():
-            for name, parameter in transformer.named_parameters():
-                if parameter.ndim >= 2:
-                    parameter.mul_(3.0)
-                elif name.endswith("bias"):
-                    parameter.normal_(std=0.1)
-            transformer.image_head.table.normal_(std=0.2)
-        return Models(
-            configuration,
-            transformer,
-            build_tokenizer(configuration.tokenizer),
-            SemanticEncoder(configuration.semantic) if configuration.semantic else None,
-            IdentityEncoder(configuration.identity) if configuration.identity else None,
-            RegionParser(len(regions)),
-            regions,
-        )
-
-
-def random_bundle(
-    out: Path,
-    configuration: ModelConfiguration = TINY,
-    recipe: str = "fp32",
-    seed: int = 0,
-    *,
-    text_tokenizer_path: Path | None = None,
-    traced: Traced | None = None,
-) -> Path:
-    """A bundle of :func:`random_models` with a real text tokenizer (trained here where none is given): for tests and rehearsals."""
-    from export.data.text.tokenizer import train_text_tokenizer
-
-    card = Card(description="Random weights; for tests.", generation={**GENERATION, "steps": 4})
-    models = random_models(configuration, seed)
-    with tempfile.TemporaryDirectory() as scratch:
-        if text_tokenizer_path is None:
-            text_tokenizer_path = Path(scratch) / TOKENIZER
-            train_text_tokenizer(text_tokenizer_path, vocabulary=configuration.text_vocabulary)
-        return write_bundle(out, models=models, text_tokenizer_path=text_tokenizer_path, recipe=recipe, card=card, traced=traced)

@@ -1,4 +1,4 @@
-"""The workstation's command line: ``python -m export render | text-tokenizer | train | cache | onnx | import-showo | random-…``.
+"""Command line ``python -m export``: training and export, on a workstation with PyTorch.
 
     python -m export render --split train --count 60000 --out shards/train --workers 2
     python -m export text-tokenizer --out tokenizer.json
@@ -9,11 +9,11 @@
     python -m export onnx --unified runs/unified --tokenizer runs/tokenizer --encoders runs/encoders --text tokenizer.json --out bundle
     python -m export import-showo --showo show-o --magvit magvitv2 --out runs/show-o
     python -m export onnx --configuration show-o --unified runs/show-o --tokenizer runs/show-o --text phi/tokenizer.json --out bundle
-    python -m export random-bundle --configuration 1.8b --out bundle                 # no checkpoint at hand
-    python -m export sensitivity --bundle runs/fp32/nano --recipe int4           # which layers lose most
+    python -m export random-bundle --configuration 1.8b --out bundle                 # random weights
+    python -m export sensitivity --bundle runs/fp32/nano --recipe int4               # layers that need a higher precision
 
-A run is resumed by giving the same command again.  Exit codes: 0, 2 for input that the caller can mend, 1 for the rest.  Every command
-imports what it needs when it runs, so that none depends on the others' libraries.
+The same command resumes a run.  Exit codes: 0 for success, 2 for invalid input, 1 for other errors.  Every command imports its dependencies
+when it runs.
 """
 
 from __future__ import annotations
@@ -35,39 +35,45 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Train the face model and turn it into bundles (on a workstation; needs PyTorch).",
+    help="Train the face model and export it as bundles (needs PyTorch).",
 )
 train_app = typer.Typer(no_args_is_help=True, help="Train one part of the model; a run found in --out is resumed.")
 app.add_typer(train_app, name="train")
 
 Run = Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log.jsonl, samples, and the weights at the end.")]
 Data = Annotated[Path, typer.Option(help="Folder of shards made by `render`.")]
-Smoke = Annotated[bool, typer.Option("--smoke", help="A run of at most two minutes that shows that everything works.")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="Short test run of at most two minutes.")]
 Tokenizer = Annotated[Path, typer.Option(help="Run folder or weights file of the image tokenizer.")]
 Encoders = Annotated[Path, typer.Option(help="Run folder of the encoders.")]
 Text = Annotated[Path, typer.Option(help="tokenizer.json made by `text-tokenizer`.")]
-Prompts = Annotated[int, typer.Option(min=1, help="Prompts that the parity figures rest on; each is decoded twice and more.")]
-Faces = Annotated[int, typer.Option(min=1, help="Faces that they rest on.")]
-Layers = Annotated[int | None, typer.Option(help="A shortened model of so many layers, for rehearsals.")]
+Prompts = Annotated[int, typer.Option(min=1, help="Prompts for calibration and parity; each is decoded at least twice.")]
+Faces = Annotated[int, typer.Option(min=1, help="Faces for calibration and parity.")]
+Layers = Annotated[int | None, typer.Option(help="Use a shortened model with this many layers, for tests.")]
+Configuration = Annotated[str, typer.Option(help="nano, nano-2 …")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda …")]
+
+Bundle = Annotated[Path, typer.Option(help="Folder of the bundle, which gives it its name; an existing bundle is replaced.")]
+Seed = Annotated[int, typer.Option(help="Seed of the weights.")]
 
 _RECIPE = "Precision: fp32, int8, mixed, int4, int4-gptq … (docs/recipes.md)"
 
-#: Fields of TrainOptions that every `train` command offers: field → (flag, type, help). Not given, the command's own default holds.
+#: Options of every `train` command: field of TrainOptions → (flag, type, help). Defaults are those of the command.
 _TRAIN_OPTIONS: dict[str, tuple[str, type, str]] = {
-    "steps": ("--steps", int, "Optimizer steps in all, counted from the first start."),
-    "batch": ("--batch", int, "Rows of one micro batch in one process."),
-    "accumulate": ("--accumulate", int, "Micro batches of one step."),
+    "steps": ("--steps", int, "Total optimizer steps, including those before a resume."),
+    "minutes": ("--minutes", float, "Total time, including that before a resume; the schedule follows steps or time, whichever is ahead."),
+    "batch": ("--batch", int, "Rows per micro batch and process."),
+    "accumulate": ("--accumulate", int, "Micro batches per step."),
     "learning_rate": ("--rate", float, "Peak learning rate."),
     "warmup": ("--warmup", int, "Steps of linear warm-up."),
     "optimizer": ("--optimizer", str, "adamw or muon."),
     "schedule": ("--schedule", str, "wsd, cosine or constant."),
-    "decay_fraction": ("--decay-fraction", float, "Share of the steps over which wsd cools down."),
-    "ema": ("--ema", float, "Decay of the weight average; 0 turns it off."),
-    "bf16": ("--bf16/--fp32", bool, "Autocast to bfloat16, or plain fp32."),
-    "threads": ("--threads", int, "Torch threads; 0 keeps torch's choice."),
+    "decay_fraction": ("--decay-fraction", float, "Fraction of the steps in the decay phase of wsd."),
+    "ema": ("--ema", float, "Decay of the weight average; 0 disables it."),
+    "bf16": ("--bf16/--fp32", bool, "Autocast to bfloat16, or fp32."),
+    "threads": ("--threads", int, "Torch threads; 0 for torch's default."),
+    "loaders": ("--loaders", int, "Processes that prepare batches; 0 for a thread, enough on two cores."),
     "device": ("--device", str, "auto, cpu, cuda …"),
-    "seed": ("--seed", int, "Of initial weights, batches and dropout."),
+    "seed": ("--seed", int, "Seed of initial weights, batches and dropout."),
     "validate_every": ("--validate-every", int, "Steps between validations with sample grids."),
     "save_every": ("--save-every", int, "Steps between checkpoints."),
     "log_every": ("--log-every", int, "Steps between log rows."),
@@ -75,7 +81,7 @@ _TRAIN_OPTIONS: dict[str, tuple[str, type, str]] = {
 
 
 def _trainer(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the flags of ``_TRAIN_OPTIONS``; it receives those that were given as one dictionary, ``changes``."""
+    """Add the flags of ``_TRAIN_OPTIONS`` to a command, which receives those given as one dictionary, ``changes``."""
 
     def with_options(**values: Any) -> None:
         changes = {field: values.pop(field) for field in _TRAIN_OPTIONS}
@@ -101,16 +107,16 @@ def _to_stderr(message: str) -> None:
 @app.command()
 def render(
     *,
-    out: Annotated[Path, typer.Option(help="Folder of the shards; those already there are kept.")],
-    count: Annotated[int, typer.Option(help="Faces in all.")] = 4096,
+    out: Annotated[Path, typer.Option(help="Folder of the shards; existing shards are kept.")],
+    count: Annotated[int, typer.Option(help="Number of faces.")] = 4096,
     split: Annotated[str, typer.Option(help="train or heldout.")] = "train",
     first_seed: Annotated[int, typer.Option(help="Seed of the first face.")] = 0,
     size: Annotated[int, typer.Option(help="Pixels along one side.")] = 128,
     grid: Annotated[int, typer.Option(help="Cells along one side of the stored region masks.")] = 8,
     workers: Annotated[int, typer.Option(help="Processes.")] = 1,
-    shard_size: Annotated[int, typer.Option(help="Faces of one shard.")] = 4096,
+    shard_size: Annotated[int, typer.Option(help="Faces per shard.")] = 4096,
 ) -> None:
-    """Render faces with ground truth: slots, regions and landmarks beside every picture."""
+    """Render faces with ground truth: slots, regions and landmarks of every picture."""
     from tqdm import tqdm
 
     from export.data.shards import write_shards
@@ -136,8 +142,8 @@ def render(
 @app.command("text-tokenizer")
 def text_tokenizer(
     *,
-    out: Annotated[Path, typer.Option(help="The tokenizer.json to write.")],
-    vocabulary: Annotated[int, typer.Option(help="Ids of the text vocabulary.")] = 1024,
+    out: Annotated[Path, typer.Option(help="Output file, tokenizer.json.")],
+    vocabulary: Annotated[int, typer.Option(help="Size of the text vocabulary.")] = 1024,
 ) -> None:
     """Train the text tokenizer on the captions and questions of the grammar."""
     from export.data.text.tokenizer import train_text_tokenizer
@@ -153,14 +159,17 @@ def cache(
     tokenizer: Tokenizer,
     encoders: Encoders,
     out: Annotated[Path, typer.Option(help="Folder of the cache.")],
-    limit: Annotated[int | None, typer.Option(help="Only the first so many faces.")] = None,
-    batch: Annotated[int, typer.Option(help="Pictures at a time.")] = 64,
+    configuration: Configuration = "nano",
+    limit: Annotated[int | None, typer.Option(help="Number of faces to encode, from the first; all by default.")] = None,
+    batch: Annotated[int, typer.Option(help="Pictures per batch.")] = 64,
     device: Device = "auto",
 ) -> None:
-    """Encode rendered faces once, so that the unified model trains on tokens and features alone."""
+    """Encode rendered faces to tokens and features, for training the unified model."""
     from export.training.unified import run_cache
+    from f2edge.spec.configuration import configuration_named
 
-    typer.echo(run_cache(data, tokenizer, encoders, out, limit=limit, batch=batch, device=device))
+    shape = configuration_named(configuration)
+    typer.echo(run_cache(data, tokenizer, encoders, out, configuration=shape, limit=limit, batch=batch, device=device))
 
 
 @train_app.command("tokenizer")
@@ -169,37 +178,48 @@ def train_tokenizer(
     *,
     data: Data,
     out: Run,
+    configuration: Configuration = "nano",
     perceptual: Annotated[
-        Path | None, typer.Option(help="Folder of trained encoders; adds their feature maps, and the attributes they name, to the loss.")
+        Path | None, typer.Option(help="Run folder of the encoders; adds a perceptual loss and an attribute loss.")
     ] = None,
-    start_from: Annotated[Path | None, typer.Option(help="A finished tokenizer run whose weights a new run begins with.")] = None,
+    start_from: Annotated[Path | None, typer.Option(help="Finished tokenizer run to initialize the weights from.")] = None,
     decoder_of: Annotated[
         Path | None,
-        typer.Option(help="A finished tokenizer run: only its decoder is trained further, so that its codes keep their meaning."),
+        typer.Option(help="Finished tokenizer run whose decoder is trained further, with its encoder frozen."),
     ] = None,
     smoke: Smoke = False,
     changes: dict[str, Any],
 ) -> None:
     """Train the image tokenizer: pixels to a grid of codes and back."""
     from export.training.tokenizer import defaults, run
+    from f2edge.spec.configuration import configuration_named
 
     typer.echo(
-        run(data, replace(defaults(out, smoke=smoke), **changes), perceptual=perceptual, start_from=start_from, decoder_of=decoder_of)
+        run(
+            data,
+            replace(defaults(out, smoke=smoke), **changes),
+            configuration=configuration_named(configuration).tokenizer,
+            perceptual=perceptual,
+            start_from=start_from,
+            decoder_of=decoder_of,
+        )
     )
 
 
 @train_app.command("encoders")
 @_trainer
-def train_encoders(*, data: Data, out: Run, smoke: Smoke = False, changes: dict[str, Any]) -> None:
+def train_encoders(*, data: Data, out: Run, configuration: Configuration = "nano", smoke: Smoke = False, changes: dict[str, Any]) -> None:
     """Train the semantic encoder, the identity encoder and the region parser together."""
     from export.training.encoders import run
     from export.training.loop import TrainOptions
+    from f2edge.spec.configuration import configuration_named
 
     if smoke:
         options = TrainOptions(out=out, steps=40, batch=16, warmup=10, ema=0.9)
     else:
         options = TrainOptions(out=out, steps=1800, batch=64, learning_rate=2e-3, validate_every=600)
-    typer.echo(run(data, replace(options, **changes), validation_rows=64 if smoke else 1000))
+    shape, rows = configuration_named(configuration), 64 if smoke else 1000
+    typer.echo(run(data, replace(options, **changes), configuration=shape, validation_rows=rows))
 
 
 @train_app.command("unified")
@@ -209,19 +229,73 @@ def train_unified(
     tokens: Annotated[Path, typer.Option(help="Folder made by `cache`.")],
     text: Text,
     out: Run,
-    image_tokenizer: Annotated[Path | None, typer.Option(help="Run of the image tokenizer, for sample grids.")] = None,
+    configuration: Configuration = "nano",
+    image_tokenizer: Annotated[Path | None, typer.Option(help="Run folder of the image tokenizer, for sample grids.")] = None,
     start_from: Annotated[
-        Path | None, typer.Option(help="Run or weights file of a transformer; a new run begins with its weights.")
+        Path | None, typer.Option(help="Run folder or weights file of a transformer to initialize the weights from.")
     ] = None,
-    validation_rows: Annotated[int, typer.Option(help="Faces kept for validation.")] = 512,
+    validation_rows: Annotated[int, typer.Option(help="Faces held out for validation.")] = 512,
     smoke: Smoke = False,
     changes: dict[str, Any],
 ) -> None:
-    """Train the transformer: pictures from captions, and answers about faces."""
+    """Train the transformer on generation and understanding."""
     from export.training.unified import defaults, run
+    from f2edge.spec.configuration import configuration_named
 
-    options = replace(defaults(out, smoke=smoke), **changes)
-    typer.echo(run(tokens, text, options, image_tokenizer=image_tokenizer, start_from=start_from, validation_rows=validation_rows))
+    options, shape = replace(defaults(out, smoke=smoke), **changes), configuration_named(configuration)
+    typer.echo(
+        run(
+            tokens,
+            text,
+            options,
+            configuration=shape,
+            image_tokenizer=image_tokenizer,
+            start_from=start_from,
+            validation_rows=validation_rows,
+        )
+    )
+
+
+@app.command()
+def nano(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of all stages; an interrupted run is resumed.")],
+    plan: Annotated[str, typer.Option(help="two-cores, gpu or smoke.")] = "two-cores",
+    minutes: Annotated[float | None, typer.Option(help="Total training time of all stages in minutes.")] = None,
+    until: Annotated[str | None, typer.Option(help="Last stage to run.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the remaining commands only.")] = False,
+) -> None:
+    """Render data, train every part of nano and export it; the same command resumes."""
+    from export.nano_run import plan_named, run_nano
+
+    run_nano(out, plan_named(plan, minutes), until=until, dry_run=dry_run, report=typer.echo)
+
+
+@app.command()
+def pack(
+    *,
+    weights: Annotated[list[Path], typer.Option(help="A weights file; may be given several times.")],
+    out: Annotated[Path, typer.Option(help="Folder of the files.")],
+    largest_mb: Annotated[float, typer.Option(help="No file above so many MiB.")] = 15.0,
+) -> None:
+    """Halve weights to fp16 and cut them into files of limited size; `unpack` joins them."""
+    from export.training.packing import pack
+
+    for path in pack(weights, out, int(largest_mb * 2**20)):
+        typer.echo(path)
+
+
+@app.command()
+def unpack(
+    *,
+    packed: Annotated[Path, typer.Option(help="Folder that `pack` wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder of the joined files.")],
+) -> None:
+    """Join what `pack` cut, as fp32."""
+    from export.training.packing import unpack
+
+    for path in unpack(packed, out):
+        typer.echo(path)
 
 
 @app.command()
@@ -231,14 +305,15 @@ def onnx(
     tokenizer: Tokenizer,
     encoders: Annotated[Path | None, typer.Option(help="Run folder of the encoders, for configurations that have them.")] = None,
     text: Text,
-    out: Annotated[Path, typer.Option(help="Folder of the bundle, named as the bundle is called; an existing one is replaced.")],
+    out: Bundle,
     recipe: Annotated[
-        str, typer.Option(help=_RECIPE + "; of the tensorrt flavour: fp16, fp8, int8,mmu_extend=int4 … (int4 without GPTQ)")
+        str, typer.Option(help=_RECIPE + "; tensorrt flavour: fp16, fp8, int8,mmu_extend=int4 … (int4 without GPTQ)")
     ] = "int8",
     configuration: Annotated[str, typer.Option(help="nano, show-o or 1.8b.")] = "nano",
     quality: Annotated[Path | None, typer.Option(help="JSON of `python -m bench quality`, copied into the manifest.")] = None,
-    description: Annotated[str, typer.Option(help="One sentence for people.")] = "",
-    largest_mb: Annotated[float | None, typer.Option(help="Refuse a bundle above so many MiB.")] = None,
+    description: Annotated[str, typer.Option(help="One sentence for the manifest.")] = "",
+    reading: Annotated[int, typer.Option(help="Renders to fit probabilities on; 0 for none.")] = 512,
+    largest_mb: Annotated[float | None, typer.Option(help="Maximum size of the bundle in MiB.")] = None,
     prompts: Prompts = 50,
     faces: Faces = 4,
     flavour: Annotated[str, typer.Option(help="Runtime that reads the graphs: onnxruntime or tensorrt.")] = "onnxruntime",
@@ -248,10 +323,10 @@ def onnx(
     moe: Annotated[
         str | None, typer.Option(help="tensorrt flavour: experts as operators (plain) or as one node (plugin).  [default: plain]")
     ] = None,
-    images: Annotated[int | None, typer.Option(help="tensorrt flavour: pin the decoding step to so many guided images.")] = None,
-    fused_attention: Annotated[bool, typer.Option(help="tensorrt flavour: half-precision softmax in attention, so that it fuses.")] = False,
+    images: Annotated[int | None, typer.Option(help="tensorrt flavour: fixed batch size of the decoding step (guided images).")] = None,
+    fused_attention: Annotated[bool, typer.Option(help="tensorrt flavour: fp16 softmax in attention, so that it can be fused.")] = False,
 ) -> None:
-    """Export a trained model as a bundle: trace, lower, quantise, and measure parity with PyTorch."""
+    """Export a trained model as a bundle and measure its parity with PyTorch."""
     from export.export_request import ExportRequest
     from export.onnx_export import export_models, load_models
     from export.quantize.recipes import recipe_named
@@ -268,9 +343,9 @@ def onnx(
         only_tensorrt = {"tensorrt": tensorrt, "moe": moe, "images": images, "fused-attention": fused_attention or None}
         given = [f"--{name}" for name, value in only_tensorrt.items() if value is not None]
         if given:
-            raise InputError(f"{', '.join(given)}: for --flavour tensorrt only; add that, or leave the option out")
+            raise InputError(f"{', '.join(given)}: for --flavour tensorrt only; add that, or omit the option")
         recipe_named(recipe)
-    request = ExportRequest(out, text, quality, description, prompts, faces, largest_mb)
+    request = ExportRequest(out, text, quality, description, prompts, faces, largest_mb, reading)
     models = load_models(unified, tokenizer, encoders, configuration)
     if flavour == "tensorrt":
         typer.echo(export_tensorrt(models, request, options, progress=_to_stderr))
@@ -283,12 +358,12 @@ def import_showo(
     *,
     showo: Annotated[Path, typer.Option(help="Folder of showlab/show-o (or -512x512, -w-clip-vit): config.json and weights.")],
     magvit: Annotated[Path, typer.Option(help="Folder of showlab/magvitv2.")],
-    out: Annotated[Path, typer.Option(help="Folder of our own checkpoints: unified.safetensors and tokenizer.safetensors.")],
-    size: Annotated[int | None, typer.Option(help="Pixels along one side, where config.json does not tell: 256 or 512.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show what was recognised; write nothing.")] = False,
+    out: Annotated[Path, typer.Option(help="Output folder: unified.safetensors and tokenizer.safetensors.")],
+    size: Annotated[int | None, typer.Option(help="Pixels along one side, 256 or 512, if config.json does not say.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the folders and print their content; write nothing.")] = False,
     layers: Layers = None,
 ) -> None:
-    """Turn published Show-o and MAGVIT-v2 weights into checkpoints of this project, tensor by tensor."""
+    """Convert published Show-o and MAGVIT-v2 weights to checkpoints of this project."""
     from export.checkpoints.import_showo import import_show_o
     from export.checkpoints.random_weights import shortened
 
@@ -298,11 +373,11 @@ def import_showo(
 @app.command("random-showo")
 def random_showo(
     *,
-    out: Annotated[Path, typer.Option(help="Folder in which show-o/ and magvitv2/ are made.")],
+    out: Annotated[Path, typer.Option(help="Output folder, which gets show-o/ and magvitv2/.")],
     layers: Layers = None,
-    seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
+    seed: Seed = 0,
 ) -> None:
-    """Write random weights in the published layouts of Show-o and MAGVIT-v2, to rehearse an import at full size."""
+    """Write random weights in the published layouts of Show-o and MAGVIT-v2, to test an import at full size."""
     from export.checkpoints.random_weights import shortened, write_published
 
     for folder in write_published(out, shortened("show-o", layers), seed):
@@ -312,16 +387,16 @@ def random_showo(
 @app.command("random-bundle")
 def random_bundle(
     *,
-    out: Annotated[Path, typer.Option(help="Folder of the bundle, named as the bundle is called; an existing one is replaced.")],
+    out: Bundle,
     configuration: Annotated[str, typer.Option(help="nano, show-o or 1.8b.")] = "1.8b",
     recipe: Annotated[str, typer.Option(help=_RECIPE)] = "int8",
     text: Annotated[Path | None, typer.Option(help="tokenizer.json; the embedded model's by default.")] = None,
     layers: Layers = None,
-    seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
+    seed: Seed = 0,
     prompts: Prompts = 2,
     faces: Faces = 1,
 ) -> None:
-    """Export a model of random weights, to rehearse an export at full size; what it draws and says means nothing."""
+    """Export a model with random weights, to test an export at full size; its output is meaningless."""
     from export.checkpoints.random_weights import random_models_of, shortened
     from export.export_request import ExportRequest
     from export.onnx_export import export_models
@@ -329,7 +404,7 @@ def random_bundle(
     from f2edge.bundle.bundle import TOKENIZER, embedded_folder
 
     chosen, model = recipe_named(recipe), shortened(configuration, layers)
-    description = f"Random weights of seed {seed}; for rehearsals."
+    description = f"Random weights of seed {seed}; for tests."
     request = ExportRequest(out, text or embedded_folder() / "nano" / TOKENIZER, None, description, prompts, faces)
     typer.echo(export_models(random_models_of(model, seed), request, chosen.name, _to_stderr, untrained=True))
 
@@ -338,12 +413,12 @@ def random_bundle(
 def sensitivity(
     *,
     bundle: Annotated[Path, typer.Option(help="Folder of a bundle exported with --recipe fp32.")],
-    recipe: Annotated[str, typer.Option(help="Recipe whose layers are tried.")] = "int4",
+    recipe: Annotated[str, typer.Option(help="Recipe to test.")] = "int4",
     prompts: Prompts = 2,
-    times: Annotated[float, typer.Option(help="Layers so many times above their graph's median stay higher.")] = 3.0,
-    out: Annotated[Path | None, typer.Option(help="File for the report as JSON; printed where none is given.")] = None,
+    times: Annotated[float, typer.Option(help="Report layers whose error is above this multiple of their graph's median.")] = 3.0,
+    out: Annotated[Path | None, typer.Option(help="JSON file of the report; stdout by default.")] = None,
 ) -> None:
-    """Say which layers lose most by a recipe: each alone, on real inputs, beside fp32."""
+    """Quantize each layer alone by a recipe and report the layers with the largest errors on real inputs."""
     from export.quantize.sensitivity import run_sensitivity
 
     run_sensitivity(bundle, recipe, prompts=prompts, times=times, out=out)

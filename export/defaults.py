@@ -1,8 +1,8 @@
-"""How a model wants to be used: what ``generate`` does where the caller says nothing, and how a question is written.
+"""Default settings of a model for the manifest: decoding schedule, editing, and the question template.
 
-An imported checkpoint is used as its own code uses it, until its user says otherwise.
+An imported checkpoint has the defaults of its own code.
 
->>> manner_of(SHOW_O).generation["steps"]
+>>> defaults_of(SHOW_O).generation["steps"]
 16
 """
 
@@ -15,29 +15,30 @@ from typing import Any
 
 from f2edge.spec.configuration import ModelConfiguration
 
-#: What ``generate`` does where the caller says nothing; nano's guidances from 2 to 6 differ by less than a point (docs/nano.md).
+#: Default schedule of ``generate``; nano's guidances from 2 to 6 differ by less than a point (docs/nano.md).
 GENERATION: Mapping[str, Any] = MappingProxyType(
     {"steps": 12, "guidance": 3.0, "temperature_law": "linear", "temperature": 1.0, "order": "maskgit", "token_temperature": 1.0}
 )
-#: An edit is told apart from its surroundings by its prompt alone, and follows it more surely under more guidance and with less chance.
+#: Changes for ``edit``: higher guidance and lower temperature follow the prompt better.
 _EDITING: Mapping[str, Any] = MappingProxyType({"guidance": 6.0, "temperature": 0.4})
 #: Show-o's own sampler (models/modeling_showo.py, ``t2i_generate``): a temperature that compounds, the cosine in single precision.
 _SHOW_O_LAWS: Mapping[str, Any] = MappingProxyType({**GENERATION, "temperature_law": "show-o", "mask_law": "show-o"})
-#: Smallest side of the pictures from which the published commands take more steps and more guidance.
+#: Minimum picture size for which the published commands use more steps and a higher guidance.
 _LARGE = 512
 
 
 @dataclass(frozen=True)
-class Manner:
-    """What a manifest says of a model's use.
+class ModelDefaults:
+    """Default settings of a model in its manifest.
 
     Attributes:
         generation: fields of :class:`f2edge.decoding.schedule.Schedule`.
-        editing: those that differ for ``edit``.
-        question_template: how a question is written before its answer, as in :class:`f2edge.spec.layout.TokenLayout`.
-        describe_question: what ``describe`` asks.
+        editing: fields that differ for ``edit``.
+        question_template: template of a question, as in :class:`f2edge.spec.layout.TokenLayout`.
+        describe_question: question of ``describe``.
         pictures: a law of :data:`f2edge.imaging.laws.LAWS`.
         long_prompts: as in :class:`f2edge.spec.layout.TokenLayout`.
+        project_words: whether the model was trained on this project's words, so that its bundle can say which words it knows.
     """
 
     generation: Mapping[str, Any] = field(default_factory=lambda: GENERATION)
@@ -46,6 +47,7 @@ class Manner:
     describe_question: str = "describe the face"
     pictures: str = "f2edge"
     long_prompts: str = "refuse"
+    project_words: bool = True
 
 
 #: What stands before the picture in models that read it by CLIP's features.
@@ -55,20 +57,21 @@ SYSTEM_PROMPT = (
 )
 
 
-def _show_o(size: int, *, by_features: bool) -> Manner:
-    """The published commands: 16 steps with guidance 1.75 at 256 pixels, 50 steps with guidance 5 at 512; greedy answers."""
+def _show_o(size: int, *, by_features: bool) -> ModelDefaults:
+    """Return the published settings: 16 steps with guidance 1.75 at 256 pixels, 50 steps with guidance 5 at 512; greedy answers."""
     steps, guidance = (50, 5.0) if size >= _LARGE else (16, 1.75)
-    return Manner(
+    return ModelDefaults(
         generation={**_SHOW_O_LAWS, "steps": steps, "guidance": guidance},
         question_template="USER: {question} ASSISTANT:" if by_features else "USER: \n{question} ASSISTANT:",
         describe_question="Please describe this image in detail.",
         pictures="show-o",
         long_prompts="truncate",
+        project_words=False,
     )
 
 
-def manner_of(configuration: ModelConfiguration) -> Manner:
-    """The manner of "show-o", and of "1.8b", which starts from it; any other model has this project's own."""
+def defaults_of(configuration: ModelConfiguration) -> ModelDefaults:
+    """Return the published defaults for "show-o" and "1.8b", which starts from it, and this project's for any other model."""
     if configuration.name in {"show-o", "1.8b"}:
         return _show_o(configuration.tokenizer.image_size, by_features=configuration.understanding == "features")
-    return Manner(editing=_EDITING)
+    return ModelDefaults(editing=_EDITING)

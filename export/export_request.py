@@ -1,4 +1,4 @@
-"""What an export is asked for, checked where it is made: before a model is loaded, for at paper size a wrong path would cost an hour."""
+"""Options of an export, checked before a model is loaded: at paper size a late error costs an hour."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.bundle_writer import check_place
+from export.bundle_writer import check_destination
 from export.data.text.tokenizer import read_text_tokenizer
 from f2edge.errors import InputError
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """Where a bundle goes, what its manifest says beside its graphs, and what its figures rest on.
+    """Destination, manifest fields and measurement sizes of an export.
 
     Attributes:
-        out: the bundle's folder, named as the bundle is called; an existing bundle is replaced.
+        out: the bundle's folder, which gives the bundle its name; an existing bundle is replaced.
         text: ``tokenizer.json`` of the text tokenizer.
         quality: JSON of ``python -m bench quality``, copied into the manifest.
-        description: one sentence for people.
-        prompts: how many calibration and the parity figures rest on.
-        faces: likewise.
-        largest_mb: refuse a bundle above so many MiB.
+        description: one sentence for the manifest.
+        prompts: number of prompts for calibration and parity.
+        faces: number of faces for calibration and parity.
+        largest_mb: maximum size of the bundle in MiB.
+        reading: number of renders that probabilities and the model's domain are fitted on (:mod:`export.reading`); 0 for none.
 
     Raises:
-        InputError: a number out of range, a text tokenizer or quality figures that cannot be read.
-        OutputError: no bundle can be written there.
+        InputError: a number is out of range, or the text tokenizer or the quality metrics cannot be read.
+        OutputError: the bundle cannot be written to ``out``.
     """
 
     out: Path
@@ -39,36 +40,40 @@ class ExportRequest:
     prompts: int = 50
     faces: int = 4
     largest_mb: float | None = None
+    reading: int = 0
 
     def __post_init__(self) -> None:
         if self.prompts < 1 or self.faces < 1:
             raise InputError(f"prompts {self.prompts} and faces {self.faces} must be at least 1 each: parity is measured on them")
+        if self.reading and self.reading < _LEAST_READING:
+            raise InputError(f"reading {self.reading}: give 0, or at least {_LEAST_READING} renders")
         if self.largest_mb is not None and not 0 < self.largest_mb < math.inf:
             raise InputError(f"--largest-mb {self.largest_mb}: must be a number of MiB above 0")
-        check_place(self.out)
+        check_destination(self.out)
         read_text_tokenizer(self.text)
-        self.quality_figures()
+        self.quality_metrics()
 
     @property
     def largest_bytes(self) -> int | None:
-        """``largest_mb`` in bytes."""
+        """Maximum size of the bundle in bytes."""
         return None if self.largest_mb is None else int(self.largest_mb * 2**20)
 
-    def quality_figures(self) -> Mapping[str, Any] | None:
-        """What ``quality`` holds; raises :class:`InputError` for anything but a JSON object with finite numbers."""
+    def quality_metrics(self) -> Mapping[str, Any] | None:
+        """Read ``quality``; raises :class:`InputError` for anything but a JSON object with finite numbers."""
         if self.quality is None:
             return None
         try:
             row = json.loads(self.quality.read_text(encoding="utf-8"), parse_constant=_refuse)
         except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"quality figures {self.quality}: cannot be read as JSON ({error}); {_QUALITY_CURE}") from error
+            raise InputError(f"quality metrics {self.quality}: cannot be read as JSON ({error}); {_QUALITY_CURE}") from error
         if not isinstance(row, dict):
-            raise InputError(f"quality figures {self.quality}: are no JSON object; {_QUALITY_CURE}")
+            raise InputError(f"quality metrics {self.quality}: not a JSON object; {_QUALITY_CURE}")
         return row
 
 
+_LEAST_READING = 16
 _QUALITY_CURE = "give the quality.json that `python -m bench quality --out FOLDER` wrote"
 
 
 def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no finite number")
+    raise ValueError(f"{constant} is not a finite number")

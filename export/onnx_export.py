@@ -1,10 +1,10 @@
-r"""From checkpoints to a measured bundle: the work behind ``python -m export onnx``.
+r"""Export of a bundle with its parity metrics: implementation of ``python -m export onnx``.
 
     python -m export onnx --unified runs/unified --tokenizer runs/tokenizer --encoders runs/encoders --text tokenizer.json \
         --recipe int8 --out f2edge/bundles/nano
 
-Parity is measured on faces and captions that training never saw, rendered here; the figures go into the manifest, and a lost expert or a
-graph that routes otherwise than PyTorch fails the export.
+Parity is measured on held-out faces and captions, which are rendered here, and written to the manifest.  A lost expert, or a graph that
+routes differently from PyTorch, fails the export.
 """
 
 from __future__ import annotations
@@ -16,54 +16,51 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from torch import nn
 
-from export.bundle_writer import Card, check_place, layout_of, trace_all, write_bundle
+from export.bundle_writer import ModelCard, check_destination, layout_of, trace_all, write_bundle
 from export.data.render.renderer import Face, sample_face
+from export.data.text.mentions import LEXICON
 from export.data.text.tokenizer import read_text_tokenizer
-from export.defaults import SYSTEM_PROMPT, manner_of
+from export.defaults import SYSTEM_PROMPT, defaults_of
 from export.export_request import ExportRequest
 from export.graph.lower import Array
 from export.graph.trace import Models
 from export.model.transformer import UnifiedTransformer
-from export.quantize.calibration import Calibrator
-from export.quantize.quantize import Calibration
-from export.quantize.recipes import Recipe, recipe_named
+from export.quantize.recipes import recipe_named
+from export.quantize.requantize import calibrate
+from export.reading import fit_reading
 from export.training.checkpoint import load_weights, weights_file, weights_metadata
 from export.verify.census import census_of_folder
-from export.verify.parity import Inputs, generate, measure, understand
+from export.verify.parity import SampleInputs, generate, measure
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.bundle.bundle import TOKENIZER
 from f2edge.camera.crops import PORTRAIT_MARGINS
 from f2edge.decoding.schedule import Schedule
 from f2edge.errors import InputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA
-from f2edge.spec.configuration import CONFIGURATIONS, FeatureShape, ModelConfiguration
+from f2edge.spec.configuration import FeatureShape, ModelConfiguration, configuration_named
 from f2edge.spec.layout import TokenLayout
 
-#: Seed of the held-out faces that parity is measured on.
+#: First seed of the held-out faces for parity.
 _FIRST_SEED = 900_000
 _LANDMARK_FACES = 64
 SMOKE_SEED = 7
-_TRANSFORMER = ("t2i_prefill", "t2i_step", "mmu_prefill", "mmu_extend")
-#: Bits of a stored weight by precision.
+#: Precision → bits of a stored weight.
 _BITS: Mapping[str, int] = {"fp32": 32, "fp16": 16, "int8": 8, "fp8": 8, "int4": 4}
 
 
 def load_models(unified: Path, tokenizer: Path, encoders: Path | None, configuration: str = "nano") -> Models:
-    """The trained parts from their runs' folders; a missing or unfitting file raises :class:`InputError`.
+    """Load the trained parts from their run folders; raises :class:`InputError` for a missing or unsuitable file.
 
-    ``encoders`` is read only for a configuration that has encoders, and may be None for the others.
+    ``encoders`` is read only for configurations with encoders, and may be None for others.
     """
     from export.training.encoders import load_encoders
     from export.training.tokenizer import load_tokenizer
 
-    if configuration not in CONFIGURATIONS:
-        raise InputError(f"unknown configuration {configuration!r}; choose one of: {', '.join(CONFIGURATIONS)}")
-    image_tokenizer = load_tokenizer(tokenizer)
-    chosen = replace(CONFIGURATIONS[configuration], tokenizer=image_tokenizer.configuration)
+    named, image_tokenizer = configuration_named(configuration), load_tokenizer(tokenizer)
+    chosen = replace(named, tokenizer=image_tokenizer.configuration)
     finished = unified / "unified.safetensors"
     source = finished if finished.is_file() else unified
     stored = weights_metadata(weights_file(source)).get("configuration", "")
@@ -72,14 +69,14 @@ def load_models(unified: Path, tokenizer: Path, encoders: Path | None, configura
         chosen = replace(ModelConfiguration.from_json(described), tokenizer=image_tokenizer.configuration)
     with torch.device("meta"):
         transformer = UnifiedTransformer(chosen)
-    transformer.to_empty(device="cpu")  # not filled with random numbers first: that takes a minute and a second copy at paper size
+    transformer.to_empty(device="cpu")  # skips random initialization: a minute and a second copy of the weights at paper size
     load_weights(source, transformer)
     if chosen.understanding == "features":
         return _with_clip(chosen, transformer, image_tokenizer, encoders)
     if chosen.semantic is None and chosen.identity is None:
         return Models(chosen, transformer, image_tokenizer)
     if encoders is None:
-        raise InputError(f"configuration {configuration!r} has encoders; give their run's folder: --encoders FOLDER")
+        raise InputError(f"configuration {configuration!r} has encoders; give their run folder: --encoders FOLDER")
     trained = load_encoders(encoders, chosen)
     return Models(chosen, transformer, image_tokenizer, trained.semantic, trained.identity, trained.regions, trained.region_names)
 
@@ -126,7 +123,7 @@ def real_inputs(
     size: int = 128,
     template: str = "{question}\n",
     read_size: int | None = None,
-) -> Inputs:
+) -> SampleInputs:
     """Captions and pictures of held-out faces, and the schema's questions, written by ``template``.
 
     ``read_size`` is the side of the pictures that an encoder reads instead of the image tokenizer.
@@ -141,7 +138,7 @@ def real_inputs(
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    return Inputs(
+    return SampleInputs(
         prompts=[encode(caption(face.slots, rng).text) for face in shown[:prompts]],
         questions=[encode(template.format(question=slot.question)) for slot in F2EDGE_SCHEMA.values()],
         pixels=pixels_of(shown[:faces]),
@@ -152,14 +149,14 @@ def real_inputs(
 
 
 def landmark_template() -> list[list[float]]:
-    """Where the five landmarks of a rendered face stand on average in 128 x 128 pixels."""
+    """Return the mean positions of a rendered face's five landmarks, in pixels of a 128 x 128 picture."""
     faces = [sample_face(_FIRST_SEED + 2 * i, with_regions=False) for i in range(_LANDMARK_FACES)]
     points = np.mean([face.landmarks for face in faces], axis=0)
     return [[round(float(x), 2), round(float(y), 2)] for x, y in points]
 
 
 def schedule_of(generation: Mapping[str, Any]) -> Schedule:
-    """The manifest's defaults as a schedule."""
+    """Return the schedule of a manifest's ``generation``."""
     values = dict(generation)
     if "guidance_interval" in values:
         values["guidance_interval"] = tuple(values["guidance_interval"])
@@ -167,32 +164,33 @@ def schedule_of(generation: Mapping[str, Any]) -> Schedule:
 
 
 def smoke_vector(folder: Path, layout: TokenLayout, prompt: str, schedule: Schedule) -> dict[str, Any]:
-    """The tokens that this machine gets from a written bundle for one prompt."""
+    """Return the codes that this machine computes with an exported bundle for one prompt and seed."""
     ids = read_text_tokenizer(folder / TOKENIZER).encode(prompt, add_special_tokens=False).ids
-    inputs = Inputs([ids], [], np.zeros(0, dtype=np.float32), [SMOKE_SEED], schedule)
+    inputs = SampleInputs([ids], [], np.zeros(0, dtype=np.float32), [SMOKE_SEED], schedule)
     codes = generate(OnnxRuntimeBackend(lambda graph: folder / f"{graph}.onnx"), layout, inputs)[0]
     return {"prompt": prompt, "seed": SMOKE_SEED, "codes": codes.tolist()}
 
 
-def least_bytes(models: Models, precisions: Iterable[str]) -> int:
-    """What a bundle takes at least: transformer and image tokenizer in the smallest of its graphs' precisions."""
+def min_bundle_bytes(models: Models, precisions: Iterable[str]) -> int:
+    """Return a lower bound of a bundle's size: transformer and image tokenizer in the smallest of its graphs' precisions."""
     parts = [part for part in (models.transformer, models.image_tokenizer) if part is not None]
     return sum(p.numel() for part in parts for p in part.parameters()) * min(_BITS[name] for name in precisions) // 8
 
 
-def prepared(configuration: ModelConfiguration, request: ExportRequest) -> tuple[Card, TokenLayout, Inputs]:
-    """What the manifest says beside the graphs, the token layout, and the inputs that calibration and parity rest on."""
-    manner = manner_of(configuration)
-    card = Card(
+def prepare_export(configuration: ModelConfiguration, request: ExportRequest) -> tuple[ModelCard, TokenLayout, SampleInputs]:
+    """Return the manifest's fields, the token layout, and the inputs for calibration and parity."""
+    defaults = defaults_of(configuration)
+    card = ModelCard(
         description=request.description,
-        generation=manner.generation,
-        editing=manner.editing,
-        question_template=manner.question_template,
-        describe_question=manner.describe_question,
-        pictures=manner.pictures,
-        long_prompts=manner.long_prompts,
+        generation=defaults.generation,
+        editing=defaults.editing,
+        question_template=defaults.question_template,
+        describe_question=defaults.describe_question,
+        pictures=defaults.pictures,
+        long_prompts=defaults.long_prompts,
         alignment={"landmarks": landmark_template(), "margins": list(PORTRAIT_MARGINS)},
-        quality=request.quality_figures(),
+        quality=request.quality_metrics(),
+        lexicon=LEXICON if defaults.project_words else None,
     )
     schedule, size = schedule_of(card.generation), configuration.tokenizer.image_size
     read_size = configuration.understanding_size if configuration.understanding == "features" else None
@@ -200,18 +198,6 @@ def prepared(configuration: ModelConfiguration, request: ExportRequest) -> tuple
         request.text, schedule, request.prompts, request.faces, size=size, template=card.question_template, read_size=read_size
     )
     return card, layout_of(configuration, request.text, card.question_template, card.long_prompts), inputs
-
-
-def calibration_of(traced: Mapping[str, ir.Model], recipe: Recipe, layout: TokenLayout, inputs: Inputs) -> Calibration:
-    """Figures for a recipe: whole decodings and answers, or pictures alone where only graphs around the transformer need any."""
-    reading = {graph for graph in traced if recipe.of(graph).reads_figures}
-    around = [graph for graph in traced if graph not in _TRANSFORMER]
-    with Calibrator(traced, recipe) as calibrator:
-        if reading & {"t2i_prefill", "t2i_step"}:
-            generate(calibrator, layout, inputs)
-        understand(calibrator, around if reading <= set(around) else list(traced), layout, inputs)
-    calibrator.check()
-    return calibrator.figures
 
 
 def export_models(
@@ -222,38 +208,41 @@ def export_models(
     *,
     untrained: bool = False,
 ) -> Path:
-    """Export one model: trace, quantise, write and measure.
+    """Trace, quantize, write and measure one model.
 
     Args:
-        models: the trained parts, from :func:`load_models` for instance.
+        models: the trained parts, for instance from :func:`load_models`.
         request: see :class:`export.export_request.ExportRequest`.
         recipe: a name of :data:`export.quantize.recipes.RECIPES`.
-        progress: told what happens.
-        untrained: the weights are random.
+        progress: called with short messages.
+        untrained: whether the weights are random.
 
     Returns:
         The bundle's folder.
 
     Raises:
         InputError: a part is missing or does not fit, or the bundle is too large.
-        LostExpertError: a graph lacks an expert or routes otherwise than PyTorch.
+        LostExpertError: a graph lacks an expert or routes differently from PyTorch.
         OutputError: the folder cannot be written.
     """
     chosen = recipe_named(recipe)
-    check_place(request.out, least_bytes(models, [chosen.of(graph).label for graph in models.graphs]))
+    check_destination(request.out, min_bundle_bytes(models, [chosen.of(graph).label for graph in models.graphs]))
     models = with_system_prompt(models, request.text)
-    card, layout, inputs = prepared(models.configuration, request)
-    traced, calibration = trace_all(models, progress), None
+    card, layout, inputs = prepare_export(models.configuration, request)
+    traced = trace_all(models, progress)
     if chosen.calibrated:
         progress("calibrating")
-        calibration = calibration_of(traced, chosen, layout, inputs)
+    calibration = calibrate(traced, chosen, layout, inputs)
 
-    def figures(folder: Path, _document: dict[str, Any]) -> Mapping[str, Any]:
+    def metrics(folder: Path, _document: dict[str, Any]) -> Mapping[str, Any]:
         alive = census_of_folder(folder, models.transformer)
         precision = {name: chosen.of(name).label for name in models.graphs}
         measured = measure(folder, models, layout, inputs, precision=precision, untrained=untrained)
         measured["experts"]["alive"] = alive
         measured["smoke"] = smoke_vector(folder, layout, card.smoke_prompt, inputs.schedule)
+        if request.reading:
+            progress("fitting probabilities")
+            measured["reading"] = fit_reading(folder, request.reading)
         return measured
 
     return write_bundle(
@@ -265,6 +254,6 @@ def export_models(
         traced=traced,
         calibration=calibration,
         largest_bytes=request.largest_bytes,
-        measure=figures,
+        measure=metrics,
         progress=progress,
     )

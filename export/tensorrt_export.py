@@ -1,10 +1,10 @@
-r"""From checkpoints to a measured bundle of the "tensorrt" flavour: the work behind ``python -m export onnx --flavour tensorrt``.
+r"""Export of a bundle of the "tensorrt" flavour: implementation of ``python -m export onnx --flavour tensorrt``.
 
     python -m export onnx --flavour tensorrt --recipe int8,mmu_extend=int4 --unified runs/unified --tokenizer runs/tokenizer \
         --encoders runs/encoders --text tokenizer.json --out bundles/nano-orin
 
-Neither a GPU nor TensorRT is needed.  What is written has passed the parser's rules (:mod:`export.tensorrt.parser_rules`), and its parity
-with PyTorch was measured on ONNX Runtime's CPU provider, where TensorRT's own operators have stand-ins (:mod:`export.tensorrt.fallbacks`).
+Needs neither a GPU nor TensorRT.  The graphs are checked against the parser's rules (:mod:`export.tensorrt.parser_rules`), and parity with
+PyTorch is measured on ONNX Runtime's CPU provider, with fallbacks for TensorRT's own operators (:mod:`export.tensorrt.fallbacks`).
 """
 
 from __future__ import annotations
@@ -17,61 +17,52 @@ from typing import Any
 
 import onnx_ir as ir
 
-from export.bundle_writer import GraphForm, Traced, check_place, trace_all, write_bundle
+from export.bundle_writer import GraphTransform, Traced, check_destination, trace_all, write_bundle
 from export.export_request import ExportRequest
 from export.graph.trace import Models
-from export.onnx_export import least_bytes, prepared, with_system_prompt
-from export.quantize.calibration import Calibrator, save_scratch
+from export.onnx_export import min_bundle_bytes, prepare_export, with_system_prompt
+from export.quantize.calibration import save_scratch
 from export.quantize.quantize import Calibration
+from export.quantize.requantize import calibrate
 from export.tensorrt.fallbacks import runnable
 from export.tensorrt.graphs import FLAVOUR, TensorRTOptions, tensorrt_graph
 from export.tensorrt.recipes import layers_of
 from export.verify.census import census_rows
-from export.verify.parity import Inputs, generate, measure, understand
+from export.verify.parity import SampleInputs, measure
 from f2edge.spec.configuration import ModelConfiguration
 from f2edge.spec.layout import TokenLayout
 
 
-def tensorrt_form(configuration: ModelConfiguration, options: TensorRTOptions, calibration: Calibration | None = None) -> GraphForm:
-    """What :func:`export.bundle_writer.write_bundle` writes for each graph of this flavour."""
+def tensorrt_transform(
+    configuration: ModelConfiguration, options: TensorRTOptions, calibration: Calibration | None = None
+) -> GraphTransform:
+    """Return the transform of this flavour for :func:`export.bundle_writer.write_bundle`."""
 
-    def form(name: str, traced: ir.Model) -> tuple[ir.Model, str, dict[str, Any]]:
+    def transform(name: str, traced: ir.Model) -> tuple[ir.Model, str, dict[str, Any]]:
         model = tensorrt_graph(name, traced, configuration, options, calibration)
         return model, options.recipes[name].name, options.to_json(name)
 
-    return form
+    return transform
 
 
-def calibrated(traced: Traced, options: TensorRTOptions, layout: TokenLayout, inputs: Inputs) -> Calibration | None:
-    """Largest activations of the layers that ``options`` quantises, from whole decodings and answers; None where no recipe asks."""
-    wanted = [recipe for recipe in options.recipes.values() if recipe.calibrated]
-    if not wanted:
-        return None
-    with Calibrator(traced, layers_of(wanted[0])) as calibrator:
-        generate(calibrator, layout, inputs)
-        understand(calibrator, tuple(traced), layout, inputs)
-    calibrator.check()
-    return calibrator.figures
-
-
-def write_runnable(folder: Path, traced: Traced, form: GraphForm) -> dict[str, str]:
-    """The same graphs for ONNX Runtime, TensorRT's own operators by their stand-ins; returns each graph's precision."""
+def write_runnable(folder: Path, traced: Traced, transform: GraphTransform) -> dict[str, str]:
+    """Write the transformed graphs for ONNX Runtime, with fallbacks for TensorRT's own operators; return each graph's precision."""
     precision = {}
     for name, original in traced.items():
-        model, precision[name], _ = form(name, original)
+        model, precision[name], _ = transform(name, original)
         save_scratch(runnable(model), folder / f"{name}.onnx")
     return precision
 
 
-def measured(models: Models, traced: Traced, form: GraphForm, layout: TokenLayout, inputs: Inputs) -> dict[str, Any]:
-    """Parity and census for the manifest, of graphs whose sizes are open: pinning folds sizes and nothing else."""
+def measure_parity(models: Models, traced: Traced, transform: GraphTransform, layout: TokenLayout, inputs: SampleInputs) -> dict[str, Any]:
+    """Measure parity and census for the manifest on graphs with dynamic sizes; fixing sizes changes no values."""
     with tempfile.TemporaryDirectory(prefix="f2edge-tensorrt-") as scratch:
-        precision = write_runnable(Path(scratch), traced, form)
-        figures = measure(Path(scratch), models, layout, inputs, precision=precision)
-    figures["parity"]["measured_on"] = "ONNX Runtime, CPU; operators of TensorRT by stand-ins; not run on a GPU"
+        precision = write_runnable(Path(scratch), traced, transform)
+        metrics = measure(Path(scratch), models, layout, inputs, precision=precision)
+    metrics["parity"]["measured_on"] = "ONNX Runtime, CPU; fallbacks for operators of TensorRT; not run on a GPU"
     if models.transformer is not None:
-        figures["experts"]["alive"] = {name: census_rows(model.graph, name, models.transformer) for name, model in traced.items()}
-    return figures
+        metrics["experts"]["alive"] = {name: census_rows(model.graph, name, models.transformer) for name, model in traced.items()}
+    return metrics
 
 
 def export_tensorrt(
@@ -82,32 +73,32 @@ def export_tensorrt(
     traced: Traced | None = None,
     progress: Callable[[str], None] = print,
 ) -> Path:
-    """Export one model in this flavour.
+    """Export one model as a bundle of this flavour.
 
     Args:
         models: the trained parts.
         request: see :class:`export.export_request.ExportRequest`.
         options: see :class:`export.tensorrt.graphs.TensorRTOptions`.
-        traced: the graphs of ``models`` where they are at hand.
-        progress: told what happens.
+        traced: the traced graphs of ``models``, if they exist already.
+        progress: called with short messages.
 
     Raises:
         InputError: a part is missing or does not fit, or the bundle is too large.
-        UnreadableGraphError: a graph that the target TensorRT would not take.
-        LostExpertError: a graph routes otherwise than PyTorch.
+        UnreadableGraphError: the target TensorRT cannot read a graph.
+        LostExpertError: a graph routes differently from PyTorch.
         OutputError: the folder cannot be written.
     """
-    check_place(request.out, least_bytes(models, [options.recipes[graph].name for graph in models.graphs]))
+    check_destination(request.out, min_bundle_bytes(models, [options.recipes[graph].name for graph in models.graphs]))
     models = with_system_prompt(models, request.text)
-    card, layout, inputs = prepared(models.configuration, request)
-    graphs = traced or trace_all(models, progress)
-    if any(recipe.calibrated for recipe in options.recipes.values()):
+    card, layout, inputs = prepare_export(models.configuration, request)
+    graphs, calibration = traced or trace_all(models, progress), None
+    if quantized := [recipe for recipe in options.recipes.values() if recipe.calibrated]:
         progress("calibrating")
-    calibration = calibrated(graphs, options, layout, inputs)
+        calibration = calibrate(graphs, layers_of(quantized[0]), layout, inputs)
 
-    def figures(_folder: Path, _document: dict[str, Any]) -> Mapping[str, Any]:
-        open_form = tensorrt_form(models.configuration, replace(options, images=None), calibration)
-        return measured(models, graphs, open_form, layout, inputs)
+    def metrics(_folder: Path, _document: dict[str, Any]) -> Mapping[str, Any]:
+        dynamic = tensorrt_transform(models.configuration, replace(options, images=None), calibration)
+        return measure_parity(models, graphs, dynamic, layout, inputs)
 
     return write_bundle(
         request.out,
@@ -115,9 +106,9 @@ def export_tensorrt(
         text_tokenizer_path=request.text,
         card=card,
         traced=graphs,
-        form=tensorrt_form(models.configuration, options, calibration),
+        transform=tensorrt_transform(models.configuration, options, calibration),
         flavour=FLAVOUR,
         largest_bytes=request.largest_bytes,
-        measure=figures,
+        measure=metrics,
         progress=progress,
     )

@@ -1,4 +1,4 @@
-"""Whether the contract has only grown: every released field, method and value must be as it was.
+"""Compatibility check of the wire contract: every released field, method and value must be unchanged.
 
 python proto/contract.py check      compare with proto/released.txt; exit code 1 and the differences where something is gone
 python proto/contract.py release    write proto/released.txt, after the same check
@@ -19,17 +19,17 @@ _LABEL = FieldDescriptorProto.Label
 
 
 def listing(file: FileDescriptorProto) -> list[str]:
-    """One line for everything that a peer relies on, sorted."""
+    """Return one sorted line for every message, field, value and method."""
     return sorted(_lines(file))
 
 
 def broken(released: list[str], current: list[str]) -> list[str]:
-    """Released lines that the contract does not keep any more."""
+    """Return the released lines that are missing in the current contract."""
     return [line for line in released if line not in set(current)]
 
 
 def current_file() -> FileDescriptorProto:
-    """The contract of the committed stubs."""
+    """Return the contract of the committed stubs."""
     from f2edge.v1 import face_pb2
 
     file = FileDescriptorProto()

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from tests.support.serving import ScriptedEngine, ServerThread
 
 # The same cases in every run: a failure tells of the change and not of the day.  ``--hypothesis-profile=default`` draws new ones.
-settings.register_profile("repeatable", derandomize=True, database=None)
+settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.load_profile("repeatable")
 
 _ROOT = Path(__file__).parent.parent
 _SOURCES = (
     "export/bundle_writer.py",
+    "tests/support/tiny_model.py",
     "export/graph/*.py",
     "export/quantize/*.py",
     "export/model/*.py",
@@ -49,8 +50,8 @@ def _digest() -> str:
 
 @pytest.fixture(scope="session")
 def tiny_models() -> Models:
-    """Random models of :data:`export.bundle_writer.TINY`; needs PyTorch."""
-    from export.bundle_writer import random_models
+    """Random models of :data:`tests.support.tiny_model.TINY`; needs PyTorch."""
+    from tests.support.tiny_model import random_models
 
     return random_models()
 
@@ -58,8 +59,9 @@ def tiny_models() -> Models:
 @pytest.fixture(scope="session")
 def tiny_bundles(pytestconfig: Any) -> dict[str, Path]:
     """Bundles of ``tiny_models`` by recipe."""
-    from export.bundle_writer import TINY, random_bundle, random_models, trace_all
+    from export.bundle_writer import trace_all
     from export.data.text.tokenizer import train_text_tokenizer
+    from tests.support.tiny_model import TINY, random_bundle, random_models
 
     folder = pytestconfig.cache.mkdir("tiny-bundles") / _digest()
     bundles = {recipe: folder / recipe / "tiny" for recipe in RECIPES}

@@ -1,9 +1,9 @@
-"""Which form of the experts is fastest at which width and number of rows: what the table in ``export/graph/expert_kernels.py`` rests on.
+"""Times of the expert kernels by width and number of rows, on which the table in ``export/graph/expert_kernels.py`` is based.
 
-    python -m bench forms --config nano
-    python -m bench forms --config 1.8b --rows 1,20,257,516
+    python -m bench expert-kernels --config nano
+    python -m bench expert-kernels --config 1.8b --rows 1,20,257,516
 
-One mixture of random weights alone in a graph, as lowering leaves it, by every recipe and form; milliseconds, the best of several calls.
+A graph of one mixture of random weights, as lowering leaves it, for every recipe and kernel; milliseconds, the best of several calls.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -18,11 +19,13 @@ import numpy as np
 import onnx_ir as ir
 import typer
 
-from export.graph.expert_kernels import FORMS
+from bench.options import AsJson, Threads, whole_numbers
+from export.graph.expert_kernels import KERNEL_CHOICES
 from export.graph.lower import OPSET
-from export.quantize.quantize import quantise
+from export.quantize.quantize import quantize
 from export.quantize.recipes import RECIPES
 from f2edge.backends.onnxruntime import usable_cores
+from f2edge.cli.console import Output
 from f2edge.errors import InputError
 from f2edge.spec.configuration import CONFIGURATIONS, TokenExperts
 
@@ -61,12 +64,12 @@ t2i_step (float[B,S,{D}] x) => (float[B,S,{D}] y)
 
 
 def mixture(width: int, shape: TokenExperts, seed: int = 0) -> ir.Model:
-    """A lowered mixture of experts with random weights, ``x`` (B, S, D) → ``y`` (B, S, D)."""
+    """Return a lowered mixture of experts with random weights, ``x`` (B, S, D) → ``y`` (B, S, D)."""
     E, I, J = shape.routed, shape.routed_width, shape.shared_width + shape.routed * shape.routed_width
     text = _TEXT.format(opset=OPSET, D=width, K=shape.active, shared=shape.shared_width, routed=E * I, E=E, I=I)
     logger = logging.getLogger("onnx_ir")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # the constants are missing from the text on purpose
+    logger.setLevel(logging.ERROR)  # the text lacks the constants, which are added below
     model, rng = ir.from_onnx_text(text), np.random.default_rng(seed)
     logger.setLevel(level)
     values = {value.name: value for node in model.graph for value in node.inputs if value is not None}
@@ -87,7 +90,7 @@ def mixture(width: int, shape: TokenExperts, seed: int = 0) -> ir.Model:
 
 
 def milliseconds(model: ir.Model, x: Any, threads: int, seconds: float) -> float:
-    """The best call of those that fit into ``seconds``, at least three."""
+    """Return the fastest of the calls that fit into ``seconds``, at least three."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -102,11 +105,13 @@ def milliseconds(model: ir.Model, x: Any, threads: int, seconds: float) -> float
     return 1e3 * min(times)
 
 
-def measure(width: int, shape: TokenExperts, rows: list[int], *, threads: int | None = None, seconds: float = 0.5) -> list[dict[str, Any]]:
-    """Every recipe and form: ``{"recipe", "form", "ms": {rows: best}}``."""
+def measure(
+    width: int, shape: TokenExperts, rows: Sequence[int], *, threads: int | None = None, seconds: float = 0.5
+) -> list[dict[str, Any]]:
+    """Time every recipe and kernel: ``{"recipe", "kernel", "ms": {rows: fastest}}``."""
     model, rng, used = mixture(width, shape), np.random.default_rng(1), threads or usable_cores()
-    found = []
-    for recipe, form in (
+    results = []
+    for recipe, kernel in (
         ("fp32", "dense"),
         ("fp32", "gathered"),
         ("int8", "dense"),
@@ -114,36 +119,29 @@ def measure(width: int, shape: TokenExperts, rows: list[int], *, threads: int | 
         ("int4", "dense"),
         ("int4", "fused"),
     ):
-        made = quantise(model.clone(), replace(RECIPES[recipe], experts=form))
+        made = quantize(model.clone(), replace(RECIPES[recipe], experts=kernel))
         inputs = {count: rng.normal(size=(1, count, width)).astype(np.float32) for count in rows}
-        found.append({"recipe": recipe, "form": form, "ms": {count: milliseconds(made, x, used, seconds) for count, x in inputs.items()}})
-    return found
+        results.append(
+            {"recipe": recipe, "kernel": kernel, "ms": {count: milliseconds(made, x, used, seconds) for count, x in inputs.items()}}
+        )
+    return results
 
 
-def forms(
+def expert_kernels(
     *,
-    config: Annotated[str, typer.Option(help="Configuration whose mixture is measured: nano or 1.8b.")] = "nano",
-    rows: Annotated[str, typer.Option(help="Comma-separated numbers of rows.")] = "1,20,130,260",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; every usable core by default.")] = None,
-    seconds: Annotated[float, typer.Option(help="Time given to each figure.")] = 0.5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")] = False,
+    config: Annotated[str, typer.Option(help="Configuration of the mixture: nano or 1.8b.")] = "nano",
+    rows: Annotated[list[str] | None, typer.Option(help="Numbers of rows; 1,20,130,260 by default.", show_default=False)] = None,
+    threads: Threads = None,
+    seconds: Annotated[float, typer.Option(help="Seconds of calls per cell of the table.")] = 0.5,
+    as_json: AsJson = False,
 ) -> None:
-    """Time every form of the token-level experts."""
+    """Time the kernels of the token-level experts on this CPU."""
     if config not in CONFIGURATIONS or not CONFIGURATIONS[config].token_experts.routed:
         known = [name for name, model in CONFIGURATIONS.items() if model.token_experts.routed]
         raise InputError(f"configuration {config!r} has no routed experts; choose one of: {', '.join(known)}")
-    if not all(count.strip().isdigit() and int(count) for count in rows.split(",")):
-        raise InputError(f"rows {rows!r}: give whole numbers of at least 1, separated by commas")
-    model, counts = CONFIGURATIONS[config], [int(count) for count in rows.split(",")]
+    model, counts = CONFIGURATIONS[config], whole_numbers("--rows", rows or (), "1,20,130,260")
     found = measure(model.width, model.token_experts, counts, threads=threads, seconds=seconds)
-    document = {"config": config, "threads": threads or usable_cores(), "rows": found, "table": [vars(choice) for choice in FORMS]}
-    if not as_json:
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table("recipe", "form", *(f"{count} rows, ms" for count in counts), box=box.SIMPLE)
-        for row in found:
-            table.add_row(row["recipe"], row["form"], *(f"{value:.3f}" for value in row["ms"].values()))
-        Console().print(table)
+    document = {"config": config, "threads": threads or usable_cores(), "rows": found, "table": [vars(choice) for choice in KERNEL_CHOICES]}
+    cells = [[row["recipe"], row["kernel"], *(f"{ms:.3f}" for ms in row["ms"].values())] for row in found]
+    Output(json=as_json).table(("recipe", "kernel", *(f">{count} rows, ms" for count in counts)), cells)
     print(json.dumps(document))

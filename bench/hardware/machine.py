@@ -1,4 +1,4 @@
-"""Which machine this is, and whether it has time for a bench."""
+"""Identity of this machine, and how busy it is."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 from f2edge.backends.onnxruntime import usable_cores
 
-#: Part of the machine's time from which on it counts as busy.
+#: Share of the cores' time from which a machine counts as busy.
 _BUSY = 0.15
 
 
 def busy_share(before: str, after: str) -> float | None:
-    """Part of all cores' time that was not idle between two readings of ``/proc/stat``; None where they do not tell.
+    """Return the share of all cores' time that was not idle between two readings of ``/proc/stat``; None for other texts.
 
-    The columns of its first line are user, nice, system, idle, iowait, irq, softirq, steal (man 5 proc_stat); what a hypervisor steals is
-    not idle.
+    The columns of its first line are user, nice, system, idle, iowait, irq, softirq, steal (man 5 proc_stat); stolen time is not
+    idle.
     """
     spent = []
     for text in (before, after):
@@ -31,7 +31,7 @@ def busy_share(before: str, after: str) -> float | None:
 
 
 def machine(seconds: float = 1.0) -> dict[str, Any]:
-    """Processor, cores, and how busy the machine is, looked at for so many seconds in which this process sleeps."""
+    """Return "processor", "cores", "busy_share" and "busy", observed for ``seconds`` in which this process sleeps."""
 
     def read(path: str) -> str:
         try:

@@ -1,6 +1,6 @@
-"""The three meters of :mod:`bench.hardware.power`, each made from what the system offers and nothing else.
+"""The three meters of :mod:`bench.hardware.power`.
 
-Sources, looked up in November 2026; none of the three has been run on its hardware here:
+Sources, looked up in November 2026; none of the three has run on its hardware here:
 
 * RAPL: docs.kernel.org/power/powercap/powercap.html (zones, ``energy_uj``, ``max_energy_range_uj``).  Zone "psys" contains the packages
   and "core"/"uncore" are parts of them, so only packages and DRAM are added (powercap/powercap#3).  Since CVE-2020-8694 only root reads.
@@ -22,14 +22,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.hardware.power import Held, Meter, PowerError
+from bench.hardware.meter import Meter, PowerError, PowerIntegral
 
 _POWERCAP = Path("/sys/class/powercap")
 _ZONE = re.compile(r"package-\d+(-die-\d+)?|dram")
 _RAIL = re.compile(r"(?<!\S)([A-Z][A-Z0-9_]*) (-?[0-9]{1,9})(?:mW(?:/-?[0-9]{1,9}mW)*|(?:/-?[0-9]{1,9})+)(?!\S)")
-#: Rails that stand for everything, in the order in which they are believed.
+#: Rails that measure the whole device, in order of preference.
 _WHOLE = ("VIN", "VDD_IN", "POM_5V_IN")
-#: Rails that make the whole together: AGX Orin, Thor without an input meter, AGX Xavier.
+#: Rails whose sum is the whole device: AGX Orin, Thor without an input meter, AGX Xavier.
 _PARTS = (
     ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),
     ("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"),
@@ -40,10 +40,10 @@ _NVML_PERIOD_S = 0.05
 
 
 class Rapl:
-    """Energy of the CPU packages and of their DRAM, from counters that begin anew at their range.
+    """Energy of the CPU packages and their DRAM, from counters that wrap around at their range.
 
     Args:
-        root: the folder of the zones.
+        root: folder of the zones.
 
     Raises:
         PowerError: no zones, or none that may be read.
@@ -63,7 +63,7 @@ class Rapl:
         self._joules = 0.0
 
     def joules(self) -> float:
-        """See :class:`~bench.hardware.power.Meter`; to be asked at least once in a range, which is minutes even at full power."""
+        """See :class:`~bench.hardware.meter.Meter`; call it at least once per range of the counter, minutes even at full power."""
         for place, (path, range_uj) in enumerate(self._zones):
             now = _number(path)
             self._joules += (now - self._last[place] + (range_uj if now < self._last[place] else 0)) / 1e6
@@ -71,7 +71,7 @@ class Rapl:
         return self._joules
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: no file stays open."""
 
 
 def _text(path: Path) -> str:
@@ -99,7 +99,7 @@ def _pynvml() -> Any:
 
 
 class Nvml:
-    """Energy of one NVIDIA GPU: its own counter, or its power, read twenty times a second, where it has none.
+    """Energy of one NVIDIA GPU: from its energy counter or, where it has none, from its power, read twenty times a second.
 
     The GPU is the first of ``CUDA_VISIBLE_DEVICES`` (an index or a UUID), otherwise NVML's first.
 
@@ -107,14 +107,14 @@ class Nvml:
         library: the module ``pynvml`` of ``nvidia-ml-py``; imported by default.
 
     Raises:
-        PowerError: no driver, no GPU, or one that tells neither.
+        PowerError: no driver, no GPU, or one without energy and power readings.
     """
 
     name = "nvml"
 
     def __init__(self, library: Any | None = None) -> None:
         self._library = _pynvml() if library is None else library
-        self._held: Held | None = None
+        self._held: PowerIntegral | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="nvml", daemon=True)
         self._call("nvmlInit")
@@ -125,7 +125,7 @@ class Nvml:
             try:
                 self._first = self._call("nvmlDeviceGetTotalEnergyConsumption", self._gpu)
             except PowerError:
-                self._held = Held()
+                self._held = PowerIntegral()
                 self._held.add(self._call("nvmlDeviceGetPowerUsage", self._gpu) / 1e3)
                 self._thread.start()
         except PowerError:
@@ -156,13 +156,13 @@ class Nvml:
                 return
 
     def joules(self) -> float:
-        """See :class:`~bench.hardware.power.Meter`."""
+        """See :class:`~bench.hardware.meter.Meter`."""
         if self._held is not None:
             return self._held.joules()
         return float(self._call("nvmlDeviceGetTotalEnergyConsumption", self._gpu) - self._first) / 1e3
 
     def close(self) -> None:
-        """Let go of the driver."""
+        """Stop sampling and shut NVML down."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -170,15 +170,15 @@ class Nvml:
 
 
 def parse_rails(line: str) -> dict[str, int]:
-    """Milliwatts now of every rail in a line of tegrastats; {} for a line without any.
+    """Return the current milliwatts of every rail in a line of tegrastats; {} for a line without any.
 
-    Forms seen: ``VDD_IN 5297/5297`` (JetPack 4), ``VDD_IN 7421mW/8050mW`` (now/average), and JetPack 7.2's with the maximum as a third.
+    Known formats: ``VDD_IN 5297/5297`` (JetPack 4), ``VDD_IN 7421mW/8050mW`` (now/average), and JetPack 7.2's with the maximum as a third.
     """
     return {match[1]: int(match[2]) for match in _RAIL.finditer(line)}
 
 
 def whole_of(rails: Mapping[str, int]) -> tuple[str, ...]:
-    """The rails whose sum is all that the device draws, as far as it measures itself; () where none are known."""
+    """Return the rails whose sum is the power of the whole device; () where none are known."""
     for name in _WHOLE:
         if name in rails:
             return (name,)
@@ -197,8 +197,8 @@ class Tegrastats:
     def __init__(self, command: Sequence[str] = ("tegrastats", "--interval", "100")) -> None:
         program = shutil.which(command[0])
         if program is None:
-            raise PowerError("there is no tegrastats: not a Jetson")
-        self._held, self._known, self._seen = Held(), threading.Event(), dict[str, int]()
+            raise PowerError("tegrastats not found: not a Jetson")
+        self._held, self._known, self._seen = PowerIntegral(), threading.Event(), dict[str, int]()
         self._rails: tuple[str, ...] = ()
         arguments = [program, *command[1:]]
         try:
@@ -210,14 +210,12 @@ class Tegrastats:
         self.covers = f"board ({self._first()})"
 
     def _first(self) -> str:
-        """The rails that count, once they are known."""
+        """Wait for the first line with known rails; return their names."""
         self._known.wait(_FIRST_LINE_S)
         if self._rails:
             return " + ".join(self._rails)
         self.close()
-        raise PowerError(
-            f"tegrastats prints {'unknown rails: ' + ', '.join(self._seen) if self._seen else 'no power'}; perhaps it wants root"
-        )
+        raise PowerError(f"tegrastats prints {'unknown rails: ' + ', '.join(self._seen) if self._seen else 'no power'}; run it as root")
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -232,7 +230,7 @@ class Tegrastats:
         self._known.set()
 
     def joules(self) -> float:
-        """See :class:`~bench.hardware.power.Meter`."""
+        """See :class:`~bench.hardware.meter.Meter`."""
         return self._held.joules()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The calls that a user waits for, as the latency benches make them: always the same work, and never a face that is known already."""
+"""Calls of the latency benches: the same work every time, on faces that the pipeline has not seen."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CALLS = ("generate", "analyze", "ask")
 
 
 def new_faces(face: Image.Image) -> Iterator[Image.Image]:
-    """The face again and again, each time with another corner, so that no prefix is remembered."""
+    """Yield copies of a face with different corners, so that no cached prefix is used."""
     rng = np.random.default_rng(0)
     while True:
         pixels = np.array(face)
@@ -33,26 +33,26 @@ def new_faces(face: Image.Image) -> Iterator[Image.Image]:
 
 
 def generate_flops(bundle: Bundle, tokenizer: TextTokenizer, schedule: Schedule) -> int:
-    """The transformer's arithmetic for one face from :data:`PROMPT`; the prompts are prefilled once and for all."""
+    """Return the transformer's operations for one face from :data:`PROMPT`, without the prefill of the prompts, which is cached."""
     prompts = [len(bundle.layout.prompt(tokenizer.encode(PROMPT)))] + ([len(bundle.layout.unconditional)] if schedule.guidance else [])
     return schedule.steps * step_flops(bundle.configuration, prompts, 1)
 
 
 def analyze_flops(bundle: Bundle, tokenizer: TextTokenizer) -> int:
-    """The transformer's arithmetic for every attribute of one face."""
+    """Return the transformer's operations for all attributes of one face."""
     questions = [len(tokenizer.encode(slot.question)) + 2 for slot in bundle.schema.values()]
     return image_flops(bundle.configuration) + text_flops(bundle.configuration, questions)
 
 
 @dataclass(frozen=True)
-class Turn:
+class ModelCall:
     """One kind of call.
 
     Attributes:
-        call: of :data:`CALLS`: "generate", "analyze", or "ask", of which the time to the first token counts.
-        batch: faces in one call; 1 for "ask".
-        steps: of "generate"; None elsewhere.
-        guidance: of "generate"; None takes the bundle's own.
+        call: one of :data:`CALLS`: "generate", "analyze", or "ask" (time to the first token).
+        batch: faces per call; 1 for "ask".
+        steps: decoding steps of "generate"; None for the others.
+        guidance: of "generate"; None takes the bundle's default.
     """
 
     call: str
@@ -66,25 +66,34 @@ class Turn:
         if self.batch < 1 or (self.call == "ask" and self.batch != 1):
             raise InputError(f"{self.call}: a batch of {self.batch} is not possible; give 1 or more faces, and 1 to ask")
 
+    def flops(self, bundle: Bundle, tokenizer: TextTokenizer) -> int | None:
+        """Return the transformer's operations for one face; None for "ask"."""
+        if self.call == "ask":
+            return None
+        if self.call == "analyze":
+            return analyze_flops(bundle, tokenizer)
+        options = GenerateOptions(steps=self.steps, guidance=self.guidance)
+        return generate_flops(bundle, tokenizer, options.resolve(bundle.generation))
 
-class Calls:
+
+class CallTimer:
     """Makes calls on one pipeline and times them."""
 
     def __init__(self, pipeline: FacePipeline) -> None:
         self._pipeline = pipeline
         self._faces = new_faces(pipeline.generate(PROMPT, seeds=7)[0].image)
 
-    def milliseconds(self, turn: Turn, number: int) -> float:
-        """Of one call; ``number`` picks the seeds, so that whoever is compared draws the same faces."""
-        if turn.call == "ask":
+    def milliseconds(self, call: ModelCall, number: int) -> float:
+        """Return the duration of one call; equal ``number`` means equal seeds, so that compared engines draw the same faces."""
+        if call.call == "ask":
             return self._pipeline.ask(next(self._faces), QUESTION, max_tokens=1).first_token_ms
-        if turn.call == "analyze":
-            faces = [next(self._faces) for _ in range(turn.batch)]
+        if call.call == "analyze":
+            faces = [next(self._faces) for _ in range(call.batch)]
             start = time.perf_counter()
             self._pipeline.analyze(faces)
         else:
-            seeds = range(number * turn.batch, (number + 1) * turn.batch)
-            options = GenerateOptions(steps=turn.steps, guidance=turn.guidance)
+            seeds = range(number * call.batch, (number + 1) * call.batch)
+            options = GenerateOptions(steps=call.steps, guidance=call.guidance)
             start = time.perf_counter()
             self._pipeline.generate(PROMPT, seeds=list(seeds), options=options)
         return 1e3 * (time.perf_counter() - start)

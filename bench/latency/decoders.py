@@ -1,7 +1,7 @@
-"""Ways of decoding, as the benches compare them: whatever gives the two functions that the decoding loops take.
+"""Decoders that the benches compare: objects that give the decoding loops of :mod:`f2edge.decoding` their functions.
 
-:class:`Graphs` makes one of any backend; :mod:`bench.latency.reference` has PyTorch's.  Nothing here needs PyTorch, so that an engine's
-memory can be measured without it.
+:class:`GraphDecoder` wraps any backend; :mod:`bench.latency.reference` has PyTorch's.  This module does not import PyTorch, so that an
+engine's memory can be measured without it.
 
 Axes: B questions, N image tokens, M and F an encoder's vectors and their width.
 """
@@ -14,48 +14,38 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from f2edge.backends.base import Backend, Value, host
+from f2edge.backends.base import Backend
 from f2edge.decoding.autoregressive import ExtendFunction
 from f2edge.decoding.parallel import StepFunction
-from f2edge.prefix_cache import PromptPrefixes
+from f2edge.inference import Inference, TextState
 from f2edge.spec.layout import Ids, TokenLayout
 
 #: Encoder features of one image by name, float32 (1, M, F); empty for a model without encoders.
 Features = Mapping[str, NDArray[np.float32]]
 
 
-class Way(Protocol):
-    """A way of decoding."""
+class Decoder(Protocol):
+    """Functions of one implementation for the decoding loops."""
 
     def step(self, prompts: Sequence[Sequence[int]]) -> StepFunction:
-        """For :func:`f2edge.decoding.parallel.decode`; ``prompts`` in text tokens."""
+        """Return the step function for :func:`f2edge.decoding.parallel.decode`; ``prompts`` in text tokens."""
         ...
 
-    def reading(self, codes: Ids, features: Features) -> tuple[ExtendFunction[Any], Any]:
-        """For :func:`f2edge.decoding.autoregressive.answer`: the function and its first state; ``codes`` (1, N) of the image."""
+    def prefill(self, codes: Ids, features: Features) -> tuple[ExtendFunction[Any], Any]:
+        """Return the function for :func:`f2edge.decoding.autoregressive.answer` and its first state; ``codes`` (1, N) of the image."""
         ...
 
 
-class Graphs:
-    """The way of any backend that runs the graphs of ``f2edge.spec.graphs``."""
+class GraphDecoder:
+    """Decoder of any backend that runs the graphs of ``f2edge.spec.graphs``."""
 
     def __init__(self, backend: Backend, layout: TokenLayout) -> None:
-        self.backend, self.layout = backend, layout
-        self._prefixes = PromptPrefixes(backend, layout)
+        self._inference = Inference(backend, layout)
 
     def step(self, prompts: Sequence[Sequence[int]]) -> StepFunction:
-        """See :class:`Way`; the prompts are prefilled now."""
-        return self._prefixes.step([self._prefixes.prompt(prompt) for prompt in prompts])
+        """See :class:`Decoder`; prefills the prompts."""
+        return self._inference.step([self._inference.prompt_prefix(prompt) for prompt in prompts])
 
-    def reading(self, codes: Ids, features: Features) -> tuple[ExtendFunction[tuple[Value, Value]], tuple[Value, Value]]:
-        """See :class:`Way`; the image is prefilled now."""
-        image = self.backend.run("mmu_prefill", {"codes": codes, **features})
-        L, _, H, _, W = image["image_key"].shape
-
-        def extend(text: Ids, lengths: Ids, cache: tuple[Value, Value]) -> tuple[NDArray[np.float32], tuple[Value, Value]]:
-            columns = {"text_key": cache[0], "text_value": cache[1]}
-            outputs = self.backend.run("mmu_extend", {"text_ids": text, "text_lengths": lengths, **image, **columns})
-            return host(outputs["logits"]), (outputs["next_text_key"], outputs["next_text_value"])
-
-        empty = np.zeros((L, 1, H, 0, W), dtype=np.float32)
-        return extend, (empty, empty)
+    def prefill(self, codes: Ids, features: Features) -> tuple[ExtendFunction[TextState | None], None]:
+        """See :class:`Decoder`; prefills the image."""
+        return self._inference.extend([self._inference.prefill_image({"codes": codes, **features})]), None

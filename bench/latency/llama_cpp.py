@@ -1,9 +1,9 @@
-"""llama.cpp beside the engines, where it is installed: answers at the same shape in Q4_0, its usual four-bit form.
+"""llama.cpp as a baseline, if installed: answers of a model of the same shape in Q4_0, its usual 4-bit format.
 
     pip install llama-cpp-python gguf          # compiles llama.cpp
-    python -m bench latency --config show-o --random-weights --baselines lineage,cached,llama.cpp
+    python -m bench paper-size --config show-o --baselines lineage,cached,llama.cpp
 
-Show-o's transformer is Phi-1.5's, which llama.cpp knows as "phi2".  The file holds random blocks of the same sizes, so its speed is that of
+Show-o's transformer is Phi-1.5, which llama.cpp calls "phi2".  The file holds random blocks of the same sizes, so its speed is that of
 real weights.  Only answers are measured; llama.cpp has no omni attention, so it reads image and question causally, which costs no more.
 """
 
@@ -24,23 +24,23 @@ from f2edge.spec.configuration import ModelConfiguration
 _BLOCK, _BLOCK_BYTES = 32, 18
 
 
-def lacking(model: ModelConfiguration) -> str:
-    """Why this peer cannot run here or has no such model; "" where it can."""
+def unavailable(model: ModelConfiguration) -> str:
+    """Return why llama.cpp cannot run this model here; "" if it can."""
     if model.token_experts.routed:
-        return f"llama.cpp: has no model of {model.name}'s shape (routed experts)"
+        return f"llama.cpp: does not support the shape of {model.name} (routed experts)"
     missing = [name for name in ("llama_cpp", "gguf") if find_spec(name) is None]
     return f"llama.cpp: {' and '.join(missing)} not installed; pip install llama-cpp-python gguf" if missing else ""
 
 
 def write_gguf(path: Path, model: ModelConfiguration, seed: int = 0) -> Path:
-    """A "phi2" file of ``model``'s text path with random Q4_0 weights; all of it is in memory until it is written.
+    """Write a "phi2" file of ``model``'s text path with random Q4_0 weights; holds the whole file in memory.
 
     Raises:
         InputError: routed experts, or a width that Q4_0's blocks do not divide.
     """
     D, hidden, V = model.width, model.token_experts.shared_width, model.text_vocabulary
     if model.token_experts.routed or D % _BLOCK or hidden % _BLOCK:
-        raise InputError(f"configuration {model.name!r}: only dense models with widths that are multiples of {_BLOCK} have a Q4_0 form")
+        raise InputError(f"configuration {model.name!r}: only dense models with widths divisible by {_BLOCK} fit Q4_0")
     gguf = import_module("gguf")
     writer = gguf.GGUFWriter(str(path), "phi2", use_temp_file=False)
     writer.add_name(f"{model.name}, random weights")
@@ -86,28 +86,27 @@ def write_gguf(path: Path, model: ModelConfiguration, seed: int = 0) -> Path:
 
 
 def token_bytes(path: Path, model: ModelConfiguration) -> int:
-    """Bytes that one answer token reads: the file without its table of words, of which it takes a row."""
+    """Return the bytes that one answer token reads: the file without its embedding table, of which it reads a row."""
     return path.stat().st_size - model.text_vocabulary * model.width // _BLOCK * _BLOCK_BYTES
 
 
-def read(path: Path, columns: int, threads: int, repeats: int) -> dict[str, list[float]]:
-    """As :func:`bench.latency.baseline.read`: ``columns`` tokens of an image and a question up to the first answer token, then token by
-    token.
+def time_llama(path: Path, columns: int, threads: int, repeats: int) -> dict[str, list[float]]:
+    """Time the prefill of ``columns`` tokens of image and question, then single answer tokens; the first of each does not count.
+
+    Returns:
+        Milliseconds: "prefill_ms" and "token_ms", as :func:`bench.latency.stages.time_answers`.
     """
     llama: Any = import_module("llama_cpp").Llama(
         str(path), n_ctx=columns + repeats + 8, n_batch=columns, n_ubatch=columns, n_threads=threads, n_threads_batch=threads, verbose=False
     )
     rng = np.random.default_rng(0)
     times = {"prefill_ms": list[float](), "token_ms": list[float]()}
-    for number in range(repeats + 1):
-        llama.reset()
-        start = perf_counter()
-        llama.eval(rng.integers(2, 1000, columns).tolist())
-        if number:
-            times["prefill_ms"].append(1e3 * (perf_counter() - start))
-    for number in range(repeats + 1):
-        start = perf_counter()
-        llama.eval([int(rng.integers(2, 1000))])
-        if number:
-            times["token_ms"].append(1e3 * (perf_counter() - start))
+    for stage, tokens in (("prefill_ms", columns), ("token_ms", 1)):
+        for number in range(repeats + 1):
+            if tokens > 1:
+                llama.reset()
+            start = perf_counter()
+            llama.eval(rng.integers(2, 1000, tokens).tolist())
+            if number:
+                times[stage].append(1e3 * (perf_counter() - start))
     return times

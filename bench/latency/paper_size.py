@@ -1,32 +1,29 @@
-"""Engines beside the lineage's PyTorch at any size, with random weights: how fast, what share of the ceiling, how much memory.
+"""Engines beside PyTorch baselines and llama.cpp at any size, with random weights: times, shares of the ceiling, memory.
 
-    python -m bench latency --config show-o --random-weights
-    python -m bench memory --config 1.8b --random-weights
+    python -m bench paper-size --config show-o
+    python -m bench memory --config 1.8b
     python -m bench memory --bundle nano
 
-Ceilings come first, in the same run.  Bundles are written once to ``--work`` and found there again.  Every contender runs each task in a
-process of its own (:mod:`bench.latency.baseline`), one after the other.  Ratios are to "lineage": whole sequences, whole vocabulary, no
-caches.
+Ceilings are measured first, in the same run.  Bundles are written once to ``--work`` and reused.  Every system runs each task in its own
+process (:mod:`bench.latency.stages`), one after the other.  Ratios are to "torch lineage": whole sequences, whole vocabulary, no caches.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from bench.hardware.ceilings import read_rate
+from bench.hardware.ceilings import gemm_peaks, read_rate
+from bench.hardware.machine import machine
 from bench.latency import llama_cpp
-from bench.latency.baseline import PEER, PROMPT_TOKENS, TORCH, Job
-from bench.latency.latency import gemm_peak
+from bench.latency.stages import BASELINES, LLAMA_CPP, PROMPT_TOKENS, System
+from bench.latency.worker import Worker
+from bench.results import Results, spread
 from f2edge.backends.onnxruntime import usable_cores
 from f2edge.bundle.bundle import MANIFEST, Bundle
-from f2edge.errors import InputError
+from f2edge.errors import F2EdgeError, InputError
 from f2edge.spec.configuration import CONFIGURATIONS, ModelConfiguration
 from f2edge.spec.flops import step_flops
 
@@ -36,16 +33,23 @@ TASKS: Mapping[str, tuple[str, ...]] = {
     "t2i": ("t2i_prefill", "t2i_step", "image_decode"),
     "mmu": ("image_encode", "semantic", "identity", "mmu_prefill", "mmu_extend"),
 }
-#: Measured times: what is more of them better, and what the lineage's figure of the same name is divided by.
-_TIMES = ("step_ms", "prefill_ms", "token_ms")
+#: Timed stages in the order of the table.
+CALLS = {
+    "step_ms": "guided step",
+    "prefill_ms": "image + question",
+    "token_ms": "answer token",
+    "image_encode_ms": "image encode",
+    "image_decode_ms": "image decode",
+    "first_token_ms": "image in, first token out",
+}
+REFERENCE = "torch lineage"
 
-Results = dict[str, Any]
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Size:
-    """Which model is measured: a known configuration, perhaps with fewer layers, and the seed of its weights."""
+    """A known configuration, optionally with fewer layers, and the seed of its random weights."""
 
     configuration: str
     layers: int | None = None
@@ -64,44 +68,24 @@ class Size:
         return work / f"{self.configuration}-{self.model.layers}-layers-seed-{self.seed}"
 
 
-def size_of(configuration: str | None, layers: int | None, *, random_weights: bool) -> Size:
-    """What the command line asked for."""
-    if configuration is None or not random_weights:
-        raise InputError("--config NAME and --random-weights go together; a bundle with weights of its own is measured by --bundle")
-    return Size(configuration, layers)
-
-
 def ceilings(threads: int) -> dict[str, float]:
-    """Best rates of this machine: matrix products in Gop/s, and reading in GB/s."""
-    return {
-        "fp32_gops": gemm_peak("fp32", threads),
-        "int8_gops": gemm_peak("int8", threads),
-        "read_gb_per_s": read_rate(threads),
-    }
+    """Return the best rates of this machine: "fp32_gops", "int8_gops" and "read_gb_per_s"."""
+    return {**gemm_peaks(threads), "read_gb_per_s": read_rate(threads)}
 
 
 def written(size: Size, recipes: Sequence[str], work: Path, progress: Progress) -> dict[str, Path]:
-    """Bundles of random weights by recipe; those that ``work`` lacks are made in a process of their own."""
+    """Return bundles of random weights by recipe; write those that are missing from ``work``."""
     bundles = {recipe: size.folder(work) / recipe for recipe in recipes}
     missing = [recipe for recipe, folder in bundles.items() if not (folder / MANIFEST).is_file()]
     if missing:
         progress(f"writing bundles of random weights: {', '.join(missing)}")
-        row = {**vars(size), "recipes": missing, "folder": str(size.folder(work))}
-        _child("bench.latency.random_bundles", json.dumps(row))
+        arguments = {**vars(size), "recipes": missing, "folder": str(size.folder(work))}
+        Worker("bench.latency.random_bundles", arguments, "bundles of random weights").close()
     return bundles
 
 
-def _child(module: str, argument: str) -> str:
-    """The last line that a module prints; raises :class:`RuntimeError` with the last line of its errors."""
-    done = subprocess.run([sys.executable, "-m", module, argument], capture_output=True, text=True, check=False)  # noqa: S603
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise RuntimeError(f"{module}: {said[-1]}")
-    return done.stdout.strip().splitlines()[-1]
-
-
 def task_bytes(bundle: Bundle, task: str) -> int:
-    """Bytes of a bundle that one task needs: its graphs, and each distinct constant of theirs once."""
+    """Return the bytes of a bundle that one task needs: its graphs, and each distinct constant once."""
     folder, ranges, total = bundle.folder, set[tuple[int, int]](), 0
     for graph in TASKS[task]:
         if bundle.has(graph):
@@ -111,12 +95,12 @@ def task_bytes(bundle: Bundle, task: str) -> int:
 
 
 def token_bytes(bundle: Bundle) -> int:
-    """Bytes of weights that one answer token reads: all constants of ``mmu_extend`` but the tables, of which it takes a row."""
+    """Return the bytes of weights that one answer token reads: all constants of ``mmu_extend`` except tables, of which it reads a row."""
     return sum(length for (_, length), table in _constants(bundle.path("mmu_extend")) if not table)
 
 
 def _constants(path: Path) -> list[tuple[tuple[int, int], bool]]:
-    """Place (offset, length) of every large constant of a graph, and whether it is only looked up by rows."""
+    """Return (offset, length) of every large constant of a graph, and whether it is only gathered by rows."""
     import onnx
 
     graph = onnx.load(str(path), load_external_data=False).graph
@@ -130,57 +114,46 @@ def _constants(path: Path) -> list[tuple[tuple[int, int], bool]]:
     return rows
 
 
-def figures(times: Sequence[float]) -> dict[str, float]:
-    """Median and extremes."""
-    return {"median": statistics.median(times), "low": min(times), "high": max(times)}
+class Measured:
+    """Collects the results of systems: rows of times, rows of memory, failed tasks."""
 
+    def __init__(self, progress: Progress) -> None:
+        self.rows: list[Results] = []
+        self.memory: list[Results] = []
+        self.failed: list[Results] = []
+        self._progress = progress
 
-def contend(job: Job, tasks: Sequence[str], progress: Progress) -> Results:
-    """Measured times and memory of one contender; "failed" says why a task gave nothing."""
-    row: Results = {"memory": {}}
-    for task in tasks:
-        progress(f"{job.kind} {Path(job.bundle).name if job.bundle else ''} {task}".replace("  ", " "))
-        try:
-            measured = json.loads(_child("bench.latency.baseline", replace(job, task=task).to_json()))
-        except RuntimeError as error:
-            row.setdefault("failed", {})[task] = str(error)
-            continue
-        row["memory"][task] = {"loaded": measured.pop("loaded")["resident"], **measured.pop("memory")}
-        row |= {name: figures(values) for name, values in measured.items() if values}
-    return row
+    def run(self, name: str, system: System, tasks: Mapping[str, int | None]) -> None:
+        """Measure a system at ``tasks`` (with the bytes of their files, or None), each in its own process; a failure ends only its task."""
+        for task, size in tasks.items():
+            self._progress(f"{name}, {task}")
+            try:
+                arguments = asdict(replace(system, task=task))
+                with closing(Worker("bench.latency.stages", arguments, name)) as worker:
+                    answer = worker.ask({})
+            except F2EdgeError as error:
+                self.failed.append({"system": name, "task": task, "reason": str(error)})
+                continue
+            self.memory.append({"system": name, "task": task, "files": size, **answer["memory"]})
+            times = {CALLS[stage]: values for stage, values in answer["times"].items() if stage in CALLS}
+            self.rows += [{"call": call, "system": name, "ms": spread(values)} for call, values in times.items()]
 
+    def add_shares(self, name: str, model: ModelConfiguration, limits: Mapping[str, float], rate: str, read: int | None) -> None:
+        """Add the share of the ceiling: a step's arithmetic over ``rate`` (Gop/s), a token's ``read`` bytes over the read rate."""
+        for row in (row for row in self.rows if row["system"] == name):
+            seconds = row["ms"]["median"] / 1e3
+            if row["call"] == CALLS["step_ms"]:
+                row["share"] = step_flops(model, [PROMPT_TOKENS + 3, 3], 1) / seconds / (limits[rate] * 1e9)
+            elif row["call"] == CALLS["token_ms"] and read is not None:
+                row |= {"token_bytes": read, "share": read / seconds / (limits["read_gb_per_s"] * 1e9)}
 
-def shares(row: Results, model: ModelConfiguration, limits: Mapping[str, float], precision: str, read_bytes: int | None) -> None:
-    """Add what part of the ceiling a step's useful arithmetic and a token's reading reach."""
-    if "step_ms" in row:
-        flops = step_flops(model, [PROMPT_TOKENS + 3, 3], 1)
-        row["step_share"] = flops / (row["step_ms"]["median"] / 1e3) / (limits[f"{precision}_gops"] * 1e9)
-    if "token_ms" in row and read_bytes is not None:
-        row["token_bytes"] = read_bytes
-        row["token_share"] = read_bytes / (row["token_ms"]["median"] / 1e3) / (limits["read_gb_per_s"] * 1e9)
-
-
-def compare_asked(
-    config: str | None,
-    layers: int | None,
-    work: Path,
-    recipes: str,
-    baselines: str,
-    *,
-    random_weights: bool,
-    threads: int | None,
-    repeats: int,
-) -> Results:
-    """:func:`compare` with the options of a command line, lists separated by commas; progress goes to stderr."""
-    return compare(
-        size_of(config, layers, random_weights=random_weights),
-        work,
-        recipes=[name for name in recipes.split(",") if name],
-        baselines=[name for name in baselines.split(",") if name],
-        threads=threads,
-        repeats=repeats,
-        progress=lambda message: print(message, file=sys.stderr, flush=True),
-    )
+    def table(self) -> list[Results]:
+        """Return the rows grouped by call, with ratios to :data:`REFERENCE` if that was measured."""
+        reference = {row["call"]: row["ms"]["median"] for row in self.rows if row["system"] == REFERENCE}
+        for row in self.rows:
+            if row["call"] in reference:
+                row["ratio"] = {"median": reference[row["call"]] / row["ms"]["median"]}
+        return [row for call in CALLS.values() for row in self.rows if row["call"] == call]
 
 
 def compare(
@@ -188,120 +161,77 @@ def compare(
     work: Path,
     *,
     recipes: Sequence[str] = RECIPES,
-    baselines: Sequence[str] = (*TORCH, PEER),
+    baselines: Sequence[str] = BASELINES,
     threads: int | None = None,
     repeats: int = 5,
     progress: Progress = print,
 ) -> Results:
-    """Measure everything at one size.
+    """Measure engines and baselines at one size.
 
     Args:
         size: of the model.
         work: folder of the bundles.
         recipes: engines, by names of :data:`export.quantize.recipes.RECIPES`.
-        baselines: of :data:`bench.latency.baseline.TORCH`, and "llama.cpp", which is left out with a word where it is not installed.
+        baselines: of :data:`bench.latency.stages.BASELINES`; "llama.cpp" is skipped where it is not installed.
         threads: None takes every usable core.
-        repeats: measured calls per figure; the lineage takes two of them.
-        progress: told what is measured.
+        repeats: measured calls per stage; "lineage" takes at most two.
+        progress: called with a message before each part.
+
+    Returns:
+        ``{"size", "machine", "ceilings": {threads: …}, "rows", "memory", "failed"}``; bytes and milliseconds.
 
     Raises:
         InputError: an unknown configuration, recipe or baseline.
     """
-    unknown = [name for name in baselines if name not in {*TORCH, PEER}]
+    unknown = [name for name in baselines if name not in BASELINES]
     if unknown:
-        raise InputError(f"unknown baseline {unknown[0]!r}; choose from {', '.join((*TORCH, PEER))}")
-    used = threads or usable_cores()
+        raise InputError(f"unknown baseline {unknown[0]!r}; choose from {', '.join(BASELINES)}")
+    used, before = threads or usable_cores(), machine()
     progress("ceilings")
-    limits = ceilings(used)
-    progress(", ".join(f"{name} {value:.1f}" for name, value in limits.items()))
-    rows: dict[str, Results] = {}
-    job = Job("engine", "t2i", size.configuration, size.layers, size.seed, "", used, repeats)
+    limits, measured = ceilings(used), Measured(progress)
+    system = System("engine", "t2i", size.configuration, size.layers, size.seed, "", used, repeats)
     for recipe, folder in written(size, recipes, work, progress).items():
         bundle = Bundle.load(folder, verify=False)
-        row = {
-            **contend(replace(job, bundle=str(folder)), tuple(TASKS), progress),
-            "bytes": {task: task_bytes(bundle, task) for task in TASKS},
-        }
+        measured.run(recipe, replace(system, bundle=str(folder)), {task: task_bytes(bundle, task) for task in TASKS})
         precision = bundle.manifest.graphs["t2i_step"].precision
-        shares(row, bundle.configuration, limits, "fp32" if precision == "fp32" else "int8", token_bytes(bundle))
-        rows[recipe] = row
-    for kind in (kind for kind in baselines if kind != PEER):
-        row = contend(replace(job, kind=kind, repeats=min(repeats, 2) if kind == "lineage" else repeats), tuple(TASKS), progress)
-        shares(row, size.model, limits, "fp32", None)
-        rows[f"torch {kind}"] = row
-    if PEER in baselines:
-        reason = llama_cpp.lacking(size.model)
-        progress(reason or PEER)
-        if not reason:
-            rows["llama.cpp Q4_0"] = _peer(size, work, replace(job, kind=PEER), limits, progress)
-    base = rows.get("torch lineage", {})
-    for row in rows.values():
-        row["ratio"] = {name: base[name]["median"] / row[name]["median"] for name in _TIMES if name in base and name in row}
-    return {"size": {**vars(size), "layers": size.model.layers}, "threads": used, "ceilings": limits, "contenders": rows}
+        rate = "fp32_gops" if precision == "fp32" else "int8_gops"
+        measured.add_shares(recipe, bundle.configuration, limits, rate, token_bytes(bundle))
+    for kind in baselines:
+        if kind == LLAMA_CPP:
+            reason = llama_cpp.unavailable(size.model)
+            if reason:
+                progress(reason)
+            else:
+                _run_llama_cpp(measured, size, work, replace(system, kind=kind, task="mmu"), limits)
+            continue
+        name = f"torch {kind}"
+        measured.run(name, replace(system, kind=kind, repeats=min(repeats, 2) if name == REFERENCE else repeats), dict.fromkeys(TASKS))
+        measured.add_shares(name, size.model, limits, "fp32_gops", None)
+    return {
+        "size": {**vars(size), "layers": size.model.layers},
+        "machine": before,
+        "ceilings": {str(used): limits},
+        "note": f"ratio: to {REFERENCE}",
+        "rows": measured.table(),
+        "memory": measured.memory,
+        "failed": measured.failed,
+    }
 
 
-def _peer(size: Size, work: Path, job: Job, limits: Mapping[str, float], progress: Progress) -> Results:
-    """llama.cpp's answers."""
+def _run_llama_cpp(measured: Measured, size: Size, work: Path, system: System, limits: Mapping[str, float]) -> None:
+    """Measure llama.cpp's answers."""
     file = size.folder(work) / "q4_0.gguf"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         llama_cpp.write_gguf(file.with_suffix(".partial"), size.model, size.seed).rename(file)
-    row = contend(replace(job, bundle=str(file)), ("mmu",), progress)
-    shares(row, size.model, limits, "fp32", llama_cpp.token_bytes(file, size.model))
-    return {**row, "bytes": {"mmu": file.stat().st_size}}
+    name = "llama.cpp Q4_0"
+    measured.run(name, replace(system, bundle=str(file)), {"mmu": file.stat().st_size})
+    measured.add_shares(name, size.model, limits, "fp32_gops", llama_cpp.token_bytes(file, size.model))
 
 
-def memory_of_bundle(bundle: str, threads: int | None = None) -> Results:
-    """Memory of one bundle's tasks."""
-    opened = Bundle.load(bundle)
-    used = threads or usable_cores()
-    row = contend(Job("engine", "t2i", bundle=str(opened.folder), threads=used, repeats=2), tuple(TASKS), lambda _: None)
-    row["bytes"] = {task: task_bytes(opened, task) for task in TASKS}
-    return {"bundle": opened.name, "threads": used, "contenders": {opened.name: row}}
-
-
-def _cell(row: Results, name: str, share: str = "") -> str:
-    if name not in row:
-        return "-"
-    parts = [f"{row[name]['median']:.1f}"]
-    if share in row:
-        parts.append(f"{100 * row[share]:.0f} %")
-    if name in row.get("ratio", {}):
-        parts.append(f"{row['ratio'][name]:.1f} x")
-    return "  ".join(parts)
-
-
-def print_comparison(results: Results, *, times: bool = True) -> None:
-    """Tables for people, then one line of JSON."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    if "ceilings" in results:
-        limits, size = results["ceilings"], results["size"]
-        console.print(
-            f"{size['configuration']}, {size['layers']} layers, random weights, {results['threads']} threads; ceilings: "
-            f"fp32 {limits['fp32_gops']:.0f} Gop/s, int8 {limits['int8_gops']:.0f} Gop/s, reading {limits['read_gb_per_s']:.1f} GB/s"
-        )
-    if times:
-        heads = ("guided step", "image + question", "answer token", "encode image", "decode image", "image in, first token out")
-        table = Table("ms", *heads, box=box.SIMPLE)
-        table.columns[0].no_wrap = True
-        for name, row in results["contenders"].items():
-            cells = [_cell(row, "step_ms", "step_share"), _cell(row, "prefill_ms"), _cell(row, "token_ms", "token_share")]
-            table.add_row(name, *cells, *(_cell(row, f"{part}_ms") for part in ("image_encode", "image_decode", "first_token")))
-        console.print(table)
-    table = Table("MB", "t2i size", "t2i memory", "mapped", "peak", "mmu size", "mmu memory", "mapped", "peak", box=box.SIMPLE)
-    table.columns[0].no_wrap = True
-    for name, row in results["contenders"].items():
-        cells = []
-        for task in TASKS:
-            sizes, used = row.get("bytes", {}), row["memory"].get(task, {})
-            values = (sizes.get(task), *(used.get(kind) for kind in ("resident", "mapped", "peak")))
-            cells += ["-" if value is None else f"{value / 1e6:.0f}" for value in values]
-        table.add_row(name, *cells)
-        for task, reason in row.get("failed", {}).items():
-            console.print(f"{name}, {task}: {reason}")
-    console.print(table)
-    print(json.dumps(results))
+def memory_of_bundle(name: str, threads: int | None = None) -> Results:
+    """Measure the memory of one bundle's tasks; ``{"bundle", "threads", "memory", "failed"}``."""
+    bundle, used, measured = Bundle.load(name), threads or usable_cores(), Measured(lambda _: None)
+    system = System("engine", "t2i", bundle=str(bundle.folder), threads=used, repeats=2)
+    measured.run(bundle.name, system, {task: task_bytes(bundle, task) for task in TASKS})
+    return {"bundle": bundle.name, "threads": used, "memory": measured.memory, "failed": measured.failed}

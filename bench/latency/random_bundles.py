@@ -1,4 +1,4 @@
-r"""Bundles of random weights for the benches, written in a process of its own, which takes PyTorch's memory with it when it ends.
+r"""Bundles of random weights for the benches, written in a worker process, whose end frees PyTorch's memory.
 
     python -m bench.latency.random_bundles \
         '{"configuration": "show-o", "layers": 2, "seed": 0, "recipes": ["int8"], "folder": "runs/show-o"}'
@@ -9,28 +9,25 @@ Times do not depend on values, so recipes that would calibrate the transformer r
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import onnx_ir as ir
-
-from export.bundle_writer import Card, recipe_form, trace_all, write_bundle
+from bench.latency.worker import Handler, Message, serve
+from export.bundle_writer import ModelCard, recipe_transform, trace_all, write_bundle
 from export.checkpoints.random_weights import random_models_of, shortened
-from export.defaults import manner_of
-from export.graph.trace import Models
-from export.onnx_export import calibration_of, held_out, pixels_of
-from export.quantize.quantize import Calibration
+from export.defaults import defaults_of
+from export.onnx_export import held_out, pixels_of
 from export.quantize.recipes import RECIPES, Recipe, recipe_named
-from export.verify.parity import Inputs
+from export.quantize.requantize import calibrate
+from export.verify.parity import SampleInputs
 from f2edge.bundle.bundle import TOKENIZER, embedded_folder
 from f2edge.spec.layout import TokenLayout
 
 
 def uncalibrated(recipe: Recipe) -> Recipe:
-    """The same kernels without calibration of linear layers."""
+    """Return the recipe with the same kernels and without calibration of linear layers."""
 
     def plain(name: str) -> str:
         own = recipe_named(name)
@@ -40,35 +37,27 @@ def uncalibrated(recipe: Recipe) -> Recipe:
     return replace(recipe, method="rtn", smooth=None, graphs={graph: plain(name) for graph, name in recipe.graphs.items()})
 
 
-def pictures_seen(traced: Mapping[str, ir.Model], recipe: Recipe, models: Models) -> Calibration | None:
-    """Ranges of the convolutions that ``recipe`` computes in int8, from two rendered pictures; None where it computes none."""
-    if all(recipe.of(graph).convolutions != "computed" for graph in traced):
-        return None
-    layout = TokenLayout.of(models.configuration, 0, 1)
-    pixels = pixels_of(held_out(2, models.configuration.tokenizer.image_size))
-    return calibration_of(traced, recipe, layout, Inputs([], [], pixels, []))
-
-
-def write(configuration: str, layers: int | None, seed: int, recipes: Sequence[str], folder: Path) -> None:
-    """One bundle per recipe, ``folder/<recipe>``."""
+def start(configuration: str, layers: int | None, seed: int, recipes: Sequence[str], folder: str) -> tuple[Message, Handler]:
+    """Write one bundle per recipe to ``folder/<recipe>``."""
     chosen = [recipe_named(name) for name in recipes]
     models = random_models_of(shortened(configuration, layers), seed)
-    manner = manner_of(models.configuration)
-    card = Card("Random weights; for benches.", generation=manner.generation, question_template=manner.question_template)
+    defaults = defaults_of(models.configuration)
+    card = ModelCard("Random weights; for benches.", generation=defaults.generation, question_template=defaults.question_template)
     traced = trace_all(models, lambda message: print(message, file=sys.stderr))
-    for recipe in chosen:
+    pixels = pixels_of(held_out(2, models.configuration.tokenizer.image_size))
+    inputs, layout = SampleInputs([], [], pixels, []), TokenLayout.of(models.configuration, 0, 1)
+    for recipe in map(uncalibrated, chosen):
         write_bundle(
-            folder / recipe.name,
+            Path(folder) / recipe.name,
             models=models,
             text_tokenizer_path=embedded_folder() / "nano" / TOKENIZER,
             recipe=recipe.name,
-            form=recipe_form(uncalibrated(recipe), pictures_seen(traced, uncalibrated(recipe), models)),
+            transform=recipe_transform(recipe, calibrate(traced, recipe, layout, inputs)),
             card=card,
             traced=traced,
         )
+    return {"written": list(recipes)}, lambda _: {}
 
 
 if __name__ == "__main__":
-    row = json.loads(sys.argv[1])
-    write(row["configuration"], row["layers"], row["seed"], row["recipes"], Path(row["folder"]))
-    print(json.dumps({"written": row["recipes"], "known": sorted(RECIPES)}))
+    serve(start)

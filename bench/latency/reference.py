@@ -1,15 +1,15 @@
-"""What f2edge is measured against: the same weights and the same noise, decoded in PyTorch as the model's own lineage does it.
+"""PyTorch baselines: the same weights and the same noise, decoded as in the code of the model's lineage (Show-o).
 
-:class:`Lineage` is Show-o's way, plainly: every step passes the whole sequence (the prompt padded to its longest, then the image) through
+:class:`Lineage` follows Show-o's code: every step passes the whole sequence (the prompt padded to its longest, then the image) through
 all layers, in both branches of guidance, and every column meets the head of the whole vocabulary; every answer token passes image,
-question and answer again.  :class:`CachedTorch` is the stronger baseline: the exact caches and the sliced heads that the engines have, and,
-where asked for, ``torch.compile``.  All of them end in the same tokens in fp32.
+question and answer again.  :class:`CachedTorch` is the stronger baseline: the same caches and sliced heads as the engines, and
+optionally ``torch.compile``.  All of them end in the same tokens in fp32.
 
-Both are ways in the sense of :mod:`bench.latency.decoders`.
+Both follow the protocol of :class:`bench.latency.decoders.Decoder`.
 
->>> way = Lineage(models, layout)                                                                     # doctest: +SKIP
->>> decode(way.step([prompt]), masked, [plan(schedule, everything, seed)], [seed])                    # doctest: +SKIP
->>> answer(*way.reading(codes, features), *left_pad([question], layout.pad), end_of_text=2, max_tokens=8)  # doctest: +SKIP
+>>> decoder = Lineage(models, layout)                                                                     # doctest: +SKIP
+>>> decode(decoder.step([prompt]), masked, [plan(schedule, everything, seed)], [seed])                    # doctest: +SKIP
+>>> answer(*decoder.prefill(codes, features), *left_pad([question], layout.pad), end_of_text=2, max_tokens=8)  # doctest: +SKIP
 
 Axes: B branches or questions, P prompt columns, J image columns, N image tokens, V image codes, D width.
 """
@@ -29,7 +29,7 @@ from export.graph.sampling import sample
 from export.graph.trace import Models, wrapper
 from export.model.attention import additive, rotary_table
 from export.model.experts import TokenExpertLayer
-from export.model.transformer import Block, Segments
+from export.model.transformer import Segments, TransformerBlock
 from export.verify.parity import TorchBackend
 from f2edge.decoding.autoregressive import ExtendFunction
 from f2edge.decoding.parallel import UNCONDITIONAL, Feeds, StepFunction
@@ -43,7 +43,7 @@ class Lineage:
     """Whole sequences, the whole vocabulary, no caches.
 
     Args:
-        models: the transformer in fp32; nothing of it is changed.
+        models: the transformer in fp32; not modified.
         layout: token layout.
     """
 
@@ -52,14 +52,14 @@ class Lineage:
         self.model, self.layout = models.transformer, layout
         model = self.model
         rows = len(layout.specials)
-        # One head over [text, specials, codes, mask]; the rows that a trained model never chooses are zero here and cost as much.
+        # One head over [text, specials, codes, mask]; rows that a trained model never chooses are zero and cost the same.
         blank = torch.zeros(rows, model.configuration.width)
         with torch.inference_mode():
             self.head = torch.cat((model.text_head.weight, blank, model.image_head_weight(), blank[:1]))
             self.bias = torch.cat((model.text_head.bias, blank[:, 0], model.image_head.bias, blank[:1, 0]))
 
     def step(self, prompts: Sequence[Sequence[int]]) -> StepFunction:
-        """See :class:`bench.latency.decoders.Way`."""
+        """See :class:`bench.latency.decoders.Decoder`."""
 
         def run(feeds: Feeds, prefixes: tuple[int, ...]) -> tuple[Ids, Ids]:
             given = {name: torch.from_numpy(np.asarray(array)) for name, array in feeds.items()}
@@ -89,8 +89,8 @@ class Lineage:
         hidden = self.hidden(x, column[None], seen, "t2i", Segments(P), self.model.noise_sources(mask_ratio))
         return self.scores(hidden, P + 1)
 
-    def reading(self, codes: Ids, features: Features) -> tuple[ExtendFunction[Tensor], Tensor]:
-        """See :class:`bench.latency.decoders.Way`; the state is all text so far."""
+    def prefill(self, codes: Ids, features: Features) -> tuple[ExtendFunction[Tensor], Tensor]:
+        """See :class:`bench.latency.decoders.Decoder`; the state is all text so far."""
         given = [torch.from_numpy(features[name]) if name in features else torch.zeros(0) for name in ("semantic", "identity")]
         image = torch.from_numpy(codes)
 
@@ -115,15 +115,15 @@ class Lineage:
         x = torch.cat((model.understanding_segment(codes), model.embedding(words)), dim=1)
         return self.scores(self.hidden(x, positions, seen, "mmu", Segments(1), sources), 2)
 
-    def hidden(  # noqa: PLR0917 - what stands where, who sees whom, and for which task
+    def hidden(  # noqa: PLR0917 - states, positions, mask, task group, image columns, feature sources
         self, x: Tensor, positions: Tensor, seen: Tensor, group: str, image: Segments, sources: Mapping[str, Tensor]
     ) -> Tensor:
-        """All layers over (B, S, D); ``seen`` bool (B, S, S)."""
+        """Run all layers over (B, S, D); ``seen`` bool (B, S, S)."""
         configuration = self.model.configuration
         table = rotary_table(positions, configuration.rotary, configuration.rotary_base)
         mask = additive(seen)[:, None]
         for block in self.model.blocks:
-            assert isinstance(block, Block)
+            assert isinstance(block, TransformerBlock)
             h = block.norm(x)
             attended, _ = block.attention(h, table, mask)
             experts = block.experts[group] if block.routed else None
@@ -142,7 +142,7 @@ class Lineage:
 
 
 def looped_experts(layer: TokenExpertLayer, x: Tensor) -> Tensor:
-    """:class:`TokenExpertLayer` expert by expert, each on the tokens that chose it: the usual loop of PyTorch implementations."""
+    """:class:`TokenExpertLayer` computed expert by expert, each on the tokens routed to it: the usual loop of PyTorch implementations."""
     gates, _, chosen = layer.router(x)  # (B, S, E)
     shared = slice(0, layer.shape.shared_width)
     flat, gate, picked = x.flatten(0, -2), gates.flatten(0, -2), chosen.flatten(0, -2)
@@ -159,11 +159,11 @@ def _expert(layer: TokenExpertLayer, x: Tensor, rows: slice) -> Tensor:
 
 
 class CachedTorch(TorchBackend):
-    """The engines' own algorithm in PyTorch with the fused attention kernel: a backend for :class:`bench.latency.decoders.Graphs`.
+    """The engines' algorithm in PyTorch with fused attention: a backend for :class:`bench.latency.decoders.GraphDecoder`.
 
     Args:
-        models: in fp32; their attention is switched to the fused form.
-        compiled: whether ``torch.compile`` sees each graph's module.
+        models: in fp32; their attention is switched to the fused kernel.
+        compiled: apply ``torch.compile`` to each graph's module.
     """
 
     name = "cached"

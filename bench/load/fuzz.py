@@ -1,16 +1,15 @@
-"""Hostile calls against a real server for as long as one likes: ``python -m bench fuzz --duration 600``.
+"""Fuzzing of a real server with hostile calls: ``python -m bench fuzz --duration 600``.
 
-It starts ``f2edge serve`` on 127.0.0.1, sends one attempt after another and looks at the process around each: processor time, and the
-peak of its memory.  A finding is a status that the contract does not document, more than 200 ms of processor time or 200 MB for a call
-that was refused, a call that takes 20 s, a message that names something of the inside, a health check that fails, or the server's end.
-``tests/f2edge/server/test_server_fuzz.py`` does the same in a minute, with Hypothesis.  The attempts behind findings are kept where
-``--out`` says.
+It starts ``f2edge serve`` on 127.0.0.1, sends one attempt after another and measures the process around each: processor time and peak
+memory.  A finding is an undocumented status, more than 200 ms of processor time or 200 MB for a refused call, a call of more than 20 s, an
+error message that shows internals, a failed health check, or the end of the server.
+``tests/f2edge/server/test_server_fuzz.py`` does the same in a minute, with Hypothesis.  ``--out`` keeps the attempts behind
+findings.  ``--wire`` attacks below gRPC's client library instead (:mod:`bench.load.wire.siege`).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import socket
 import sys
 import tempfile
@@ -19,38 +18,40 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import grpc
 import typer
 
-from bench.load.fuzz_inputs import METHODS, Attempt, Inputs
-from bench.load.server import ServerProcess, check
+from bench.load.fuzz_inputs import METHODS, Attempt, HostileCalls
+from bench.load.server import ServerProcess, Watch, check
+from bench.load.wire import siege
+from bench.options import AsJson, BundleName, Threads
+from bench.results import Results, unwritable
 from f2edge.cli.console import Output
 from f2edge.errors import InputError
 from f2edge.server.rpc import SERVICE
 
-#: What a call of at most 4 MiB may cost.
+#: Largest cost of a call of at most 4 MiB.
 PROCESSOR_MS, MEMORY_MB, LONGEST_S = 200.0, 200.0, 20.0
-#: Codes that the contract documents for what anybody may send; UNIMPLEMENTED and INTERNAL are gRPC's own, for what is no call of it.
+#: Documented codes; gRPC adds UNIMPLEMENTED, INTERNAL and UNKNOWN for a wrong number of messages.
 DOCUMENTED = frozenset({"OK", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "CANCELLED"})
 _WRONG_COUNT = frozenset({"UNIMPLEMENTED", "INTERNAL", "UNKNOWN"})
 _PLACES = ("Traceback", "site-packages", str(Path(__file__).parents[2]), sys.prefix, tempfile.gettempdir() + "/")
 _CHECK_EVERY = 25
 _KEPT = 20
 _NOTHING_SENT_S = 0.5
-_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
 class Findings:
-    """What was seen.
+    """Results of a fuzzing run.
 
     Attributes:
         codes: by kind of attempt.
-        refused_ms, refused_mb: processor time and growth of memory of the costliest call that was refused.
-        answered_ms: processor time of the costliest call that was answered: the model's work is in it.
-        found: what should not be, in words.
+        refused_ms, refused_mb: processor time and growth of memory of the costliest refused call.
+        answered_ms: processor time of the costliest answered call, the model's work included.
+        found: findings in words.
     """
 
     calls: int = 0
@@ -62,33 +63,9 @@ class Findings:
     found: list[str] = field(default_factory=list)
 
 
-class Watch:
-    """Processor time and peak memory of a process around a call (Linux)."""
-
-    def __init__(self, pid: int) -> None:
-        self._folder = Path(f"/proc/{pid}")
-
-    def begin(self) -> None:
-        (self._folder / "clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
-        self._before = self._ms(), self._mb("VmRSS")
-
-    def end(self) -> tuple[float, float]:
-        """Milliseconds and megabytes since :meth:`begin`."""
-        ms, mb = self._before
-        return self._ms() - ms, self._mb("VmHWM") - mb
-
-    def _ms(self) -> float:
-        fields = (self._folder / "stat").read_text(encoding="ascii").rpartition(")")[2].split()
-        return 1e3 * _TICK_S * (int(fields[11]) + int(fields[12]))
-
-    def _mb(self, name: str) -> float:
-        lines = (self._folder / "status").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(name + ":"))
-
-
 def send(channel: grpc.Channel, attempt: Attempt) -> tuple[str, str]:
-    """Make a call; its code and message."""
-    # gRPC's server leaves a call without its message open for as long as the caller likes, at no cost
+    """Make a call; return its code and message."""
+    # gRPC keeps a call without a message open until its deadline, at no cost
     arguments = {"timeout": LONGEST_S if attempt.messages else _NOTHING_SENT_S, "metadata": attempt.metadata}
     if attempt.gzip:
         arguments["compression"] = grpc.Compression.Gzip
@@ -104,14 +81,14 @@ def send(channel: grpc.Channel, attempt: Attempt) -> tuple[str, str]:
 
 
 def judge(attempt: Attempt, code: str, message: str, cost: tuple[float, float], seconds: float) -> list[str]:
-    """What is wrong with the end of a call."""
+    """Return the findings about a finished call."""
     ms, mb = cost
     allowed = DOCUMENTED | _WRONG_COUNT if len(attempt.messages) != 1 else DOCUMENTED
     wrong = []
     if code not in allowed:
         wrong.append(f"ended with {code}: {message[:200]}")
     if any(place in message for place in _PLACES):
-        wrong.append(f"names something of the inside: {message[:200]}")
+        wrong.append(f"shows internals: {message[:200]}")
     if code not in ("OK", "DEADLINE_EXCEEDED") and len(attempt.messages) <= 1 and (ms > PROCESSOR_MS or mb > MEMORY_MB):
         wrong.append(f"was refused after {ms:.0f} ms of processor time and {mb:.0f} MB")
     if seconds > LONGEST_S or mb > MEMORY_MB:
@@ -119,11 +96,11 @@ def judge(attempt: Attempt, code: str, message: str, cost: tuple[float, float], 
     return [f"{attempt.kind}, {attempt.method}: {what}" for what in wrong]
 
 
-def run(server: ServerProcess, seconds: float, seed: int, speak: Output, out: Path | None) -> Findings:
-    """Attempt after attempt until the time is over or the server is."""
-    findings, inputs, watch = Findings(), Inputs(seed), Watch(server.pid)
+def run(server: ServerProcess, seconds: float, seed: int, output: Output, out: Path | None) -> Findings:
+    """Send attempts until ``seconds`` have passed, the server has ended, or enough findings are kept."""
+    findings, inputs, watch = Findings(), HostileCalls(seed), Watch(server.pid)
     start = time.perf_counter()
-    with grpc.insecure_channel(server.address) as channel, speak.progress("fuzz") as progress:
+    with grpc.insecure_channel(server.address) as channel, output.progress("fuzz") as progress:
         check(channel)
         while (elapsed := time.perf_counter() - start) < seconds and len(findings.found) < _KEPT:
             progress(int(elapsed), int(seconds))
@@ -139,7 +116,7 @@ def run(server: ServerProcess, seconds: float, seed: int, speak: Output, out: Pa
             _count(findings, attempt, code, cost)
             wrong = judge(attempt, code, message, cost, time.perf_counter() - begun)
             if findings.calls % _CHECK_EVERY == 0:
-                wrong += _rude_connection(server.address, inputs, findings)
+                wrong += _raw_connection(server.address, inputs, findings)
                 state = check(channel)
                 wrong += [f"after {attempt.kind}: health says {state}"] if state != "SERVING" else []
             if wrong:
@@ -157,8 +134,8 @@ def _count(findings: Findings, attempt: Attempt, code: str, cost: tuple[float, f
         findings.refused_ms, findings.refused_mb = max(findings.refused_ms, cost[0]), max(findings.refused_mb, cost[1])
 
 
-def _rude_connection(address: str, inputs: Inputs, findings: Findings) -> list[str]:
-    """Bytes that are no gRPC, on a connection of their own."""
+def _raw_connection(address: str, inputs: HostileCalls, findings: Findings) -> list[str]:
+    """Send bytes that are not gRPC over a separate connection."""
     host, _, port = address.rpartition(":")
     findings.connections += 1
     try:
@@ -169,7 +146,7 @@ def _rude_connection(address: str, inputs: Inputs, findings: Findings) -> list[s
     except (TimeoutError, ConnectionResetError, BrokenPipeError):
         pass
     except OSError as error:
-        return [f"a bare connection: {error.strerror}"]
+        return [f"a raw connection: {error.strerror}"]
     return []
 
 
@@ -182,15 +159,15 @@ def _keep(attempt: Attempt, number: int, out: Path | None) -> None:
         for index, message in enumerate(attempt.messages):
             (folder / f"{index}.bin").write_bytes(message)
     except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another folder") from error
+        raise unwritable(out, error) from error
 
 
-def report(findings: Findings, seconds: float) -> dict[str, Any]:
-    """As one document."""
+def report(findings: Findings, seconds: float) -> Results:
+    """Return the results as one document."""
     return {
         "seconds": seconds,
         "calls": findings.calls,
-        "bare_connections": findings.connections,
+        "raw_connections": findings.connections,
         "codes": {kind: dict(codes) for kind, codes in sorted(findings.codes.items())},
         "refused_processor_ms_most": findings.refused_ms,
         "refused_memory_mb_most": findings.refused_mb,
@@ -199,16 +176,16 @@ def report(findings: Findings, seconds: float) -> dict[str, Any]:
     }
 
 
-def _show(document: dict[str, Any], speak: Output) -> None:
+def _show(document: Results, output: Output) -> None:
     rows = [(kind, ", ".join(f"{count} {code}" for code, count in codes.items())) for kind, codes in document["codes"].items()]
-    speak.table(("attempts", "ended with…"), rows)
-    speak.line(
-        f"{document['calls']} calls and {document['bare_connections']} bare connections in {document['seconds']:.0f} s; refused "
+    output.table(("attempts", "ended with…"), rows)
+    output.line(
+        f"{document['calls']} calls and {document['raw_connections']} raw connections in {document['seconds']:.0f} s; refused "
         f"calls took at most {document['refused_processor_ms_most']:.0f} ms of processor and {document['refused_memory_mb_most']:.0f} MB"
     )
-    speak.line(f"findings: {len(document['found'])}")
+    output.line(f"findings: {len(document['found'])}")
     for what in document["found"]:
-        speak.line(f"  {what}")
+        output.line(f"  {what}")
 
 
 def _arguments(bundle: str, threads: int | None) -> Sequence[str]:
@@ -217,22 +194,35 @@ def _arguments(bundle: str, threads: int | None) -> Sequence[str]:
 
 def fuzz(
     *,
-    seconds: Annotated[float, typer.Option("--duration", min=1.0, max=86_400.0, help="How long.")] = 60.0,
-    seed: Annotated[int, typer.Option(help="Of the attempts.")] = 1,
-    bundle: Annotated[str, typer.Option(help="Name or folder of a bundle.")] = "nano",
-    threads: Annotated[int | None, typer.Option(help="CPU threads of the server.", show_default=False)] = None,
+    seconds: Annotated[float, typer.Option("--duration", min=1.0, max=86_400.0, help="Seconds.")] = 60.0,
+    seed: Annotated[int, typer.Option(help="Seed of the attempts.")] = 1,
+    bundle: BundleName = "nano",
+    threads: Threads = None,
+    wire: Annotated[bool, typer.Option("--wire", help="Attack below the client library, beside honest clients.")] = False,
+    rate: Annotated[float, typer.Option(help="With --wire: conversations a second.")] = 200.0,
+    pictures: Annotated[int, typer.Option(help="With --wire: hostile pictures sent one at a time, before.")] = 200,
     out: Annotated[Path | None, typer.Option(help="Folder for the attempts behind findings.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Send a server what nobody sane would send; exit code 1 where something is found."""
-    speak = Output(json=as_json)
+    """Fuzz a server with hostile calls; exit with code 1 if there are findings."""
+    output = Output(json=as_json)
     if not Path("/proc/self/clear_refs").exists():
         raise InputError("the fuzzing bench reads the server's memory from /proc, which this system lacks; run it on Linux")
+    if wire:
+        with ServerProcess(_arguments(bundle, threads)) as server:
+            costs = siege.hostile_pictures(server, pictures, seed, output)
+            figures = siege.besiege(server, seconds, seed, rate, output)
+            broken = siege.findings(costs, figures, server.problems())
+        siege.show(costs, figures, broken, output)
+        print(json.dumps({"pictures": costs, "siege": figures, "found": broken}))
+        if broken:
+            raise typer.Exit(1)
+        return
     with ServerProcess(_arguments(bundle, threads)) as server:
         begun = time.perf_counter()
-        findings = run(server, seconds, seed, speak, out)
+        findings = run(server, seconds, seed, output, out)
         document = report(findings, time.perf_counter() - begun)
-    _show(document, speak)
+    _show(document, output)
     print(json.dumps(document))
     if findings.found:
         raise typer.Exit(1)

@@ -1,6 +1,6 @@
 """Hostile calls for the fuzzing bench: bytes, messages with wrong bytes, pictures with wrong bytes, compression, arity, metadata.
 
-Everything follows from a seed.  Valid messages ask for as little work as there is, so that what takes long is not the model.
+The seed determines all calls.  Valid messages ask for as little work as possible, so that the model's time is small.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Attempt:
     """One hostile call.
 
     Attributes:
-        kind: of hostility, for the report.
-        messages: sent to ``method``, one for each message of the stream; several or none where the method takes one.
+        kind: for the report.
+        messages: sent to ``method``; for unary methods their number may be wrong.
         gzip: compress them on the wire.
     """
 
@@ -39,8 +39,8 @@ class Attempt:
     gzip: bool = False
 
 
-class Inputs:
-    """An endless supply of attempts."""
+class HostileCalls:
+    """Generator of attempts."""
 
     def __init__(self, seed: int) -> None:
         self._rng = random.Random(seed)  # noqa: S311
@@ -63,7 +63,7 @@ class Inputs:
         return self._rng.choice(self._kinds)()
 
     def frames(self) -> bytes:
-        """Bytes for a bare connection: HTTP/2 as far as a few frames of random kinds, or nothing of the sort."""
+        """Return bytes for a raw connection: HTTP/2 with a few random frames, or random bytes."""
         if self._rng.random() < 0.3:
             return self._rng.randbytes(self._rng.randrange(1, 2000))
         frames = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -78,7 +78,7 @@ class Inputs:
         return self._rng.choice(sorted(METHODS))
 
     def _valid(self, method: str) -> bytes:
-        """A message that the server answers, with little work."""
+        """Return a valid message that needs little work."""
         image, options = self._rng.choice(self._pictures), pb.DecodingOptions(steps=1, guidance=0.0)
         messages: dict[str, Any] = {
             "Generate": pb.GenerateRequest(prompt="a face", seed=1, options=options),
@@ -107,7 +107,7 @@ class Inputs:
         return self._with_picture("pictures, changed", self._change(self._rng.choice(self._pictures)))
 
     def _large_picture(self) -> Attempt:
-        """As large as fits, or larger, of a flat colour: few bytes, many pixels."""
+        """Return a picture of few bytes and many pixels, up to sizes beyond the limits."""
         width, height = self._rng.choice(_SIDES), self._rng.choice(_SIDES)
         return self._with_picture("pictures of any size", _picture(width, self._rng.choice(("PNG", "JPEG", "WEBP")), height))
 
@@ -126,7 +126,7 @@ class Inputs:
         return Attempt(kind, method, (types[method](image=data, **more.get(method, {})).SerializeToString(),))
 
     def _compressed(self) -> Attempt:
-        """Up to 64 MB of zeros in a few kilobytes."""
+        """Return up to 64 MB of zeros, compressed to a few kilobytes."""
         return Attempt("compressed zeros", self._method(), (bytes(self._rng.choice((1 << 10, _LARGEST, 64 << 20))),), gzip=True)
 
     def _wrong_count(self) -> Attempt:
@@ -143,7 +143,7 @@ class Inputs:
         return Attempt("metadata", "GetModel", (b"",), tuple(pairs))
 
     def _swarm(self) -> Attempt:
-        """A field of a few bytes, as often as fits."""
+        """Repeat a field of a few bytes up to the largest message."""
         method, field = (
             self._method(),
             self._rng.choice((b"\x12\x00", b"\x1a\x00", b"\x22\x00", b"\xf8\x7f\x01", b"\x0a\x00", b"\x32\x01\x01")),
@@ -167,7 +167,7 @@ class Inputs:
 
 
 def _picture(width: int, kind: str, height: int | None = None) -> bytes:
-    """A smooth picture; its bytes are few for its size."""
+    """Return a smooth picture, small in bytes."""
     rows = np.linspace(0, 255, width, dtype=np.uint8)
     pixels = np.broadcast_to(rows[None, :, None], (height or width, width, 3))
     buffer = io.BytesIO()

@@ -1,19 +1,18 @@
-"""How a server behaves under load: ``python -m bench load``.
+"""Load tests of a server: ``python -m bench load``.
 
     python -m bench load --scenario closed --clients 8                  # as fast as eight clients go
     python -m bench load --scenario open --rate 6 --slo generate=1500,ask=300
     python -m bench load --scenario server --bound 2000                 # MLPerf-style: the highest Poisson rate with p99 below 2 s
     python -m bench load --soak 600 --out runs/soak
 
-It starts a server of its own on 127.0.0.1 and ends it; ``--server HOST:PORT`` asks one that runs already, and only that one.  Every run is
-bounded in requests and in time.  The scenarios named after MLPerf have its arrival patterns and its metrics, and are no MLPerf results.
+It starts a server on 127.0.0.1 and stops it afterwards; ``--server HOST:PORT`` uses a running one.  Every run is bounded in requests and
+time.  The scenarios named after MLPerf have its arrival patterns and metrics, but are not MLPerf results.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -24,12 +23,16 @@ import typer
 
 from bench.load import loops
 from bench.load.loops import Progress, Run
-from bench.load.plan import Plan, Scenario, Session
-from bench.load.report import figures_of, health_figures, order_statistic, plot, show
+from bench.load.plan import LoadPlan, Scenario, Session, parse_scenario
+from bench.load.report import health_results, order_statistic, plot, results_of, show
 from bench.load.server import ServerProcess, health_sampler, target
-from bench.load.slo import promises, show_promises
-from bench.load.soak import CLIENTS, figures_of_soak, memory_sampler, replies_alone, soak
+from bench.load.slo import measure_slo, show_slo
+from bench.load.soak import CLIENTS, held_samplers, memory_sampler, replies_alone, soak, soak_results
+from bench.load.wire.attackers import attacking
 from bench.load.work import DEFAULT_MIX, callers
+from bench.options import AsJson, Steps
+from bench.results import Results, write_json
+from bench.results import document as to_line
 from f2edge.cli.console import Output
 from f2edge.cli.serve import SWITCH_S
 from f2edge.client.connection import Connection
@@ -38,27 +41,27 @@ from f2edge.errors import InputError, ServerError
 _LISTED = 5
 
 
-def run_scenario(plan: Plan, connection: Connection, speak: Output, out: Path | None) -> dict[str, Any]:
-    """Put the plan's load on a server; figures, shown and plotted."""
+def run_scenario(plan: LoadPlan, connection: Connection, output: Output, out: Path | None) -> Results:
+    """Run the plan's scenario on a server; print and plot its results."""
     session = Session(plan, connection)
-    with health_sampler(connection) as health, speak.progress(plan.scenario) as progress:
+    with health_sampler(connection) as health, output.progress(plan.scenario) as progress:
         if plan.scenario == "server":
             peak, trials, run = asyncio.run(session.peak(progress))
             extra = {"peak_per_second": peak, "bound_ms": plan.bound_ms, "trials": trials}
         else:
             run = asyncio.run(session.run(progress))
             extra = {}
-    figures = {**figures_of(run, session.slo), **extra, "health": health_figures(health)}
-    figures["mlperf_style"] = mlperf_style(plan, run, figures)
-    show(plan.scenario, figures, speak)
-    if figures["mlperf_style"]:
-        speak.line(f"MLPerf-style {plan.scenario}: {figures['mlperf_style']}")
-    _finish(run, session.slo, out, plan.scenario, speak)
-    return figures
+    results = {**results_of(run, session.slo), **extra, "health": health_results(health)}
+    results["mlperf_style"] = mlperf_style(plan, run, results)
+    show(plan.scenario, results, output)
+    if results["mlperf_style"]:
+        output.line(f"MLPerf-style {plan.scenario}: {results['mlperf_style']}")
+    _finish(run, session.slo, out, plan.scenario, output)
+    return results
 
 
-def mlperf_style(plan: Plan, run: Run, figures: Mapping[str, Any]) -> str:
-    """The figure that MLPerf would take from such a run, in words; "" where it has no such scenario."""
+def mlperf_style(plan: LoadPlan, run: Run, results: Mapping[str, Any]) -> str:
+    """Return the metric that MLPerf defines for such a run, in words; "" for other scenarios."""
     few = "" if len(run.samples) >= 1024 else f" (of {len(run.samples)} samples only)"
     if plan.scenario == "single-stream":
         return f"90th percentile {order_statistic(run.samples, 90):.1f} ms{few}"
@@ -68,12 +71,12 @@ def mlperf_style(plan: Plan, run: Run, figures: Mapping[str, Any]) -> str:
         ]
         return f"99th percentile of queries of {loops.STREAMS}: {order_statistic(slowest, 99):.1f} ms{few}"
     if plan.scenario == "server":
-        return f"{figures['peak_per_second']:.2f} requests a second with p99 within {plan.bound_ms:g} ms{few}"
-    return f"{figures['per_second']:.2f} samples a second{few}" if plan.scenario == "offline" else ""
+        return f"{results['peak_per_second']:.2f} requests a second with p99 within {plan.bound_ms:g} ms{few}"
+    return f"{results['per_second']:.2f} samples a second{few}" if plan.scenario == "offline" else ""
 
 
-def run_soak(plan: Plan, connection: Connection, process: ServerProcess | None, speak: Output, out: Path | None) -> dict[str, Any]:
-    """The soak; see :mod:`bench.load.soak`."""
+def run_soak(plan: LoadPlan, connection: Connection, process: ServerProcess | None, output: Output, out: Path | None) -> Results:
+    """Run a soak test; see :mod:`bench.load.soak`."""
     session = Session(plan, connection)
 
     async def everything(alone_progress: Progress, progress: Progress) -> Any:
@@ -81,65 +84,73 @@ def run_soak(plan: Plan, connection: Connection, process: ServerProcess | None, 
             alone, run_alone = await replies_alone(made[0], session.queries, alone_progress)
             failed = [s for s in run_alone.samples if not s.ok]
             if failed:
-                raise ServerError(f"{failed[0].method} fails when it is alone already: {failed[0].reply.code}; choose another --mix")
-            with memory_sampler(process.pid if process else None) as memory, health_sampler(connection) as health:
+                raise ServerError(f"{failed[0].method} fails without load already: {failed[0].reply.code}; choose another --mix")
+            pid = process.pid if process else None
+            files, threads = held_samplers(pid)
+            besieged = attacking(connection.target, plan.seconds, seed=plan.seed) if plan.wire else contextlib.nullcontext(dict)
+            with memory_sampler(pid) as memory, health_sampler(connection) as health, files, threads, besieged as attacks:
                 run, findings = await soak(made, session.mixed(), alone, seconds=plan.seconds, seed=plan.seed, progress=progress)
-            return run, run_alone, findings, memory, health
+                counts = await asyncio.to_thread(attacks)
+            return run, run_alone, soak_results(findings, memory, health, (files, threads), plan.seconds, wire=plan.wire), counts
 
-    with speak.progress("soak") as progress:
-        run, run_alone, findings, memory, health = asyncio.run(everything(lambda _done, _all: None, progress))
-    figures = {
-        **figures_of(run, session.slo),
-        "alone": figures_of(run_alone, session.slo)["latency_ms"],
-        "soak": figures_of_soak(findings, memory, health, plan.seconds),
+    with output.progress("soak") as progress:
+        run, run_alone, found, attacks = asyncio.run(everything(lambda _done, _all: None, progress))
+    results = {
+        **results_of(run, session.slo),
+        "alone": results_of(run_alone, session.slo)["latency_ms"],
+        "soak": found,
+        "attacks": attacks,
     }
-    show(f"soak of {plan.clients} clients", figures, speak)
-    found = figures["soak"]
-    drift = "not seen" if found["memory_drift_mb"] is None else f"{found['memory_drift_mb']:+.1f} MB"
+    show(f"soak of {plan.clients} clients", results, output)
+    drift = "unknown" if found["memory_drift_mb"] is None else f"{found['memory_drift_mb']:+.1f} MB"
     checks = found["health"]["ms"]
-    speak.line(
-        f"errors {found['errors']}, replies unlike those alone {found['different_replies']}, memory drift {drift}, "
+    output.line(
+        f"errors {found['errors']}, replies that differ from those without load {found['different_replies']}, memory drift {drift}, "
+        f"open files {found['open_files_growth']}, threads {found['threads_growth']} more, "
         f"health at most {checks.get('max', float('nan')):.1f} ms in {checks['samples']} checks"
     )
+    if attacks:
+        output.line("beside them: " + ", ".join(f"{count} {name}" for name, count in sorted(attacks.items())))
     for case in (*found["first_errors"], *found["first_different"]):
-        speak.line(f"  {case}")
-    _finish(run, session.slo, out, "soak", speak)
-    return figures
+        output.line(f"  {case}")
+    _finish(run, session.slo, out, "soak", output)
+    return results
 
 
-def _finish(run: Run, slo: Mapping[str, float], out: Path | None, name: str, speak: Output) -> None:
+def _finish(run: Run, slo: Mapping[str, float], out: Path | None, name: str, output: Output) -> None:
     if out is not None and run.samples:
         plot(run, slo, out / f"{name}.png", name)
-        speak.line(f"plot: {out / f'{name}.png'}")
+        output.line(f"plot: {out / f'{name}.png'}")
 
 
 def load(
     *,
-    scenario: Annotated[
-        Scenario, typer.Option(help="Shape of the load; promises measures what docs/serving.md promises.")
-    ] = Scenario.closed,
-    soak_seconds: Annotated[float | None, typer.Option("--soak", help="Soak for so many seconds instead.", show_default=False)] = None,
-    clients: Annotated[int | None, typer.Option(help="Of the closed loop.  [default: 8; 16 for a soak]", show_default=False)] = None,
-    rate: Annotated[float, typer.Option(help="Open loop: requests a second.  Server scenario: the first rate tried.")] = 2.0,
-    seconds: Annotated[float, typer.Option("--duration", help="Seconds of a run, of each trial, of each part.")] = 30.0,
-    most: Annotated[int, typer.Option("--count", help="Requests at most; all of them where offline.")] = 10_000,
-    bound: Annotated[float, typer.Option(help="Server scenario: milliseconds that p99 must stay within.")] = 2000.0,
+    scenario: Annotated[str, typer.Option(metavar="|".join(Scenario), help="Shape of the load; slo: docs/serving.md.")] = "closed",
+    soak_seconds: Annotated[
+        float | None, typer.Option("--soak", help="Run a soak test of this many seconds instead.", show_default=False)
+    ] = None,
+    wire: Annotated[bool, typer.Option("--wire", help="With --soak: attackers beside the clients, below gRPC's library.")] = False,
+    clients: Annotated[int | None, typer.Option(help="Closed loop: clients.  [default: 8; 16 for a soak]", show_default=False)] = None,
+    rate: Annotated[float, typer.Option(help="Open loop: requests per second.  Server scenario: the first rate tried.")] = 2.0,
+    seconds: Annotated[float, typer.Option("--duration", help="Seconds of a run, of each trial, of each part of slo.")] = 30.0,
+    most: Annotated[int, typer.Option("--count", help="Largest number of requests; their number in the offline scenario.")] = 10_000,
+    bound: Annotated[float, typer.Option(help="Server scenario: bound of p99 in milliseconds.")] = 2000.0,
     mix: Annotated[str, typer.Option(help="Methods and weights.")] = DEFAULT_MIX,
-    slo: Annotated[str, typer.Option(help="Milliseconds, or METHOD=MILLISECONDS,…, for goodput.")] = "",
-    distinct: Annotated[int, typer.Option(help="Different requests of each method.")] = 64,
-    steps: Annotated[int | None, typer.Option(help="Decoding steps; the model's own by default.")] = None,
-    seed: Annotated[int, typer.Option(help="Of arrivals and of the order of requests.")] = 1,
+    slo: Annotated[str, typer.Option(help="Bounds for goodput: milliseconds, or METHOD=MILLISECONDS,…")] = "",
+    distinct: Annotated[int, typer.Option(help="Number of different requests of each method.")] = 64,
+    steps: Steps = None,
+    seed: Annotated[int, typer.Option(help="Seed of arrivals and of the order of requests.")] = 1,
     timeout: Annotated[float, typer.Option(help="Deadline of each call, in seconds.")] = 120.0,
-    server: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Ask this server; by default one is started here.")] = None,
-    bundle: Annotated[str | None, typer.Option(help="Of the server started here.  [default: nano]", show_default=False)] = None,
-    backend: Annotated[str | None, typer.Option(help="Of the server started here.  [default: auto]", show_default=False)] = None,
-    threads: Annotated[int | None, typer.Option(help="Of the server started here.", show_default=False)] = None,
+    server: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Use this running server instead of starting one.")] = None,
+    bundle: Annotated[str | None, typer.Option(help="Bundle of the started server.  [default: nano]", show_default=False)] = None,
+    backend: Annotated[str | None, typer.Option(help="Backend of the started server.  [default: auto]", show_default=False)] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of the started server.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for load.json and the plot.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Put load on a server and measure what it gives."""
-    plan = Plan(
-        scenario="soak" if soak_seconds is not None else scenario.value,
+    """Put load on a server and measure latency, throughput and errors."""
+    plan = LoadPlan(
+        scenario="soak" if soak_seconds is not None else parse_scenario(scenario).value,
         clients=clients if clients is not None else CLIENTS if soak_seconds is not None else 8,
         rate=rate,
         seconds=seconds if soak_seconds is None else soak_seconds,
@@ -151,36 +162,29 @@ def load(
         steps=steps,
         seed=seed,
         timeout_s=timeout,
+        wire=wire and soak_seconds is not None,
     )
     options = {"--bundle": bundle, "--backend": backend, "--threads": threads}
     arguments = [text for option, value in options.items() if value is not None for text in (option, str(value))]
-    speak = Output(json=as_json)
-    sys.setswitchinterval(SWITCH_S)  # callers' threads must not keep the sampler of health checks waiting
-    figures: dict[str, Any]
-    if plan.scenario == "promises":
+    output = Output(json=as_json)
+    sys.setswitchinterval(SWITCH_S)  # the threads of callers must not delay the health checks
+    results: Results
+    if plan.wire and server is not None:
+        raise InputError("--wire attacks a server of its own and no other; leave out --server")
+    if plan.scenario == "slo":
         if server is not None:
-            raise InputError("--scenario promises restarts its server, so it needs one of its own; leave out --server")
-        with speak.progress(plan.scenario) as progress:
-            figures = asyncio.run(promises(arguments, plan.seconds, plan.distinct, plan.steps, progress))
-        show_promises(figures, speak)
+            raise InputError("--scenario slo restarts its server, so it cannot use a running one; leave out --server")
+        with output.progress(plan.scenario) as progress:
+            results = asyncio.run(measure_slo(arguments, plan.seconds, plan.distinct, plan.steps, progress))
+        show_slo(results, output)
     else:
         with target(server, arguments) as (connection, process):
             soaks = plan.scenario == "soak"
-            figures = run_soak(plan, connection, process, speak, out) if soaks else run_scenario(plan, connection, speak, out)
-            figures["server_errors"] = process.problems() if process else None
-        for problem in (figures["server_errors"] or ())[:_LISTED]:
-            speak.line(f"the server's log: {problem}")
-    document = {"plan": asdict(plan), "server": server or "own", **figures}
-    _write(document, out)
-    print(json.dumps(document, allow_nan=False))
-
-
-def _write(document: Mapping[str, Any], out: Path | None) -> None:
-    if out is None:
-        return
-    with contextlib.suppress(FileExistsError):
-        out.mkdir(parents=True, exist_ok=True)
-    try:
-        (out / "load.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another folder") from error
+            results = run_soak(plan, connection, process, output, out) if soaks else run_scenario(plan, connection, output, out)
+            results["server_errors"] = process.problems() if process else None
+        for problem in (results["server_errors"] or ())[:_LISTED]:
+            output.line(f"the server's log: {problem}")
+    document = {"plan": asdict(plan), "server": server or "started", **results}
+    if out is not None:
+        write_json(document, out / "load.json")
+    print(to_line(document))

@@ -1,8 +1,7 @@
-"""How a load is put on a server: each shape gives one :class:`Sample` per request.
+"""Shapes of load, each with one :class:`Sample` per request.
 
-Latency runs from the *intended* start.  In the open loop that is the drawn arrival, whatever the server or this generator was doing then,
-so a stall is paid for by every request that fell into it (no coordinated omission); in the closed loop a client intends its next request
-when the one before has ended.
+Latency is counted from the *intended* start.  In the open loop that is the drawn arrival, so a stall of the server or of this generator
+delays every request that arrives in it (no coordinated omission); in the closed loop it is the end of the client's previous request.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ import numpy as np
 
 from bench.load.work import Caller, Query, Reply
 
-#: Open calls beyond which an open loop is given up: the server is that far behind.
+#: Number of open calls at which an open loop is stopped because the server cannot keep up.
 MOST_OPEN = 1000
 #: Samples of a MultiStream query.
 STREAMS = 8
 _OFFLINE_OPEN = 64
 _SHORTEST_PAUSE_S = 0.02
 
-#: Hears how many requests are done and how many will be, 0 where nobody knows.
+#: Called with the number of finished requests and of all, 0 if unknown.
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One request: ``intended`` on ``time.perf_counter``, and how it ended."""
+    """One request: its ``intended`` start on ``time.perf_counter`` and its reply."""
 
     method: str
     number: int
@@ -49,7 +48,7 @@ class Sample:
 
     @property
     def lag_ms(self) -> float:
-        """By which this generator was late."""
+        """Return the milliseconds by which this generator was late."""
         return 1e3 * (self.reply.sent - self.intended)
 
     @property
@@ -59,7 +58,7 @@ class Sample:
 
 @dataclass
 class Run:
-    """The samples of a run, and why it ended early if it did."""
+    """Samples of a run, and the reason if it ended early."""
 
     samples: list[Sample]
     seconds: float
@@ -67,14 +66,14 @@ class Run:
 
 
 def poisson(rate: float, seconds: float, most: int, seed: int) -> list[float]:
-    """Arrivals of a Poisson process: seconds from the start, below ``seconds``, at most ``most``."""
+    """Return the arrivals of a Poisson process: seconds from the start, below ``seconds``, at most ``most``."""
     gaps = np.random.default_rng(seed).exponential(1 / rate, size=most)
     arrivals = np.cumsum(gaps)
     return [float(at) for at in arrivals[arrivals < seconds]]
 
 
 async def open_loop(callers: Sequence[Caller], queries: Iterator[Query], arrivals: Sequence[float], progress: Progress) -> Run:
-    """Send each request at its time, however many are open."""
+    """Send each request at its arrival, regardless of open calls."""
     samples: list[Sample] = []
     open_calls: set[asyncio.Task[None]] = set()
     given_up = ""
@@ -97,7 +96,7 @@ async def open_loop(callers: Sequence[Caller], queries: Iterator[Query], arrival
 
 
 async def closed_loop(callers: Sequence[Caller], queries: Iterator[Query], seconds: float, most: int, progress: Progress) -> Run:
-    """Every caller sends its next request when the one before has ended."""
+    """Send each caller's next request when its previous one has ended."""
     samples: list[Sample] = []
     left = iter(range(most))
 
@@ -115,12 +114,12 @@ async def closed_loop(callers: Sequence[Caller], queries: Iterator[Query], secon
 
 
 async def single_stream(callers: Sequence[Caller], queries: Iterator[Query], seconds: float, most: int, progress: Progress) -> Run:
-    """One request after another."""
+    """Send one request after another."""
     return await closed_loop(callers[:1], queries, seconds, most, progress)
 
 
 async def multi_stream(callers: Sequence[Caller], queries: Iterator[Query], seconds: float, most: int, progress: Progress) -> Run:
-    """Queries of eight requests at once, the next when all are done; a sample's intended start is its query's."""
+    """Send eight requests at once, the next eight when all are done; the intended start is common to the eight."""
     samples: list[Sample] = []
     with _clock() as start:
         while time.perf_counter() - start < seconds and len(samples) + STREAMS <= most:
@@ -132,9 +131,9 @@ async def multi_stream(callers: Sequence[Caller], queries: Iterator[Query], seco
 
 
 async def offline(callers: Sequence[Caller], queries: Sequence[Query], seconds: float, progress: Progress) -> Run:
-    """All requests are there at the start; the server is kept full, and asked again when it says that it is.
+    """Send all requests as fast as the server takes them; refused ones are repeated.
 
-    After ``seconds`` nothing more is sent and the run is given up.
+    The run stops after ``seconds``.
     """
     samples: list[Sample] = []
     waiting = iter(queries)
@@ -161,7 +160,7 @@ async def offline(callers: Sequence[Caller], queries: Sequence[Query], seconds: 
 
 
 async def find_peak(holds: Callable[[float], Awaitable[bool]], first: float, trials: int) -> float:
-    """The highest rate that ``holds``: doubled until one does not, halved until one does, then bisected; 0.0 where none did."""
+    """Return the highest rate that ``holds``, found by doubling, halving and bisection; 0.0 if none does."""
     best, worst, rate = 0.0, float("inf"), first
     for _ in range(trials):
         if await holds(rate):
@@ -174,7 +173,7 @@ async def find_peak(holds: Callable[[float], Awaitable[bool]], first: float, tri
 
 @contextmanager
 def _clock() -> Iterator[float]:
-    """The moment of the start; what there is already is left out of garbage collections, whose pauses would be measured as the server's."""
+    """Yield the start time; freeze existing objects, so that pauses of garbage collection are not measured as the server's."""
     gc.collect()
     gc.freeze()
     try:

@@ -1,4 +1,4 @@
-"""What load to put on a server, checked, and the runs of it."""
+"""Plan of a load test, validated, and its runs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from bench.load.work import DEFAULT_MIX, Caller, Query, callers, faces_of, make_
 from f2edge.client.connection import Connection
 from f2edge.errors import InputError, ServerError
 
-#: Bounds of one run, whatever is asked for.
+#: Largest options of one run.
 LONGEST_S, MOST_REQUESTS, MOST_CLIENTS, HIGHEST_RATE = 3600.0, 100_000, 256, 2000.0
 _OPEN_CONNECTIONS = 8
 _TRIALS = 10
 
 
 class Scenario(str, Enum):
-    """Shapes of a load."""
+    """Shapes of the load."""
 
     closed = "closed"
     open = "open"
@@ -31,23 +31,34 @@ class Scenario(str, Enum):
     multi_stream = "multi-stream"
     server = "server"
     offline = "offline"
-    promises = "promises"
+    slo = "slo"
+
+
+def parse_scenario(text: str) -> Scenario:
+    """Return the scenario named ``text``; raise :class:`InputError` for others."""
+    if text == "promises":
+        raise InputError("--scenario promises is now --scenario slo")
+    try:
+        return Scenario(text)
+    except ValueError as error:
+        raise InputError(f"--scenario {text!r}: choose from {', '.join(Scenario)}") from error
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to do; checked when made.
+class LoadPlan:
+    """Validated options of a load test.
 
     Attributes:
         clients: of the closed loop.
-        rate: requests per second of the open loop; the first one tried where the peak is sought.
-        seconds, most: bounds of a run; of each trial where the peak is sought.
-        bound_ms: of the 99th percentile, for the peak.
+        rate: requests per second of the open loop; the first rate tried by the server scenario.
+        seconds, most: bounds of a run, or of each trial of the server scenario.
+        bound_ms: of the 99th percentile in the server scenario.
         mix: methods and weights, as given.
         slo: milliseconds, as given.
         distinct: different requests of each method.
-        steps: of a picture; None for the model's own.
+        steps: of a picture; None takes the model's default.
         timeout_s: deadline of each call.
+        wire: attackers beside the soak, over raw sockets; a plaintext server on this machine only.
     """
 
     scenario: str = "closed"
@@ -62,6 +73,7 @@ class Plan:
     steps: int | None = None
     seed: int = 1
     timeout_s: float = 120.0
+    wire: bool = False
 
     def __post_init__(self) -> None:
         bounds: Mapping[str, tuple[float, float, float]] = {
@@ -81,9 +93,9 @@ class Plan:
 
 
 class Session:
-    """A server with prepared requests, for one run after another."""
+    """A server with prepared requests for successive runs."""
 
-    def __init__(self, plan: Plan, connection: Connection) -> None:
+    def __init__(self, plan: LoadPlan, connection: Connection) -> None:
         self.plan = plan
         self.mix = parse_mix(plan.mix)
         self.slo = parse_slo(plan.slo)
@@ -95,7 +107,7 @@ class Session:
         return mixed(self.queries, self.mix, self.plan.seed)
 
     async def run(self, progress: Progress) -> Run:
-        """One run of the plan's scenario."""
+        """Run the plan's scenario once."""
         plan, queries = self.plan, self.mixed()
         count = plan.clients if plan.scenario == "closed" else _OPEN_CONNECTIONS
         async with callers(self.connection, count, plan.timeout_s) as made:
@@ -108,7 +120,7 @@ class Session:
             return await by_scenario[plan.scenario](made, queries, plan.seconds, plan.most, progress)
 
     async def peak(self, progress: Progress) -> tuple[float, list[dict[str, Any]], Run]:
-        """The highest rate whose 99th percentile is within the bound, every trial, and the last run that held."""
+        """Return the highest rate whose 99th percentile is within the bound, every trial, and the last run within it."""
         trials: list[dict[str, Any]] = []
         best = Run([], 0.0)
         async with callers(self.connection, _OPEN_CONNECTIONS, self.plan.timeout_s) as made:
@@ -131,7 +143,7 @@ class Session:
 
 
 async def _warm(made: list[Caller], queries: Iterator[Query]) -> None:
-    """A call over every connection before the clock starts."""
+    """Make one call over every connection before the measurement."""
     for reply in await asyncio.gather(*(caller(next(queries)) for caller in made)):
         if reply.code not in ("OK", "RESOURCE_EXHAUSTED"):
-            raise ServerError(f"the server does not answer what the load is made of: {reply.code}; choose another --mix")
+            raise ServerError(f"the server fails on the requests of the load: {reply.code}; choose another --mix")

@@ -1,6 +1,6 @@
-"""Figures of a run: percentiles with their uncertainty, goodput, what was refused, as a table, as JSON and as a plot.
+"""Results of a run: percentiles with confidence intervals, goodput, refusals; as a table, JSON and a plot.
 
-Percentiles are exact: every sample is kept.  One that rests on fewer than ten samples beyond it is not reported, so p99 takes a thousand.
+Percentiles are exact: every sample is kept.  A percentile with fewer than ten samples beyond it is not reported, so p99 needs a thousand.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ import numpy as np
 from bench.load.loops import Run, Sample
 from bench.load.server import Sampler
 from bench.load.work import METHODS
+from bench.results import unwritable
 from f2edge.cli.console import Output
 from f2edge.errors import InputError
 
 LEVELS = (50.0, 90.0, 95.0, 99.0, 99.9, 99.99)
 #: Samples that must lie beyond a percentile.
 _BEYOND = 10
-#: A generator that was later than this share of the median latency, or than so many milliseconds, measured itself.
+#: Lag of the generator, as a share of the median latency and in milliseconds, beyond which results are unreliable.
 _LATE_SHARE, _LATE_MS = 0.05, 5.0
 _SHOWN = ("p50", "p90", "p99")
 
 
 def parse_slo(text: str) -> dict[str, float]:
-    """Milliseconds by method from "2000" or "generate=2000,ask=300"; "" is none.
+    """Return milliseconds by method from "2000" or "generate=2000,ask=300"; "" gives {}.
 
     Raises:
-        InputError: an unknown method, or no number above 0.
+        InputError: an unknown method, or a bound that is not a number above 0.
     """
     bounds: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -46,13 +47,13 @@ def parse_slo(text: str) -> dict[str, float]:
 
 
 def percentiles(values: Sequence[float]) -> dict[str, Any]:
-    """Count, mean, extremes and percentiles of milliseconds, each with its 95 % interval from order statistics."""
+    """Return count, mean, extremes and percentiles of milliseconds, each with its 95 % interval from order statistics."""
     ordered = np.sort(np.asarray(values, dtype=np.float64))
     count = len(ordered)
-    figures: dict[str, Any] = {"samples": count}
+    results: dict[str, Any] = {"samples": count}
     if not count:
-        return figures
-    figures |= {"mean": float(ordered.mean()), "min": float(ordered[0]), "max": float(ordered[-1])}
+        return results
+    results |= {"mean": float(ordered.mean()), "min": float(ordered[0]), "max": float(ordered[-1])}
     for level in LEVELS:
         share = level / 100
         if level > 50 and count * (1 - share) < _BEYOND - 1e-9:
@@ -60,26 +61,26 @@ def percentiles(values: Sequence[float]) -> dict[str, Any]:
         spread = 1.96 * np.sqrt(count * share * (1 - share))
         low, high = (int(np.clip(round(count * share + side * spread), 0, count - 1)) for side in (-1, 1))
         name = f"p{level:g}"
-        figures[name] = float(np.quantile(ordered, share, method="higher"))
-        figures[f"{name}_interval"] = [float(ordered[low]), float(ordered[high])]
-    return figures
+        results[name] = float(np.quantile(ordered, share, method="higher"))
+        results[f"{name}_interval"] = [float(ordered[low]), float(ordered[high])]
+    return results
 
 
-def health_figures(health: Sampler) -> dict[str, Any]:
-    """Milliseconds of the checks that said SERVING, and how many did not."""
+def health_results(health: Sampler) -> dict[str, Any]:
+    """Return the milliseconds of health checks that returned SERVING, and the number of others."""
     values = [ms for _, ms in health.seen]
     good = [ms for ms in values if ms != float("inf")]
     return {"ms": percentiles(good), "not_serving": len(values) - len(good)}
 
 
 def order_statistic(samples: Sequence[Sample], level: float) -> float:
-    """A percentile of the latencies in which what did not end well took for ever."""
+    """Return a percentile of the latencies in ms; failed calls count as infinitely long."""
     values = sorted(s.latency_ms if s.ok else float("inf") for s in samples)
     return values[min(len(values) - 1, int(np.ceil(level / 100 * len(values))) - 1)] if values else float("inf")
 
 
-def figures_of(run: Run, slo: Mapping[str, float]) -> dict[str, Any]:
-    """Everything about a run: rates, codes, goodput, latencies by method, refusals apart, how late the generator was."""
+def results_of(run: Run, slo: Mapping[str, float]) -> dict[str, Any]:
+    """Return the results of a run: rates, codes, goodput, latencies by method, refusals, lag of the generator."""
     good = [s for s in run.samples if s.ok]
     within = [s for s in good if s.latency_ms <= slo.get(s.method, float("inf"))]
     methods = sorted({s.method for s in run.samples}, key=METHODS.index)
@@ -108,30 +109,30 @@ def _firsts(samples: Sequence[Sample], method: str) -> list[float]:
     return [s.first_ms for s in samples if s.method == method and s.first_ms is not None]
 
 
-def show(title: str, figures: Mapping[str, Any], speak: Output) -> None:
-    """The figures of a run as lines and a table."""
-    rate = f"{figures['per_second']:.2f} answered a second in {figures['seconds']:.1f} s"
-    if figures["goodput_per_second"] is not None:
-        rate += f", {figures['goodput_per_second']:.2f} of them within the SLO"
-    speak.line(f"{title}: {rate}; {', '.join(f'{count} {code}' for code, count in figures['codes'].items())}")
+def show(title: str, results: Mapping[str, Any], output: Output) -> None:
+    """Print the results of a run."""
+    rate = f"{results['per_second']:.2f} answered a second in {results['seconds']:.1f} s"
+    if results["goodput_per_second"] is not None:
+        rate += f", {results['goodput_per_second']:.2f} of them within the SLO"
+    output.line(f"{title}: {rate}; {', '.join(f'{count} {code}' for code, count in results['codes'].items())}")
     rows = []
     for kind, label in (("latency_ms", "whole"), ("first_ms", "first message")):
-        for method, values in figures[kind].items():
+        for method, values in results[kind].items():
             if values["samples"]:
                 cells = [f"{values[name]:.1f}" if name in values else "" for name in (*_SHOWN, "max")]
                 rows.append((f"{method}, {label}", str(values["samples"]), *cells))
-    if figures["refused_ms"]["samples"]:
-        refused = figures["refused_ms"]
+    if results["refused_ms"]["samples"]:
+        refused = results["refused_ms"]
         rows.append(("refused", str(refused["samples"]), *(f"{refused[n]:.1f}" if n in refused else "" for n in (*_SHOWN, "max"))))
-    speak.table(("ms from the intended start", ">calls", *(f">{name}" for name in (*_SHOWN, "max"))), rows)
-    if figures["given_up"]:
-        speak.line(f"ended early: {figures['given_up']}")
-    if figures["generator_late"]:
-        speak.line("this generator was late itself: the figures contain its own delays (generator_lag_ms)")
+    output.table(("ms from the intended start", ">calls", *(f">{name}" for name in (*_SHOWN, "max"))), rows)
+    if results["given_up"]:
+        output.line(f"ended early: {results['given_up']}")
+    if results["generator_late"]:
+        output.line("the load generator was late: results contain its delays (generator_lag_ms)")
 
 
 def plot(run: Run, slo: Mapping[str, float], path: Path, title: str) -> None:
-    """Latency over the share of requests that were faster, with equal room for every further nine, and over time.
+    """Plot latency over the share of faster requests (logarithmic towards 100 %) and over time.
 
     Raises:
         InputError: the file cannot be written.
@@ -167,4 +168,4 @@ def plot(run: Run, slo: Mapping[str, float], path: Path, title: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+        raise unwritable(path, error) from error

@@ -1,8 +1,9 @@
-"""The server that a load is put on: a process of its own on loopback, or the one that the user names; its memory and its health."""
+"""Server under test: a child process on loopback or the one that the user names; samplers of its health and memory."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,17 +20,18 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from f2edge.client.connection import Connection
 from f2edge.errors import InputError, ServerUnavailableError
 
-#: For loading and warming the model, and for stopping.
+#: Seconds for loading and warming up, and for stopping.
 _START_S, _STOP_S = 180.0, 60.0
 _LAST_LOG_LINES = 5
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 class ServerProcess:
-    """``f2edge serve`` as a child on 127.0.0.1; it never outlives its ``with`` block.
+    """``f2edge serve`` as a child process on 127.0.0.1; stopped at the end of its ``with`` block.
 
     Args:
-        arguments: of ``serve``, beside host and port.
-        port: 0 takes a free one.
+        arguments: of ``serve``, besides host and port.
+        port: 0 takes a free port.
     """
 
     def __init__(self, arguments: Sequence[str], port: int = 0) -> None:
@@ -59,15 +61,15 @@ class ServerProcess:
         self.stop()
 
     def terminate(self) -> None:
-        """Send SIGTERM: finish what was accepted, then end."""
+        """Send SIGTERM: the server finishes accepted calls and ends."""
         self._process.terminate()
 
     def wait(self) -> int:
-        """Wait for the end; the exit code."""
+        """Wait for the end; return the exit code."""
         return self._process.wait(_STOP_S)
 
     def stop(self) -> None:
-        """End it, gently first."""
+        """Terminate the server; kill it if it does not end in time."""
         if self._process.poll() is None:
             self.terminate()
             try:
@@ -80,7 +82,7 @@ class ServerProcess:
         self._log.close()
 
     def problems(self) -> list[str]:
-        """The errors in its log so far: message and the last line of the traceback."""
+        """Return the errors in its log: message and last line of the traceback."""
         found = []
         self._log.flush()
         self._log.seek(0)
@@ -92,11 +94,11 @@ class ServerProcess:
 
     def _last_words(self) -> str:
         self._log.seek(0)
-        return " | ".join(self._log.read().splitlines()[-_LAST_LOG_LINES:]) or "it said nothing"
+        return " | ".join(self._log.read().splitlines()[-_LAST_LOG_LINES:]) or "no output"
 
 
 def wait_serving(connection: Connection, seconds: float, alive: Any = lambda: True) -> bool:
-    """Wait until health says SERVING; False where it does not in time, or ``alive`` says that it never will."""
+    """Wait until the health check returns SERVING; return False after ``seconds``, or once ``alive`` is false."""
     until = time.monotonic() + seconds
     with _channel(connection) as channel:
         while time.monotonic() < until and alive():
@@ -107,7 +109,7 @@ def wait_serving(connection: Connection, seconds: float, alive: Any = lambda: Tr
 
 
 def check(channel: grpc.Channel, timeout_s: float = 5.0) -> str:
-    """One health check: "SERVING", "NOT_SERVING", or the code of its failure."""
+    """Make one health check; return "SERVING", "NOT_SERVING", or the status code of its failure."""
     try:
         answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
     except grpc.RpcError as error:
@@ -117,10 +119,10 @@ def check(channel: grpc.Channel, timeout_s: float = 5.0) -> str:
 
 @contextmanager
 def target(server: str | None, arguments: Sequence[str]) -> Iterator[tuple[Connection, ServerProcess | None]]:
-    """Where to send the load, and the process where the server is ours.
+    """Yield the connection to load and, if the bench started the server, its process.
 
     Raises:
-        InputError: ``server`` together with what only a server of our own can follow.
+        InputError: ``server`` together with options of a started server.
         ServerUnavailableError: it does not start.
     """
     if server is not None:
@@ -133,10 +135,10 @@ def target(server: str | None, arguments: Sequence[str]) -> Iterator[tuple[Conne
 
 
 class Sampler:
-    """A thread that looks at something every so often, in a ``with`` block.
+    """Thread that samples a value periodically, in a ``with`` block.
 
     Attributes:
-        seen: (seconds since the start, value) of every look.
+        seen: (seconds since the start, value) of every sample.
     """
 
     def __init__(self, look: Any, every_s: float) -> None:
@@ -165,7 +167,7 @@ class Sampler:
 
 @contextmanager
 def health_sampler(connection: Connection, every_s: float = 0.05) -> Iterator[Sampler]:
-    """Milliseconds of health checks over a connection of their own; one that is not SERVING counts as infinite."""
+    """Sample the milliseconds of health checks over a separate connection; one that is not SERVING counts as infinite."""
     with _channel(connection) as channel:
 
         def look() -> float:
@@ -173,20 +175,33 @@ def health_sampler(connection: Connection, every_s: float = 0.05) -> Iterator[Sa
             answer = check(channel)
             return 1e3 * (time.perf_counter() - start) if answer == "SERVING" else float("inf")
 
-        look()  # connects
+        look()  # connect
         with Sampler(look, every_s) as sampler:
             yield sampler
 
 
-def resident_mb(pid: int | None) -> float | None:
-    """Resident memory of a process in 10^6 bytes; None where that cannot be seen (another machine, another system)."""
-    try:
-        for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    except (OSError, ValueError):
-        pass
-    return None
+class Watch:
+    """Processor time and peak memory of a process around a call (Linux)."""
+
+    def __init__(self, pid: int) -> None:
+        self._folder = Path(f"/proc/{pid}")
+
+    def begin(self) -> None:
+        (self._folder / "clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+        self._before = self._ms(), self._mb("VmRSS")
+
+    def end(self) -> tuple[float, float]:
+        """Milliseconds and megabytes since :meth:`begin`."""
+        ms, mb = self._before
+        return self._ms() - ms, self._mb("VmHWM") - mb
+
+    def _ms(self) -> float:
+        fields = (self._folder / "stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return 1e3 * _TICK_S * (int(fields[11]) + int(fields[12]))
+
+    def _mb(self, name: str) -> float:
+        lines = (self._folder / "status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(name + ":"))
 
 
 def _channel(connection: Connection) -> grpc.Channel:

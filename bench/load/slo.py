@@ -1,6 +1,6 @@
-"""What docs/serving.md promises, measured on a server of its own: throughput, answers beside pictures, health, refusals, restarts.
+"""Service-level objectives of docs/serving.md, measured on a server that the bench starts: throughput, latency under load, restarts.
 
-Each line has a figure, its bound and whether it holds.  Every part takes as many seconds as it is given.
+Each objective has a value, its bound and whether it holds.  Every part takes ``seconds``.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from f2edge.errors import ServerError
 _TIMEOUT_S = 120.0
 _MOST = 100_000
 _CONNECTIONS = 8
-#: Pictures, at least: more than a server remembers, so that answers are about new faces.
+#: Least number of pictures: more than a server caches, so that questions are about new faces.
 _DISTINCT = 64
 #: More pictures than a server queues.
 _FLOOD = 48
 _REFUSALS = 200
 _REFUSAL_PAUSE_S = 0.01
 _FILLING_S = 3.0
-#: A call begun so long before a signal has been accepted.
+#: A call sent this long before a signal counts as accepted.
 _ACCEPTED_S = 0.3
 
 Queries = Mapping[str, Sequence[Query]]
 
 
-async def promises(arguments: Sequence[str], seconds: float, distinct: int, steps: int | None, progress: Progress) -> dict[str, Any]:
-    """Measure every promise; figures by name, each with ``value``, ``bound``, ``holds`` and what it was measured with."""
-    figures: dict[str, Any] = {}
+async def measure_slo(arguments: Sequence[str], seconds: float, distinct: int, steps: int | None, progress: Progress) -> dict[str, Any]:
+    """Measure every objective; return ``{"slo": {name: {"value", "bound", "holds", "measured"}}}``."""
+    results: dict[str, Any] = {}
     with ServerProcess(arguments) as server:
         connection = Connection(server.address)
         facts, faces = await asyncio.to_thread(faces_of, connection, steps)
@@ -47,20 +47,20 @@ async def promises(arguments: Sequence[str], seconds: float, distinct: int, step
         parts = (_throughput, _first_tokens, _full_queue)
         for number, part in enumerate(parts):
             progress(number, len(parts) + 1)
-            figures |= await part(connection, queries, seconds)
+            results |= await part(connection, queries, seconds)
     progress(len(parts), len(parts) + 1)
-    figures |= await _restart(arguments, queries, seconds)
+    results |= await _restart(arguments, queries, seconds)
     progress(len(parts) + 1, len(parts) + 1)
-    return {"promises": figures}
+    return {"slo": results}
 
 
-def show_promises(figures: Mapping[str, Any], speak: Output) -> None:
-    """One line for each promise."""
+def show_slo(results: Mapping[str, Any], output: Output) -> None:
+    """Print one line per objective."""
     rows = [
         (name, f"{line['value']:.2f}", line["bound"], "holds" if line["holds"] else "DOES NOT HOLD", line["measured"])
-        for name, line in figures["promises"].items()
+        for name, line in results["slo"].items()
     ]
-    speak.table(("promise", ">value", "bound", "", "measured…"), rows)
+    output.table(("objective", ">value", "bound", "", "measured…"), rows)
 
 
 def _line(value: float, bound: str, measured: str) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def _line(value: float, bound: str, measured: str) -> dict[str, Any]:
 
 
 async def _loops(connection: Connection, clients: Mapping[str, int], queries: Queries, seconds: float) -> dict[str, Run]:
-    """Closed loops of several methods at once, so many clients of each."""
+    """Run closed loops of several methods at once, with the given number of clients each."""
     async with AsyncExitStack() as stack:
         loops = []
         for method, count in clients.items():
@@ -81,7 +81,7 @@ async def _loops(connection: Connection, clients: Mapping[str, int], queries: Qu
 
 
 async def _throughput(connection: Connection, queries: Queries, seconds: float) -> dict[str, Any]:
-    await _loops(connection, {"generate": 8}, queries, min(5.0, seconds))  # step times of these sizes are learnt
+    await _loops(connection, {"generate": 8}, queries, min(5.0, seconds))  # teaches the server the step times of these sizes
     serial = (await _loops(connection, {"generate": 1}, queries, seconds))["generate"]
     eight = (await _loops(connection, {"generate": 8}, queries, seconds))["generate"]
     rates = [_good(run) / run.seconds for run in (serial, eight)]
@@ -98,7 +98,7 @@ async def _first_tokens(connection: Connection, queries: Queries, seconds: float
 
 
 async def _full_queue(connection: Connection, queries: Queries, seconds: float) -> dict[str, Any]:
-    """A flood of pictures and answers: health, and refusals of what comes on top."""
+    """Measure health checks and refusals while pictures and answers fill the queue."""
     with health_sampler(connection) as health:
         async with callers(connection, 1, _TIMEOUT_S) as (probe,):
             flood = asyncio.create_task(_loops(connection, {"generate": _FLOOD, "ask": 16}, queries, float("inf")))
@@ -119,7 +119,7 @@ async def _full_queue(connection: Connection, queries: Queries, seconds: float) 
 
 
 async def _refusals(probe: Caller, queries: Iterator[Query], seconds: float) -> list[float]:
-    """Milliseconds of refusals, one after another, while others keep the queue full."""
+    """Return the milliseconds of successive refusals while other clients keep the queue full."""
     times: list[float] = []
     await asyncio.sleep(_FILLING_S)
     until = time.perf_counter() + seconds
@@ -132,7 +132,7 @@ async def _refusals(probe: Caller, queries: Iterator[Query], seconds: float) -> 
 
 
 async def _restart(arguments: Sequence[str], queries: Queries, seconds: float) -> dict[str, Any]:
-    """A server is told to end under load and another takes its port: no accepted call is lost, and no client sees an error."""
+    """Terminate a server under load and start another on its port: no accepted call may be lost, no client may see an error."""
     first = ServerProcess(arguments)
     with first:
         connection = Connection(first.address)

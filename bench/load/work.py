@@ -1,7 +1,7 @@
-"""What a load is made of: a fixed set of distinct requests of each method, mixed by weights, and one call of one of them.
+"""Requests of a load: a fixed set of distinct ones of each method, mixed by weights, and their calls.
 
-Messages are made before the clock starts, so that the generator spends its time on sending and on looking at the clock.  There are more
-distinct pictures and prompts than a server remembers, so no figure is that of a cache; a run that is repeated sends the same bytes.
+Messages are built before the measurement.  There are more distinct pictures and prompts than a server caches.  Equal options send equal
+bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from f2edge.client.connection import Connection
-from f2edge.client.messages import ImageOrder, analyze_message, ask_message, describe_message, edit_message, generate_message
+from f2edge.client.messages import analyze_message, ask_message, describe_message, edit_message, generate_message
+from f2edge.engine.requests import EditRequest, GenerateRequest
 from f2edge.errors import InputError
 from f2edge.results import GenerateOptions
 from f2edge.v1 import face_pb2 as pb
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 METHODS = ("generate", "edit", "ask", "describe", "analyze")
 DEFAULT_MIX = "generate=1,ask=4,describe=1,analyze=4"
-#: Pictures that ``generate`` is asked for first, so that questions are about faces.
+#: Generated pictures that questions and edits are about.
 _FACES = 12
 _PEOPLE = ("man", "woman", "old man", "old woman", "young man", "young woman")
 _HAIR = ("black", "brown", "blond", "red", "gray", "white")
@@ -49,15 +50,15 @@ class Query:
 
 @dataclass(frozen=True)
 class Reply:
-    """How a call ended; moments on ``time.perf_counter``.
+    """End of a call; times on ``time.perf_counter``.
 
     Attributes:
-        code: of the status, "OK" …
-        sent, done: when it was begun and when it had ended.
-        first: when its first message came; None where none came.
+        code: status code, "OK" …
+        sent, done: start and end.
+        first: arrival of the first message, or None.
         content: tokens of the picture or answer, or the whole report: equal bytes are equal replies.  Empty unless OK.
-        pushback_s: when to come back, of a refusal that says so.
-        degraded: a picture of fewer steps than were asked for.
+        pushback_s: retry delay of a refusal.
+        degraded: the picture has fewer steps than requested.
     """
 
     code: str
@@ -70,10 +71,10 @@ class Reply:
 
 
 def parse_mix(text: str) -> dict[str, float]:
-    """Weights from "generate=1,ask=4"; a name alone weighs 1.
+    """Return weights from "generate=1,ask=4"; a name alone weighs 1.
 
     Raises:
-        InputError: an unknown method, or a weight that is no number above 0.
+        InputError: an unknown method, or a weight that is not a number above 0.
     """
     mix: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -93,19 +94,19 @@ def parse_mix(text: str) -> dict[str, float]:
 def make_queries(
     facts: ModelFacts, faces: Sequence[Image.Image], methods: Sequence[str], distinct: int, steps: int | None
 ) -> dict[str, list[Query]]:
-    """``distinct`` requests of each method, about variants of these faces."""
-    order = ImageOrder(GenerateOptions(steps=steps))
+    """Return ``distinct`` requests of each method, about variants of ``faces``."""
+    options = GenerateOptions(steps=steps)
     prompts = [f"a photo of a {who} with {color} hair{more}" for who in _PEOPLE for color in _HAIR for more in _MORE]
     random.Random(0).shuffle(prompts)  # noqa: S311  neighbours in the list should differ
 
     def message(method: str, number: int) -> Any:
         prompt = prompts[number % len(prompts)]
         if method == "generate":
-            return generate_message(facts, prompt, number, order)
+            return generate_message(facts, GenerateRequest(prompt, number, options))
         picture = _variant(faces[number % len(faces)], number)
         if method == "edit":
             region = (0.2, 0.05, 0.6, 0.35)
-            return edit_message(facts, picture, prompt, region, seed=number, keep_outside=True, order=order)
+            return edit_message(facts, EditRequest(picture, prompt, region, number, options))
         if method == "ask":
             return ask_message(facts, picture, _QUESTIONS[number % len(_QUESTIONS)], 32, None)
         return describe_message(facts, picture, 96, None) if method == "describe" else analyze_message(facts, picture, None, None)
@@ -114,7 +115,7 @@ def make_queries(
 
 
 def mixed(queries: Mapping[str, Sequence[Query]], mix: Mapping[str, float], seed: int) -> Iterator[Query]:
-    """Requests without end: methods drawn by weight, the distinct ones of each method in turn from a drawn beginning."""
+    """Yield requests without end: methods drawn by weight, each method's requests in turn from a random start."""
     rng = random.Random(seed)  # noqa: S311
     turns = {method: rng.randrange(len(queries[method])) for method in mix}
     names, weights = list(mix), list(mix.values())
@@ -125,7 +126,7 @@ def mixed(queries: Mapping[str, Sequence[Query]], mix: Mapping[str, float], seed
 
 
 class Caller:
-    """Calls of one client over a connection of its own."""
+    """Client with its own connection."""
 
     def __init__(self, channel: grpc.aio.Channel, connection: Connection, timeout_s: float) -> None:
         stub = face_pb2_grpc.FaceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
@@ -166,7 +167,7 @@ def content_of(message: Any) -> tuple[bytes, bool]:
 
 @asynccontextmanager
 async def callers(connection: Connection, count: int, timeout_s: float) -> AsyncIterator[list[Caller]]:
-    """Callers, each with a connection of its own."""
+    """Open ``count`` callers, each with its own connection."""
     credentials = connection.credentials()
     options = [*connection.options, ("grpc.use_local_subchannel_pool", 1)]
     aio = grpc.aio
@@ -180,10 +181,10 @@ async def callers(connection: Connection, count: int, timeout_s: float) -> Async
 
 
 def faces_of(connection: Connection, steps: int | None) -> tuple[ModelFacts, list[Image.Image]]:
-    """What the server runs, and a few of its faces.
+    """Return the server's model facts and a few generated faces.
 
     Raises:
-        ServerUnavailableError: nobody answers.
+        ServerUnavailableError: the server does not answer.
     """
     from f2edge.client.sync import Client
 
@@ -193,7 +194,7 @@ def faces_of(connection: Connection, steps: int | None) -> tuple[ModelFacts, lis
 
 
 def _variant(face: Image.Image, number: int) -> Image.Image:
-    """The face with another corner, so that no server remembers it."""
+    """Return the face with another corner, so that the server has not cached it."""
     pixels = np.array(face.convert("RGB"))
     pixels[:4, :4] = np.random.default_rng(number).integers(0, 256, size=(4, 4, 3))
     return Image.fromarray(pixels)

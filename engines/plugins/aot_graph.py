@@ -1,6 +1,6 @@
-"""Rewrites a graph for the ahead-of-time plug-ins: every ``F2FusedMoE`` becomes the chain of :mod:`engines.plugins.tensorrt_aot`.
+"""Graph rewrite for the ahead-of-time plug-ins: replaces every ``F2FusedMoE`` with the nodes of :mod:`engines.plugins.tensorrt_aot`.
 
-Needs the ``onnx`` package, so it runs where graphs are made.  Weights are not touched: external data stays in its files.
+Needs the ``onnx`` package.  External weight files are not modified.
 
     python -m engines aot-nodes bundle/t2i_step.onnx --tokens 258
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engines.atomic import write_atomically
 from engines.plugins.fused_moe import INPUTS, MoEShape, choose_tile
 from engines.plugins.tensorrt_aot import NAMESPACE, OPERATORS
 from f2edge.errors import BackendError, InputError
+from f2edge.provenance.saving import write_atomically
 
 NODE = "F2FusedMoE"
 _CURE = "give a graph of a bundle exported with `--flavour tensorrt --moe plugin`"
@@ -27,9 +27,9 @@ def _attributes(node: Any) -> dict[str, int]:
 
 
 def chain(onnx: Any, node: Any, shape: MoEShape, tokens: int) -> list[Any]:
-    """The nodes that stand for one ``F2FusedMoE`` of this shape, tuned for so many tokens.
+    """Return the nodes that replace one ``F2FusedMoE`` of this shape, with the tile for ``tokens`` rows.
 
-    The chain works on rows, so its result is brought into x's own axes at the end.
+    The plug-ins work on rows (T, D); the last node reshapes the result to the axes of x.
     """
     x, y = node.input[0], node.output[0]
     values = {"active": shape.active, "gated": int(shape.gated), "count": shape.experts, "rows": choose_tile(shape, tokens).rows}
@@ -66,7 +66,7 @@ def chain(onnx: Any, node: Any, shape: MoEShape, tokens: int) -> list[Any]:
 
 
 def _rename(graph: Any) -> None:
-    """Take the operator's name out of the names of nodes and values: whoever looks for the operator looks for its bytes."""
+    """Remove the operator's name from names of nodes and values, since :mod:`engines.plugin_nodes` searches for its bytes."""
     fixed = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
     for node in graph.node:
         node.name = node.name.replace(NODE, "experts")
@@ -77,10 +77,10 @@ def _rename(graph: Any) -> None:
 
 
 def rewrite(onnx: Any, model: Any, tokens: int) -> int:
-    """Replace every ``F2FusedMoE`` of a model in place; how many there were.
+    """Replace every ``F2FusedMoE`` of a model in place; return how many there were.
 
     Raises:
-        InputError: a node whose weights are not constants of the graph.
+        InputError: the weights of a node are not constants of the graph.
     """
     sizes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     nodes, count = [], 0
@@ -103,30 +103,30 @@ def rewrite(onnx: Any, model: Any, tokens: int) -> int:
 
 
 def rewrite_file(path: Path, tokens: int) -> tuple[Path, int]:
-    """Write ``NAME.aot.onnx`` beside a graph, over the same weights; its path, and how many nodes were replaced.
+    """Write ``NAME.aot.onnx`` beside a graph, with the same external weights; return its path and the number of replaced nodes.
 
-    ``python -m engines build`` takes the graphs that a bundle's manifest names, so not this one (docs/fused-experts.md).
+    ``python -m engines build`` reads only graphs named in a bundle's manifest, so not this file (docs/fused-experts.md).
 
     Raises:
-        InputError: no graph, or nothing to replace.
+        InputError: the file is not an ONNX graph, or has no node to replace.
         BackendError: the onnx package is missing.
         OutputError: the file cannot be written.
     """
     try:
         import onnx
     except ImportError as error:
-        raise BackendError(f"graphs are rewritten by the onnx package, which cannot be imported ({error}); pip install onnx") from error
+        raise BackendError(f"rewriting graphs needs the onnx package, which cannot be imported ({error}); pip install onnx") from error
     try:
         model = onnx.load(path, load_external_data=False)
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise InputError(f"{path} cannot be read as ONNX ({error}); {_CURE}") from error
     except Exception as error:
-        if type(error).__name__ != "DecodeError":  # protobuf's; which of its packages has it depends on the version
+        if type(error).__name__ != "DecodeError":  # protobuf moved this class between its packages
             raise
         raise InputError(f"{path} is not an ONNX file ({error}); {_CURE}") from error
     count = rewrite(onnx, model, tokens)
     if not count:
-        raise InputError(f'{path} has no node {NODE}; export with `python -m export onnx --flavour tensorrt` in the form "plugin"')
+        raise InputError(f"{path} has no node {NODE}; {_CURE}")
     target = path.with_suffix(".aot.onnx")
-    write_atomically(target, model.SerializeToString())
+    write_atomically(target, model.SerializeToString(), durable=True)
     return target, count

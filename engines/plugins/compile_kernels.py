@@ -1,12 +1,11 @@
-"""Compiles the fused experts' kernels ahead of time: Triton → PTX → cubin for every GPU generation, on a machine without a GPU.
+"""Ahead-of-time compilation of the fused-expert kernels: Triton → PTX → cubin for every GPU generation, without a GPU.
 
-Triton's wheel carries LLVM and ptxas, so nothing else is needed; it exists for Linux (x86-64 and aarch64) only.  Two things are mended on
-the way:
+Triton's wheel includes LLVM and ptxas; it exists for Linux (x86-64 and aarch64) only.  Two adjustments:
 
-* Triton appends two pointers to scratch memory to every kernel.  Ours use none, and TensorRT passes nothing there, so they are cut from the
+* Triton appends two scratch-memory pointers to the parameters of every kernel, which TensorRT does not pass.  They are removed from the
   PTX, after a check that the code never reads them.
-* PTX is written in the oldest version that knows the target, since a driver compiles PTX up to its own version only: 8.0 (CUDA 12.0) up to
-  sm_90, 9.0 (CUDA 13.0) for sm_110.
+* A driver compiles PTX up to its own version only, so the oldest PTX version that knows the target is used: 8.0 (CUDA 12.0) up to sm_90,
+  9.0 (CUDA 13.0) for sm_110.
 
 >>> compile_shape(MoEShape(256, 4, 128, 2), Path("compiled"), targets=(87,))  # doctest: +SKIP
 """
@@ -24,13 +23,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from engines.atomic import write_atomically
-from engines.plugins.fused_moe import TILES, X_TYPES, Kernel, MoEShape, Plan, for_target
-from engines.plugins.kernel_folder import DOCUMENT, FORMAT, TARGETS, Compiled
+from engines.plugins.fused_moe import TILES, X_TYPES, Kernel, KernelPlan, MoEShape, for_target
+from engines.plugins.kernel_folder import DOCUMENT, FORMAT, TARGETS, CompiledKernel
 from f2edge.errors import BackendError, InputError
+from f2edge.provenance.saving import write_atomically
 
-#: What a launch may ask for without a special attribute of the kernel, on every generation.
-MOST_SHARED = 48 * 1024
+#: Maximum shared memory of a launch without a special kernel attribute, on every GPU generation.
+MAX_SHARED_BYTES = 48 * 1024
 _ENTRY = re.compile(r"(\.visible \.entry \w+\()(.*?)(\n\))", re.DOTALL)
 _PARAMETER = re.compile(r"\w+_param_\d+")
 _ARCHITECTURE = re.compile(r"^\.target (sm_\d+a?)", re.MULTILINE)
@@ -43,12 +42,12 @@ _REPORTS = {
 
 
 def import_triton() -> Any:
-    """The ``triton`` module; raises :class:`BackendError` where it is missing or set to interpret."""
+    """Import ``triton``; raises :class:`BackendError` if it is missing or set to interpret."""
     try:
         triton = import_module("triton")
     except ImportError as error:
         raise BackendError(
-            f"Triton cannot be imported ({error}); kernels are made on Linux with `pip install 'f2edge[plugins]'`, no GPU needed"
+            f"Triton cannot be imported ({error}); compile kernels on Linux after `pip install 'f2edge[plugins]'`; no GPU is needed"
         ) from error
     if triton.knobs.runtime.interpret:
         raise BackendError("TRITON_INTERPRET is set, so Triton interprets and cannot compile; unset it")
@@ -56,26 +55,26 @@ def import_triton() -> Any:
 
 
 def all_kernels(shape: MoEShape) -> tuple[Kernel, ...]:
-    """Every kernel of a shape once: both types of x, both tiles."""
-    kernels = {k.file: k for x_type in X_TYPES for tile in TILES.values() for k in Plan(shape, x_type, tile).kernels}
+    """Return every distinct kernel of a shape, for both dtypes of x and both tiles."""
+    kernels = {k.file: k for x_type in X_TYPES for tile in TILES.values() for k in KernelPlan(shape, x_type, tile).kernels}
     return tuple(kernels.values())
 
 
 def without_scratch(ptx: str, wanted: int) -> str:
-    """PTX with the first ``wanted`` parameters only; raises :class:`BackendError` if the code reads one of the others."""
+    """Return the PTX with its first ``wanted`` parameters only; raises :class:`BackendError` if the code reads another one."""
     entry = _ENTRY.search(ptx)
     if entry is None:
-        raise BackendError("Triton wrote PTX without an entry; this version of Triton is not known to work, install 3.9")
+        raise BackendError("Triton wrote PTX without an entry; this Triton version is not supported, install 3.9")
     lines = entry[2].split(",")
     for line in lines[wanted:]:
         name = _PARAMETER.search(line)
         if name is None or len(re.findall(rf"\b{name[0]}\b", ptx)) != 1:
-            raise BackendError("a kernel reads Triton's scratch memory, which no launch provides; this is a bug of the kernel")
+            raise BackendError("a kernel reads Triton's scratch memory, which no launch provides; this is a bug in the kernel")
     return ptx[: entry.start()] + entry[1] + ",".join(lines[:wanted]) + entry[3] + ptx[entry.end() :]
 
 
-def compile_kernel(kernel: Kernel, target: int) -> tuple[Compiled, bytes, bytes]:
-    """A kernel's description, its cubin and its PTX, for one compute capability such as 87.
+def compile_kernel(kernel: Kernel, target: int) -> tuple[CompiledKernel, bytes, bytes]:
+    """Compile a kernel for one compute capability such as 87; return its description, cubin and PTX.
 
     Raises:
         BackendError: Triton is missing, or the kernel needs more than 48 KiB of shared memory.
@@ -104,17 +103,17 @@ def compile_kernel(kernel: Kernel, target: int) -> tuple[Compiled, bytes, bytes]
         "enable_fp_fusion": True,
     }
     with triton.knobs.compilation.scope():
-        triton.knobs.compilation.disable_line_info = True  # no paths of this machine, and the same bytes from every machine
+        triton.knobs.compilation.disable_line_info = True  # no local paths, so that every machine writes the same bytes
         made = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
     shared = int(made.metadata.shared)
-    if shared > MOST_SHARED:
+    if shared > MAX_SHARED_BYTES:
         raise BackendError(
-            f"kernel {kernel.file} needs {shared} bytes of shared memory on sm_{target}, more than {MOST_SHARED}; shrink its tile"
+            f"kernel {kernel.file} needs {shared} bytes of shared memory on sm_{target}, more than {MAX_SHARED_BYTES}; shrink its tile"
         )
     ptx = without_scratch(made.asm["ptx"], len(kinds))
     cubin, report = assemble(ptx, get_ptxas(target).path)
     data = ptx.encode()
-    compiled = Compiled(
+    compiled = CompiledKernel(
         kernel=kernel.name,
         file=kernel.file,
         target=target,
@@ -131,7 +130,11 @@ def compile_kernel(kernel: Kernel, target: int) -> tuple[Compiled, bytes, bytes]
 
 
 def assemble(ptx: str, ptxas: str) -> tuple[bytes, dict[str, int]]:
-    """A cubin for the PTX's own target, and what ptxas says of it; raises :class:`BackendError` with its words if it refuses."""
+    """Assemble PTX for its own target; return the cubin and ptxas' resource report.
+
+    Raises:
+        BackendError: ptxas fails; the message contains its output.
+    """
     architecture = _ARCHITECTURE.search(ptx)
     if architecture is None:
         raise BackendError("PTX without a target cannot be assembled")
@@ -141,34 +144,34 @@ def assemble(ptx: str, ptxas: str) -> tuple[bytes, dict[str, int]]:
         command = [ptxas, "-v", f"--gpu-name={architecture[1]}", str(source), "-o", str(result)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # the assembler of Triton's wheel
         if done.returncode:
-            raise BackendError(f"ptxas refuses a kernel for {architecture[1]}: {' '.join(done.stderr.split())}")
+            raise BackendError(f"ptxas failed on a kernel for {architecture[1]}: {' '.join(done.stderr.split())}")
         found = {name: pattern.search(done.stderr) for name, pattern in _REPORTS.items()}
         return result.read_bytes(), {name: int(match[1]) if match else 0 for name, match in found.items()}
 
 
 def compile_shape(
     shape: MoEShape, out: Path, targets: Sequence[int] = TARGETS, progress: Callable[[str], None] = lambda _: None
-) -> dict[int, list[Compiled]]:
+) -> dict[int, list[CompiledKernel]]:
     """Compile every kernel of a shape for every target into ``out`` (:mod:`engines.plugins.kernel_folder`).
 
     Raises:
-        InputError: a target that kernels are not made for.
+        InputError: an unsupported target.
         OutputError: the folder cannot be written.
         BackendError: Triton is missing or fails.
     """
     unknown = sorted(set(targets) - set(TARGETS))
     if unknown or not targets:
-        raise InputError(f"targets {unknown}: kernels are made for {', '.join(map(str, TARGETS))} only")
+        raise InputError(f"targets {unknown}: unsupported; choose from {', '.join(map(str, TARGETS))}")
     triton = import_triton()
     folder = out / shape.label
-    rows: dict[int, list[Compiled]] = {}
+    rows: dict[int, list[CompiledKernel]] = {}
     for target in sorted(set(targets)):
         rows[target] = []
         for kernel in all_kernels(shape):
             progress(f"sm_{target} {kernel.file}")
             compiled, cubin, ptx = compile_kernel(kernel, target)
-            write_atomically(folder / f"sm_{target}" / f"{kernel.file}.cubin", cubin)
-            write_atomically(folder / f"sm_{target}" / f"{kernel.file}.ptx", ptx)
+            write_atomically(folder / f"sm_{target}" / f"{kernel.file}.cubin", cubin, durable=True)
+            write_atomically(folder / f"sm_{target}" / f"{kernel.file}.ptx", ptx, durable=True)
             rows[target].append(compiled)
     document = {
         "format": FORMAT,
@@ -176,5 +179,5 @@ def compile_shape(
         "triton": triton.__version__,
         "targets": {str(target): {c.file: c.to_json() for c in compiled} for target, compiled in rows.items()},
     }
-    write_atomically(folder / DOCUMENT, json.dumps(document, indent=1).encode())
+    write_atomically(folder / DOCUMENT, json.dumps(document, indent=1).encode(), durable=True)
     return rows

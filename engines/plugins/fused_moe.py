@@ -1,8 +1,8 @@
-"""Which kernels the fused mixture of experts launches for a layer's shape: constants, grids, arguments and the workspace between them.
+"""Kernel plan of the fused mixture of experts for a layer's shape: constants, grids, arguments and workspace.
 
-Pure arithmetic, shared by everything that compiles or launches the kernels.  Axes: :mod:`engines.plugins`.
+Pure arithmetic, shared by compilation and launch.  Axes: :mod:`engines.plugins`.
 
->>> plan = Plan(MoEShape(width=2048, experts=8, expert_width=512, active=4), "fp32", SMALL)
+>>> plan = KernelPlan(MoEShape(width=2048, experts=8, expert_width=512, active=4), "fp32", SMALL)
 >>> [launch.kernel for launch in plan.launches(258)]
 ['route', 'sort', 'up', 'down', 'combine']
 """
@@ -23,12 +23,12 @@ ALIGNMENT = 256
 
 
 def cdiv(a: int, b: int) -> int:
-    """The quotient a / b, rounded up."""
+    """Return a / b, rounded up."""
     return -(-a // b)
 
 
 def power_of_two(n: int) -> int:
-    """The least power of two that is at least n ≥ 1."""
+    """Return the smallest power of two that is at least n ≥ 1."""
     return 1 << (n - 1).bit_length()
 
 
@@ -37,7 +37,7 @@ class MoEShape:
     """Shape of one layer's routed experts.
 
     Raises:
-        InputError: a size below 1, more experts active than there are, or more than 128 experts (the router holds all in registers).
+        InputError: a size below 1, more active experts than experts, or more than 128 experts (the router holds all in registers).
     """
 
     width: int
@@ -52,20 +52,20 @@ class MoEShape:
 
     @property
     def label(self) -> str:
-        """In one word, as file names and tables have it."""
+        """Name of the shape in file names and tables."""
         return f"d{self.width}-e{self.experts}x{self.expert_width}-k{self.active}-{'swiglu' if self.gated else 'gelu'}"
 
     def blocks(self, tokens: int, rows: int) -> int:
-        """Row blocks enough for any routing: every expert may end with a partial one."""
+        """Return enough row blocks for any routing: every expert may end with a partial block."""
         return cdiv(tokens * self.active, rows) + self.experts
 
 
 @dataclass(frozen=True)
 class Tile:
-    """How the work is cut.
+    """Tile sizes.
 
-    The grouped products take blocks of ``rows`` by ``columns``, ``inner`` values of the sum at a time (powers of two, at least 16);
-    routing and combining take ``tokens`` tokens at a time.
+    The grouped products compute blocks of ``rows`` by ``columns`` with ``inner`` values of the sum at a time (powers of two, at least 16);
+    routing and combining process ``tokens`` tokens at a time.
     """
 
     name: str
@@ -77,21 +77,21 @@ class Tile:
     stages: int
 
 
-#: For decoding: few rows for each expert, the time goes into reading weights once.
+#: For decoding: few rows per expert; the time is spent reading weights once.
 SMALL = Tile("small", rows=16, columns=32, inner=128, tokens=1, warps=4, stages=3)
-#: For prefill and denoising: many rows for each expert.
+#: For prefill and denoising: many rows per expert.
 LARGE = Tile("large", rows=64, columns=64, inner=32, tokens=8, warps=4, stages=3)
 TILES: Mapping[str, Tile] = {tile.name: tile for tile in (SMALL, LARGE)}
 
 
 def choose_tile(shape: MoEShape, tokens: int) -> Tile:
-    """The small tile while an expert gets at most its 16 rows on average."""
+    """Return the small tile if an expert gets at most 16 rows on average, else the large one."""
     return SMALL if tokens * shape.active <= SMALL.rows * shape.experts else LARGE
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Programs of a launch: ``(cdiv(T · factor, divisor) + extra, y)``."""
+    """Number of programs of a launch: ``(cdiv(T · factor, divisor) + extra, y)``."""
 
     factor: int = 0
     divisor: int = 1
@@ -99,7 +99,7 @@ class Grid:
     y: int = 1
 
     def of(self, tokens: int) -> tuple[int, int]:
-        """The grid for T tokens."""
+        """Return the grid for T tokens."""
         return cdiv(tokens * self.factor, self.divisor) + self.extra, self.y
 
     def __str__(self) -> str:
@@ -111,7 +111,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel as it is compiled: ``arguments`` in order, each with its Triton type, then constants; ``file`` names the cubin."""
+    """One kernel to compile: ``arguments`` in order, each with its Triton type, then constants; ``file`` names the cubin."""
 
     name: str
     file: str
@@ -122,7 +122,7 @@ class Kernel:
     stages: int = 1
 
     def document(self) -> dict[str, Any]:
-        """For the metadata file."""
+        """Return the kernel's entry of ``kernels.json``."""
         return {
             "kernel": self.name,
             "file": self.file,
@@ -134,10 +134,10 @@ class Kernel:
 
 
 def for_target(kernel: Kernel, target: int) -> Kernel:
-    """The kernel as it is compiled for a compute capability.
+    """Return the kernel adapted to a compute capability.
 
-    Triton has no tensor cores before sm_80: products there are fused multiply-adds in registers, which more warps and shorter steps of the
-    sum keep from spilling.  Grid and memory stay the same.
+    Triton uses no tensor cores before sm_80: products there are fused multiply-adds in registers, and need more warps and a smaller inner
+    block to avoid spills.  Grid and memory stay the same.
     """
     if target >= 80 or "BK" not in kernel.constants:
         return kernel
@@ -146,7 +146,7 @@ def for_target(kernel: Kernel, target: int) -> Kernel:
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel with its grid and its arguments: names of tensors, or T itself."""
+    """A kernel with its grid and its arguments: tensor names, or the number T."""
 
     kernel: str
     file: str
@@ -155,8 +155,8 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The five kernels for one shape, one type of x and one tile."""
+class KernelPlan:
+    """The five kernels for one shape, one dtype of x and one tile."""
 
     shape: MoEShape
     x_type: str
@@ -168,7 +168,7 @@ class Plan:
 
     @cached_property
     def kernels(self) -> tuple[Kernel, ...]:
-        """In the order of their launches."""
+        """The kernels in launch order."""
         shape, tile = self.shape, self.tile
         D, E, I, K = shape.width, shape.experts, shape.expert_width, shape.active
         BE = power_of_two(E)
@@ -194,7 +194,7 @@ class Plan:
         return tuple(Kernel(name, file, self._arguments(name), *rest) for name, file, *rest in made)  # type: ignore[arg-type]
 
     def _arguments(self, kernel: str) -> tuple[tuple[str, str], ...]:
-        """Names of tensors as :meth:`launches` uses them; ``T`` is the only number."""
+        """Return (name, Triton type) of a kernel's arguments; ``T`` is the only number."""
         x = ("x", f"*{self.x_type}")
         experts, gates = ("experts", "*i32"), ("gates", "*fp32")
         order, blocks, hidden, parts = ("order", "*i32"), ("blocks", "*i32"), ("hidden", "*fp16"), ("parts", "*fp16")
@@ -208,7 +208,7 @@ class Plan:
         }[kernel]
 
     def workspace(self, tokens: int) -> tuple[dict[str, int], int]:
-        """Byte offsets of the tensors between the kernels, each aligned, and the bytes of all for T tokens."""
+        """Return aligned byte offsets of the intermediate tensors for T tokens, and the total size in bytes."""
         A = tokens * self.shape.active
         sizes = {
             "experts": 4 * A,
@@ -225,7 +225,7 @@ class Plan:
         return offsets, end
 
     def launches(self, tokens: int) -> list[Launch]:
-        """What to launch for T ≥ 1 tokens, in this order, on one stream."""
+        """Return the launches for T ≥ 1 tokens, in order, for one stream."""
         return [
             Launch(
                 kernel.name,
@@ -238,5 +238,5 @@ class Plan:
 
 
 def workspace_bytes(shape: MoEShape, tokens: int) -> int:
-    """Enough for any number of tokens up to ``tokens``, whichever tile it takes."""
-    return max(Plan(shape, "fp16", tile).workspace(tokens)[1] for tile in TILES.values())
+    """Return a workspace size in bytes that suffices for up to ``tokens`` tokens with either tile."""
+    return max(KernelPlan(shape, "fp16", tile).workspace(tokens)[1] for tile in TILES.values())

@@ -1,15 +1,15 @@
-"""Triton kernels of the fused mixture of experts; :mod:`engines.plugins` gives the axes and the definition.
+"""Triton kernels of the fused mixture of experts; axes and definition: :mod:`engines.plugins`.
 
-Each takes inputs, the token count T where it needs it, outputs: the argument order of TensorRT's ahead-of-time plug-ins.  All other
-sizes are compile-time constants, so that a cubin belongs to one layer shape and TensorRT passes nothing else.
+Arguments are inputs, the token count T where needed, then outputs: the order of TensorRT's ahead-of-time plug-ins.  All other sizes are
+compile-time constants, so a cubin belongs to one layer shape.
 
 1. ``route``: router logits in fp32, softmax, top-K, gates.
-2. ``sort``: a counting sort of the assignments by expert, and the table of row blocks that the products walk over.
+2. ``sort``: a counting sort of the assignments by expert, and the table of row blocks for the products.
 3. ``up``, 4. ``down``: grouped products, one program per row block and column block; fp16 in, fp32 sums.
 5. ``combine``: the gated sum of each token's K results, in the order of its gates.
 
 No kernel adds atomically and each output is written by one program, so results do not depend on the order in which programs run.  A row's
-result does not depend on its neighbours either: a token gets the same answer alone and in a batch, as long as the tile is the same.
+result does not depend on other rows either: a token gets the same result alone and in a batch, as long as the tile is the same.
 
 >>> route[(cdiv(T, 4),)](x, router_weight, router_bias, T, experts, gates, D=2048, E=8, K=4, BT=4, BD=256, BE=8)  # doctest: +SKIP
 """
@@ -38,13 +38,13 @@ def route(
     scores = tl.where(e[None, :] < E, scores, float("-inf"))
     powers = tl.exp(scores - tl.max(scores, axis=1)[:, None])
     probability = powers / tl.sum(powers, axis=1)[:, None]
-    # Ranked by score, since small probabilities round to equal zeros.  A NaN must reach the output but never choose an expert that does
-    # not exist: it ranks with the lowest scores, above what is taken and above the padding.
+    # Rank by score, since small probabilities round to equal zeros.  A NaN must reach the output but never select a padding expert: it
+    # ranks with the lowest scores, above experts already chosen and above the padding.
     rest = tl.where(scores == scores, tl.maximum(scores, -3.0e38), -3.0e38)  # noqa: PLR0124
     rest = tl.where(e[None, :] < E, rest, float("-inf"))
     place = tl.full([BT, BE], K, dtype=tl.int32)  # K: not chosen
     for k in tl.static_range(K):
-        best = tl.argmax(rest, axis=1)  # of equals the lowest index
+        best = tl.argmax(rest, axis=1)  # ties go to the lowest index
         hit = e[None, :] == best[:, None]
         place = tl.where(hit, k, place)
         rest = tl.where(hit, -3.2e38, rest)
@@ -99,7 +99,7 @@ def sort(
 
 @triton.jit
 def _sigmoid(x):
-    """Of fp32, without overflow at either end: exp of a negative number only."""
+    """Logistic function of fp32 values, without overflow: exp of non-positive numbers only."""
     power = tl.exp(-tl.abs(x))
     return tl.where(x >= 0, 1.0, power) / (1.0 + power)
 

@@ -1,9 +1,8 @@
-"""Launches compiled kernels of the fused experts on a stream that somebody else owns, as TensorRT's plug-ins must.
+"""Launch of the compiled fused-expert kernels on a given CUDA stream, as TensorRT plug-ins need it.
 
-Through ``cuda.bindings.driver``: pycuda can load the same cubins, but launches on streams of its own making only (its ``Function`` takes a
-``pycuda.driver.Stream``, which cannot be made from a handle; read in pycuda 2026.1), while TensorRT hands a plug-in a handle.
-Both libraries work in the device's primary context, so they mix freely.  A launch neither allocates nor waits, and so can be captured in a
-CUDA graph.
+Uses ``cuda.bindings.driver``: TensorRT passes a stream handle, and pycuda's ``Function`` takes only a ``pycuda.driver.Stream``, which
+cannot be made from a handle (pycuda 2026.1).  Both libraries work in the device's primary context, so they can be combined.  A launch
+neither allocates nor synchronizes, so it can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from engines.plugins.fused_moe import TILES, MoEShape, Plan, choose_tile, for_target
-from engines.plugins.kernel_folder import Compiled, KernelFolder
+from engines.plugins.fused_moe import TILES, KernelPlan, MoEShape, choose_tile, for_target
+from engines.plugins.kernel_folder import CompiledKernel, KernelFolder
 from f2edge.errors import BackendError
 
 
 class Driver:
-    """The few calls of CUDA's driver that are needed, in the context that is current in the calling thread.
+    """The CUDA driver calls needed for a launch, in the calling thread's current context.
 
     Raises:
         BackendError: ``cuda-bindings`` is missing, or a call fails.
@@ -38,26 +37,26 @@ class Driver:
     def _call(self, name: str, *arguments: Any) -> Any:
         try:
             code, *values = getattr(self._cuda, name)(*arguments)
-        except (RuntimeError, OSError) as error:  # the driver's library is not there
-            raise BackendError(f"{name}: no CUDA driver can be used ({error})") from error
+        except (RuntimeError, OSError) as error:  # the driver library is missing
+            raise BackendError(f"{name}: no usable CUDA driver ({error})") from error
         if code != self._cuda.CUresult.CUDA_SUCCESS:
             raise BackendError(f"{name} failed in CUDA: {getattr(code, 'name', code)}")
         return values[0] if values else None
 
     def capability(self) -> int:
-        """Of the current context's device, as 87."""
+        """Return the compute capability of the current device, such as 87."""
         device, attribute = self._call("cuCtxGetDevice"), self._cuda.CUdevice_attribute
         major = self._call("cuDeviceGetAttribute", attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device)
         minor = self._call("cuDeviceGetAttribute", attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device)
         return 10 * int(major) + int(minor)
 
     def load(self, image: bytes, name: str) -> Any:
-        """A function of a cubin or of PTX; the module stays loaded as long as the context."""
+        """Load a function from a cubin or PTX; the module stays loaded as long as the context."""
         module = self._call("cuModuleLoadData", image + b"\0")
         return self._call("cuModuleGetFunction", module, name.encode())
 
-    def launch(self, function: Any, compiled: Compiled, grid: tuple[int, int], stream: int, arguments: tuple[int, ...]) -> None:
-        """Queue a kernel; arguments are addresses, or numbers where the kernel takes int32."""
+    def launch(self, function: Any, compiled: CompiledKernel, grid: tuple[int, int], stream: int, arguments: tuple[int, ...]) -> None:
+        """Enqueue a kernel; ``arguments`` are addresses, or numbers for int32 parameters."""
         kinds = tuple(ctypes.c_void_p if kind.startswith("*") else ctypes.c_int32 for _, kind in compiled.arguments)
         self._call(
             "cuLaunchKernel",
@@ -72,13 +71,13 @@ class Driver:
 
 
 class Launcher:
-    """The loaded kernels of one layer shape and one type of x, for every tile."""
+    """The loaded kernels of one layer shape and one dtype of x, for every tile."""
 
     def __init__(self, driver: Driver, shape: MoEShape, x_type: str, root: Path | None) -> None:
         folder, capability = KernelFolder(shape, root), driver.capability()
         self.shape, self._driver = shape, driver
-        self._plans = {name: Plan(shape, x_type, tile) for name, tile in TILES.items()}
-        self._functions: dict[str, tuple[Any, Compiled]] = {}
+        self._plans = {name: KernelPlan(shape, x_type, tile) for name, tile in TILES.items()}
+        self._functions: dict[str, tuple[Any, CompiledKernel]] = {}
         for plan in self._plans.values():
             for kernel in plan.kernels:
                 compiled, image = folder.image(capability, kernel.file)
@@ -90,10 +89,7 @@ class Launcher:
                 self._functions[kernel.file] = driver.load(image, kernel.name), compiled
 
     def enqueue(self, tokens: int, tensors: Mapping[str, int], workspace: int, stream: int) -> None:
-        """Queue the five kernels; ``tensors`` are addresses of the node's inputs by name and of ``y``.
-
-        Without tokens there is nothing to do, and no grid of nothing can be launched.
-        """
+        """Enqueue the five kernels; ``tensors`` maps the node's inputs and ``y`` to addresses.  Zero tokens launch nothing."""
         if not tokens:
             return
         plan = self._plans[choose_tile(self.shape, tokens).name]
@@ -106,7 +102,7 @@ class Launcher:
 
 
 class KernelCache:
-    """Launchers, made when first asked for and shared by all layers of a model; ``root`` as for :class:`KernelFolder`."""
+    """Launchers by shape and dtype, created on first use and shared by all layers; ``root`` as for :class:`KernelFolder`."""
 
     def __init__(self, root: Path | None = None) -> None:
         self._root, self._lock = root, Lock()
@@ -114,6 +110,7 @@ class KernelCache:
         self._launchers: dict[tuple[MoEShape, str], Launcher] = {}
 
     def get(self, shape: MoEShape, x_type: str) -> Launcher:
+        """Return the launcher of a shape and a dtype of x, "fp16" or "fp32"."""
         with self._lock:
             self._driver = self._driver or Driver()
             key = shape, x_type

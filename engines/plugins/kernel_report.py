@@ -1,4 +1,4 @@
-"""``python -m engines kernels``: compiles, and says what each kernel takes of a GPU."""
+"""Implementation of ``python -m engines kernels``: compiles the kernels and reports their resource use."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from engines.atomic import write_atomically
 from engines.plugins.compile_kernels import compile_shape, import_triton
 from engines.plugins.fused_moe import MoEShape
-from engines.plugins.kernel_folder import TARGETS, Compiled, default_folder
+from engines.plugins.kernel_folder import TARGETS, CompiledKernel, default_folder
 from f2edge.errors import InputError
-from f2edge.provenance.saving import check_writable
+from f2edge.provenance.saving import check_writable, write_atomically
 from f2edge.spec.configuration import CONFIGURATIONS
 
 _HEAD = """# Registers, shared memory and spills of the fused experts' kernels
@@ -26,17 +25,17 @@ bytes spilled (stores + loads).  Written by
 
 
 def shape_of(model: str) -> MoEShape:
-    """The routed experts of a configuration by name; raises :class:`InputError` for an unknown one or one without experts."""
+    """Return the expert shape of a named configuration; raises :class:`InputError` if it is unknown or has no routed experts."""
     if model not in CONFIGURATIONS:
         raise InputError(f"unknown model {model!r}; choose one of: {', '.join(CONFIGURATIONS)}")
     experts = CONFIGURATIONS[model].token_experts
     if not experts.routed:
-        raise InputError(f"model {model!r} has no routed experts, so it needs no such kernels")
+        raise InputError(f"model {model!r} has no routed experts, so it needs no kernels")
     return MoEShape(CONFIGURATIONS[model].width, experts.routed, experts.routed_width, experts.active)
 
 
-def markdown(model: str, shape: MoEShape, triton: str, rows: Mapping[int, Sequence[Compiled]]) -> str:
-    """The table: a line for each kernel, a column for each target."""
+def markdown(model: str, shape: MoEShape, triton: str, rows: Mapping[int, Sequence[CompiledKernel]]) -> str:
+    """Return the resource table as Markdown: a line for each kernel, a column for each target."""
     head = _HEAD.format(
         model=model,
         label=shape.label,
@@ -56,7 +55,7 @@ def markdown(model: str, shape: MoEShape, triton: str, rows: Mapping[int, Sequen
 
 
 def make_kernels(out: Path | None, model: str, targets: Sequence[int], table: Path | None, *, as_json: bool) -> None:
-    """Compile, write the table if asked to, and print what was made."""
+    """Compile kernels, write the table if ``table`` is given, and print a summary."""
     shape = shape_of(model)
     root = default_folder() if out is None else out
     if table is not None:
@@ -72,7 +71,7 @@ def make_kernels(out: Path | None, model: str, targets: Sequence[int], table: Pa
     finally:
         progress("")
     if table is not None:
-        write_atomically(table, markdown(model, shape, import_triton().__version__, rows).encode())
+        write_atomically(table, markdown(model, shape, import_triton().__version__, rows).encode(), durable=True)
     made = [compiled.to_json() for row in rows.values() for compiled in row]
     if as_json:
         print(json.dumps({"folder": str(root / shape.label), "kernels": made}))

@@ -1,4 +1,4 @@
-"""The node ``F2FusedMoE`` as slow NumPy: one token and one expert at a time, in float64.  Axes and definition: :mod:`engines.plugins`.
+"""NumPy reference of the node ``F2FusedMoE``: one token and one expert at a time, in float64.  Definition: :mod:`engines.plugins`.
 
 >>> fused_moe(x, weights, active=4).shape == x.shape  # doctest: +SKIP
 """
@@ -28,7 +28,11 @@ def silu(x: Array) -> Array:
 
 
 def route(x: Array, weight: Array, bias: Array, active: int) -> tuple[Array, Array]:
-    """(T, D), (D, E), (E,) → experts (T, K) by falling probability, of equals the lower index first, and their gates (T, K) of sum 1."""
+    """Route x (T, D) with weight (D, E) and bias (E,).
+
+    Returns:
+        Experts (T, K) by descending probability, ties by index, and their gates (T, K), which sum to 1.
+    """
     scores = x.astype(np.float64) @ weight.astype(np.float64) + bias.astype(np.float64)
     powers = np.exp(scores - scores.max(axis=1, keepdims=True))
     probability = powers / powers.sum(axis=1, keepdims=True)
@@ -38,7 +42,7 @@ def route(x: Array, weight: Array, bias: Array, active: int) -> tuple[Array, Arr
 
 
 def fused_moe(x: Array, weights: Mapping[str, Array], active: int, *, gated: bool = False) -> Array:
-    """What the node gives for x (T, D) and its six weights by name: float64 (T, D).  The experts see x rounded to fp16."""
+    """Return the node's output float64 (T, D) for x (T, D) and its six weights by name; the experts use x rounded to fp16."""
     experts, gates = route(x, weights["router_weight"], weights["router_bias"], active)
     up, up_bias, down, down_bias = (weights[n].astype(np.float64) for n in ("up_weight", "up_bias", "down_weight", "down_bias"))
     rows = x.astype(np.float16).astype(np.float64)

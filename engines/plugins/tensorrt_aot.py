@@ -1,7 +1,7 @@
-"""The fused experts as five ahead-of-time plug-ins (``tensorrt.plugin``, TensorRT 10.9 and later): plans load without Python.
+"""Ahead-of-time plug-ins of the fused experts (``tensorrt.plugin``, TensorRT 10.9 and later): plans load without Python.
 
-TensorRT copies each kernel's PTX and its launch into the plan.  Such a plug-in is one kernel without workspace, so ``F2FusedMoE`` becomes a
-chain, with ordinary tensors between (:mod:`engines.plugins.aot_graph` rewrites the graph):
+TensorRT copies each kernel's PTX and its launch parameters into the plan.  Such a plug-in is one kernel without workspace, so
+``F2FusedMoE`` becomes five nodes with ordinary tensors between them (:mod:`engines.plugins.aot_graph` rewrites the graph):
 
 | node | inputs | attributes | outputs |
 |---|---|---|---|
@@ -11,10 +11,10 @@ chain, with ordinary tensors between (:mod:`engines.plugins.aot_graph` rewrites 
 | F2MoeDown | hidden, order, blocks, down_weight, down_bias | rows | parts (A, D) fp16 |
 | F2MoeCombine | parts, gates | rows | y (T, D) fp16 |
 
-``rows`` names the tile by its rows (:data:`engines.plugins.fused_moe.TILES`); it is fixed when the graph is rewritten.
+``rows`` selects the tile (:data:`engines.plugins.fused_moe.TILES`) when the graph is rewritten.
 
-Not run on a GPU yet.  Checked without one: NVIDIA's own ``tensorrt.plugin`` 11.4 takes every definition, and shapes, grids and arguments
-equal those of the plan (tests/engines/test_plugin_aot.py).
+Not run on a GPU yet.  Checked without one: NVIDIA's ``tensorrt.plugin`` 11.4 accepts every definition, and shapes, grids and arguments
+equal those of the kernel plan (tests/engines/test_plugin_aot.py).
 
 >>> register(tensorrt)  # doctest: +SKIP
 """
@@ -30,7 +30,7 @@ from typing import Any
 
 from engines.plugins.fused_moe import TILES
 from engines.plugins.fused_moe_launch import Driver
-from engines.plugins.kernel_folder import Compiled, KernelFolder
+from engines.plugins.kernel_folder import CompiledKernel, KernelFolder
 from f2edge.errors import BackendError, InputError
 
 NAMESPACE = "f2edge"
@@ -38,7 +38,7 @@ NAMESPACE = "f2edge"
 
 @dataclass(frozen=True)
 class Operator:
-    """One plug-in: its kernel, its inputs, its integer attributes, and how many outputs it has."""
+    """One plug-in: kernel, inputs, integer attributes and number of outputs."""
 
     name: str
     kernel: str
@@ -57,7 +57,7 @@ OPERATORS = (
 
 
 def _tokens(x: Any) -> Any:
-    """T of x (…, D), as a symbolic expression."""
+    """Return T of x (…, D) as a symbolic expression."""
     total = x.shape_expr[0]
     for size in list(x.shape_expr)[1:-1]:
         total = total * size
@@ -65,7 +65,7 @@ def _tokens(x: Any) -> Any:
 
 
 def _outputs(trt: Any, trtp: Any, name: str, t: Mapping[str, Any], a: Mapping[str, int]) -> tuple[Any, ...]:
-    """Descriptions of a plug-in's outputs from those of its inputs ``t`` and its attributes ``a``."""
+    """Describe a plug-in's outputs from its inputs ``t`` and its attributes ``a``."""
     describe = trtp.from_shape_expr
     if name == "route":
         shape = (_tokens(t["x"]), a["active"])
@@ -83,7 +83,7 @@ def _outputs(trt: Any, trtp: Any, name: str, t: Mapping[str, Any], a: Mapping[st
 
 
 def _constants(name: str, t: Mapping[str, Any], a: Mapping[str, int]) -> dict[str, int]:
-    """The sizes that tell a plug-in's kernel from the same kernel of other layers."""
+    """Return the compile-time sizes that select a plug-in's kernel."""
 
     def size(tensor: str, axis: int) -> int:
         return int(t[tensor].shape_expr[axis].constant_value())
@@ -101,17 +101,13 @@ def _constants(name: str, t: Mapping[str, Any], a: Mapping[str, int]) -> dict[st
 
 
 class KernelBank:
-    """All compiled kernels of a folder, for one compute capability; that of the current context where None."""
+    """All compiled kernels of a folder for one compute capability; None for that of the current device."""
 
     def __init__(self, root: Path | None, capability: int | None) -> None:
         self._root, self._capability = root, capability
 
-    def find(self, name: str, x_type: str, rows: int, constants: Mapping[str, int]) -> tuple[Compiled, bytes]:
-        """A kernel with these sizes, and its PTX.
-
-        Raises:
-            InputError: no layer shape that has it was compiled.
-        """
+    def find(self, name: str, x_type: str, rows: int, constants: Mapping[str, int]) -> tuple[CompiledKernel, bytes]:
+        """Return the kernel with these sizes and its PTX; raises :class:`InputError` if it was not compiled."""
         capability = Driver().capability() if self._capability is None else self._capability
         tile = next((tile.name for tile in TILES.values() if tile.rows == rows), None)
         if tile is None:
@@ -121,11 +117,11 @@ class KernelBank:
             compiled, ptx = folder.portable_image(capability, file)
             if {**compiled.constants, **constants} == dict(compiled.constants):
                 return compiled, ptx
-        raise InputError(f"no kernel {file} was compiled for {dict(constants)}; make it by `python -m engines kernels`")
+        raise InputError(f"no kernel {file} was compiled for {dict(constants)}; compile it with `python -m engines kernels`")
 
 
-def _launch(trtp: Any, operator: Operator, compiled: Compiled, t: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Launch parameters and extra arguments: T, where the kernel takes it."""
+def _launch(trtp: Any, operator: Operator, compiled: CompiledKernel, t: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return launch parameters and extra arguments: T, if the kernel takes it."""
     launch = trtp.KernelLaunchParams()
     launch.grid_y, launch.block_x, launch.shared_mem = compiled.grid["y"], compiled.threads, compiled.shared
     if operator.kernel in ("up", "down"):
@@ -144,7 +140,7 @@ def _launch(trtp: Any, operator: Operator, compiled: Compiled, t: Mapping[str, A
 
 
 def _define(trt: Any, trtp: Any, operator: Operator, bank: KernelBank) -> None:
-    """Register one plug-in and its kernel."""
+    """Register one plug-in with its shape function and its kernel."""
     inputs = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, annotation=trtp.TensorDesc) for name in operator.inputs]
     attributes = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, annotation=int) for name in operator.attributes]
     described = tuple[(trtp.TensorDesc,) * operator.outputs] if operator.outputs > 1 else trtp.TensorDesc  # type: ignore[misc]
@@ -154,7 +150,7 @@ def _define(trt: Any, trtp: Any, operator: Operator, bank: KernelBank) -> None:
         return found if operator.outputs > 1 else found[0]
 
     def implement(*arguments: Any) -> tuple[str, bytes, Any, Any]:
-        """TensorRT calls with inputs, attributes, outputs and the tactic, by position."""
+        """Return the kernel, its PTX and its launch; TensorRT passes inputs, attributes, outputs and the tactic by position."""
         count = len(operator.inputs)
         tensors = dict(zip(operator.inputs, arguments[:count], strict=True))
         values = dict(zip(operator.attributes, arguments[count : count + len(operator.attributes)], strict=True))
@@ -173,12 +169,17 @@ def _define(trt: Any, trtp: Any, operator: Operator, bank: KernelBank) -> None:
 
 
 def _sign(function: Callable[..., Any], signature: Signature) -> None:
-    """Give a function the signature that ``tensorrt.plugin`` reads names and types from."""
+    """Set the signature from which ``tensorrt.plugin`` reads names and types."""
     function.__signature__ = signature  # type: ignore[attr-defined]
 
 
 def register(trt: Any, root: Path | None = None, capability: int | None = None) -> None:
-    """Register the five plug-ins, once; kernels come from ``root`` and are those for ``capability`` (as 87; the current device's if None).
+    """Register the five plug-ins unless they are registered already.
+
+    Args:
+        trt: ``tensorrt`` module.
+        root: folder of compiled kernels; None for the default.
+        capability: compute capability such as 87; None for the current device's.
 
     Raises:
         BackendError: TensorRT is older than 10.9.
@@ -188,7 +189,7 @@ def register(trt: Any, root: Path | None = None, capability: int | None = None) 
     except ImportError as error:
         raise BackendError(f"TensorRT {trt.__version__} has no tensorrt.plugin ({error}); 10.9 is needed, else use F2FusedMoE") from error
     if not hasattr(trtp, "aot_impl"):
-        raise BackendError(f"TensorRT {trt.__version__} knows no ahead-of-time plug-ins; 10.9 is needed, else use F2FusedMoE")
+        raise BackendError(f"TensorRT {trt.__version__} has no ahead-of-time plug-ins; 10.9 is needed, else use F2FusedMoE")
     registry, bank = trt.get_plugin_registry(), KernelBank(root, capability)
     for operator in OPERATORS:
         if registry.get_creator(operator.name, "1", NAMESPACE) is None:

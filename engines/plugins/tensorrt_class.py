@@ -1,11 +1,11 @@
 """``F2FusedMoE`` as a class-based Python plug-in (``IPluginV3``, TensorRT 10.3 and later).
 
-An engine that holds it needs this process at load: import this module and call :func:`register` first (the runner does, for modules named
-in ``F2EDGE_TENSORRT_PLUGINS``; ``trtexec`` cannot).  Kernels come from :mod:`engines.plugins.kernel_folder`.  Under a CUDA graph Python is
-called when the graph is captured only; without one each layer costs a call into Python and five launches.
+Loading an engine that contains the plug-in needs :func:`register` in the same process (the runner calls it for modules named in
+``F2EDGE_TENSORRT_PLUGINS``; ``trtexec`` cannot).  Kernels come from :mod:`engines.plugins.kernel_folder`.  With a CUDA graph Python runs at
+capture only; without one each layer costs one call into Python and five launches.
 
-Not run on a GPU yet.  Checked without one: every name and signature against NVIDIA's bindings 10.3 and 11.4, and the launches, in order
-and with their arguments, by interpreting the kernels behind a double of the CUDA driver (tests/engines/test_plugin_tensorrt.py).
+Not run on a GPU yet.  Checked without one: names and signatures against NVIDIA's bindings 10.3 and 11.4, and the launches with their
+arguments by interpreting the kernels behind a fake CUDA driver (tests/engines/test_plugin_tensorrt.py).
 
 >>> register(tensorrt)  # doctest: +SKIP
 """
@@ -28,10 +28,10 @@ _CREATORS: list[Any] = []  # TensorRT keeps no reference
 
 
 def layer_shape(dims: Sequence[Sequence[int]], active: int, gated: bool) -> tuple[MoEShape, int]:
-    """The layer's shape and the number of tokens from the dimensions of the seven inputs.
+    """Return the layer's shape and the number of tokens from the dimensions of the seven inputs.
 
     Raises:
-        InputError: a dimension that does not fit the others.
+        InputError: the dimensions do not match.
     """
     if len(dims) != len(INPUTS):
         raise InputError(f"{NAME}: takes {len(INPUTS)} inputs ({', '.join(INPUTS)}), got {len(dims)}")
@@ -49,15 +49,15 @@ def layer_shape(dims: Sequence[Sequence[int]], active: int, gated: bool) -> tupl
 
 
 def _settings(fields: Any) -> tuple[int, bool]:
-    """K and whether the experts are gated, from a node's attributes or a plan's fields."""
+    """Return K and whether the experts are gated, from a node's attributes or a plan's fields."""
     found = {field.name: int(np.asarray(field.data).reshape(-1)[0]) for field in fields if field.name in ("active", "gated")}
     if "active" not in found or found.get("gated", 0) not in (0, 1):
-        raise InputError(f"{NAME}: needs the attribute active (experts for each token), and gated as 0 or 1; got {found}")
+        raise InputError(f"{NAME}: needs the attribute active (experts per token), and gated as 0 or 1; got {found}")
     return found["active"], bool(found.get("gated", 0))
 
 
 def plugin_class(trt: Any) -> type:  # noqa: C901  # one class with TensorRT's many methods
-    """The plug-in's class over the base classes of this ``tensorrt`` module."""
+    """Return the plug-in class, derived from the base classes of this ``tensorrt`` module."""
 
     class FusedMoE(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):  # type: ignore[misc]
         """TensorRT calls the methods by position; see NVIDIA's documentation of ``IPluginV3OneBuild`` and ``IPluginV3OneRuntime``."""
@@ -106,7 +106,7 @@ def plugin_class(trt: Any) -> type:  # noqa: C901  # one class with TensorRT's m
             return [1]
 
         def set_tactic(self, tactic: int) -> None:
-            pass  # one tactic: the tile follows the number of tokens
+            pass  # one tactic: the tile depends on the number of tokens
 
         def on_shape_change(self, inputs: Any, outputs: Any) -> None:
             shape, self.tokens = layer_shape([tuple(i.dims) for i in inputs], self.active, self.gated)
@@ -125,11 +125,11 @@ def plugin_class(trt: Any) -> type:  # noqa: C901  # one class with TensorRT's m
 
 
 def creator_class(trt: Any) -> type:
-    """The creator's class over the base class of this ``tensorrt`` module."""
+    """Return the creator class, derived from the base class of this ``tensorrt`` module."""
     plugin = plugin_class(trt)
 
     class FusedMoECreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
-        """Makes the plug-in from a node's attributes or from what a plan holds."""
+        """Creates the plug-in from a node's attributes or a plan's fields."""
 
         def __init__(self, root: Path | None) -> None:
             trt.IPluginCreatorV3One.__init__(self)
@@ -149,15 +149,19 @@ def creator_class(trt: Any) -> type:
 
 
 def register(trt: Any, root: Path | None = None) -> None:
-    """Register the plug-in with TensorRT, once; ``root`` is the folder of compiled kernels, the default one where None.
+    """Register the plug-in with TensorRT unless it is registered already.
+
+    Args:
+        trt: ``tensorrt`` module.
+        root: folder of compiled kernels; None for the default.
 
     Raises:
-        BackendError: TensorRT refuses it.
+        BackendError: TensorRT rejects the plug-in.
     """
     registry = trt.get_plugin_registry()
     if registry.get_creator(NAME, VERSION, NAMESPACE) is not None:
         return
     creator = creator_class(trt)(root)
     if not registry.register_creator(creator, NAMESPACE):
-        raise BackendError(f"TensorRT does not register the plug-in {NAMESPACE}::{NAME}; is another of this name loaded?")
+        raise BackendError(f"TensorRT rejected the plug-in {NAMESPACE}::{NAME}; is another plug-in of this name loaded?")
     _CREATORS.append(creator)

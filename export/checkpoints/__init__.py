@@ -1,1 +1,1 @@
-"""Weight files of other projects, and random ones in their place."""
+"""Checkpoints of other projects, and random weights in their layouts."""

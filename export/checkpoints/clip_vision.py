@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from export.checkpoints.external_encoders import CLIP, CLIP_LAYERS, CLIP_PATCH, CLIP_WIDTH, ForeignEncoder, semantic_encoder
+from export.checkpoints.external_encoders import CLIP, CLIP_LAYERS, CLIP_PATCH, CLIP_WIDTH, ExternalEncoder, semantic_encoder
 from export.checkpoints.weight_files import Shape, mismatches, open_weights
 from f2edge.errors import InputError
 
@@ -71,7 +71,7 @@ class ClipVision(nn.Module):
         return x[:, 1:]
 
 
-def foreign_shapes(patches: int) -> dict[str, Shape]:
+def published_shapes(patches: int) -> dict[str, Shape]:
     """Names and shapes of the tensors that are read of a checkpoint for pictures of so many patches: all layers but the last."""
     F, at = CLIP_WIDTH, "vision_model."
     shapes: dict[str, Shape] = {
@@ -107,7 +107,7 @@ def renamed(state: Mapping[str, Tensor], layers: int) -> Iterator[tuple[str, Ten
                 yield f"layers.{layer}.{ours}.{kind}", state[f"{theirs}{name}.{kind}"]
 
 
-def clip_vision(folder: Path) -> tuple[ClipVision, ForeignEncoder]:
+def clip_vision(folder: Path) -> tuple[ClipVision, ExternalEncoder]:
     """The vision tower of a folder that :func:`~export.checkpoints.external_encoders.semantic_encoder` accepts, and what was found there.
 
     Raises:
@@ -115,7 +115,7 @@ def clip_vision(folder: Path) -> tuple[ClipVision, ForeignEncoder]:
     """
     found = semantic_encoder(folder)
     weights = open_weights(folder)
-    layers, expected = CLIP_LAYERS - 1, foreign_shapes(found.vectors)
+    layers, expected = CLIP_LAYERS - 1, published_shapes(found.vectors)
     lines = mismatches({name: info for name, info in weights.infos.items() if name in expected}, expected)
     if lines:
         raise InputError("\n  ".join((f"{folder}: is another model; bring {CLIP}", *lines)))

@@ -1,4 +1,4 @@
-"""Encoders that the paper-size model reads and that users bring themselves, because of their licences: checked before they are used.
+"""Checks of external encoders, which the paper-size model needs and users provide because of their licences.
 
 * identity: AntelopeV2's ``glintr100.onnx`` (InsightFace), an aligned face (1, 3, 112, 112) → 512 values;
 * semantic: CLIP ViT-L/14, as a folder of Hugging Face's layout, hidden width 1024.
@@ -6,7 +6,7 @@
     identity_encoder(Path("antelopev2/glintr100.onnx"), sha256="…")
     semantic_encoder(Path("clip-vit-large-patch14"))
 
-Nothing is downloaded here, and no file's code is run.
+Nothing is downloaded, and no code of a file is executed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CLIP_WIDTH, CLIP_LAYERS, CLIP_PATCH = 1024, 24, 14
 
 
 @dataclass(frozen=True)
-class ForeignEncoder:
+class ExternalEncoder:
     """A file or folder that passed its check.
 
     Attributes:
@@ -48,7 +48,7 @@ class ForeignEncoder:
     sha256: str
 
 
-def identity_encoder(path: Path | None, sha256: str | None = None) -> ForeignEncoder:
+def identity_encoder(path: Path | None, sha256: str | None = None) -> ExternalEncoder:
     """AntelopeV2's recognition network.
 
     Args:
@@ -74,10 +74,10 @@ def identity_encoder(path: Path | None, sha256: str | None = None) -> ForeignEnc
         raise InputError(
             f"{file}: takes {_words(inputs)} and gives {_words(outputs)}, must take 1x3x112x112 and give 1x512; bring {ANTELOPE}"
         )
-    return ForeignEncoder(file, ANTELOPE, _FACE[-1], 1, _IDENTITY, found)
+    return ExternalEncoder(file, ANTELOPE, _FACE[-1], 1, _IDENTITY, found)
 
 
-def semantic_encoder(path: Path | None, sha256: str | None = None) -> ForeignEncoder:
+def semantic_encoder(path: Path | None, sha256: str | None = None) -> ExternalEncoder:
     """CLIP's vision tower.
 
     Args:
@@ -114,7 +114,7 @@ def semantic_encoder(path: Path | None, sha256: str | None = None) -> ForeignEnc
     files = [file for file in (*folder.glob("*.safetensors"), *folder.glob("*.bin")) if file.is_file()]
     if sha256 is not None and len(files) != 1:
         raise InputError(f"{folder}: holds {len(files)} weights files, a sum can be checked for one only; keep the one that is meant")
-    return ForeignEncoder(folder, CLIP, size, patches, CLIP_WIDTH, _checked_sum(files[0], sha256, CLIP) if len(files) == 1 else "")
+    return ExternalEncoder(folder, CLIP, size, patches, CLIP_WIDTH, _checked_sum(files[0], sha256, CLIP) if len(files) == 1 else "")
 
 
 def _given(path: Path | None, what: str, part: str) -> Path:

@@ -1,4 +1,4 @@
-r"""Published Show-o weights as our own: the work behind ``python -m export import-showo``.
+r"""Conversion of published Show-o weights: implementation of ``python -m export import-showo``.
 
     python -m export import-showo --showo show-o --magvit magvitv2 --out runs/show-o [--dry-run]
 
@@ -26,7 +26,7 @@ from export.checkpoints import magvit2 as magvit2_checkpoint
 from export.checkpoints import showo as showo_checkpoint
 from export.checkpoints.showo import READS_FEATURES
 from export.checkpoints.weight_files import (
-    ForeignWeights,
+    ExternalWeights,
     Shape,
     TensorInfo,
     check_finite,
@@ -56,7 +56,7 @@ class Part:
 
     name: str
     file: str
-    weights: ForeignWeights
+    weights: ExternalWeights
     shapes: Mapping[str, Shape]
     tensors: Callable[[], Iterable[tuple[str, Tensor]]]
     configuration: Mapping[str, Any]
@@ -66,14 +66,14 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Recognised:
+class RecognizedCheckpoints:
     """What the two folders hold: the configuration, and the files that they give."""
 
     configuration: ModelConfiguration
     parts: tuple[Part, ...]
 
     def table(self) -> str:
-        """What was recognised, one line for each file."""
+        """What was recognized, one line for each file."""
         rows = [("part", "from", "tensors", "values", "numbers", "to")]
         for part in self.parts:
             infos = part.infos()
@@ -86,7 +86,7 @@ class Recognised:
         return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def recognise(showo: Path, magvit: Path, size: int | None = None, base: ModelConfiguration = SHOW_O) -> Recognised:
+def recognize(showo: Path, magvit: Path, size: int | None = None, base: ModelConfiguration = SHOW_O) -> RecognizedCheckpoints:
     """Look at both folders; of the tensors only the tokenizer's two tables are read.
 
     Args:
@@ -103,10 +103,10 @@ def recognise(showo: Path, magvit: Path, size: int | None = None, base: ModelCon
     configuration, lines = _configured(showo, size, base)
     if showo_checkpoint.has_projector(transformer.infos) or _config(showo).get("w_clip_vit") is True:
         configuration = replace(configuration, **READS_FEATURES)
-    complaints = _listed(showo, "Show-o checkpoint", lines, transformer, showo_checkpoint.foreign_shapes(configuration))
+    complaints = _listed(showo, "Show-o checkpoint", lines, transformer, showo_checkpoint.published_shapes(configuration))
     kind = str(_config(magvit).get("_class_name", "MAGVITv2"))
     lines = [] if kind.lower() == "magvitv2" else [f"config.json names a {kind}"]
-    complaints += _listed(magvit, "MAGVIT-v2 checkpoint", lines, tokenizer, magvit2_checkpoint.foreign_shapes(configuration.tokenizer))
+    complaints += _listed(magvit, "MAGVIT-v2 checkpoint", lines, tokenizer, magvit2_checkpoint.published_shapes(configuration.tokenizer))
     if complaints:
         raise InputError("\n".join(complaints))
     magvit2_checkpoint.check_tables(tokenizer, configuration.tokenizer)
@@ -122,10 +122,10 @@ def recognise(showo: Path, magvit: Path, size: int | None = None, base: ModelCon
             lambda: magvit2_checkpoint.renamed(tokenizer), tokenizer_row,
         ),
     ]  # fmt: skip
-    return Recognised(configuration, tuple(parts))
+    return RecognizedCheckpoints(configuration, tuple(parts))
 
 
-def _refuse_exchanged(transformer: ForeignWeights, tokenizer: ForeignWeights) -> None:
+def _refuse_exchanged(transformer: ExternalWeights, tokenizer: ExternalWeights) -> None:
     """Raise :class:`InputError` where a folder holds the other one's model."""
     first, second = magvit2_checkpoint.is_tokenizer(transformer.infos), showo_checkpoint.is_transformer(tokenizer.infos)
     if first and second:
@@ -170,7 +170,7 @@ def _configured(showo: Path, size: int | None, base: ModelConfiguration) -> tupl
     return replace(base, tokenizer=replace(base.tokenizer, image_size=size)), lines
 
 
-def _listed(path: Path, what: str, lines: list[str], weights: ForeignWeights, expected: Mapping[str, Shape]) -> list[str]:
+def _listed(path: Path, what: str, lines: list[str], weights: ExternalWeights, expected: Mapping[str, Shape]) -> list[str]:
     """The complaints about one folder under a heading; empty where there are none."""
     lines = lines + mismatches(weights.infos, expected)
     lines += [f"not float  {name} is {info.dtype}" for name, info in weights.infos.items() if _integer(name, info)]
@@ -194,31 +194,31 @@ def import_show_o(
     """Check both folders, say what they are, and write them as our own checkpoints.
 
     Args:
-        showo: as in :func:`recognise`.
+        showo: as in :func:`recognize`.
         magvit: likewise.
         out: folder of the files, made where it does not exist.
-        size: as in :func:`recognise`.
+        size: as in :func:`recognize`.
         dry_run: check and say only.
-        base: as in :func:`recognise`.
+        base: as in :func:`recognize`.
         progress: told the table and each file written.
 
     Returns:
         the files written, which ``python -m export onnx --unified OUT --tokenizer OUT`` reads.
 
     Raises:
-        InputError: as in :func:`recognise`, or a tensor with a value that is no finite number; nothing was written then.
+        InputError: as in :func:`recognize`, or a tensor with a value that is no finite number; nothing was written then.
         OutputError: the folder cannot be written, or the disk is too small; none of the files is left.
     """
-    recognised = recognise(showo, magvit, size, base)
-    for part in recognised.parts:
+    recognized = recognize(showo, magvit, size, base)
+    for part in recognized.parts:
         check_finite(part.weights)
-    progress(recognised.table())
+    progress(recognized.table())
     if dry_run:
         return []
     written: list[Path] = []
     new = not out.exists()
     try:
-        for part in recognised.parts:
+        for part in recognized.parts:
             write_streamed(out / part.file, part.infos(), part.tensors(), {"configuration": json.dumps(part.configuration)})
             written.append(out / part.file)
             progress(f"wrote {out / part.file}")

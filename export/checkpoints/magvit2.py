@@ -21,13 +21,13 @@ _WEIGHTS_OF_BITS = "quantize.power_vals"
 
 
 def own_shapes(configuration: ImageTokenizerConfiguration) -> dict[str, Shape]:
-    """Names and shapes of the tokenizer's tensors; nothing is allocated."""
+    """Return names and shapes of the tokenizer's tensors, without allocating them."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in Magvit2Tokenizer(configuration).state_dict().items()}
 
 
-def foreign_shapes(configuration: ImageTokenizerConfiguration) -> dict[str, Shape]:
-    """Names and shapes of the published checkpoint."""
+def published_shapes(configuration: ImageTokenizerConfiguration) -> dict[str, Shape]:
+    """Return names and shapes of the published checkpoint."""
     tables = {_CODES: (configuration.codes, configuration.bits), _WEIGHTS_OF_BITS: (configuration.bits,)}
     return {**own_shapes(configuration), **tables}
 
@@ -46,7 +46,7 @@ def check_tables(state: Mapping[str, Tensor], configuration: ImageTokenizerConfi
     codes = bits_of(torch.arange(configuration.codes), configuration.bits)
     powers = 2 ** torch.arange(configuration.bits - 1, -1, -1)
     if not torch.equal(state[_CODES].float(), codes) or not torch.equal(state[_WEIGHTS_OF_BITS].long(), powers):
-        raise InputError(f"MAGVIT-v2 checkpoint: {_CODES} numbers its codes otherwise than the published model; this is another tokenizer")
+        raise InputError(f"MAGVIT-v2 checkpoint: {_CODES} orders its codes differently from the published model; this is another tokenizer")
 
 
 def renamed(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

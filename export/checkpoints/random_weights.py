@@ -1,10 +1,10 @@
-"""Seeded random weights of any size, one tensor at a time: rehearsals and benches at paper size without a checkpoint.
+"""Seeded random weights of any size, one tensor at a time, for tests and benchmarks at paper size without a checkpoint.
 
     write_published(Path("runs/published"), SHOW_O)        # show-o/ and magvitv2/ as they are published, for `import-showo`
     models = random_models_of(PAPER, seed=0)               # in memory, fp32
 
-A tensor's values follow from the seed and its name alone.  Scales are such that activations keep their size from layer to layer and that
-routing and sampling are far from uniform; what such a model draws and says means nothing.
+A tensor's values depend on the seed and its name only.  Scales keep the magnitude of activations over the layers and make routing and
+sampling far from uniform; the model's output is meaningless.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _WEIGHTS = "pytorch_model.safetensors"
 
 
 def shortened(name: str, layers: int | None = None) -> ModelConfiguration:
-    """A known configuration, with fewer layers where ``layers`` says so; raises :class:`InputError` for what is not known."""
+    """Return a named configuration with ``layers`` layers; raises :class:`InputError` for an unknown name or too many layers."""
     if name not in CONFIGURATIONS:
         raise InputError(f"unknown configuration {name!r}; choose one of: {', '.join(CONFIGURATIONS)}")
     whole = CONFIGURATIONS[name]
@@ -46,7 +46,7 @@ def shortened(name: str, layers: int | None = None) -> ModelConfiguration:
 
 
 def random_tensor(name: str, shape: Shape, seed: int) -> Tensor:
-    """The fp32 tensor called ``name``: norms around 1, small biases, tables of spread 0.5, linears of 1/√inputs, heads of twice that."""
+    """Return the fp32 tensor called ``name``: norms around 1; deviation 0.5 of tables, 1/√inputs of linears, twice that of heads."""
     generator = torch.Generator().manual_seed(int.from_bytes(blake2b(f"{seed} {name}".encode(), digest_size=7).digest(), "big"))
     values = torch.randn(shape, generator=generator)
     if len(shape) < 2:
@@ -59,30 +59,30 @@ def random_tensor(name: str, shape: Shape, seed: int) -> Tensor:
 
 
 def fill(module: nn.Module, seed: int) -> None:
-    """Give every parameter of ``module`` its random tensor, in place."""
+    """Set every parameter of ``module`` to its random tensor, in place."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.copy_(random_tensor(name, tuple(parameter.shape), seed))
 
 
 class PooledEncoder(nn.Module):
-    """Stands in for an encoder that users bring themselves: mean colours over a grid, mapped to the width of its features."""
+    """Placeholder for an external encoder: mean colors over a grid, mapped to the width of its features."""
 
     def __init__(self, shape: FeatureShape) -> None:
         super().__init__()
         self.grid = isqrt(shape.vectors)
         if self.grid**2 != shape.vectors:
-            raise InputError(f"pooled encoder: {shape.vectors} vectors are no square grid")
+            raise InputError(f"pooled encoder: {shape.vectors} vectors do not form a square grid")
         self.map = nn.Linear(3, shape.width)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, Y, X) → (B, M, F)."""
+        """Map pixels (B, 3, Y, X) to features (B, M, F)."""
         features: Tensor = self.map(functional.adaptive_avg_pool2d(pixels, self.grid).flatten(2).transpose(1, 2))
         return features
 
 
 def random_models_of(configuration: ModelConfiguration, seed: int = 0) -> Models:
-    """Transformer and image tokenizer with random weights, and a :class:`PooledEncoder` for each encoder of the configuration."""
+    """Return transformer and image tokenizer with random weights, and a :class:`PooledEncoder` for each encoder."""
     with torch.device("meta"):
         transformer = UnifiedTransformer(configuration)
     transformer.to_empty(device="cpu")
@@ -95,13 +95,13 @@ def random_models_of(configuration: ModelConfiguration, seed: int = 0) -> Models
 
 
 def write_published(out: Path, configuration: ModelConfiguration, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> tuple[Path, Path]:
-    """Random weights in the published layouts of Show-o and MAGVIT-v2; returns both folders.
+    """Write random weights in the published layouts of Show-o and MAGVIT-v2; return both folders.
 
     Args:
-        out: they are made in it: ``show-o`` and ``magvitv2``.
-        configuration: :data:`f2edge.spec.configuration.SHOW_O`, perhaps with fewer layers or another picture size.
-        seed: of the weights.
-        dtype: of the transformer's file; the tokenizer's is fp32, as published.
+        out: parent of the folders ``show-o`` and ``magvitv2``.
+        configuration: :data:`f2edge.spec.configuration.SHOW_O`, or one with fewer layers or another picture size.
+        seed: seed of the weights.
+        dtype: dtype of the transformer's file; the tokenizer's is fp32, as published.
 
     Raises:
         OutputError: the folder cannot be written or the disk is too small.
@@ -124,17 +124,17 @@ def write_published(out: Path, configuration: ModelConfiguration, seed: int = 0,
             (out / name / "config.json").write_text(json.dumps(row), encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
-    showo = showo_checkpoint.foreign_shapes(configuration)
+    showo = showo_checkpoint.published_shapes(configuration)
     infos = {name: TensorInfo(shape, dtype) for name, shape in showo.items()}
     write_streamed(out / "show-o" / _WEIGHTS, infos, ((name, random_tensor(name, shape, seed)) for name, shape in showo.items()), {})
-    magvit = magvit2_checkpoint.foreign_shapes(configuration.tokenizer)
+    magvit = magvit2_checkpoint.published_shapes(configuration.tokenizer)
     infos = {name: TensorInfo(shape, torch.int64 if "power" in name else torch.float32) for name, shape in magvit.items()}
     write_streamed(out / "magvitv2" / _WEIGHTS, infos, _magvit(configuration.tokenizer, magvit, seed), {})
     return out / "show-o", out / "magvitv2"
 
 
 def _magvit(configuration: ImageTokenizerConfiguration, shapes: Mapping[str, Shape], seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Random convolutions, and the two constant tables as they must be."""
+    """Yield random convolution weights and the two constant tables."""
     tables = {
         "quantize.embedding": bits_of(torch.arange(configuration.codes), configuration.bits),
         "quantize.power_vals": 2 ** torch.arange(configuration.bits - 1, -1, -1),

@@ -34,13 +34,13 @@ _PROJECTOR = "mm_projector."
 
 
 def own_shapes(configuration: ModelConfiguration) -> dict[str, Shape]:
-    """Names and shapes of the transformer's tensors; nothing is allocated."""
+    """Return names and shapes of the transformer's tensors, without allocating them."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in UnifiedTransformer(configuration).state_dict().items()}
 
 
-def foreign_shapes(configuration: ModelConfiguration) -> dict[str, Shape]:
-    """Names and shapes of the published checkpoint, with the CLIP-ViT projector where the configuration reads features."""
+def published_shapes(configuration: ModelConfiguration) -> dict[str, Shape]:
+    """Return names and shapes of the published checkpoint, with the CLIP-ViT projector if the configuration reads features."""
     D, rows, hidden = configuration.width, configuration.vocabulary, configuration.token_experts.shared_width
     shapes: dict[str, Shape] = {"showo.model.embed_tokens.weight": (rows, D)}
     for layer in range(configuration.layers):
@@ -70,7 +70,7 @@ def has_projector(names: Mapping[str, object]) -> bool:
 
 
 def renamed(state: Mapping[str, Tensor], configuration: ModelConfiguration) -> Iterator[tuple[str, Tensor]]:
-    """Our names and tensors of a published checkpoint, one at a time."""
+    """Yield our names and tensors of a published checkpoint, one at a time."""
     text, V = configuration.text_vocabulary, configuration.codes
     image = text + len(configuration.specials)
     block = _BLOCK | (_HEAD_NORMS if configuration.query_key_norm else {})

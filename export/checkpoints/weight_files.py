@@ -1,10 +1,10 @@
-"""Weight files of other projects: opened without running their code, checked tensor by tensor, rewritten one tensor at a time.
+"""Reader and writer of external weight files: opened without executing their code, checked and rewritten one tensor at a time.
 
     weights = open_weights(Path("show-o"))              # a folder in Hugging Face's layout, or one file
     weights.infos["showo.lm_head.bias"].shape           # (58498,), known without reading the tensor
     weights["showo.lm_head.bias"]                       # read now
 
-safetensors files are memory-mapped; ``.bin`` files are unpickled by PyTorch's restricted reader, which knows tensors and refuses the rest.
+safetensors files are memory-mapped; ``.bin`` files are read by PyTorch's restricted unpickler, which accepts tensors only.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What is known of a tensor before it is read."""
+    """Shape and dtype of a tensor, known without reading it."""
 
     shape: Shape
     dtype: torch.dtype
@@ -55,8 +55,8 @@ class TensorInfo:
         return prod(self.shape)
 
 
-class ForeignWeights(Mapping[str, Tensor]):
-    """The tensors of one model by name, each read when it is asked for.
+class ExternalWeights(Mapping[str, Tensor]):
+    """Mapping of one model's tensors by name, each read on access.
 
     Attributes:
         source: the folder or file, for messages.
@@ -81,12 +81,12 @@ class ForeignWeights(Mapping[str, Tensor]):
 
     @property
     def float_dtype(self) -> torch.dtype:
-        """The one dtype of all floating-point tensors, or float32 where they differ."""
+        """The dtype of all floating-point tensors, or float32 if they differ."""
         found = {info.dtype for info in self.infos.values() if info.dtype.is_floating_point}
         return found.pop() if len(found) == 1 else torch.float32
 
 
-def open_weights(path: Path) -> ForeignWeights:
+def open_weights(path: Path) -> ExternalWeights:
     """The weights in ``path``: a file, or a folder with one of :data:`FILES` or its index of shards.
 
     Raises:
@@ -101,7 +101,7 @@ def open_weights(path: Path) -> ForeignWeights:
             raise InputError(f"{file}: {twice[0]} is also in another shard; download the model again")
         infos.update(own)
         homes.update(dict.fromkeys(own, home))
-    return ForeignWeights(path, infos, homes)
+    return ExternalWeights(path, infos, homes)
 
 
 def _files(path: Path) -> list[Path]:
@@ -159,23 +159,23 @@ def _open_bin(file: Path) -> tuple[dict[str, Tensor], dict[str, TensorInfo]]:
             f"{file}: cannot be read as PyTorch weights ({one_line(error, 200)}); the file is damaged or a Git LFS pointer"
         ) from error
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise InputError(f"{file}: is no plain table of tensors; use the weights file that stands beside the model's config.json")
+        raise InputError(f"{file}: is not a plain table of tensors; use the weights file beside the model's config.json")
     return loaded, {name: TensorInfo(tuple(value.shape), value.dtype) for name, value in loaded.items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; anything else raises :class:`InputError`."""
+    """Read a JSON object; raises :class:`InputError` for anything else."""
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({one_line(error, 200)}); download it again") from error
     if not isinstance(row, dict):
-        raise InputError(f"{path}: is no JSON object; download it again")
+        raise InputError(f"{path}: is not a JSON object; download it again")
     return row
 
 
 def mismatches(infos: Mapping[str, TensorInfo], expected: Mapping[str, Shape]) -> list[str]:
-    """One line for each tensor that is missing, unexpected or of another shape; empty where all fit."""
+    """Return one line for each tensor that is missing, unexpected or has another shape."""
     lines = [f"missing    {name} {_size(shape)}" for name, shape in expected.items() if name not in infos]
     lines += [f"unexpected {name} {_size(info.shape)}" for name, info in infos.items() if name not in expected]
     return lines + [
@@ -185,7 +185,7 @@ def mismatches(infos: Mapping[str, TensorInfo], expected: Mapping[str, Shape]) -
     ]
 
 
-def check_finite(weights: ForeignWeights) -> None:
+def check_finite(weights: ExternalWeights) -> None:
     """Read every tensor once, as it will be written.
 
     Raises:

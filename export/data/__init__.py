@@ -1,1 +1,1 @@
-"""Training data: rendered or external faces, their words, and tokens."""
+"""Training data: rendered or external faces, their texts, and cached tokens."""

@@ -1,6 +1,6 @@
-"""Rendered faces on disk, in shards of plain ``.npy`` files that are memory-mapped when read.
+"""Rendered faces on disk, in shards of memory-mapped ``.npy`` files.
 
-A shard is a folder that appears under its final name only when it is complete, so rendering that was stopped goes on where it was.
+A shard's folder gets its final name when it is complete, so interrupted rendering resumes with the next shard.
 
 >>> write_shards(Path("faces"), split="train", count=60_000, first_seed=0, size=128, grid=8, workers=2)
 >>> shards = FaceShards(Path("faces"))
@@ -36,7 +36,7 @@ Rows = NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class _Job:
-    """One shard to be rendered."""
+    """One shard to render."""
 
     directory: Path
     index: int
@@ -51,8 +51,8 @@ class _Job:
         return self.directory / f"shard-{self.index:05d}"
 
 
-def _coverage(masks: NDArray[np.bool_], grid: int) -> NDArray[np.uint8]:
-    """Share of each grid cell that a mask covers, times 255: (R, size, size) → (R, grid, grid)."""
+def coverage(masks: NDArray[np.bool_], grid: int) -> NDArray[np.uint8]:
+    """Return the share of each grid cell that a mask covers, times 255: (R, size, size) → (R, grid, grid)."""
     regions, size, _ = masks.shape
     cell = size // grid
     share = masks.reshape(regions, grid, cell, grid, cell).mean((2, 4))
@@ -60,7 +60,7 @@ def _coverage(masks: NDArray[np.bool_], grid: int) -> NDArray[np.uint8]:
 
 
 def _render_shard(job: _Job) -> int:
-    """Write one shard and return its number of faces."""
+    """Render and write one shard; return its number of faces."""
     arrays: dict[str, NDArray[Any]] = {
         "images": np.empty((job.count, job.size, job.size, 3), np.uint8),
         "slots": np.full((job.count, len(F2EDGE_SCHEMA)), HIDDEN, np.int8),
@@ -75,7 +75,7 @@ def _render_shard(job: _Job) -> int:
         for column, (name, slot) in enumerate(F2EDGE_SCHEMA.items()):
             if name in face.slots:
                 arrays["slots"][row, column] = slot.index(face.slots[name])
-        arrays["regions"][row] = _coverage(np.stack([face.regions[name] for name in REGIONS]), job.grid)
+        arrays["regions"][row] = coverage(np.stack([face.regions[name] for name in REGIONS]), job.grid)
         arrays["landmarks"][row] = face.landmarks
         arrays["identity"][row] = face.identity
     draft = job.directory / f".{job.path.name}.{os.getpid()}"
@@ -86,7 +86,7 @@ def _render_shard(job: _Job) -> int:
             np.save(draft / f"{name}.npy", array)
         draft.replace(job.path)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)  # gone already, unless the shard was not written
+        shutil.rmtree(draft, ignore_errors=True)  # exists only if writing failed
     return job.count
 
 
@@ -102,7 +102,7 @@ def _check_arguments(*, split: str, count: int, first_seed: int, size: int, grid
 
 
 def _settle_meta(directory: Path, meta: dict[str, Any]) -> None:
-    """Write ``meta.json``, or make sure that the one already there says the same."""
+    """Write ``meta.json``, or check that the existing one is equal."""
     path = directory / META
     if path.exists():
         stored = _read_meta(directory)
@@ -127,21 +127,21 @@ def write_shards(
     shard_size: int = 4096,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Render the faces of seeds ``first_seed … first_seed + count - 1``; shards that are already there are kept.
+    """Render the faces of seeds ``first_seed … first_seed + count - 1``; existing shards are kept.
 
     Args:
-        directory: made if missing.
+        directory: output folder; created if missing.
         split: "train" or "heldout".
-        count: faces in all.
+        count: number of faces.
         first_seed: seed of the first face.
-        size: pixels, a multiple of ``grid``.
+        size: pixels along one side, a multiple of ``grid``.
         grid: cells along one side of the stored region masks.
-        workers: processes; 1 renders in this one.
-        shard_size: faces of one shard.
-        progress: called with (faces done, faces in all), first with what was there before.
+        workers: processes; 1 renders in the calling process.
+        shard_size: faces per shard.
+        progress: called with (faces done, number of faces), first with existing faces.
 
     Raises:
-        InputError: for arguments out of range, or a folder that holds other faces.
+        InputError: arguments out of range, or the folder contains other faces.
     """
     _check_arguments(split=split, count=count, first_seed=first_seed, size=size, grid=grid, workers=workers, shard_size=shard_size)
     directory.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ def _read_meta(directory: Path) -> dict[str, Any]:
     path = directory / META
     if not path.is_file():
         raise InputError(
-            f"{directory}: no {META}, so these are no rendered faces; make some with `python -m export render --out {directory}`"
+            f"{directory}: no {META}, so there are no rendered faces here; make some with `python -m export render --out {directory}`"
         )
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
@@ -182,20 +182,20 @@ def _read_meta(directory: Path) -> dict[str, Any]:
 
 
 class FaceShards:
-    """The faces of one folder, read by row number.
+    """Rendered faces of one folder, read by row number.
 
     Attributes:
         schema: attribute schema of the columns of :meth:`slots`.
         region_names: names of the second axis of :meth:`regions`.
-        size, grid: pixels of a picture, cells of a region mask, along one side.
+        size, grid: pixels of a picture and cells of a region mask along one side.
         split: "train" or "heldout".
     """
 
     def __init__(self, directory: Path | str, limit: int | None = None) -> None:
-        """Map the shards that hold the first ``limit`` faces (all by default; with a limit, later ones may still be missing).
+        """Map the shards of the first ``limit`` faces (all by default); later shards may be missing.
 
         Raises:
-            InputError: if the folder, a shard or a part of one is missing or does not fit the others.
+            InputError: the folder, a shard or an array is missing or does not match the others.
         """
         directory = Path(directory)
         meta = _read_meta(directory)
@@ -253,25 +253,25 @@ class FaceShards:
         return result
 
     def images(self, rows: Rows) -> NDArray[np.uint8]:
-        """Pictures, (n, size, size, 3) uint8 RGB."""
+        """Return pictures (n, size, size, 3) uint8 RGB."""
         return self._gather("images", rows)
 
     def slots(self, rows: Rows) -> NDArray[np.int8]:
-        """Index of each slot's value, (n, slots) int8; -1 where the picture does not show it."""
+        """Return value indices of slots (n, slots) int8; -1 for hidden slots."""
         return self._gather("slots", rows)
 
     def regions(self, rows: Rows) -> NDArray[np.uint8]:
-        """Share of each cell that a region covers, times 255, (n, R, grid, grid) uint8."""
+        """Return the share of each cell that a region covers, times 255, (n, R, grid, grid) uint8."""
         return self._gather("regions", rows)
 
     def landmarks(self, rows: Rows) -> NDArray[np.float32]:
-        """Left eye, right eye, nose tip, left and right mouth corner in pixels, (n, 5, 2) float32."""
+        """Return left eye, right eye, nose tip, left and right mouth corner in pixels, (n, 5, 2) float32."""
         return self._gather("landmarks", rows)
 
     def identity(self, rows: Rows) -> NDArray[np.int64]:
-        """Number of the person, (n,) int64."""
+        """Return person numbers (n,) int64."""
         return self._gather("identity", rows)
 
     def seeds(self, rows: Rows) -> NDArray[np.int64]:
-        """Seed of each picture, (n,) int64; :func:`export.data.render.renderer.sample_face` gives it again."""
+        """Return picture seeds (n,) int64, for :func:`export.data.render.renderer.sample_face`."""
         return self._gather("seeds", rows)

@@ -1,6 +1,5 @@
-"""What a rendered face is: slots are drawn here, and those that cannot be seen in the picture are taken out.
+"""Sampling of the slots of rendered faces, visibility of slots in the picture, and the split into training and held-out combinations.
 
-Three rules live in this file: how slots are sampled, which of them a picture shows, and which combinations training never sees.
 "Left" and "right" are the viewer's: ``head_pose`` left means that the nose points to the left edge of the picture.
 
 >>> slots = sample_slots(np.random.default_rng(0))
@@ -20,36 +19,30 @@ import numpy as np
 from f2edge.errors import InputError
 from f2edge.spec.attributes import ACTIONS, EMOTIONS, F2EDGE_SCHEMA
 
-#: Slots that stay when the same person is drawn again.
-PERSON_SLOTS = (
-    "gender_presentation", "age", "skin_tone", "skin_texture", "cheekbones", "face_shape", "build", "chin", "hairline",
-    "eyebrow_shape", "eyebrow_thickness", "eye_color", "eye_shape", "eye_bags", "nose_size", "nose_shape", "lips",
-)  # fmt: skip
-
 SPLITS = ("train", "heldout")
 
 #: The three slots whose combinations are split between training and testing.
 SPLIT_SLOTS = ("hair_color", "eyewear", "clothing_color")
 _HELD_OUT_TRIPLES = 11
 
-#: Actions that leave the mouth at rest, so that a mask may be worn.
+#: Actions with a resting mouth, which a mask can cover.
 MASK_ACTIONS = frozenset(
     {"none", "close_eyes", "sleep", "wink", "gaze", "glare", "look_around", "read", "listen_to_music", "nod", "shake_head",
      "head_wagging", "turn", "cry", "weep"}
 )  # fmt: skip
-#: Actions told by the eyes, impossible behind sunglasses.
+#: Actions shown by the eyes, impossible behind sunglasses.
 EYE_ACTIONS = frozenset({"close_eyes", "sleep", "wink", "gaze", "glare", "look_around", "read", "cry", "weep"})
-#: Actions during which no open eye shows its color.
+#: Actions with closed eyes, which hide the eye color.
 CLOSED_EYE_ACTIONS = frozenset({"laugh", "yawn", "sneeze", "sleep", "close_eyes", "cough", "weep", "kiss", "glare", "read", "sigh"})
-#: Actions that leave face and mood at rest: the emotion can still be called neutral.
+#: Actions compatible with a neutral emotion.
 CALM_ACTIONS = frozenset(
     {"none", "gaze", "look_around", "read", "listen_to_music", "nod", "shake_head", "head_wagging", "turn", "close_eyes"}
 )
-#: Actions whose brows are part of the expression.
+#: Actions that move the brows.
 BROW_ACTIONS = frozenset({"frown", "shout", "yawn", "cough", "sneeze", "sneer", "make_a_face", "cry", "weep", "glare", "laugh"})
-#: Actions whose mouth keeps its resting thickness.
+#: Actions that keep the thickness of the lips.
 LIP_ACTIONS = frozenset(CALM_ACTIONS | {"smile", "frown", "cry", "wink", "glare"})
-#: Actions whose prop stands in front of the mouth.
+#: Actions with a prop in front of the mouth.
 COVERED_MOUTH_ACTIONS = frozenset({"drink", "cough", "sneeze", "sniff", "play_instrument", "yawn"})
 
 _BELOW_MASK = (
@@ -70,17 +63,17 @@ def _pick(rng: np.random.Generator, weights: Weights) -> str:
 
 
 def _rest_first(name: str, rest: float) -> dict[str, float]:
-    """The slot's first value with probability ``rest``, the others alike."""
+    """Return weights: probability ``rest`` for the slot's first value, equal shares for the others."""
     values = F2EDGE_SCHEMA[name].values
     return {value: rest if i == 0 else (1 - rest) / (len(values) - 1) for i, value in enumerate(values)}
 
 
 @cache
 def held_out_triples() -> frozenset[tuple[str, ...]]:
-    """The (hair color, eyewear, clothing color) triples that training never sees.
+    """Return the (hair color, eyewear, clothing color) triples that are held out from training.
 
-    Taken in the order of a hash, skipping any that shares two values with one already taken: every pair of values then stays in training
-    with all but one of its triples.
+    Triples are taken in the order of a hash, except those that share two values with one taken before; so every pair of values stays in
+    training with all but one of its triples.
     """
     triples = itertools.product(*(F2EDGE_SCHEMA[name].values for name in SPLIT_SLOTS))
     chosen: list[tuple[str, ...]] = []
@@ -93,12 +86,12 @@ def held_out_triples() -> frozenset[tuple[str, ...]]:
 
 
 def is_held_out(slots: Mapping[str, str]) -> bool:
-    """True if this combination belongs to the split "heldout"; slots that are hidden (absent) never do."""
+    """Return whether this combination belongs to the split "heldout"; False if one of its slots is hidden (absent)."""
     return tuple(slots.get(name, "") for name in SPLIT_SLOTS) in held_out_triples()
 
 
 def sample_person(rng: np.random.Generator) -> dict[str, str]:
-    """The :data:`PERSON_SLOTS` of a new person."""
+    """Sample the slots of a new person, which are constant over all pictures of that person."""
     masculine = rng.random() < 0.5
     person = {"gender_presentation": "masculine" if masculine else "feminine"}
     person["age"] = _pick(rng, {"young": 0.42, "middle_aged": 0.3, "old": 0.28})
@@ -160,12 +153,12 @@ def _sample_scene(rng: np.random.Generator, slots: dict[str, str]) -> None:
 
 
 def sample_slots(rng: np.random.Generator, split: str = "train", *, person: Mapping[str, str] | None = None) -> dict[str, str]:
-    """A full, plausible assignment of all 40 slots, in schema order.
+    """Sample a plausible assignment of all 40 slots, in schema order.
 
     Args:
-        rng: source of randomness; the same state gives the same slots.
-        split: "train" never yields a held-out combination, "heldout" always does (and then hair is there to be seen).
-        person: fixed values, usually :data:`PERSON_SLOTS` of one person.
+        rng: random generator; the same state gives the same slots.
+        split: "train" never yields a held-out combination, "heldout" always does, with visible hair.
+        person: fixed values, usually from :func:`sample_person`.
 
     Raises:
         InputError: for an unknown split.
@@ -182,7 +175,7 @@ def sample_slots(rng: np.random.Generator, split: str = "train", *, person: Mapp
 
 
 def _settle_split(rng: np.random.Generator, slots: dict[str, str], split: str) -> None:
-    """Redraw the three slots of the split until the combination is on the right side."""
+    """Draw the three slots of the split again until the combination belongs to ``split``."""
     if split == "heldout":
         triples: Sequence[tuple[str, ...]] = sorted(held_out_triples())
         slots.update(zip(SPLIT_SLOTS, triples[int(rng.integers(len(triples)))], strict=True))
@@ -193,7 +186,7 @@ def _settle_split(rng: np.random.Generator, slots: dict[str, str], split: str) -
         slots["clothing_color"] = _pick(rng, dict.fromkeys(F2EDGE_SCHEMA["clothing_color"].values, 1.0))
 
 
-#: Slots hidden whenever another one has a value: (slot, values, hidden slots).
+#: Slots hidden by values of another slot: (slot, values, hidden slots).
 _HIDES: tuple[tuple[str, frozenset[str], tuple[str, ...]], ...] = (
     ("face_mask", frozenset({"worn"}), _BELOW_MASK),
     ("eyewear", frozenset({"sunglasses"}), ("eye_color", "eye_shape", "eye_bags", "makeup")),
@@ -231,10 +224,10 @@ def _hidden(slots: Mapping[str, str]) -> set[str]:
 
 
 def visible(slots: Mapping[str, str]) -> dict[str, str]:
-    """The slots that a picture of ``slots`` shows, in schema order; whatever is covered or ambiguous is left out.
+    """Return the slots that a picture shows, in schema order, without hidden and ambiguous ones.
 
     Raises:
-        InputError: if a slot is missing or has an unknown value.
+        InputError: a slot is missing or has an unknown value.
     """
     check(slots)
     hidden = _hidden(slots)

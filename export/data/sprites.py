@@ -1,9 +1,9 @@
-"""The demo camera's people: held-out faces cut out of their backdrop, each at several turns of the head, on one sheet with its truth.
+"""Sprite sheet of the demo camera: held-out faces without background at several head poses, with ground truth.
 
     python -m export.data.sprites f2edge/camera/assets
 
-The device plays them back without skia (``f2edge/camera/sprites.py``).  Every person wears a combination of hair color, eyewear and
-clothing color that training never sees, so that answers about the demo are answers about new faces.
+The device shows them without skia (``f2edge/camera/sprites.py``).  Every person has a held-out combination of hair color, eyewear and
+clothing color, so the demo shows new faces.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ from export.data.render.renderer import RENDER_VERSION, _paint_figure
 from export.data.render.scene import paint_light
 from export.data.slots import sample_slots, visible
 
-#: Turns of the head; the model's "left" is about -0.9, "right" 0.9.  Between them the pose is nobody's truth.
+#: Yaw of the head poses; the model's "left" is about -0.9, "right" 0.9, and poses between have no ground truth.
 YAWS = (-0.9, -0.6, -0.3, 0.0, 0.3, 0.6, 0.9)
-#: Units of a 128-unit picture that a sprite shows: wider than the picture, so that no shoulder is cut off.
+#: Margins of a sprite beyond the 128-unit picture, in units, so that no shoulder is cut off.
 MARGIN_X, BELOW = 20, 4
 PIXELS_PER_UNIT = 2
-#: (seed of a held-out person, what it does); picked by eye for variety.
+#: (seed of a held-out person, action), chosen by hand for variety.
 PEOPLE: tuple[tuple[int, str], ...] = (
     (7, "smile"), (23, "smile"), (26, "listen_to_music"), (17, "none"), (11, "smile"), (27, "gaze"), (33, "none"), (28, "wink"),
 )  # fmt: skip
-#: What depends on where the person stands, not on the person.
+#: Slots that depend on the scene, not on the person.
 _OF_THE_PICTURE = ("background", "sharpness")
 _QUALITY = 70
 
 
 @dataclass(frozen=True)
-class Person:
-    """A full assignment of slots, and the seeds of bones and picture."""
+class DemoPerson:
+    """A full assignment of slots, and the seeds of identity and picture."""
 
     slots: Mapping[str, str]
     identity: int
     seed: int
 
 
-def person(seed: int, action: str) -> Person:
-    """A held-out person who does ``action``, evenly lit and sharp."""
+def person(seed: int, action: str) -> DemoPerson:
+    """Return a held-out person with an action, in even light and sharp."""
     rng = np.random.default_rng([seed, 77])
     slots = sample_slots(rng, "heldout")
     slots |= {"action": action, "emotion": "neutral", "head_pose": "front", "lighting": "even", "sharpness": "sharp", "face_mask": "none"}
-    return Person(slots, int(rng.integers(2**62)), seed)
+    return DemoPerson(slots, int(rng.integers(2**62)), seed)
 
 
-def cut_out(who: Person, yaw: float) -> NDArray[np.uint8]:
-    """The person with the head turned, (height, width, 4) uint8 RGBA with straight alpha."""
+def cut_out(who: DemoPerson, yaw: float) -> NDArray[np.uint8]:
+    """Paint a person at a head pose, (height, width, 4) uint8 RGBA with straight alpha."""
     geometry = replace(measure(who.slots, who.identity, who.seed), yaw=yaw)
     look: Look = look_at(who.slots, geometry)
     width, height = (128 + 2 * MARGIN_X) * PIXELS_PER_UNIT, (128 + BELOW) * PIXELS_PER_UNIT
@@ -79,13 +79,13 @@ def cut_out(who: Person, yaw: float) -> NDArray[np.uint8]:
     return np.dstack([np.rint(color).clip(0, 255).astype(np.uint8), pixels[..., 3]])
 
 
-def truth(who: Person) -> dict[str, str]:
-    """What every picture of the person shows, whatever the turn and the background."""
+def truth(who: DemoPerson) -> dict[str, str]:
+    """Return the slots that every picture of the person shows, at any pose and background."""
     return {name: value for name, value in visible(who.slots).items() if name not in (*_OF_THE_PICTURE, "head_pose")}
 
 
 def sheet() -> tuple[Image.Image, dict[str, object]]:
-    """All people, a row for each and a column for each turn, and the description that goes with the picture."""
+    """Return the sheet, with a row per person and a column per pose, and its description."""
     people = [person(seed, action) for seed, action in PEOPLE]
     rows = [np.concatenate([cut_out(who, yaw) for yaw in YAWS], axis=1) for who in people]
     description = {
@@ -100,7 +100,7 @@ def sheet() -> tuple[Image.Image, dict[str, object]]:
 
 
 def main(folder: Path) -> None:
-    """Write ``people.webp`` and ``people.json``."""
+    """Write ``people.webp`` and ``people.json`` to ``folder``."""
     picture, description = sheet()
     picture.save(folder / "people.webp", quality=_QUALITY, alpha_quality=75, method=6)
     (folder / "people.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")

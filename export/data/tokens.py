@@ -21,15 +21,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from export.data.conditions import REAL, Conditions, disturbed
+from export.data.pixels import to_pixels
 from f2edge.errors import InputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA
 
 META = "meta.json"
-_FORMAT = 2
+_FORMAT = 3
 _ARRAYS = ("codes", "semantic", "identity", "slots", "regions")
+_SEEN = "seen_"
 
 
-class Faces(Protocol):
+class FaceSource(Protocol):
     """The part of :class:`export.data.shards.FaceShards` that is used here."""
 
     @property
@@ -38,19 +41,19 @@ class Faces(Protocol):
     def __len__(self) -> int: ...
 
     def images(self, rows: Any) -> NDArray[np.uint8]:
-        """``(n, Y, X, 3)``."""
+        """Return pictures ``(n, Y, X, 3)``."""
         ...
 
     def slots(self, rows: Any) -> NDArray[np.int8]:
-        """``(n, K)`` value index, -1 where hidden."""
+        """Return value indices ``(n, K)``, -1 for hidden slots."""
         ...
 
     def regions(self, rows: Any) -> NDArray[np.uint8]:
-        """``(n, R, G, G)`` coverage of the cells, times 255."""
+        """Return coverage of cells ``(n, R, G, G)``, times 255."""
         ...
 
 
-class Encoder(Protocol):
+class ImageEncoder(Protocol):
     """An image tokenizer: ``encode`` takes pixels (B, 3, Y, X) in [-1, 1] to codes (B, N)."""
 
     def encode(self, pixels: Tensor) -> Tensor: ...
@@ -58,8 +61,8 @@ class Encoder(Protocol):
 
 @torch.no_grad()
 def cache_tokens(
-    faces: Faces,
-    tokenizer: Encoder,
+    faces: FaceSource,
+    tokenizer: ImageEncoder,
     semantic: nn.Module,
     identity: nn.Module,
     out: Path,
@@ -67,6 +70,8 @@ def cache_tokens(
     batch: int = 64,
     bf16: bool = True,
     device: torch.device | None = None,
+    conditions: Conditions | None = REAL,
+    seed: int = 0,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Path:
     """Write what :class:`TokenCache` reads.
@@ -82,6 +87,8 @@ def cache_tokens(
         batch: pictures at a time.
         bf16: run the networks under autocast.  The codes of a few pictures near a decision differ from fp32's.
         device: where the networks are; None: the CPU.
+        conditions: every face is encoded a second time as seen under these, for questions about it; None: the second time is the first.
+        seed: of the conditions.
         progress: told the number of faces done.
     """
     device = device or torch.device("cpu")
@@ -90,17 +97,27 @@ def cache_tokens(
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     count, arrays = len(faces), dict[str, NDArray[Any]]()
-    for start in range(0, count, batch):
-        rows = np.arange(start, min(start + batch, count))
-        pixels = torch.from_numpy(faces.images(rows)).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            found = {
+
+    def encoded(pixels: Tensor) -> dict[str, NDArray[Any]]:
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
+            return {
                 "codes": tokenizer.encode(pixels).cpu().numpy().astype(np.int16),
                 "semantic": semantic(pixels).float().cpu().numpy().astype(np.float16),
                 "identity": identity(pixels).float().cpu().numpy().astype(np.float16),
-                "slots": faces.slots(rows),
-                "regions": faces.regions(rows),
             }
+
+    for start in range(0, count, batch):
+        rows = np.arange(start, min(start + batch, count))
+        images, slots, regions = faces.images(rows), faces.slots(rows), faces.regions(rows)
+        pixels = to_pixels(images)
+        found = encoded(pixels.to(device)) | {"slots": slots}
+        if conditions is None:
+            seen = found
+        else:
+            rng = np.random.default_rng([seed, start])
+            changed = disturbed(images, slots, rng, conditions, regions=regions, names=faces.region_names)
+            seen = encoded(changed.pixels.to(device)) | {"slots": changed.slots}
+        found = found | {f"{_SEEN}{name}": part for name, part in seen.items()} | {"regions": regions}
         for name, part in found.items():
             if name not in arrays:
                 shape = (count, *part.shape[1:])
@@ -123,6 +140,7 @@ class TokenCache:
         semantic, identity: float16 (n, M, F).
         slots: int8 (n, K), columns in the schema's order, -1 where the picture does not show it.
         regions: uint8 (n, R, G, G), share of each cell that a region covers, times 255.
+        seen_codes, seen_semantic, seen_identity, seen_slots: the same of each face under real conditions.
         region_names: of the R regions.
     """
 
@@ -131,6 +149,10 @@ class TokenCache:
     identity: NDArray[np.float16]
     slots: NDArray[np.int8]
     regions: NDArray[np.uint8]
+    seen_codes: NDArray[np.int16]
+    seen_semantic: NDArray[np.float16]
+    seen_identity: NDArray[np.float16]
+    seen_slots: NDArray[np.int8]
     region_names: tuple[str, ...]
 
     def __init__(self, directory: Path) -> None:
@@ -144,6 +166,9 @@ class TokenCache:
         try:
             self.codes, self.semantic, self.identity, self.slots, self.regions = (
                 np.load(directory / f"{name}.npy", mmap_mode="r") for name in _ARRAYS
+            )
+            self.seen_codes, self.seen_semantic, self.seen_identity, self.seen_slots = (
+                np.load(directory / f"{_SEEN}{name}.npy", mmap_mode="r") for name in _ARRAYS[:4]
             )
         except (OSError, ValueError) as error:
             raise _no_cache(directory, error) from error

@@ -1,13 +1,13 @@
-"""Forms of the token-level experts: one traced layer, several ways to compute it, chosen by a table and not by copies of the model.
+"""Kernels of the token-level experts: rewrites of one traced layer, chosen by a table.
 
 ========  ==============================================================================================================
-dense     all experts' hidden values, those not chosen times zero: as traced
+dense     as traced: the hidden values of all experts, multiplied by zero where an expert was not chosen
 gathered  per expert: the rows that chose it → ``Gather`` → its two matrices → ``ScatterND`` (add); only chosen experts are computed
-fused     shared expert as matrices, routed ones in ONNX Runtime's ``QMoE`` (four-bit weights)
+fused     shared expert as matrices, routed experts by ONNX Runtime's ``QMoE`` (four-bit weights)
 ========  ==============================================================================================================
 
-In every form the router is the traced one, in fp32: gates and choice are the same values, and the same nodes for the census to look at.
-Which form is best depends on how many rows a graph has and how wide an expert is: :data:`FORMS`, measured by ``python -m bench forms``.
+Every kernel keeps the traced fp32 router, so gates and choices are unchanged and the census finds the same nodes.  The fastest kernel
+depends on the number of rows and the width: :data:`KERNEL_CHOICES`, measured by ``python -m bench forms``.
 
 Axes: T rows (all tokens of all sequences), D width, E experts, K active, I width of one expert, J = shared width + E·I.
 """
@@ -27,45 +27,53 @@ from export.quantize.recipes import Recipe
 from export.quantize.weight_only import ACCURACY_LEVEL, BITS, Blocks
 from f2edge.errors import InputError
 
-#: Graphs in which one row at a time is the usual case; the others have a hundred and more.
+#: Graphs that usually run on one row at a time; the others have a hundred and more.
 ONE_ROW = ("mmu_extend",)
 
 
 @dataclass(frozen=True)
-class Choice:
-    """``form`` for layers at least so wide, in graphs of ``precision`` with many rows or with one."""
+class KernelChoice:
+    """Use ``kernel`` for layers of at least ``min_width``, in graphs of ``precision`` with many rows or with one row."""
 
     precision: str
     one_row: bool
-    least_width: int
-    form: str
+    min_width: int
+    kernel: str
 
 
-#: First match wins; what matches nothing stays dense.  One core of a Zen 4 that had other work too, best calls in ms, dense / the other:
+#: First match wins; the default is dense.  Best calls in ms on one core of a Zen 4 under other load, dense / the other kernel:
 #: "1.8b" (width 2048): int8 gathered, 1 row 0.51 / 0.35, 257 rows 370 / 286, 516 rows 697 / 466; int4 fused, 1 row 0.34 / 0.12, 516 rows
 #: 3232 / 1682.  "nano" (width 256): int8, 1 row 0.020 / 0.037, 130 rows 0.29 / 0.26; int4, 1 row 0.015 / 0.017, 130 rows 0.58 / 0.94: dense
 #: is simpler there, and as fast or faster.
-FORMS: tuple[Choice, ...] = (
-    Choice("int8", one_row=False, least_width=1024, form="gathered"),
-    Choice("int8", one_row=True, least_width=1024, form="gathered"),
-    Choice("int4", one_row=False, least_width=1024, form="fused"),
-    Choice("int4", one_row=True, least_width=1024, form="fused"),
+KERNEL_CHOICES: tuple[KernelChoice, ...] = (
+    KernelChoice("int8", one_row=False, min_width=1024, kernel="gathered"),
+    KernelChoice("int8", one_row=True, min_width=1024, kernel="gathered"),
+    KernelChoice("int4", one_row=False, min_width=1024, kernel="fused"),
+    KernelChoice("int4", one_row=True, min_width=1024, kernel="fused"),
 )
 
-#: Where a constant comes from: the dense layer's weight and the rows (inputs) of it that the constant holds.
+#: Source of a constant: name of the dense layer's weight, and the slice of its rows (inputs) that the constant holds.
 Origin = tuple[str, slice]
 ALL = slice(None)
+#: Key in the metadata of nodes that work on rows (T, K) of the experts.
+_EXPERT_ROWS = "expert_rows"
 
 
 def origin(value: ir.Value) -> Origin:
-    """The dense layer's weight that a constant is, or is cut from."""
+    """Return the dense layer's weight that a constant is cut from; the constant itself if it is not cut."""
     found: Origin = value.meta.get("origin", (str(value.name), ALL))
     return found
 
 
+def is_expert_row(value: ir.Value) -> bool:
+    """Return whether a value was made by this module and has rows (T, K)."""
+    node = value.producer()
+    return node is not None and bool(node.meta.get(_EXPERT_ROWS))
+
+
 @dataclass(frozen=True)
 class ExpertLayer:
-    """One mixture in a lowered graph: values that come in, constants, and the node whose output is the layer's."""
+    """One mixture in a lowered graph: inputs, constants, sizes, and the node that computes the layer's output."""
 
     name: str
     x: ir.Value
@@ -81,6 +89,7 @@ class ExpertLayer:
 
     @property
     def width(self) -> int:
+        """D."""
         return int(self.array(self.up).shape[0])
 
     @property
@@ -89,23 +98,26 @@ class ExpertLayer:
         return (int(self.array(self.up).shape[1]) - self.shared) // self.experts
 
     def hidden(self, expert: int | None) -> slice:
-        """Hidden columns of an expert; None is the shared one."""
+        """Return the hidden columns of an expert; None is the shared expert."""
         return slice(0, self.shared) if expert is None else slice(*(self.shared + self.routed * (expert + i) for i in (0, 1)))
 
     @staticmethod
     def array(value: ir.Value) -> Array:
-        """A constant's values."""
+        """Return a constant's values."""
         held = constant(value)
         if held is None:
-            raise LoweringError(f"{value.name!r} is no constant")
+            raise LoweringError(f"{value.name!r} must be a constant")
         return held
 
 
+_UNKNOWN = "the experts were traced in an unknown pattern"
+
+
 def _sole(value: ir.Value, op: str) -> ir.Node:
-    """The only consumer of ``value``, which must be an ``op``."""
+    """Return the only consumer of ``value``, which must be an ``op``."""
     nodes = [usage.node for usage in value.uses()]
     if len(nodes) != 1 or nodes[0].op_type != op:
-        raise LoweringError(f"{value.name!r} feeds {[node.op_type for node in nodes]}, expected one {op}; the experts are traced otherwise")
+        raise LoweringError(f"{value.name!r} feeds {[node.op_type for node in nodes]}, expected one {op}; {_UNKNOWN}")
     return nodes[0]
 
 
@@ -119,15 +131,15 @@ def _other(node: ir.Node, value: ir.Value) -> ir.Value:
 def _producer(value: ir.Value, op: str) -> ir.Node:
     node = value.producer()
     if node is None or node.op_type != op:
-        raise LoweringError(f"{value.name!r} comes from {node and node.op_type}, expected {op}; the experts are traced otherwise")
+        raise LoweringError(f"{value.name!r} comes from {node and node.op_type}, expected {op}; {_UNKNOWN}")
     return node
 
 
 def expert_layers(graph: ir.Graph) -> Iterator[ExpertLayer]:
-    """The mixtures of a graph as :func:`export.graph.lower.lower` leaves them.
+    """Yield the mixtures of a graph from :func:`export.graph.lower.lower`.
 
     Raises:
-        LoweringError: a mixture that was traced in another shape than :class:`export.model.experts.TokenExpertLayer`.
+        LoweringError: a mixture does not have the structure of :class:`export.model.experts.TokenExpertLayer`.
     """
     for up in list(graph.initializers.values()):
         match = re.fullmatch(r"(.+\.experts\.\w+)\.up\.weight\.T", up.name or "")
@@ -162,20 +174,20 @@ def expert_layers(graph: ir.Graph) -> Iterator[ExpertLayer]:
 
 
 def _producer_value(node: ir.Node, op: str) -> ir.Value:
-    """The input of ``node`` that an ``op`` made."""
+    """Return the input of ``node`` that an ``op`` produces."""
     for value in node.inputs:
         producer = None if value is None else value.producer()
         if value is not None and producer is not None and producer.op_type == op:
             return value
-    raise LoweringError(f"{node.op_type} {node.name!r} has no input from a {op}; the experts are traced otherwise")
+    raise LoweringError(f"{node.op_type} {node.name!r} has no input from a {op}; {_UNKNOWN}")
 
 
 class _Rewriter:
-    """Puts nodes in place of one layer; every constant remembers the weight that it is cut from."""
+    """Inserts the nodes that replace one layer; each constant's metadata names the weight that it is cut from."""
 
     def __init__(self, graph: ir.Graph, layer: ExpertLayer) -> None:
         self.graph, self.layer = graph, layer
-        self.insert = Inserter(graph, layer.last, f"{layer.name}/form")
+        self.insert = Inserter(graph, layer.last, f"{layer.name}/kernel", {_EXPERT_ROWS: True})
 
     def cut(self, source: ir.Value, part: str, rows: slice, columns: slice) -> ir.Value:
         array = ExpertLayer.array(source)
@@ -184,13 +196,13 @@ class _Rewriter:
         return value
 
     def ints(self, name: str, *values: int) -> ir.Value:
-        return add_constant(self.graph, f"forms/{name}", np.array(values, dtype=np.int64))
+        return add_constant(self.graph, f"kernel/{name}", np.array(values, dtype=np.int64))
 
     def scalar(self, value: int) -> ir.Value:
-        return add_constant(self.graph, f"forms/number_{value}", np.array(value, dtype=np.int64))
+        return add_constant(self.graph, f"kernel/number_{value}", np.array(value, dtype=np.int64))
 
     def expert(self, x: ir.Value, expert: int | None, gate: ir.Value | None = None) -> ir.Value:
-        """One expert of rows (T, D) → (T, D), without its output bias, times ``gate`` (T, 1)."""
+        """Insert one expert, rows (T, D) → (T, D), without its output bias, times ``gate`` (T, 1)."""
         layer, hidden, part = self.layer, self.layer.hidden(expert), "shared" if expert is None else f"e{expert}"
         bias = add_constant(self.graph, f"{layer.up_bias.name}.{part}", ExpertLayer.array(layer.up_bias)[hidden].copy())
         up = self.insert("Add", self.insert("MatMul", x, self.cut(layer.up, part, ALL, hidden)), bias)
@@ -200,11 +212,11 @@ class _Rewriter:
         return self.insert("MatMul", active, self.cut(layer.down, part, hidden, ALL))
 
     def flat(self, value: ir.Value, columns: int) -> ir.Value:
-        """(B, S, columns) → (T, columns)."""
+        """Reshape (B, S, columns) to (T, columns)."""
         return self.insert("Reshape", value, self.ints(f"rows_{columns}", -1, columns))
 
     def finish(self, rows: ir.Value) -> None:
-        """(T, D) → (B, S, D), and out."""
+        """Reshape (T, D) to (B, S, D) and replace the layer's output."""
         replace(self.layer.last, self.insert("Reshape", rows, self.insert("Shape", self.layer.x)))
 
 
@@ -250,12 +262,12 @@ def _fused(graph: ir.Graph, layer: ExpertLayer, recipe: Recipe, pack: Packer) ->
     routed = write.insert(
         "QMoE",
         x,
-        gates,  # picks the experts: those not chosen have gate zero
+        gates,  # selects the experts: those not chosen have gate zero
         *(up[0], up[1], add_constant(graph, f"{layer.up_bias.name}.fused", bias.copy())),
         *(down[0], down[1], None),
         *(None, None, None),
         *(up[2], down[2], None),
-        gates,  # and weighs them, so that the router stays the traced one
+        gates,  # and weights them, so that the traced router is used
         domain=CONTRIB,
         k=layer.active,
         activation_type="gelu",
@@ -267,37 +279,37 @@ def _fused(graph: ir.Graph, layer: ExpertLayer, recipe: Recipe, pack: Packer) ->
     write.finish(write.insert("Add", shared, routed))
 
 
-#: Quantises a matrix: name of the dense weight, its rows, values float32 (K, N).
+#: Quantizes a matrix: name of the dense weight, its rows, values float32 (K, N).
 Packer = Callable[[str, slice, Array], Blocks]
-_Form = Callable[[ir.Graph, ExpertLayer, Recipe, Packer], Any]
+_Writer = Callable[[ir.Graph, ExpertLayer, Recipe, Packer], Any]
 
-_WRITERS: Mapping[str, _Form] = {"dense": lambda *_: None, "gathered": _gathered, "fused": _fused}
+_WRITERS: Mapping[str, _Writer] = {"dense": lambda *_: None, "gathered": _gathered, "fused": _fused}
 
 
-def best_form(layer: ExpertLayer, graph: str, recipe: Recipe) -> str:
-    """The form of a layer in a graph: the recipe's, or the table's."""
+def best_kernel(layer: ExpertLayer, graph: str, recipe: Recipe) -> str:
+    """Return the kernel of a layer in a graph: the recipe's choice, or the table's."""
     if recipe.experts is not None:
         if recipe.experts not in _WRITERS:
-            raise InputError(f"unknown form of experts {recipe.experts!r}; choose one of: {', '.join(_WRITERS)}")
+            raise InputError(f"unknown expert kernel {recipe.experts!r}; choose one of: {', '.join(_WRITERS)}")
         return recipe.experts
-    for choice in FORMS:
-        if (choice.precision, choice.one_row) == (recipe.precision, graph in ONE_ROW) and layer.width >= choice.least_width:
-            if choice.form == "fused" and (layer.width % recipe.block or layer.routed % recipe.block or layer.routed < recipe.smallest):
-                continue  # QMoE wants whole blocks
-            return choice.form
+    for choice in KERNEL_CHOICES:
+        if (choice.precision, choice.one_row) == (recipe.precision, graph in ONE_ROW) and layer.width >= choice.min_width:
+            if choice.kernel == "fused" and (layer.width % recipe.block or layer.routed % recipe.block or layer.routed < recipe.smallest):
+                continue  # QMoE needs whole blocks
+            return choice.kernel
     return "dense"
 
 
-def shape_experts(model: ir.Model, recipe: Recipe, pack: Packer) -> dict[str, str]:
-    """Rewrite every mixture of a lowered graph, in place, into the form that is best for it; returns the form by name of the mixture.
+def apply_expert_kernels(model: ir.Model, recipe: Recipe, pack: Packer) -> dict[str, str]:
+    """Rewrite every mixture of a lowered graph in place to its best kernel; return mixture → kernel.
 
     Args:
-        model: from :func:`export.graph.lower.lower`, in fp32.
-        recipe: of this graph.
-        pack: quantises a routed expert's matrix, for "fused".
+        model: fp32 graph from :func:`export.graph.lower.lower`.
+        recipe: recipe of this graph.
+        pack: quantizes a routed expert's matrix, for "fused".
     """
-    forms = {}
+    kernels = {}
     for layer in list(expert_layers(model.graph)):
-        forms[layer.name] = best_form(layer, str(model.graph.name), recipe)
-        _WRITERS[forms[layer.name]](model.graph, layer, recipe, pack)
-    return forms
+        kernels[layer.name] = best_kernel(layer, str(model.graph.name), recipe)
+        _WRITERS[kernels[layer.name]](model.graph, layer, recipe, pack)
+    return kernels

@@ -1,14 +1,15 @@
-"""Lowering: from what the tracer wrote to what runtimes like, without changing a single value.
+"""Lowering of traced graphs to standard ONNX operators, without changing any value.
 
-Works on ``onnx_ir`` graphs, whose constants stay views of the model's own memory, so that a graph of paper size is never serialised to
-be edited.  After :func:`lower` every linear layer is ``MatMul`` with a constant ``(K, N)`` weight, followed by ``Add`` of its bias: the one
-form that :mod:`export.quantize.quantize` and :mod:`export.verify.census` look for.
+Works on ``onnx_ir`` graphs, whose constants stay views of the model's memory, so that a graph of paper size is edited without
+serialization. After :func:`lower` every linear layer is a ``MatMul`` with a constant ``(K, N)`` weight, followed by an ``Add`` of its
+bias: the pattern that :mod:`export.quantize.quantize` and :mod:`export.verify.census` expect.
 
 >>> model = lower(traced)  # doctest: +SKIP
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,18 +26,22 @@ CONTRIB = "com.microsoft"
 
 
 class LoweringError(F2EdgeError, RuntimeError):
-    """A traced graph that cannot be brought into the form that runtimes read."""
+    """A traced graph cannot be lowered to what runtimes read."""
 
 
 def constant(value: ir.Value | None) -> Array | None:
-    """The array behind a constant of the graph, or None for anything that is computed."""
+    """Return the array of a constant of the graph; None for a computed value."""
     if value is None or value.const_value is None or value.is_graph_input():
         return None
     return np.asarray(value.const_value.numpy())
 
 
 def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    """Register ``array`` (not copied) as a constant called ``name``, or return the one of that name that holds the same values."""
+    """Register ``array`` (not copied) as a constant called ``name``; return the existing one if it has the same values.
+
+    Raises:
+        LoweringError: another constant has this name.
+    """
     known = graph.initializers.get(name)
     if known is not None:
         held = constant(known)
@@ -49,23 +54,31 @@ def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
 
 
 class Inserter:
-    """Adds nodes in front of one node of a graph, naming them after it."""
+    """Inserts nodes before one node of a graph.
 
-    def __init__(self, graph: ir.Graph, before: ir.Node, name: str) -> None:
-        self.graph, self._before, self._name, self._count = graph, before, name, 0
+    Args:
+        graph: graph to edit.
+        before: node to insert before.
+        name: prefix of the new nodes' names.
+        meta: metadata of every new node.
+    """
+
+    def __init__(self, graph: ir.Graph, before: ir.Node, name: str, meta: Mapping[str, Any] | None = None) -> None:
+        self.graph, self._before, self._name, self._count, self._meta = graph, before, name, 0, meta or {}
 
     def __call__(self, op: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
-        """Append ``op`` and return its first output."""
+        """Insert ``op`` and return its first output."""
         self._count += 1
         name = f"{self._name}/{op}_{self._count}"
         node = ir.node(op, inputs, attributes, domain=domain, name=name)
         node.outputs[0].name = name
+        node.meta.update(self._meta)
         self.graph.insert_before(self._before, node)
         return node.outputs[0]
 
 
 def replace(node: ir.Node, value: ir.Value) -> None:
-    """Let ``value`` take the place of ``node``'s only output, and drop ``node``."""
+    """Replace ``node``'s only output by ``value`` and remove ``node``."""
     old = node.outputs[0]
     graph = node.graph
     if graph is None:
@@ -81,12 +94,12 @@ def replace(node: ir.Node, value: ir.Value) -> None:
 
 
 def _transposed(value: ir.Value, axes: tuple[int, ...]) -> str:
-    """Name of a constant with its axes permuted; ``….T`` for a matrix, as :func:`export.graph.trace.restore_names` has it."""
+    """Return the name of a constant with permuted axes; ``….T`` for a matrix, as in :func:`export.graph.trace.restore_names`."""
     return f"{value.name}.T" if axes == (1, 0) else f"{value.name}.{'_'.join(map(str, axes))}"
 
 
 def _fold_transposes(graph: ir.Graph) -> None:
-    """``Transpose`` of a constant becomes a constant (the optimiser leaves large ones alone)."""
+    """Fold ``Transpose`` of constants (the optimizer skips large ones)."""
     for node in list(graph):
         if node.op_type != "Transpose":
             continue
@@ -100,7 +113,7 @@ def _fold_transposes(graph: ir.Graph) -> None:
 
 
 def _split_gemms(graph: ir.Graph) -> None:
-    """``Gemm`` with a constant weight becomes ``MatMul`` and ``Add``."""
+    """Replace ``Gemm`` with a constant weight by ``MatMul`` and ``Add``."""
     for node in list(graph):
         if node.op_type != "Gemm":
             continue
@@ -120,17 +133,17 @@ def _split_gemms(graph: ir.Graph) -> None:
 
 
 def rename_axes(model: ir.Model, axes: dict[str, tuple[int | str, ...]]) -> None:
-    """Write the given axes (sizes, or names of dynamic axes) as the shapes of the graph's inputs and outputs."""
+    """Set the shapes of the graph's inputs and outputs: sizes, or names of dynamic axes."""
     for value in (*model.graph.inputs, *model.graph.outputs):
         assert value.name is not None
         value.shape = ir.Shape(axes[value.name])
 
 
 def lower(model: ir.Model) -> ir.Model:
-    """Bring a traced graph into its final fp32 form; the same object, edited in place.
+    """Lower a traced graph in place and return it.
 
     Raises:
-        LoweringError: an operator outside the ONNX standard, or control flow, survived tracing.
+        LoweringError: the graph has control flow or an operator outside the ONNX standard.
     """
     graph = model.graph
     passes.InlinePass()(model)
@@ -150,14 +163,17 @@ def lower(model: ir.Model) -> ir.Model:
         if node.domain not in ("", "ai.onnx"):
             raise LoweringError(f"graph {graph.name!r}: operator {node.domain}.{node.op_type} is not ONNX; rewrite the traced module")
         if node.op_type in ("Loop", "If", "Scan"):
-            raise LoweringError(f"graph {graph.name!r}: {node.op_type} {node.name!r} survived; the traced module branches on data")
+            raise LoweringError(f"graph {graph.name!r}: has {node.op_type} {node.name!r}; the traced module must not branch on data")
     return model
 
 
 def merge(first: ir.Model, second: ir.Model, links: dict[str, str], name: str) -> ir.Model:
-    """Feed outputs of ``first`` into inputs of ``second``: ``links`` maps each linked input of ``second`` to an output of ``first``.
+    """Join two graphs: ``links`` maps inputs of ``second`` to outputs of ``first``.
 
-    Other inputs of equal name become one; the result has the outputs of ``second``.  Both models are used up.
+    Other inputs of equal name become one; the result has the outputs of ``second``.  Both models are consumed.
+
+    Raises:
+        LoweringError: ``first`` lacks a linked output.
     """
     made = {value.name: value for value in first.graph.outputs}
     given = {value.name: value for value in first.graph.inputs}

@@ -1,7 +1,7 @@
-"""Tracing: PyTorch modules → the ONNX graphs of ``f2edge.spec.graphs``, through one thin wrapper per graph.
+"""Tracing of PyTorch modules to the ONNX graphs of ``f2edge.spec.graphs``, with one thin wrapper per graph.
 
-A wrapper owns what only the graph does (which inputs, which outputs, where guidance is applied) and nothing of the model's arithmetic.
-Names, dtypes and axes come from the graph signatures, never from the tracer.
+A wrapper defines inputs, outputs and guidance; the model's arithmetic is in the modules.  Names, dtypes and axes come from the graph
+signatures.
 
 >>> models = Models(configuration, transformer, image_tokenizer, semantic, identity, parser)  # doctest: +SKIP
 >>> traced = trace("t2i_prefill", models)                                                      # doctest: +SKIP
@@ -24,16 +24,16 @@ import torch
 from torch import Tensor, nn
 
 from export.graph.lower import OPSET, Array, LoweringError, constant, lower, merge, rename_axes
-from export.graph.sampling import guide, sampling_model
+from export.graph.sampling import guide, sampling_model, step_inputs
 from export.model.encoders import folded
 from export.model.transformer import UnifiedTransformer
 from f2edge.errors import InputError
 from f2edge.spec.configuration import FeatureShape, ModelConfiguration
 from f2edge.spec.graphs import SIGNATURES, GraphSignature
 
-#: Values of an array that tell it from others before it is compared in full.
+#: Values of an array to compare before a full comparison.
 _GLANCED = 256
-#: Sizes of the dynamic axes while tracing: distinct, and none 0 or 1, which the tracer would take for constants.
+#: Sizes of the dynamic axes while tracing: distinct and above 1, since the tracer treats 0 and 1 as constants.
 _TRACED = {"B": 3, "R": 2, "P": 5, "S": 4, "T": 7}
 
 
@@ -61,7 +61,7 @@ class Models:
 
     @property
     def graphs(self) -> tuple[str, ...]:
-        """Names of the graphs that these parts give, in the order of the signatures."""
+        """Names of the graphs of these parts, in the order of the signatures."""
         parts = {
             "t2i_prefill": self.transformer,
             "t2i_step": self.transformer,
@@ -76,11 +76,15 @@ class Models:
         return tuple(name for name in SIGNATURES if parts[name] is not None)
 
 
-class _PromptPrefill(nn.Module):
+class _TransformerGraph(nn.Module):
+    """Base class of graphs that call one method of the transformer."""
+
     def __init__(self, model: UnifiedTransformer) -> None:
         super().__init__()
         self.model = model
 
+
+class _PromptPrefill(_TransformerGraph):
     def forward(self, prompt_ids: Tensor, prompt_lengths: Tensor) -> tuple[Tensor, Tensor]:
         return self.model.prefill_prompt(prompt_ids, prompt_lengths)
 
@@ -111,40 +115,31 @@ class ImageStep(nn.Module):
         mask_ratio: Tensor,
         guidance: Tensor,
     ) -> Tensor:
-        """As :data:`f2edge.spec.graphs.T2I_STEP`."""
+        """Return guided logits (R, N, V); inputs as in :data:`f2edge.spec.graphs.T2I_STEP`."""
         states = self.stem.image_logits(codes[branch_row], prefix_key, prefix_value, prefix_lengths, mask_ratio[branch_row])  # (B, N, D)
         conditional = states[torch.arange(codes.shape[0])]  # branch r belongs to row r
         logits: Tensor = self.head(guide(conditional, states[unconditional_branch], guidance))
         return logits
 
 
-class _ImagePrefill(nn.Module):
-    def __init__(self, model: UnifiedTransformer) -> None:
-        super().__init__()
-        self.model = model
-
+class _ImagePrefill(_TransformerGraph):
     def forward(self, codes: Tensor, semantic: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
         return self.model.prefill_image(codes, semantic, identity)
 
 
-class _PlainImagePrefill(nn.Module):
+class _PlainImagePrefill(_TransformerGraph):
     """The same for a model without encoders (Show-o)."""
-
-    def __init__(self, model: UnifiedTransformer) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         nothing = torch.zeros(0)
         return self.model.prefill_image(codes, nothing, nothing)
 
 
-class _FeaturePrefill(nn.Module):
+class _FeaturePrefill(_TransformerGraph):
     """The same for a model that reads pictures by features (Show-o with CLIP-ViT); the system prompt is a constant of the graph."""
 
     def __init__(self, model: UnifiedTransformer, system_ids: tuple[int, ...]) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.register_buffer("system_ids", torch.tensor(system_ids), persistent=False)
 
     def forward(self, semantic: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,11 +147,7 @@ class _FeaturePrefill(nn.Module):
         return self.model.prefill_features(self.system_ids, semantic)
 
 
-class _TextExtend(nn.Module):
-    def __init__(self, model: UnifiedTransformer) -> None:
-        super().__init__()
-        self.model = model
-
+class _TextExtend(_TransformerGraph):
     def forward(  # noqa: PLR0917 - the graph's inputs in their order
         self, text_ids: Tensor, text_lengths: Tensor, image_key: Tensor, image_value: Tensor, text_key: Tensor, text_value: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -184,7 +175,7 @@ class _Decode(nn.Module):
 
 
 def wrapper(name: str, models: Models) -> nn.Module:
-    """The module that is traced for graph ``name``."""
+    """Return the module to trace for graph ``name``; raises :class:`LoweringError` for an unknown name."""
     match name:
         case "image_encode" | "image_decode":
             assert models.image_tokenizer is not None
@@ -215,7 +206,7 @@ def _image_prefill(models: Models, model: UnifiedTransformer) -> nn.Module:
 
 
 def axes_of(signature: GraphSignature, models: Models) -> dict[str, tuple[int | str, ...]]:
-    """Axes of every input and output of a graph by name: sizes where the model fixes them, names where they are dynamic."""
+    """Return the axes of every input and output of a graph: sizes fixed by the model, or names of dynamic axes."""
     c = models.configuration
     fixed = {"3": 3, "L": c.layers, "H": c.heads, "W": c.head_width, "N": c.image_tokens, "V": c.text_vocabulary}
     fixed |= {
@@ -244,7 +235,7 @@ def axes_of(signature: GraphSignature, models: Models) -> dict[str, tuple[int | 
 
 
 def _example(dtype: str, axes: tuple[int | str, ...]) -> Tensor:
-    """A tensor to trace with; ids are 0 or 1, which every table has and every axis allows."""
+    """Return an example tensor; ids are 0 or 1, which are valid everywhere."""
     sizes = [1 if axis == "I" else _TRACED[axis] if isinstance(axis, str) else axis for axis in axes]
     generator = torch.Generator().manual_seed(0)
     if dtype == "int64":
@@ -253,7 +244,7 @@ def _example(dtype: str, axes: tuple[int | str, ...]) -> Tensor:
 
 
 def _shift_right(bits: Any, count: Any) -> Any:
-    """``bits >> count`` for image codes, which the tracer does not know: exact in fp32 below 2^24, and every runtime has it."""
+    """Translate ``bits >> count`` for image codes, which the tracer does not support; exact in fp32 below 2^24."""
     from onnxscript import opset20
 
     op: Any = opset20  # its annotations are of values, a translation handles symbols
@@ -264,7 +255,7 @@ def _shift_right(bits: Any, count: Any) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The tracer's progress prints and deprecation warnings say nothing about the model."""
+    """Suppress the tracer's progress prints and deprecation warnings."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.onnx._internal.exporter._registration", "onnxscript")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -299,7 +290,7 @@ def _export(module: nn.Module, examples: dict[str, Tensor], axes: Mapping[str, t
 
 
 def _check_dynamic(model: ir.Model, axes: Mapping[str, tuple[int | str, ...]]) -> None:
-    """Refuse a graph in which the tracer froze an axis to the example's size: it does so without a word, for one at ``len(tensor)``."""
+    """Raise :class:`LoweringError` if the tracer silently froze an axis to the example's size, for instance at ``len(tensor)``."""
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.name is None or value.name not in axes or value.shape is None:
             continue
@@ -313,13 +304,13 @@ def _check_dynamic(model: ir.Model, axes: Mapping[str, tuple[int | str, ...]]) -
 
 
 def _glance(array: Array) -> tuple[tuple[int, ...], bytes]:
-    """Shape and some values, spread over the array: what differs here is another array.  Hashing whole models takes minutes."""
+    """Return shape and some values, spread over the array, as a cheap key; hashing whole models takes minutes."""
     picked = np.linspace(0, array.size - 1, min(array.size, _GLANCED), dtype=np.int64)
     return array.shape, np.asarray(array[np.unravel_index(picked, array.shape)]).tobytes()
 
 
 def restore_names(model: ir.Model, module: nn.Module) -> None:
-    """Give constants that the tracer transposed or folded the name of their parameter again (``….T`` where transposed)."""
+    """Restore parameter names of constants that the tracer transposed (``….T``) or folded."""
     known: dict[str, Array] = {name: p.detach().numpy() for name, p in module.named_parameters(remove_duplicate=False)}
     alike: dict[tuple[tuple[int, ...], bytes], list[tuple[str, Array]]] = {}
     for name, array in known.items():
@@ -337,18 +328,17 @@ def restore_names(model: ir.Model, module: nn.Module) -> None:
 
 
 def trace(name: str, models: Models) -> ir.Model:
-    """One graph of ``f2edge.spec.graphs`` in lowered fp32 form, its constants still views of the model's memory.
+    """Trace and lower one graph of ``f2edge.spec.graphs`` in fp32; its constants are views of the model's memory.
 
     Raises:
-        LoweringError: the traced module has operators that runtimes do not read.
+        LoweringError: the traced module has unsupported operators.
     """
     signature, module = SIGNATURES[name], wrapper(name, models)
     axes = axes_of(signature, models)
     inputs = {t.name: t.dtype for t in signature.inputs if t.name not in models.configuration.absent_inputs(name)}
     outputs = [t.name for t in signature.outputs]
     if name == "t2i_step":
-        taken = ImageStep.forward.__code__.co_varnames[1 : ImageStep.forward.__code__.co_argcount]
-        inputs, outputs = {key: inputs[key] for key in taken}, ["logits"]
+        inputs, outputs = {key: inputs[key] for key in step_inputs()}, ["logits"]
     examples = {key: _example(dtype, axes[key]) for key, dtype in inputs.items()}
     model = _export(module, examples, axes, outputs)
     _check_dynamic(model, axes)

@@ -1,1 +1,1 @@
-"""The model in PyTorch."""
+"""PyTorch modules of the model."""

@@ -1,4 +1,4 @@
-"""Omni attention: rotary positions, additive masks and the attention of one block over cached and new columns.
+"""Omni attention of one block over cached and new columns, with rotary positions and additive masks.
 
 Axes: B sequences, S new columns, T columns of a cached part, H heads, W head width, D = H·W.
 

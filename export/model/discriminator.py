@@ -1,6 +1,6 @@
-"""The critic of the tokenizer's late adversarial phase: judges overlapping patches as real or reconstructed (PatchGAN, arXiv 1611.07004).
+"""Patch discriminator of the image tokenizer's adversarial phase (PatchGAN, arXiv 1611.07004); used in training only.
 
-Training only, never exported.  Hinge loss (arXiv 1705.02894): the critic wants real above 1 and fake below -1.
+Hinge loss (arXiv 1705.02894): the target is above 1 for real pictures and below -1 for reconstructions.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 
 class PatchDiscriminator(nn.Module):
-    """Pixels (B, 3, H, W) → one score per patch (B, 1, H/16, W/16); each sees 46 x 46 pixels.
+    """Discriminator: pixels (B, 3, H, W) → one score per patch (B, 1, H/16, W/16) with a receptive field of 46 x 46 pixels.
 
-    Spectral normalisation (arXiv 1802.05957) bounds its slope, so that a short training needs no gradient penalty.
+    Spectral normalization (arXiv 1802.05957) bounds the gradient, so no gradient penalty is needed.
     """
 
     def __init__(self, width: int = 32) -> None:
@@ -34,10 +34,10 @@ class PatchDiscriminator(nn.Module):
 
 
 def critic_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Hinge loss of the critic, from its scores of real and of (detached) reconstructed pictures."""
+    """Return the hinge loss of the discriminator from its scores of real and (detached) reconstructed pictures."""
     return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 
 
 def generator_loss(fake: Tensor) -> Tensor:
-    """What the reconstruction pays for being recognised."""
+    """Return the adversarial loss of the reconstruction from its scores."""
     return -fake.mean()

@@ -1,7 +1,7 @@
-"""Both ends of the transformer: tokens in, scores out.
+"""Input embedding and image head of the transformer.
 
-Axes: B sequences, S tokens, N image tokens, V image codes, D width.  Text (with the specials) and image codes have tables and heads of
-their own; a Show-o checkpoint's single table and head are cut in two at import.  Image code V is the mask.
+Axes: B sequences, S tokens, N image tokens, V image codes, D width.  Text (with the specials) and image codes have separate tables and
+heads; a Show-o checkpoint's single table and head are split at import.  Image code V is the mask.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from f2edge.spec.configuration import ModelConfiguration
 
 
 def code_bits(codes: Tensor, bits: int) -> Tensor:
-    """Image codes (…) in [0, 2**bits] as ±1 (…, bits) fp32, bit 0 first.  Float arithmetic only: exact, and every runtime has it."""
+    """Convert image codes (…) in [0, 2**bits] to ±1 (…, bits) fp32, bit 0 first, by exact float arithmetic that every runtime has."""
     scale = torch.pow(0.5, torch.arange(bits, dtype=torch.float32, device=codes.device))
     halves = torch.floor(codes.to(torch.float32)[..., None] * scale)
     return 2 * (halves - 2 * torch.floor(halves * 0.5)) - 1
 
 
 class Embedding(nn.Module):
-    """Text and special ids, and image codes, to vectors.
+    """Embedding of text ids, special ids and image codes.
 
-    ``image_input`` "table": one row per code (Show-o).  "bits" (ours): all codes of a cell give one vector, the sum of a linear map of the
-    bits (0 where masked), a vector for each masked one, and a learned vector of the cell, because rotary positions know one dimension only.
+    ``image_input`` "table": one row per code (Show-o).  "bits" (ours): the codes of a cell give one vector, the sum of a linear map of
+    their bits (0 where masked), a vector for each masked code, and a learned position of the cell, since rotary positions are
+    one-dimensional.
     """
 
     def __init__(self, configuration: ModelConfiguration) -> None:
@@ -35,13 +36,13 @@ class Embedding(nn.Module):
         self.codes, self.bits = configuration.codes, configuration.tokenizer.bits
         self.text = nn.Embedding(configuration.text_vocabulary + len(configuration.specials), width)
         self.by_bits = configuration.image_input == "bits"
-        self.per_cell = configuration.tokenizer.codes_per_cell
+        self.per_cell = configuration.tokenizer.codes_per_column
         if self.by_bits:
             self.image = nn.Linear(self.per_cell * self.bits, width)
             self.mask = nn.Parameter(torch.randn(self.per_cell, width) * 0.02)
             self.place = nn.Parameter(grid_code(configuration.image_columns, width) * 0.05)
         elif self.per_cell > 1:
-            raise InputError(f"configuration {configuration.name!r}: several codes per cell need image_input 'bits'")
+            raise InputError(f"configuration {configuration.name!r}: several codes per cell require image_input 'bits'")
         elif configuration.image_input == "table":
             self.table = nn.Embedding(self.codes + 1, width)
         else:
@@ -50,7 +51,7 @@ class Embedding(nn.Module):
             )
 
     def image_vectors(self, codes: Tensor) -> Tensor:
-        """Codes (B, N), V where masked → a vector of each cell (B, N / codes per cell, D)."""
+        """Map codes (B, N), V where masked, to a vector of each cell (B, N / codes per cell, D)."""
         if not self.by_bits:
             rows: Tensor = self.table(codes)
             return rows
@@ -61,16 +62,16 @@ class Embedding(nn.Module):
         return vectors
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Text and special ids (B, S) → (B, S, D)."""
+        """Map text and special ids (B, S) to (B, S, D)."""
         vectors: Tensor = self.text(ids)
         return vectors
 
 
 class ImageHead(nn.Module):
-    """Scores of the V image codes, with bias.
+    """Linear head for the V image codes.
 
-    With "bits" input, the weight is ``bits · W + table``, so that codes that share bits start alike; :meth:`weight` folds it to one matrix
-    for export.
+    With "bits" input, the weight is ``bits · W + table``, so that codes with common bits start similar; :meth:`weight` folds it to one
+    matrix for export.
     """
 
     def __init__(self, configuration: ModelConfiguration) -> None:
@@ -84,12 +85,12 @@ class ImageHead(nn.Module):
             self.directions = nn.Parameter(torch.randn(self.bits, D) * 0.01)
 
     def weight(self) -> Tensor:
-        """The head as one matrix (V, D) fp32."""
+        """Return the head's weight as one matrix (V, D) fp32."""
         if not self.by_bits:
             return self.table
         signs = code_bits(torch.arange(self.table.shape[0], device=self.table.device), self.bits)
         return torch.matmul(signs, self.directions).float() + self.table
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, D) → (…, V)."""
+        """Map states (…, D) to logits (…, V)."""
         return functional.linear(x, self.weight(), self.bias)

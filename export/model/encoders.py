@@ -1,6 +1,7 @@
 """The small encoders of nano: what stands where the paper has CLIP ViT-L/14 and AntelopeV2, and the parser behind named regions.
 
-Three convolutional networks of their own, each of which reads pixels ``(B, 3, 128, 128)`` in [-1, 1] and is exported as one graph.  Ours:
+Three convolutional networks of their own, each of which reads pixels ``(B, 3, Y, X)`` in [-1, 1], looks at 128 x 128 means of larger
+pictures, and is exported as one graph.  Ours:
 the paper's encoders are large and trained on photographs; these are trained in minutes on renders (``export/training/encoders.py``), so
 their features know exactly what the renderer can show.
 
@@ -23,6 +24,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from f2edge.errors import InputError
 from f2edge.spec.attributes import AttributeSchema
 from f2edge.spec.configuration import FeatureShape
+
+#: Pixels along a side of what the encoders look at.
+SIDE = 128
 
 
 class Convolution(nn.Module):
@@ -79,6 +83,8 @@ class Trunk(nn.Module):
 
     def maps(self, pixels: Tensor) -> Iterator[Tensor]:
         """The output of every stage, finest first."""
+        if pixels.shape[-1] > SIDE:
+            pixels = functional.avg_pool2d(pixels, pixels.shape[-1] // SIDE)
         x = functional.pixel_unshuffle(pixels, self.unshuffle).contiguous(memory_format=torch.channels_last)
         for entry, stage in zip(self.entries, self.stages, strict=True):
             x = stage(functional.relu(entry(x)))
@@ -107,7 +113,7 @@ class GlobalContext(nn.Module):
 class SemanticEncoder(nn.Module):
     """Pixels → the grid of semantic features that the MMU group's semantic expert and the perceptual loss read (paper: CLIP ViT-L/14)."""
 
-    def __init__(self, shape: FeatureShape, channels: tuple[int, ...] = (24, 48, 96, 160), blocks: tuple[int, ...] = (0, 1, 2, 2)) -> None:
+    def __init__(self, shape: FeatureShape, channels: tuple[int, ...] = (24, 56, 112, 192), blocks: tuple[int, ...] = (0, 1, 2, 3)) -> None:
         super().__init__()
         self.shape = shape
         self.trunk = Trunk(2, channels, blocks)
@@ -143,19 +149,21 @@ class IdentityEncoder(nn.Module):
 class RegionParser(nn.Module):
     """Pixels → which share of each token's patch belongs to hair, eyes, mouth …, for edits of a named region."""
 
-    def __init__(self, regions: int, channels: tuple[int, ...] = (24, 40, 64), blocks: tuple[int, ...] = (0, 1, 1)) -> None:
+    def __init__(self, regions: int, grid: int = 8) -> None:
         super().__init__()
-        self.trunk = Trunk(4, channels, blocks)
+        self.grid = grid
+        channels, blocks = ((24, 40, 64), (0, 1, 1)) if grid == 8 else ((64,), (3,))
+        self.trunk = Trunk(SIDE // grid >> len(channels) - 1, channels, blocks)
         self.context = GlobalContext(channels[-1], 32)
         self.project = nn.Conv2d(channels[-1], regions, 1)
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """``(B, 3, 128, 128)`` → ``(B, K, 8, 8)``, before the sigmoid."""
+        """``(B, 3, Y, X)`` → ``(B, K, G, G)``, before the sigmoid."""
         grid: Tensor = self.project(self.context(self.trunk(pixels)))
         return grid.float()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """``(B, 3, 128, 128)`` float in [-1, 1] → coverage ``(B, K, 8, 8)`` in [0, 1]."""
+        """``(B, 3, Y, X)`` float in [-1, 1] → coverage ``(B, K, G, G)`` in [0, 1]."""
         return torch.sigmoid(self.logits(pixels))
 
 
@@ -172,17 +180,25 @@ class AttributeReadout(nn.Module):
         self.place = nn.Parameter(torch.zeros(len(counts), shape.vectors))
         self.weight = nn.Parameter(torch.randn(len(counts), max(counts), shape.width) * shape.width**-0.5)
         self.mean = nn.Linear(shape.width, len(counts) * max(counts))
+        self.seen = nn.Parameter(torch.zeros(len(counts), shape.width))
+        self.seen_mean = nn.Linear(shape.width, len(counts))
         self.scale = shape.width**-0.5
         self.valid: Tensor
         self.register_buffer("valid", torch.arange(max(counts)) < torch.tensor(counts)[:, None], persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """``(B, M, F)`` → logits ``(B, K slots, values)``; values that a slot lacks have the lowest float."""
+        values, _ = self.both(features)
+        return values
+
+    def both(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """``(B, M, F)`` → logits of the values ``(B, K slots, values)``, and of whether the picture shows the slot at all ``(B, K)``."""
         look = torch.softmax(torch.einsum("kf,bmf->bkm", self.query, features) * self.scale + self.place, dim=-1)
-        seen = look @ features  # (B, K, F)
-        mean: Tensor = self.mean(features.mean(dim=1))
-        logits = torch.einsum("bkf,kvf->bkv", seen, self.weight) + mean.view(len(features), *self.valid.shape)
-        return logits.float().masked_fill(~self.valid, torch.finfo(torch.float32).min)
+        found, whole = look @ features, features.mean(dim=1)  # (B, K, F), (B, F)
+        mean: Tensor = self.mean(whole)
+        logits = torch.einsum("bkf,kvf->bkv", found, self.weight) + mean.view(len(features), *self.valid.shape)
+        shown: Tensor = torch.einsum("bkf,kf->bk", found, self.seen) + self.seen_mean(whole)
+        return logits.float().masked_fill(~self.valid, torch.finfo(torch.float32).min), shown.float()
 
 
 def folded(module: nn.Module) -> nn.Module:
@@ -199,7 +215,7 @@ def perceptual_features(encoder: SemanticEncoder) -> Callable[[Tensor], list[Ten
     """The feature maps of a trained encoder for a perceptual loss (arXiv 1603.08155): a function of pixels, frozen, finest map first.
 
     Gradients reach the pixels and never the encoder, which is copied and folded, so that later training of it changes nothing here.
-    At 128 px the maps are ``(B, 24, 64, 64)``, ``(B, 48, 32, 32)``, ``(B, 96, 16, 16)`` and ``(B, 160, 8, 8)``.
+    The maps are ``(B, 24, 64, 64)``, ``(B, 56, 32, 32)``, ``(B, 112, 16, 16)`` and ``(B, 192, 8, 8)``.
     """
     trunk = folded(encoder.trunk).requires_grad_(requires_grad=False)
     assert isinstance(trunk, Trunk)

@@ -1,10 +1,10 @@
-"""Token level of the mixture of experts: an FFN split into one shared and several routed experts, one such layer per task group.
+"""Token-level mixture of experts: an FFN with one shared and several routed experts for each task group.
 
 Axes: B sequences, S tokens, D width, E routed experts, K active, I width of one expert, J = shared width + E·I.
 
-All experts of a group lie in one up-projection (J, D) and one down-projection (D, J).  Training runs both in full and multiplies the
-hidden values by the gates, zero for an expert that was not chosen: exact, and on a CPU faster than gathering.  Expert e owns the hidden
-rows ``slice_of(e)``.
+All experts of a group are stored in one up-projection (J, D) and one down-projection (D, J).  Training computes both in full and multiplies
+the hidden values by the gates, which are zero for experts that were not chosen: exact, and faster on a CPU than gathering.  Expert e has
+the hidden rows ``slice_of(e)``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from f2edge.spec.configuration import TokenExperts
 
 
 class Router(nn.Module):
-    """Softmax router without bias, always in fp32: the ``active`` most probable experts, their gates renormalised to sum 1."""
+    """Softmax router without bias in fp32; the gates of the ``active`` most probable experts are normalized to sum 1."""
 
     def __init__(self, width: int, experts: int, active: int) -> None:
         super().__init__()
@@ -25,14 +25,18 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.randn(experts, width) * width**-0.5 * 0.5)
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """(…, D) → (…, E) fp32."""
+        """Map states (…, D) to expert probabilities (…, E) fp32."""
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
                 return torch.softmax(functional.linear(x.float(), self.weight.float()), dim=-1)
         return torch.softmax(functional.linear(x.float(), self.weight.float()), dim=-1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(…, D) → gates (…, E) with K nonzero entries of sum 1, probabilities (…, E), chosen (…, E) in {0, 1}; all fp32."""
+        """Route states (…, D).
+
+        Returns:
+            Gates (…, E) with K nonzero entries of sum 1, probabilities (…, E), chosen (…, E) in {0, 1}; all fp32.
+        """
         probability = self.probabilities(x)
         index = torch.topk(probability, self.active, dim=-1).indices  # (…, K)
         chosen = (index[..., None] == torch.arange(self.weight.shape[0], device=x.device)).to(probability.dtype).sum(dim=-2)
@@ -41,7 +45,7 @@ class Router(nn.Module):
 
 
 class DenseFeedForward(nn.Module):
-    """The plain FFN of Phi and Show-o, GELU (tanh), used by both tasks."""
+    """FFN of Phi and Show-o with GELU (tanh), shared by both tasks."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -49,15 +53,15 @@ class DenseFeedForward(nn.Module):
         self.down = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, S, D) → (B, S, D)."""
+        """Map (B, S, D) to (B, S, D)."""
         output: Tensor = self.down(functional.gelu(self.up(x), approximate="tanh"))
         return output
 
 
 class TokenExpertLayer(nn.Module):
-    """One group's shared expert and routed experts.
+    """Shared and routed experts of one task group.
 
-    The down-projection has one bias, the shared expert's: the gates sum to 1, so it serves all.
+    The down-projection has one bias: since the gates sum to 1, one bias is enough for all experts.
     """
 
     def __init__(self, width: int, shape: TokenExperts) -> None:
@@ -69,12 +73,16 @@ class TokenExpertLayer(nn.Module):
         self.down = nn.Linear(hidden, width)
 
     def slice_of(self, expert: int) -> slice:
-        """Hidden rows of routed expert ``expert``; the shared expert has rows ``[0, shared_width)``."""
+        """Return the hidden rows of a routed expert; the shared expert has rows ``[0, shared_width)``."""
         start = self.shape.shared_width + expert * self.shape.routed_width
         return slice(start, start + self.shape.routed_width)
 
     def forward(self, x: Tensor, exact: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, S, D) → output (B, S, D), router probabilities (B, S, E), chosen (B, S, E).  ``exact``: x in fp32, for the router."""
+        """Compute the layer for x (B, S, D); ``exact`` is x in fp32, for the router.
+
+        Returns:
+            Output (B, S, D), router probabilities (B, S, E), chosen (B, S, E).
+        """
         B, S, _ = x.shape
         shape = self.shape
         gates, probability, chosen = self.router(exact)

@@ -1,4 +1,4 @@
-"""The image tokenizer: pixels ↔ a small grid of binary codes, by lookup-free quantisation (LFQ; MAGVIT-v2, arXiv 2310.05737, section 3).
+"""The image tokenizer: pixels ↔ a small grid of binary codes, by lookup-free quantization (LFQ; MAGVIT-v2, arXiv 2310.05737, section 3).
 
 A convolutional encoder gives ``bits`` numbers per grid cell; their signs are the code.  There is no codebook to learn or to collapse: the
 2**bits codes are the corners of a cube, and an entropy term keeps them all in use.  Codes are most significant bit first, +1 is 1.
@@ -31,13 +31,13 @@ class Reconstruction:
 
     Attributes:
         pixels: (B, 3, H, W), about [-1, 1], not clamped, so that losses keep their gradient.
-        latent: (B, c·b, G, G) before quantisation.
-        quantised: (B, c·b, G, G) of -1 and +1; its gradient goes to ``latent`` unchanged (straight-through).
+        latent: (B, c·b, G, G) before quantization.
+        quantized: (B, c·b, G, G) of -1 and +1; its gradient goes to ``latent`` unchanged (straight-through).
     """
 
     pixels: Tensor
     latent: Tensor
-    quantised: Tensor
+    quantized: Tensor
 
 
 def codes_of(bits: Tensor) -> Tensor:
@@ -52,12 +52,12 @@ def bits_of(codes: Tensor, bits: int) -> Tensor:
     return (codes.unsqueeze(-1) >> shifts & 1).float() * 2 - 1
 
 
-class Block(nn.Module):
-    """Residual block of two 3 x 3 convolutions, normalised on the coarse grids only: at high resolution that costs more than it gives."""
+class ConvBlock(nn.Module):
+    """Residual block of two 3 x 3 convolutions, normalized on the coarse grids only: at high resolution that costs more than it gives."""
 
-    def __init__(self, channels: int, *, normalised: bool) -> None:
+    def __init__(self, channels: int, *, normalized: bool) -> None:
         super().__init__()
-        self.norm = _norm(channels) if normalised else nn.Identity()
+        self.norm = _norm(channels) if normalized else nn.Identity()
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.second.weight)  # starts as the identity
@@ -67,17 +67,45 @@ class Block(nn.Module):
         return x + y
 
 
+class Mixing(nn.Module):
+    """Attention of every cell to all others: what one eye looks like tells the other, however far apart convolutions see them."""
+
+    def __init__(self, channels: int, grid: int, head: int = 32) -> None:
+        super().__init__()
+        self.head = head
+        self.norm = _norm(channels)
+        self.place = nn.Parameter(torch.randn(channels, grid, grid) * 0.02)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, G, G) → (B, C, G, G)
+        B, C, G, _ = x.shape
+        cells = self.qkv(self.norm(x) + self.place).reshape(B, 3, C // self.head, self.head, G * G).transpose(3, 4)  # (B, 3, H, G·G, W)
+        query, key, value = cells.unbind(1)
+        seen = F.scaled_dot_product_attention(query, key, value)  # (B, H, G·G, W)
+        y: Tensor = self.out(seen.transpose(2, 3).reshape(B, C, G, G))
+        return x + y
+
+
+def _first_level(configuration: ImageTokenizerConfiguration) -> int:
+    """The level at which convolutions begin: the logarithm of the patch's side."""
+    return configuration.patch.bit_length() - 1
+
+
 class Encoder(nn.Module):
     """Pixels (B, 3, H, W) → latent (B, c·b, G, G)."""
 
     def __init__(self, configuration: ImageTokenizerConfiguration) -> None:
         super().__init__()
-        channels, levels = configuration.channels, len(configuration.channels) - 1
-        layers: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(12, channels[1], 3, padding=1)]
-        for level in range(1, levels + 1):
-            if level > 1:
+        channels, levels, first = configuration.channels, len(configuration.channels) - 1, _first_level(configuration)
+        layers: list[nn.Module] = [nn.PixelUnshuffle(1 << first), nn.Conv2d(3 << 2 * first, channels[first], 3, padding=1)]
+        for level in range(first, levels + 1):
+            if level > first:
                 layers += [nn.ReLU(), nn.Conv2d(channels[level - 1], channels[level], 3, stride=2, padding=1)]
-            layers += [Block(channels[level], normalised=level > 1) for _ in range(configuration.blocks)]
+            if level == levels and configuration.mixing:
+                layers += [Mixing(channels[-1], configuration.grid)]
+            layers += [ConvBlock(channels[level], normalized=level > 1) for _ in range(configuration.blocks)]
         layers += [_norm(channels[-1]), nn.ReLU(), nn.Conv2d(channels[-1], configuration.codes_per_cell * configuration.bits, 1)]
         self.layers = nn.Sequential(*layers)
 
@@ -87,22 +115,27 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Quantised latent (B, c·b, G, G) → pixels (B, 3, H, W)."""
+    """Quantized latent (B, c·b, G, G) → pixels (B, 3, H, W); the last step to full resolution is a pixel shuffle where ``patch`` is 4."""
 
     def __init__(self, configuration: ImageTokenizerConfiguration) -> None:
         super().__init__()
-        channels, levels = configuration.channels, len(configuration.channels) - 1
+        channels, levels, first = configuration.channels, len(configuration.channels) - 1, _first_level(configuration)
         layers: list[nn.Module] = [nn.Conv2d(configuration.codes_per_cell * configuration.bits, channels[-1], 3, padding=1)]
-        for level in range(levels, 0, -1):
+        for level in range(levels, first - 1, -1):
             blocks = configuration.blocks * (2 if level > levels - 2 else 1)
-            layers += [Block(channels[level], normalised=level > 1) for _ in range(blocks)]
-            if level > 1:
+            layers += [ConvBlock(channels[level], normalized=level > 1) for _ in range(blocks)]
+            if level == levels and configuration.mixing:
+                layers[-1:-1] = [Mixing(channels[-1], configuration.grid)]  # before the last block
+            if level > first:
                 layers += [nn.Conv2d(channels[level], 4 * channels[level - 1], 1), nn.PixelShuffle(2)]
-        layers += [nn.Conv2d(channels[1], 4 * channels[0], 1), nn.PixelShuffle(2), nn.ReLU(), nn.Conv2d(channels[0], 3, 3, padding=1)]
+        layers += [nn.Conv2d(channels[first], 4 * channels[first - 1], 1), nn.PixelShuffle(2), nn.ReLU()]
+        layers += [nn.Conv2d(channels[first - 1], 3 << 2 * (first - 1), 3, padding=1)]
+        if first > 1:
+            layers += [nn.PixelShuffle(1 << (first - 1))]
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, quantised: Tensor) -> Tensor:
-        pixels: Tensor = self.layers(quantised)
+    def forward(self, quantized: Tensor) -> Tensor:
+        pixels: Tensor = self.layers(quantized)
         return pixels
 
 
@@ -122,7 +155,7 @@ class ImageTokenizer(nn.Module):
         if configuration.family != "nano":
             raise InputError(f"image tokenizer: family {configuration.family!r} is not built here; this module knows 'nano' only")
         if configuration.image_size % configuration.downsampling:
-            raise InputError(f"image tokenizer: size {configuration.image_size} is no multiple of {configuration.downsampling}")
+            raise InputError(f"image tokenizer: size {configuration.image_size} is not a multiple of {configuration.downsampling}")
         self.configuration = configuration
         self.encoder = Encoder(configuration)
         self.decoder = Decoder(configuration)
@@ -130,24 +163,28 @@ class ImageTokenizer(nn.Module):
     def forward(self, pixels: Tensor) -> Reconstruction:
         """Through the bottleneck and back; differentiable. ``pixels`` (B, 3, H, W) in [-1, 1]."""
         latent = self.encoder(pixels.contiguous(memory_format=torch.channels_last)).float()  # (B, c·b, G, G)
-        quantised = latent + (_sign(latent) - latent).detach()
-        return Reconstruction(self.decoder(quantised).float(), latent, quantised)
+        quantized = latent + (_sign(latent) - latent).detach()
+        return Reconstruction(self.decoder(quantized).float(), latent, quantized)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) in [-1, 1] → codes (B, N) int64, row by row, the codes of one cell side by side."""
+        """Pixels (B, 3, H, W) in [-1, 1] → codes (B, N) int64, column by column, the codes of one cell side by side."""
         return self.codes(self.encoder(pixels.contiguous(memory_format=torch.channels_last)))
 
     def codes(self, latent: Tensor) -> Tensor:
-        """Latent (B, c·b, G, G) → codes (B, N) int64."""
-        cells = latent.flatten(2).transpose(1, 2)  # (B, G·G, c·b)
-        return codes_of(cells.reshape(cells.shape[0], -1, self.configuration.bits))  # (B, N, b) → (B, N)
+        """Latent (B, c·b, G, G) → codes (B, N) int64; the cells of one column of the transformer follow each other, row by row."""
+        shape, side = self.configuration, self.configuration.block
+        across = shape.grid // side
+        columns = latent.reshape(*latent.shape[:2], across, side, across, side)
+        cells = columns.permute(0, 2, 4, 3, 5, 1).reshape(latent.shape[0], -1, shape.bits)  # (B, N, b)
+        return codes_of(cells)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, N) int64 → pixels (B, 3, H, W) in [-1, 1]."""
-        grid = self.configuration.grid
-        cells = bits_of(codes, self.configuration.bits).reshape(codes.shape[0], grid * grid, -1)  # (B, G·G, c·b)
-        quantised = cells.transpose(1, 2).reshape(codes.shape[0], -1, grid, grid)  # (B, c·b, G, G)
-        pixels: Tensor = self.decoder(quantised.contiguous(memory_format=torch.channels_last))
+        shape, side = self.configuration, self.configuration.block
+        across = shape.grid // side
+        columns = bits_of(codes, shape.bits).reshape(codes.shape[0], across, across, side, side, -1)
+        quantized = columns.permute(0, 5, 1, 3, 2, 4).reshape(codes.shape[0], -1, shape.grid, shape.grid)  # (B, c·b, G, G)
+        pixels: Tensor = self.decoder(quantized.contiguous(memory_format=torch.channels_last))
         return pixels.clamp(-1, 1)
 
 

@@ -1,8 +1,7 @@
 """The published MAGVIT-v2 image tokenizer (arXiv 2310.05737, as released with Show-o): pixels ↔ a 16 x 16 grid of 13-bit codes.
 
-The interface is that of :class:`export.model.image_tokenizer.ImageTokenizer`; names of tensors are the published ones, so that a
-checkpoint loads as it is (export/checkpoints/magvit2.py).  Widths come from the configuration: the decoder has ``channels[l]`` at
-level l, the encoder widens one level earlier.
+The interface is that of :class:`export.model.image_tokenizer.ImageTokenizer`.  Tensor names are the published ones, so a checkpoint loads
+without renaming (export/checkpoints/magvit2.py).  The decoder has ``channels[l]`` at level l; the encoder widens one level earlier.
 
     tokenizer = Magvit2Tokenizer(SHOW_O.tokenizer)
     codes = tokenizer.encode(pixels)        # (B, N) int64, row by row
@@ -21,28 +20,28 @@ from export.model.image_tokenizer import ImageTokenizer, bits_of, codes_of
 from f2edge.errors import InputError
 from f2edge.spec.configuration import ImageTokenizerConfiguration
 
-_GROUPS = 32  # of every GroupNorm, so widths are multiples of it
+_GROUPS = 32  # groups of every GroupNorm; widths are multiples of it
 
 
 def encoder_channels(configuration: ImageTokenizerConfiguration) -> tuple[int, ...]:
-    """Widths of the encoder's levels, finest first: the decoder's, one level earlier."""
+    """Return the widths of the encoder's levels, finest first."""
     channels = configuration.channels
     return (*channels[1:], channels[-1])
 
 
 def encoder_blocks(configuration: ImageTokenizerConfiguration) -> tuple[int, ...]:
-    """Residual blocks of the encoder's levels, finest first: one less where the width changes."""
+    """Return the number of residual blocks of the encoder's levels, finest first; one less where the width changes."""
     before = (configuration.channels[0], *encoder_channels(configuration))
     return tuple(configuration.blocks - (a != b) for a, b in zip(before, encoder_channels(configuration), strict=False))
 
 
 def decoder_blocks(configuration: ImageTokenizerConfiguration) -> tuple[int, ...]:
-    """Residual blocks of the decoder's levels, finest first: the encoder's, one level later."""
+    """Return the number of residual blocks of the decoder's levels, finest first."""
     return (configuration.blocks, *encoder_blocks(configuration)[:-1])
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised 3 x 3 convolutions; a 1 x 1 convolution carries the input where the width changes."""
+    """Residual block of two normalized 3 x 3 convolutions, with a 1 x 1 shortcut where the width changes."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
@@ -60,7 +59,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """One head of full attention over all positions of the grid."""
+    """Single-head attention over all positions of the grid."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -93,7 +92,7 @@ class Middle(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve by a 3 x 3 convolution of stride 2, padded at the right and the bottom only."""
+    """Downsampling by a 3 x 3 convolution of stride 2, padded at the right and the bottom only."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -105,7 +104,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double by repeating pixels, then a 3 x 3 convolution."""
+    """Nearest-neighbor upsampling by two and a 3 x 3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -117,7 +116,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, and the change to the next one where there is a next."""
+    """Residual blocks at one resolution, with an optional change of resolution."""
 
     def __init__(self, channels: int, out: int, blocks: int) -> None:
         super().__init__()
@@ -132,8 +131,8 @@ class Level(nn.Module):
         return x if change is None else change(x)
 
 
-class Encoder(nn.Module):
-    """Pixels (B, 3, H, W) → latent (B, b, G, G)."""
+class Magvit2Encoder(nn.Module):
+    """Encoder: pixels (B, 3, H, W) → latent (B, b, G, G)."""
 
     def __init__(self, configuration: ImageTokenizerConfiguration) -> None:
         super().__init__()
@@ -159,8 +158,8 @@ class Encoder(nn.Module):
         return latent
 
 
-class Decoder(nn.Module):
-    """Quantised latent (B, b, G, G) → pixels (B, 3, H, W)."""
+class Magvit2Decoder(nn.Module):
+    """Decoder: quantized latent (B, b, G, G) → pixels (B, 3, H, W)."""
 
     def __init__(self, configuration: ImageTokenizerConfiguration) -> None:
         super().__init__()
@@ -168,7 +167,7 @@ class Decoder(nn.Module):
         before = (*widths[1:], widths[-1])
         self.conv_in = nn.Conv2d(bits, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1])
-        self.up = nn.ModuleList()  # finest first, run from the last to the first
+        self.up = nn.ModuleList()  # finest first; executed from last to first
         for level, (width, blocks) in enumerate(zip(widths, decoder_blocks(configuration), strict=True)):
             stage = Level(before[level], width, blocks)
             if level > 0:
@@ -178,8 +177,8 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
         self.post_quant_conv = nn.Conv2d(bits, bits, 1)
 
-    def forward(self, quantised: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(self.post_quant_conv(quantised)))
+    def forward(self, quantized: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(self.post_quant_conv(quantized)))
         for stage in reversed(self.up):
             x = stage(x)
         pixels: Tensor = self.conv_out(F.silu(self.norm_out(x)))
@@ -187,17 +186,17 @@ class Decoder(nn.Module):
 
 
 class Magvit2Tokenizer(nn.Module):
-    """Encoder, sign, decoder.
+    """Image tokenizer: encoder, sign quantization, decoder.
 
     Raises:
-        InputError: another family, several codes per cell, or sizes that the architecture cannot have.
+        InputError: another family, several codes per cell, or unsupported sizes.
     """
 
     def __init__(self, configuration: ImageTokenizerConfiguration) -> None:
         super().__init__()
         if configuration.family != "magvit2" or configuration.codes_per_cell != 1:
             raise InputError(
-                f"MAGVIT-v2: family {configuration.family!r} with {configuration.codes_per_cell} codes per cell is not built here"
+                f"MAGVIT-v2: family {configuration.family!r} with {configuration.codes_per_cell} codes per cell is not supported"
             )
         if (
             configuration.image_size % configuration.downsampling
@@ -209,23 +208,23 @@ class Magvit2Tokenizer(nn.Module):
                 f"got {configuration.image_size}, {configuration.channels} and {configuration.blocks}"
             )
         self.configuration = configuration
-        self.encoder = Encoder(configuration)
-        self.decoder = Decoder(configuration)
+        self.encoder = Magvit2Encoder(configuration)
+        self.decoder = Magvit2Decoder(configuration)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) in [-1, 1] → codes (B, N) int64, row by row."""
+        """Encode pixels (B, 3, H, W) in [-1, 1] to codes (B, N) int64, row by row."""
         return codes_of(self.encoder(pixels).flatten(2).transpose(1, 2))  # (B, b, G, G) → (B, N, b) → (B, N)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes (B, N) int64 → pixels (B, 3, H, W) in [-1, 1]."""
+        """Decode codes (B, N) int64 to pixels (B, 3, H, W) in [-1, 1]."""
         grid = self.configuration.grid
-        quantised = bits_of(codes, self.configuration.bits).transpose(1, 2).reshape(codes.shape[0], -1, grid, grid)  # (B, b, G, G)
-        pixels: Tensor = self.decoder(quantised)
+        quantized = bits_of(codes, self.configuration.bits).transpose(1, 2).reshape(codes.shape[0], -1, grid, grid)  # (B, b, G, G)
+        pixels: Tensor = self.decoder(quantized)
         return pixels.clamp(-1, 1)
 
 
 def build_tokenizer(configuration: ImageTokenizerConfiguration) -> ImageTokenizer | Magvit2Tokenizer:
-    """The module of a configuration's family, with new weights."""
+    """Return an image tokenizer of the configuration's family with new weights."""
     return Magvit2Tokenizer(configuration) if configuration.family == "magvit2" else ImageTokenizer(configuration)
 
 

@@ -1,6 +1,6 @@
-"""Slow exact references of what the model computes in fused form: one token, one expert, one head at a time.
+"""Slow exact references of the model's layers: one token, one expert, one head at a time.
 
-Each takes the trained layer and follows the written definition, not the layer's own code; tests hold both together.
+Each takes a trained layer and implements the written definition independently of the layer's code; tests compare both.
 
 Axes: B sequences, S tokens, N image tokens, D width, E experts, W head width.
 """
@@ -24,7 +24,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def chosen_gates(router: Router, x: Tensor) -> dict[int, float]:
-    """The experts chosen for one vector (D,) and their gates: softmax over all, the K most probable, divided by their sum."""
+    """Return expert → gate of one vector (D,): softmax over all, the K most probable, divided by their sum."""
     scores = (router.weight.detach() @ x.detach()).tolist()
     highest = max(scores)
     powers = [math.exp(score - highest) for score in scores]
@@ -34,7 +34,7 @@ def chosen_gates(router: Router, x: Tensor) -> dict[int, float]:
 
 
 def token_experts(layer: TokenExpertLayer, x: Tensor) -> Tensor:
-    """What :class:`TokenExpertLayer` gives for (B, S, D)."""
+    """Return the output of :class:`TokenExpertLayer` for x (B, S, D)."""
     shared = layer.shape.shared_width
     output = torch.zeros_like(x)
     for b in range(x.shape[0]):
@@ -49,7 +49,7 @@ def token_experts(layer: TokenExpertLayer, x: Tensor) -> Tensor:
 
 
 def sequence_experts(layer: SequenceExpertLayer, x: Tensor, sources: Mapping[str, Tensor]) -> Tensor:
-    """What :class:`SequenceExpertLayer` gives for (B, N, D) when it routes on the mean of x."""
+    """Return the output of :class:`SequenceExpertLayer` for x (B, N, D) if it routes on the mean of x."""
     output = torch.zeros_like(x)
     for b in range(x.shape[0]):
         for expert, gate in chosen_gates(layer.router, x[b].mean(dim=0)).items():
@@ -95,7 +95,7 @@ def head_norm(norm: nn.LayerNorm | None, x: Tensor) -> Tensor:
 
 
 def _turned(x: Tensor, position: int, rotary: int, base: float) -> Tensor:
-    """One head's vector (W,): dims i and i + rotary/2 turned as a pair by ``position · base^(-2i/rotary)``."""
+    """Rotate one head's vector (W,): dims i and i + rotary/2 as a pair by the angle ``position · base^(-2i/rotary)``."""
     result = x.clone()
     for i in range(rotary // 2):
         angle = position * base ** (-2 * i / rotary)
@@ -106,7 +106,7 @@ def _turned(x: Tensor, position: int, rotary: int, base: float) -> Tensor:
 
 
 def balance(probability: Tensor, chosen: Tensor, valid: Tensor) -> float:
-    """One layer's ``E Σ f P``: (B, S, E), (B, S, E), (B, S)."""
+    """Return one layer's balance loss ``E Σ f P`` for probability (B, S, E), chosen (B, S, E), valid (B, S)."""
     B, S, E = probability.shape
     counts, masses, tokens = [0.0] * E, [0.0] * E, 0
     for b in range(B):

@@ -1,8 +1,8 @@
-"""What the sequence-level experts mix in: features of an image encoder brought to the token grid, and the embedding of the mask ratio.
+"""Inputs of the sequence-level experts: encoder features resampled to the token grid, and the embedding of the mask ratio.
 
-Axes: B images, J image columns, M feature vectors of width F, R resampler width, A heads.  Everything here runs once per image (or per
-decoding step, for the mask ratio) and is shared by all layers; each layer adds only its own linear map R → D
-(export/model/sequence_experts.py).  The shapes are ours.
+Axes: B images, J image columns, M feature vectors of width F, R resampler width, A heads.  Both run once per image (or per decoding step,
+for the mask ratio) and are shared by all layers, each of which has its own linear map R → D (export/model/sequence_experts.py).  The
+shapes are ours.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _HEADS = 4
 
 
 def grid_code(count: int, width: int) -> Tensor:
-    """Sine code of the tokens of an image (count, width), a start for learned positions.
+    """Return a sine code of an image's tokens (count, width), to initialize learned positions.
 
-    Tokens are the cells of a square grid; where ``count`` is no square, each cell has the smallest number of tokens that makes it one,
-    and they differ by a sign in the last quarter.
+    Tokens are the cells of a square grid; if ``count`` is not a square, each cell has the smallest number of tokens that makes the number
+    of cells a square, and they differ by a sign in the last quarter.
     """
     repeat = next(k for k in range(1, count + 1) if count % k == 0 and math.isqrt(count // k) ** 2 == count // k)
     side = math.isqrt(count // repeat)
@@ -37,9 +37,9 @@ def grid_code(count: int, width: int) -> Tensor:
 
 
 class Resampler(nn.Module):
-    """One learned query per column reads M feature vectors by cross-attention, then a two-layer MLP (after arXiv 2204.14198).
+    """Cross-attention of one learned query per column to M feature vectors, and a two-layer MLP (after arXiv 2204.14198).
 
-    Queries and the features' positions start from the same grid code, so that a column first reads the features of its own place.
+    Queries and feature positions are initialized with the same grid code, so a column initially attends to features of its own place.
     """
 
     def __init__(self, columns: int, features: FeatureShape, width: int) -> None:
@@ -56,7 +56,7 @@ class Resampler(nn.Module):
         self.output_norm = nn.LayerNorm(width)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, M, F) fp32 → (B, J, R)."""
+        """Map features (B, M, F) fp32 to columns (B, J, R)."""
         B, M, _ = features.shape
         J, R = self.queries.shape
         features = self.input_norm(features)
@@ -72,7 +72,7 @@ class Resampler(nn.Module):
 
 
 class NoiseEmbedding(nn.Module):
-    """Sinusoidal embedding of the mask ratio and a two-layer MLP: what the noise expert mixes in."""
+    """Sinusoidal embedding of the mask ratio and a two-layer MLP, the input of the noise expert."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class NoiseEmbedding(nn.Module):
         self.output_norm = nn.LayerNorm(width)
 
     def forward(self, ratio: Tensor) -> Tensor:
-        """Mask ratios (B,) in [0, 1] → (B, 1, R), the same for every position."""
+        """Map mask ratios (B,) in [0, 1] to (B, 1, R), the same for every position."""
         half = self.width // 2
         frequency = torch.pow(1000.0, torch.arange(half, dtype=torch.float32, device=ratio.device) / half)
         angle = ratio.to(torch.float32)[:, None] * frequency

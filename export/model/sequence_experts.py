@@ -1,8 +1,8 @@
-"""Sequence level of the mixture of experts: one routing decision per image and block, K of four experts, one set per task group.
+"""Sequence-level mixture of experts: one routing decision per image and block, K of four experts, one set per task group.
 
-Axes: B images, J image columns, D width, R resampler width, four experts.  ``x`` is the block's normalised input at the image's columns
-only; the router reads its mean.  With gates g and w = sigmoid(gate(x)) the layer gives, as a residual,
-``g_copy · x + g_zero · 0 + Σ g_k · (w_k · x + (1 - w_k) · S_k(f))`` (UniF²ace, arXiv 2503.08120; what acts where is ours, model.md).
+Axes: B images, J image columns, D width, R resampler width, four experts.  ``x`` is the block's normalized input at the image's columns;
+the router reads its mean.  With gates g and w = sigmoid(gate(x)) the layer computes the residual ``g_copy · x + g_zero · 0 + Σ g_k · (w_k
+· x + (1 - w_k) · S_k(f))`` (UniF²ace, arXiv 2503.08120; what acts where is ours, model.md).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FIXED = ("copy", "zero")
 
 
 class SequenceExpertLayer(nn.Module):
-    """The four experts of one group in one block."""
+    """Four experts of one task group in one block."""
 
     def __init__(self, group: str, width: int, resampler_width: int, active: int) -> None:
         super().__init__()
@@ -34,18 +34,18 @@ class SequenceExpertLayer(nn.Module):
         self.maps = nn.ModuleDict({kind: nn.Linear(resampler_width, width) for kind in mixing})
 
     def forward(self, x: Tensor, mean: Tensor, sources: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """One residual per image.
+        """Compute the residual of each image.
 
         Args:
             x: (B, J, D).
-            mean: of ``x`` over its columns, (B, D) fp32.
-            sources: S's shared part by kind, (B, J or 1, R).
+            mean: mean of ``x`` over its columns, (B, D) fp32.
+            sources: kind → resampled features or noise embedding, (B, J or 1, R).
 
         Returns:
-            residual (B, J, D), router probabilities (B, 4), chosen (B, 4).
+            Residual (B, J, D), router probabilities (B, 4), chosen (B, 4).
         """
         gates, probability, chosen = self.router(mean)  # (B, 4)
-        straight = gates.new_zeros(gates.shape[0])[:, None, None]  # what multiplies x
+        straight = gates.new_zeros(gates.shape[0])[:, None, None]  # factor of x
         mixed: Tensor | None = None
         for index, kind in enumerate(self.kinds):
             gate = gates[:, index, None, None]  # (B, 1, 1)

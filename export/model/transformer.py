@@ -1,10 +1,11 @@
-"""The unified transformer: one backbone that draws faces from words (T2I) and reads words off faces (MMU).
+"""Unified transformer: one backbone for generation (T2I) and understanding (MMU) of faces.
 
 Axes: B sequences, P prompt columns, S text columns, T earlier text columns, N image tokens, J image columns, C = J + 3 columns of MMU's
 image segment, L layers, H heads, W head width, D width, V image codes, G draws of one image.
 
-One column stands for one cell of the image's grid.  Where a cell has several codes (nano: two), their embeddings are summed on the way in
-and a linear map splits the cell's state into one state per code on the way out, so that finer pictures cost no longer sequences (ours).
+One column stands for one cell of the image's grid, or for a block of them.  Where a column has several codes (nano: two; nano-2: eight),
+their embeddings are summed on the way in and a linear map splits its state into one state per code on the way out, so that finer pictures
+cost no longer sequences (ours).
 
 Everything is one function, :meth:`UnifiedTransformer.run`, called with different columns, masks and caches:
 
@@ -72,7 +73,7 @@ class States:
         return torch.stack([key for key, _ in self.columns]), torch.stack([value for _, value in self.columns])
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Phi's parallel block with both levels of experts: ``x + Attn(LN x) + FFN(LN x) [+ SequenceExperts(LN x) at the image positions]``."""
 
     def __init__(self, configuration: ModelConfiguration) -> None:
@@ -141,11 +142,11 @@ class UnifiedTransformer(nn.Module):
         self.configuration = configuration
         width = configuration.width
         self.embedding = Embedding(configuration)
-        self.blocks = nn.ModuleList(Block(configuration) for _ in range(configuration.layers))
+        self.blocks = nn.ModuleList(TransformerBlock(configuration) for _ in range(configuration.layers))
         self.norm = nn.LayerNorm(width, eps=configuration.layer_norm_eps)
         self.text_head = nn.Linear(width, configuration.text_vocabulary)
         self.image_head = ImageHead(configuration)
-        self.per_cell = configuration.tokenizer.codes_per_cell
+        self.per_cell = configuration.tokenizer.codes_per_column
         if self.per_cell > 1:
             self.split = nn.Linear(width, self.per_cell * width)
         if configuration.sequence_experts:
@@ -176,7 +177,7 @@ class UnifiedTransformer(nn.Module):
     def use_fused_attention(self, fused: bool) -> None:
         """Whether attention calls the fused kernel (training) or multiplies and takes the softmax itself (export); same numbers."""
         for block in self.blocks:
-            assert isinstance(block, Block)
+            assert isinstance(block, TransformerBlock)
             block.attention.fused = fused
 
     def special(self, token: str) -> int:

@@ -1,1 +1,1 @@
-"""Recipes, and quantisation of graphs by them."""
+"""Quantization recipes and their application to graphs."""

@@ -1,18 +1,17 @@
-"""What flows into every linear layer while a model does its real work.
+"""Calibration: activation statistics of every linear layer from ordinary runs of the model.
 
-:class:`Calibrator` is a backend like any other, so an ordinary run of the runtime calibrates: whole decodings pass every mask ratio, with
-and without the prompt (both branches of guidance), pictures and questions pass the other graphs.  Only maxima and sums are kept.
+:class:`Calibrator` is a backend, so an ordinary run of the runtime calibrates: whole decodings cover every mask ratio with both branches of
+guidance, pictures and questions cover the other graphs.  Only maxima and sums are kept.
 
 >>> with Calibrator(traced, recipe_named("int8-smooth")) as calibrator:  # doctest: +SKIP
 ...     generate(calibrator, layout, inputs)
->>> calibrator.figures                                                   # doctest: +SKIP
+>>> calibrator.statistics                                                # doctest: +SKIP
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,29 +28,24 @@ from f2edge.errors import InputError, OutputError
 from f2edge.spec.graphs import SIGNATURES
 
 
-def only(path: Path, _graph: str) -> Path:
-    """The same file for every graph."""
-    return path
-
-
 def save_scratch(model: ir.Model, path: Path) -> None:
-    """Write a graph, with its weights beside it, into a temporary folder, to be run; raises :class:`OutputError` where that is full."""
+    """Write a graph to a temporary file to run it, with its weights beside it; raises :class:`OutputError` if the disk is full."""
     try:
         ir.save(model, path, external_data=f"{path.stem}.bin")
     except OSError as error:
         raise OutputError(
-            f"{path}: a graph cannot be written to be run ({error.strerror}); free some space there, or set TMPDIR to a larger disk"
+            f"{path}: a temporary graph cannot be written ({error.strerror}); free some space there, or set TMPDIR to a larger disk"
         ) from error
 
 
 def valid_columns(graph: str, feeds: Mapping[str, Array]) -> Array | None:
-    """Which text columns are no padding, bool (B, S); None for graphs without any.  Texts are right-aligned."""
+    """Return which text columns are not padding, bool (B, S); None for graphs without text columns.  Texts are right-aligned."""
     match graph:
         case "t2i_prefill":
             lengths, columns = feeds["prompt_lengths"], feeds["prompt_ids"].shape[1]
         case "mmu_extend":
             columns = feeds["text_ids"].shape[1]
-            lengths = feeds["text_lengths"]  # earlier columns included, which only makes every new column valid
+            lengths = feeds["text_lengths"]  # includes earlier columns, so every new column of a continued text is valid
         case _:
             return None
     valid: Array = np.arange(columns)[None] >= columns - lengths[:, None]
@@ -59,18 +53,19 @@ def valid_columns(graph: str, feeds: Mapping[str, Array]) -> Array | None:
 
 
 class Calibrator:
-    """Runs traced fp32 graphs and adds up what flows into the linear layers that ``recipe`` quantises, padding left out.
+    """Backend that runs traced fp32 graphs and accumulates the inputs of the linear layers that ``recipe`` quantizes, without padding.
 
     Attributes:
-        figures: largest activations, and their products for layers that the recipe rounds by GPTQ; grows while it runs.
-        mask_ratios: of the decoding steps seen, rounded to hundredths.
-        branches: (conditional, unconditional) branches of guidance seen.
+        statistics: a :data:`~export.quantize.quantize.Calibration`: largest activations, and their products for layers that the recipe
+            rounds by GPTQ.
+        mask_ratios: mask ratios of the decoding steps seen, rounded to hundredths.
+        branches: numbers of (conditional, unconditional) branches seen.
     """
 
     name = "calibrator"
 
     def __init__(self, traced: Mapping[str, ir.Model], recipe: Recipe) -> None:
-        self.figures: dict[str, Array] = {}
+        self.statistics: dict[str, Array] = {}
         self.mask_ratios: set[float] = set()
         self.branches = (0, 0)
         self._traced, self._recipe = traced, recipe
@@ -86,7 +81,7 @@ class Calibrator:
         self._scratch.cleanup()
 
     def _open(self, graph: str) -> tuple[OnnxRuntimeBackend, dict[str, list[str]]]:
-        """The graph with the inputs of its linear layers as further outputs, and the layers that each of these values feeds."""
+        """Return the graph with the inputs of its linear layers as extra outputs, and the layers that each of these values feeds."""
         model = self._traced[graph].clone()
         watched: dict[str, list[str]] = {}
         layers = linear_layers(model.graph, self._recipe.of(graph))
@@ -102,15 +97,15 @@ class Calibrator:
         folder = Path(self._scratch.name) / graph
         folder.mkdir()
         save_scratch(model, folder / "graph.onnx")
-        return OnnxRuntimeBackend(partial(only, folder / "graph.onnx")), watched
+        return OnnxRuntimeBackend(lambda _graph: folder / "graph.onnx", split=False), watched
 
     def run(self, graph: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
-        """As :class:`f2edge.backends.base.Backend`."""
+        """Run a graph and update the statistics; see :class:`f2edge.backends.base.Backend`."""
         if graph not in self._opened:
             self._opened[graph] = self._open(graph)
         backend, watched = self._opened[graph]
         arrays = {name: host(value) for name, value in feeds.items()}
-        outputs = backend.run(f"watched {graph}", arrays)  # under a name of its own: the backend splits large steps
+        outputs = backend.run(graph, arrays)
         valid, recipe = valid_columns(graph, arrays), self._recipe.of(graph)
         for value, layers in watched.items():
             x = host(outputs[value]) if value in outputs else arrays[value]
@@ -118,12 +113,12 @@ class Calibrator:
             largest = np.abs(rows).max(axis=0, initial=0)
             products = rows.T @ rows if recipe.precision == "int4" and recipe.method == "gptq" else None
             for layer in layers:
-                self.figures[layer] = np.maximum(self.figures.get(layer, largest), largest)
+                self.statistics[layer] = np.maximum(self.statistics.get(layer, largest), largest)
                 if products is not None:
-                    self.figures[products_of(layer)] = self.figures.get(products_of(layer), 0) + products
+                    self.statistics[products_of(layer)] = self.statistics.get(products_of(layer), 0) + products
         for layer, ends in self._convolutions[graph].items():
             x, y = (host(outputs[value]) if value in outputs else arrays[value] for value in ends)
-            self.figures[range_of(layer)] = ranges(x, y, self.figures.get(range_of(layer)))
+            self.statistics[range_of(layer)] = ranges(x, y, self.statistics.get(range_of(layer)))
         if graph == "t2i_step":
             self._count(arrays)
         return {tensor.name: outputs[tensor.name] for tensor in SIGNATURES[graph].outputs}
@@ -135,17 +130,19 @@ class Calibrator:
         self.branches = (self.branches[0] + rows, self.branches[1] + unconditional)
 
     def pack(self, caches: Sequence[Value]) -> Value:
-        """As :class:`f2edge.backends.base.Backend`."""
+        """Join caches; see :class:`f2edge.backends.base.Backend`."""
         return pack_arrays([host(cache) for cache in caches])
 
     def check(self) -> None:
-        """Refuse figures of decodings that saw no early or no late step, or one branch of guidance only.
+        """Check that decodings covered early and late steps and both branches of guidance.
+
+        Graphs that never ran are found when their layers are quantized.
 
         Raises:
-            InputError: saying what was missing; graphs that never ran are found when their layers are quantised.
+            InputError: some of these are missing.
         """
         if not self.mask_ratios:
-            return  # a model that draws nothing
+            return  # a model without image generation
         if max(self.mask_ratios) < 0.9 or min(self.mask_ratios) > 0.5 or not all(self.branches):
             raise InputError(
                 f"calibration saw mask ratios {min(self.mask_ratios):.2f} to {max(self.mask_ratios):.2f} and {self.branches[1]} "

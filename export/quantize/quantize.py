@@ -1,24 +1,23 @@
-"""Quantisation: fp32 graphs to int8 or int4 by a recipe (:mod:`export.quantize.recipes`), one rule for every linear layer, table and
-convolution.
+"""Quantization of fp32 graphs to int8 or int4 by a recipe (:mod:`export.quantize.recipes`).
 
-**Linear layers** in int8 run W8A8 with one activation scale per row (a row is a token), so that a request's numbers never depend on its
-batch mates and a token with large activations spoils no other::
+**Linear layers** in int8 run W8A8 with one activation scale per row (a row is a token), so that a request's numbers do not depend on other
+requests in the batch, and large activations of one token do not affect other tokens::
 
     m = max(ReduceMax(|x|), tiny)                      # (…, 1)
     q = QuantizeLinear(x / m, 1/127, 128)              # uint8
     y = MatMulIntegerToFloat(q, W, 1/127, s, 128) * m  # W int8 (K, N), s per output channel
 
-ONNX Runtime fuses the middle line from no standard pattern that keeps rows apart, so the com.microsoft operator is written directly.
+ONNX Runtime has no standard pattern with one scale per row that it fuses to this, so the com.microsoft operator is written directly.
 
 **Saturation.**  On x86 without VNNI (AVX2, AVX-512 of before 2019, AMD before Zen 4) the uint8 x int8 kernel adds two products in 16 bits,
-which overflow beyond 32767.  With weights in [-64, 64] they cannot: 2 · 255 · 64 = 32640.  So "int8" keeps weights in 7 bits and gives the
-same numbers on every machine; "int8-vnni" uses all of 8 bits for machines known to have VNNI, AVX10 or ARM dot products.
+which overflow beyond 32767.  With weights in [-64, 64] they cannot: 2 · 255 · 64 = 32640.  So "int8" uses 7 bits for weights and gives the
+same numbers on every machine; "int8-vnni" uses all 8 bits, for machines with VNNI, AVX10 or ARM dot products.
 
-**Four bits** are for weights alone (:mod:`export.quantize.weight_only`), by ``MatMulNBits``: reading one token is bound by memory.
+**Four bits** are for weights only (:mod:`export.quantize.weight_only`), by ``MatMulNBits``: decoding one token is bound by memory.
 
-**Routers stay fp32** and see unquantised activations: a flipped expert costs more than a coarse one.  **Tables** (embeddings) are int8 per
-row.  **Convolutions** are stored as int8 per output channel, or as fp16, and computed in fp32: constants that the runtime unfolds when it
-loads; :mod:`export.quantize.convolutions` computes them in int8.
+**Routers stay fp32** and read unquantized activations: choosing another expert costs more than coarse weights.  **Tables** (embeddings) are
+int8 per row.  **Convolutions** are stored as int8 per output channel or as fp16 and computed in fp32; the runtime folds the conversion when
+it loads.  :mod:`export.quantize.convolutions` computes them in int8.
 """
 
 from __future__ import annotations
@@ -30,52 +29,52 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from export.graph.expert_kernels import ExpertLayer, origin, shape_experts
+from export.graph.expert_kernels import ExpertLayer, apply_expert_kernels, is_expert_row, origin
 from export.graph.lower import CONTRIB, Array, Inserter, LoweringError, add_constant, constant, replace
 from export.quantize.convolutions import compute_in_int8, convolution_layers, range_of
 from export.quantize.recipes import RECIPES, Recipe, recipe_named
 from export.quantize.weight_only import ACCURACY_LEVEL, BITS, Blocks, to_blocks
 from f2edge.errors import InputError
 
-__all__ = ["RECIPES", "Calibration", "Recipe", "layer_name", "linear_layers", "products_of", "quantise", "recipe_named"]
+__all__ = ["RECIPES", "Calibration", "Recipe", "layer_name", "linear_layers", "products_of", "quantize", "recipe_named"]
 
-#: fp32 constants from this size on are stored as fp16 in quantised graphs.
+#: fp32 constants from this size on are stored as fp16 in quantized graphs.
 _LARGE_BYTES = 1 << 14
-#: Rows smaller than this are taken as zero.
+#: Lower bound of a row's maximum, which avoids division by zero.
 TINY = 1e-9
 
 
-def quantise_columns(weight: Array, limit: int) -> tuple[Array, Array]:
-    """``(K, N)`` → int8 codes in ``[-limit, limit]`` of the same shape and one float32 scale per column ``(N,)``."""
+def quantize_columns(weight: Array, limit: int) -> tuple[Array, Array]:
+    """Quantize ``(K, N)`` to int8 codes in ``[-limit, limit]`` with one float32 scale per column ``(N,)``."""
     scale = np.maximum(np.abs(weight).max(axis=0), np.float32(1e-12)).astype(np.float32) / np.float32(limit)
     return np.rint(weight / scale).astype(np.int8), scale
 
 
-def quantise_rows(table: Array) -> tuple[Array, Array]:
-    """``(R, D)`` → int8 codes and one float32 scale per row ``(R, 1)``."""
-    codes, scale = quantise_columns(table.T, 127)
+def quantize_rows(table: Array) -> tuple[Array, Array]:
+    """Quantize ``(R, D)`` to int8 codes with one float32 scale per row ``(R, 1)``."""
+    codes, scale = quantize_columns(table.T, 127)
     return np.ascontiguousarray(codes.T), scale[:, None]
 
 
-#: What flows into linear layers, by :func:`layer_name`: the largest absolute activation of each input channel, float32 (K,); and, under
-#: :func:`products_of` that name, Σ x xᵀ, float32 (K, K), where a recipe asks for it.  See :class:`export.quantize.calibration.Calibrator`.
+#: Activation statistics of linear layers by :func:`layer_name`: largest absolute activation of each input channel, float32 (K,); and under
+#: :func:`products_of` that name Σ x xᵀ, float32 (K, K), if the recipe needs it.  Made by :class:`export.quantize.calibration.Calibrator`.
 Calibration = Mapping[str, Array]
 
 
 def products_of(layer: str) -> str:
-    """Where a layer's Σ x xᵀ stands in a :data:`Calibration`."""
+    """Return the key of a layer's Σ x xᵀ in a :data:`Calibration`."""
     return f"{layer} (products)"
 
 
 def layer_name(graph: ir.Graph, weight: ir.Value) -> str:
-    """Name of a layer in a :data:`Calibration`.  Graphs of one transformer share weights, so its layers have one name in all of them."""
+    """Return a layer's key in a :data:`Calibration`; layers that graphs of one transformer share have one key."""
     own = origin(weight)[0]
     shared = re.sub(r"^(model|stem)\.", "", own)
     return shared if shared != own else f"{graph.name}/{own}"
 
 
 def linear_layers(graph: ir.Graph, recipe: Recipe) -> list[tuple[ir.Node, ir.Value, ir.Value, Array]]:
-    """The ``MatMul`` nodes that ``recipe`` quantises: node, input, weight and the weight's values."""
+    """Return the ``MatMul`` nodes that ``recipe`` quantizes: node, input, weight and the weight's values."""
     found = []
     for node in graph:
         if node.op_type != "MatMul" or node.domain:
@@ -90,7 +89,7 @@ def linear_layers(graph: ir.Graph, recipe: Recipe) -> list[tuple[ir.Node, ir.Val
 
 
 def smoothing(weight: Array, largest: Array, alpha: float) -> Array:
-    """SmoothQuant's divisor of each input channel ``(K,)``, mean 1 in the logarithm; channels that never fire keep 1."""
+    """Return SmoothQuant's divisor of each input channel ``(K,)``, with geometric mean 1; inactive channels keep 1."""
     reach = np.abs(weight).max(axis=1)
     live = (largest > 0) & (reach > 0)
     ratio = np.ones_like(reach, dtype=np.float32)
@@ -101,16 +100,16 @@ def smoothing(weight: Array, largest: Array, alpha: float) -> Array:
 
 
 class _Rows:
-    """Quantised rows of activations, each made once however many layers read it."""
+    """Quantized activation rows, computed once for all layers that read them."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
         self._made: dict[tuple[int, str], tuple[ir.Value, ir.Value]] = {}
 
     def of(self, x: ir.Value, node: ir.Node, divisor: Array | None = None, weight: str = "") -> tuple[ir.Value, ir.Value]:
-        """uint8 codes of ``x`` and its row maxima, added in front of ``node`` (the first one that needs them).
+        """Return uint8 codes of ``x`` and its row maxima, inserted before ``node`` (the first one that needs them).
 
-        A layer that is smoothed divides by its own numbers, kept as ``<weight>.smooth`` (inverted), and shares its rows with no other.
+        A smoothed layer divides by its own divisor, stored inverted as ``<weight>.smooth``, and does not share its rows.
         """
         key = (id(x), "" if divisor is None else weight)
         picked = _picked_rows(x) if divisor is None else None
@@ -119,10 +118,10 @@ class _Rows:
             self._made[key] = (insert("Gather", parts[0], picked[1], axis=0), insert("Gather", parts[1], picked[1], axis=0))
         if key not in self._made:
             graph, insert = self._graph, Inserter(self._graph, node, f"{x.name}/rows{len(self._made)}")
+            # (n, K), and n may be 0: ONNX Runtime's ReduceMax then gives (0, K) for axis -1, but (0, 1) for axis 1
+            name, axis = ("rows/second_axis", 1) if is_expert_row(x) else ("rows/last_axis", -1)
             if divisor is not None:
                 x = insert("Mul", x, add_constant(graph, f"{weight}.smooth", 1 / divisor))
-            flat = _in_form(x)  # (n, K), and n may be 0: ONNX Runtime's ReduceMax then gives (0, K) for axis -1, but (0, 1) for axis 1
-            name, axis = ("rows/second_axis", 1) if flat else ("rows/last_axis", -1)
             largest = insert("ReduceMax", insert("Abs", x), add_constant(graph, name, np.array([axis], dtype=np.int64)), keepdims=1)
             largest = insert("Max", largest, add_constant(graph, "rows/tiny", np.array(TINY, dtype=np.float32)))
             codes = insert("QuantizeLinear", insert("Div", x, largest), *_row_scale(graph))
@@ -130,22 +129,16 @@ class _Rows:
         return self._made[key]
 
 
-def _in_form(x: ir.Value) -> bool:
-    """Whether ``x`` was made by :mod:`export.graph.expert_kernels`, which works on rows (T, K)."""
-    node = x.producer()
-    return node is not None and "/form/" in str(node.name)
-
-
 def _picked_rows(x: ir.Value) -> tuple[ir.Value, ir.Value] | None:
-    """Rows and their places, where ``x`` is some rows of another value: those are quantised once for all that pick from them."""
+    """Return (rows, indices) if ``x`` gathers rows of another value, which is then quantized once for all gathers."""
     node = x.producer()
-    if node is None or node.op_type != "Gather" or not _in_form(x) or node.inputs[0] is None or node.inputs[1] is None:
+    if node is None or node.op_type != "Gather" or not is_expert_row(x) or node.inputs[0] is None or node.inputs[1] is None:
         return None
     return node.inputs[0], node.inputs[1]
 
 
 def _row_scale(graph: ir.Graph) -> tuple[ir.Value, ir.Value]:
-    """Scale and zero point of a row divided by its largest value."""
+    """Return scale and zero point of a row that was divided by its maximum."""
     return (
         add_constant(graph, "rows/scale", np.array(1 / 127, dtype=np.float32)),
         add_constant(graph, "rows/zero_point", np.array(128, dtype=np.uint8)),
@@ -164,13 +157,13 @@ def _linear_layers(graph: ir.Graph, recipe: Recipe, calibration: Calibration) ->
                 raise _uncalibrated(recipe, graph, name)
             divisor = smoothing(weight, calibration[name][origin(source)[1]], recipe.smooth)
             weight = weight * divisor[:, None]
-        codes, scale = quantise_columns(weight, recipe.weight_limit)
-        quantised, largest = rows.of(x, node, divisor, str(source.name))
+        codes, scale = quantize_columns(weight, recipe.weight_limit)
+        quantized, largest = rows.of(x, node, divisor, str(source.name))
         row_scale, zero_point = _row_scale(graph)
         insert = Inserter(graph, node, node.name or str(node.outputs[0].name))
         product = insert(
             "MatMulIntegerToFloat",
-            quantised,
+            quantized,
             add_constant(graph, f"{source.name}.int8", codes),
             row_scale,
             add_constant(graph, f"{source.name}.scale", scale),
@@ -182,13 +175,13 @@ def _linear_layers(graph: ir.Graph, recipe: Recipe, calibration: Calibration) ->
 
 def _uncalibrated(recipe: Recipe, graph: ir.Graph, layer: str) -> InputError:
     return InputError(
-        f"recipe {recipe.name!r}: no calibration figures for {layer} of graph {graph.name!r}; calibrate with prompts, questions and "
+        f"recipe {recipe.name!r}: no calibration statistics for {layer} of graph {graph.name!r}; calibrate with prompts, questions and "
         "pictures, or choose a recipe without calibration ('int8', 'int4')"
     )
 
 
 def _blocks(graph: ir.Graph, recipe: Recipe, calibration: Calibration, source: ir.Value, values: Array) -> Blocks:
-    """A constant's weight in four bits."""
+    """Quantize a weight to four bits."""
     products, rows = calibration.get(products_of(layer_name(graph, source))), origin(source)[1]
     if recipe.method != "rtn" and products is None:
         raise _uncalibrated(recipe, graph, layer_name(graph, source))
@@ -219,7 +212,7 @@ def _tables(graph: ir.Graph, recipe: Recipe) -> None:
         table, source = constant(node.inputs[0]), node.inputs[0]
         if table is None or source is None or table.ndim != 2 or table.dtype != np.float32 or min(table.shape) < recipe.smallest:
             continue
-        codes, scale = quantise_rows(table)
+        codes, scale = quantize_rows(table)
         insert = Inserter(graph, node, node.name or str(node.outputs[0].name))
         picked = insert("Gather", add_constant(graph, f"{source.name}.int8", codes), node.inputs[1], axis=0)
         scales = insert("Gather", add_constant(graph, f"{source.name}.scale", scale), node.inputs[1], axis=0)
@@ -227,7 +220,7 @@ def _tables(graph: ir.Graph, recipe: Recipe) -> None:
 
 
 def _convolution_codes(weight: Array, transposed: bool) -> tuple[Array, Array]:
-    """int8 codes of a convolution weight and one scale per output channel, shaped to multiply with it."""
+    """Return int8 codes of a convolution weight and one scale per output channel, shaped to broadcast."""
     axes = (0, *range(2, weight.ndim)) if transposed else tuple(range(1, weight.ndim))
     scale = np.maximum(np.abs(weight).max(axis=axes, keepdims=True), np.float32(1e-12)).astype(np.float32) / np.float32(127)
     return np.rint(weight / scale).astype(np.int8), scale
@@ -259,7 +252,7 @@ def _computed_convolutions(graph: ir.Graph, recipe: Recipe, calibration: Calibra
 
 
 def _large_constants(graph: ir.Graph, recipe: Recipe) -> None:
-    """Store what is left of the large fp32 constants (positions, queries, maps of few rows) as fp16; they are read as fp32."""
+    """Store the remaining large fp32 constants (positions, queries, narrow linear maps) as fp16, cast to fp32 when read."""
     widened: dict[int, ir.Value] = {}
     for node in list(graph):
         for place, source in enumerate(node.inputs):
@@ -276,36 +269,36 @@ def _large_constants(graph: ir.Graph, recipe: Recipe) -> None:
             node.replace_input_with(place, widened[id(source)])
 
 
-def quantise(model: ir.Model, recipe: Recipe, calibration: Calibration | None = None) -> ir.Model:
-    """Apply ``recipe`` to a lowered graph; the same object, edited in place.
+def quantize(model: ir.Model, recipe: Recipe, calibration: Calibration | None = None) -> ir.Model:
+    """Apply ``recipe`` to a lowered graph in place and return it.
 
     Args:
-        model: from :func:`export.graph.lower.lower`.
-        recipe: one of :data:`export.quantize.recipes.RECIPES`; the one that it names for this graph, if any, is applied.
-        calibration: needed by recipes that are ``calibrated``.
+        model: graph from :func:`export.graph.lower.lower`.
+        recipe: one of :data:`export.quantize.recipes.RECIPES`; if it names another recipe for this graph, that one is applied.
+        calibration: activation statistics, for recipes that are ``calibrated``.
 
     Raises:
-        InputError: a recipe without the calibration figures that it needs.
-        LoweringError: a constant appears under one name with two values, or a mixture of experts has an unknown shape.
+        InputError: the recipe needs calibration statistics that are missing.
+        LoweringError: two different constants have one name, or a mixture of experts has an unknown structure.
     """
     graph = model.graph
-    recipe, figures = recipe.of(str(graph.name)), calibration or {}
-    if recipe.smooth is not None and not figures:
-        raise InputError(f"recipe {recipe.name!r} smooths activations and needs calibration figures; give some or choose 'int8'")
+    recipe, statistics = recipe.of(str(graph.name)), calibration or {}
+    if recipe.smooth is not None and not statistics:
+        raise InputError(f"recipe {recipe.name!r} smooths activations and needs calibration statistics; calibrate first or choose 'int8'")
 
     def pack(name: str, rows: slice, values: Array) -> Blocks:
         value = ir.val(name)
         value.meta["origin"] = (name, rows)
-        return _blocks(graph, recipe, figures, value, values)
+        return _blocks(graph, recipe, statistics, value, values)
 
-    shape_experts(model, recipe, pack)
+    apply_expert_kernels(model, recipe, pack)
     steps: list[Callable[[], None]] = []
     if recipe.tables:
         steps.append(lambda: _tables(graph, recipe))
     if recipe.precision != "float32":
-        steps.append(lambda: _linear_layers(graph, recipe, figures))
+        steps.append(lambda: _linear_layers(graph, recipe, statistics))
     if recipe.convolutions == "computed":
-        steps.append(lambda: _computed_convolutions(graph, recipe, figures))
+        steps.append(lambda: _computed_convolutions(graph, recipe, statistics))
     if recipe.convolutions != "float32":
         steps.append(lambda: _convolutions(graph, recipe))
     if recipe.tables:

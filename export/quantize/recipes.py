@@ -1,7 +1,7 @@
-"""Recipes: how the constants of each graph are stored and computed, as one table.
+"""Quantization recipes: storage and arithmetic of the constants of each graph.
 
-A recipe holds for all graphs, or names another recipe for some of them (``graphs``): that is what "mixed" is.  What a recipe costs and what
-it loses is measured by ``python -m bench recipes``; which layers must stay higher by ``python -m export sensitivity``.
+A recipe applies to all graphs, or names another recipe for some of them (``graphs``), as "mixed" does.  ``python -m bench recipes``
+measures the quality and cost of a recipe, ``python -m export sensitivity`` the layers that need a higher precision.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from f2edge.errors import InputError
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the constants of a graph are stored and computed.
+    """Storage and arithmetic of the constants of a graph.
 
     Attributes:
-        name: as it stands in the manifest.
-        precision: "float32", "int8" or "int4": of the linear layers.
-        weight_limit: largest int8 weight code; 127 is all of int8, 64 is safe without VNNI.
+        name: name in the manifest.
+        precision: precision of linear layers: "float32", "int8" or "int4".
+        weight_limit: largest int8 weight code; 127 uses all of int8, 64 is safe without VNNI.
         tables: whether embedding tables are int8 per row.
-        convolutions: how convolution weights are stored: "float32", "float16" or "int8"; "computed" also multiplies in int8, with static
+        convolutions: storage of convolution weights: "float32", "float16" or "int8"; "computed" also multiplies in int8, with static
             scales from calibration (:mod:`export.quantize.convolutions`).
-        keep_convolutions: convolutions whose name matches are stored only, where the others are computed.
-        smooth: SmoothQuant's alpha (arXiv 2211.10438) for linear layers with calibration figures, or None.
-        keep: constants whose name matches stay fp32.
-        smallest: linear layers and tables with fewer rows or columns than this stay fp32: nothing to win.
+        keep_convolutions: pattern of names of convolutions that are only stored, where the others are computed.
+        smooth: SmoothQuant's alpha (arXiv 2211.10438), or None.
+        keep: pattern of names of constants that stay fp32.
+        smallest: linear layers and tables with fewer rows or columns stay fp32.
         block: int4: inputs that share a scale and a zero point, 32 or 128.
-        method: int4: "rtn" rounds to nearest; "gptq" lets later inputs make up for earlier errors and needs calibration figures, of the
-            square of a layer's inputs: 150 MB for one of 6144.
-        higher: int4: layers whose name matches are int8 instead.
-        experts: form of the token-level experts (:mod:`export.graph.expert_kernels`); None takes the one that the table there recommends.
-        graphs: graph → recipe that it follows instead.
+        method: int4: "rtn" rounds to nearest; "gptq" compensates rounding errors in later inputs and needs calibration statistics of the
+            square of a layer's inputs (150 MB for 6144 inputs).
+        higher: int4: pattern of names of layers that are int8 instead.
+        experts: kernel of the token-level experts (:mod:`export.graph.expert_kernels`); None for the fastest one by its table.
+        graphs: graph → recipe to use instead.
     """
 
     name: str
@@ -52,40 +52,40 @@ class Recipe:
     graphs: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, graph: str) -> Recipe:
-        """The recipe that ``graph`` follows."""
+        """Return the recipe to use for ``graph``."""
         return recipe_named(self.graphs[graph]) if graph in self.graphs else self
 
     @property
-    def reads_figures(self) -> bool:
-        """Whether the graphs that follow it, and no recipe that it names, need calibration figures."""
+    def reads_statistics(self) -> bool:
+        """Whether the graphs that follow this recipe itself need calibration statistics."""
         return self.smooth is not None or (self.precision == "int4" and self.method != "rtn") or self.convolutions == "computed"
 
     @property
     def calibrated(self) -> bool:
-        """Whether it needs calibration figures, itself or for one of its graphs."""
-        return self.reads_figures or any(recipe_named(other).calibrated for other in self.graphs.values())
+        """Whether this recipe or one of its ``graphs`` needs calibration statistics."""
+        return self.reads_statistics or any(recipe_named(other).calibrated for other in self.graphs.values())
 
     @property
     def label(self) -> str:
-        """Precision as it stands in the manifest."""
+        """Precision in the manifest."""
         return "fp32" if self.precision == "float32" else self.precision
 
     def to_json(self) -> dict[str, Any]:
-        """For the manifest: what differs from the usual, and what every graph's recipe is known by."""
+        """Return the recipe for the manifest: the main fields, and others that differ from their defaults."""
         usual = Recipe("")
         always = ("name", "precision", "weight_limit", "tables", "convolutions", "smooth", "keep", "smallest")
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {name: value for name, value in values.items() if name in always or value != getattr(usual, name)}
 
 
-#: Graphs outside the transformer: a few megabytes of convolutions and small maps, where four bits win nothing.
+#: Graphs outside the transformer: a few megabytes of convolutions and small maps, which do not gain from four bits.
 _AROUND = dict.fromkeys(("image_encode", "image_decode", "semantic", "identity", "regions"), "int8")
 
 #: The image tokenizer with its convolutions computed in int8 too.
 _COMPUTED = {"image_encode": "int8-computed", "image_decode": "int8-computed"}
 
-#: Layers that lose three times their graph's median in four bits and more, by ``python -m export sensitivity`` on nano: what makes queries,
-#: keys and values, what reads the features of a picture, and what writes codes and words.  In int8 they halve the error of MMU's logits.
+#: Layers whose four-bit error is at least three times their graph's median, by ``python -m export sensitivity`` on nano: query-key-value
+#: maps, maps of image features, and output heads.  In int8 they halve the error of MMU's logits.
 _SENSITIVE = r"attention\.input\.|head\.weight|^split\.|semantic\."
 
 RECIPES: Mapping[str, Recipe] = {
@@ -109,7 +109,7 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def recipe_named(name: str) -> Recipe:
-    """The recipe called ``name``; an unknown name raises :class:`InputError` with the known ones."""
+    """Return the recipe called ``name``; raises :class:`InputError` for an unknown name."""
     if name not in RECIPES:
-        raise InputError(f"unknown quantisation recipe {name!r}; choose one of: {', '.join(RECIPES)}")
+        raise InputError(f"unknown quantization recipe {name!r}; choose one of: {', '.join(RECIPES)}")
     return RECIPES[name]

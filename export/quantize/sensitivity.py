@@ -1,9 +1,9 @@
-"""Which layers a recipe hurts: each linear layer quantised alone, its graph run on real inputs, what comes out compared with fp32.
+"""Sensitivity analysis of a recipe: quantizes each linear layer alone and compares its graph's outputs with fp32 on real inputs.
 
     python -m export sensitivity --bundle runs/fp32/nano --recipe int4 --out sensitivity.json
 
-Errors of single layers add up roughly in squares, so the few far above the median are worth higher precision; the report names them, as the
-``higher`` of a recipe, and says what raising them does to the whole graph.
+Squared errors of single layers roughly add up, so the few layers far above the median are worth a higher precision.  The report lists them
+as a value for a recipe's ``higher``, with the error of the whole graph before and after.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,18 @@ import numpy as np
 import onnx_ir as ir
 
 from export.graph.lower import Array
-from export.quantize.calibration import only, save_scratch
-from export.quantize.quantize import Calibration, layer_name, linear_layers, quantise
+from export.quantize.calibration import save_scratch
+from export.quantize.quantize import Calibration, layer_name, linear_layers, quantize
 from export.quantize.recipes import Recipe, recipe_named
-from export.quantize.requantize import calibration_of, fp32_graphs
-from export.verify.parity import Inputs, generate, understand
+from export.quantize.requantize import calibrate, fp32_graphs
+from export.verify.parity import SampleInputs, generate, understand
 from f2edge.backends.base import Value, host, pack_arrays
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.bundle.bundle import TOKENIZER, Bundle
 from f2edge.errors import InputError
 from f2edge.provenance.saving import check_writable, write_atomically
 
-#: What is compared in each graph; the logits of a step are an inner value.
+#: Values compared in each graph; the logits of a step are an internal value.
 _OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "t2i_prefill": ("prefix_key", "prefix_value"),
     "t2i_step": ("logits",),
@@ -44,8 +43,15 @@ _OUTPUTS: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Row:
-    """One layer in one graph: how many values it has, relative error of the graph's outputs, and of logits the mean divergence in nats."""
+class LayerSensitivity:
+    """One layer in one graph.
+
+    Attributes:
+        graph, layer: names.
+        values: number of weights.
+        error: relative error of the graph's outputs.
+        divergence: mean Kullback-Leibler divergence of logits in nats; None for graphs without logits.
+    """
 
     graph: str
     layer: str
@@ -54,10 +60,10 @@ class Row:
     divergence: float | None
 
 
-class _Keeper:
-    """Runs fp32 graphs and keeps what each was fed: ``limit`` calls, spread over all, so that early and late steps are among them."""
+class _CallRecorder:
+    """Backend that runs fp32 graphs and keeps the inputs of ``limit`` calls of each, spread over early and late steps."""
 
-    name = "keeper"
+    name = "recorder"
 
     def __init__(self, inner: OnnxRuntimeBackend, limit: int) -> None:
         self.calls: dict[str, list[dict[str, Array]]] = {}
@@ -69,7 +75,7 @@ class _Keeper:
         stride = self._stride.setdefault(graph, 1)
         if seen % stride == 0:
             kept.append({name: host(value) for name, value in feeds.items()})
-        if len(kept) > self._limit:  # every other one, and from now on half as often
+        if len(kept) > self._limit:  # keep every other call, and record half as often from now on
             self.calls[graph], self._stride[graph] = kept[::2], 2 * stride
         self._seen[graph] = seen + 1
         return self._inner.run(graph, feeds)
@@ -85,7 +91,7 @@ def _log_softmax(logits: Array) -> Array:
 
 
 def compare(wanted: Sequence[Array], found: Sequence[Array], *, logits: bool) -> tuple[float, float | None]:
-    """Relative error of all values together, and for logits the mean Kullback-Leibler divergence of their distributions."""
+    """Return the relative error of all values, and for logits the mean Kullback-Leibler divergence of their distributions."""
     pairs = list(zip(wanted, found, strict=True))
     wrong = sum(float(((a - b).astype(np.float64) ** 2).sum()) for a, b in pairs)
     error = (wrong / max(sum(float((a.astype(np.float64) ** 2).sum()) for a in wanted), 1e-30)) ** 0.5
@@ -99,7 +105,7 @@ def compare(wanted: Sequence[Array], found: Sequence[Array], *, logits: bool) ->
 
 
 def _outputs(model: ir.Model, graph: str, calls: Sequence[Mapping[str, Array]]) -> list[Array]:
-    """What ``_OUTPUTS`` names, for every call."""
+    """Return the values that ``_OUTPUTS`` names, for every call."""
     values = {value.name: value for node in model.graph for value in node.outputs}
     for name in _OUTPUTS[graph]:
         if not values[name].is_graph_output():
@@ -108,14 +114,14 @@ def _outputs(model: ir.Model, graph: str, calls: Sequence[Mapping[str, Array]]) 
     with tempfile.TemporaryDirectory(prefix="f2edge-sensitivity-") as scratch:
         path = Path(scratch) / "graph.onnx"
         save_scratch(model, path)
-        backend = OnnxRuntimeBackend(partial(only, path))
-        return [host(backend.run(f"one layer of {graph}", call)[name]) for call in calls for name in _OUTPUTS[graph]]
+        backend = OnnxRuntimeBackend(lambda _graph: path, split=False)
+        return [host(backend.run(graph, call)[name]) for call in calls for name in _OUTPUTS[graph]]
 
 
 def sensitivity(
     bundle: Path,
     recipe: str,
-    inputs: Inputs,
+    inputs: SampleInputs,
     *,
     only_graphs: Sequence[str] = tuple(_OUTPUTS),
     limit: int = 6,
@@ -125,16 +131,16 @@ def sensitivity(
     """Measure every linear layer of the transformer's graphs.
 
     Args:
-        bundle: folder of a bundle in fp32.
-        recipe: whose linear layers are tried.
-        inputs: real ones; whole decodings, so that all mask ratios and both branches of guidance are among them.
-        only_graphs: those that are looked at.
-        limit: calls of each graph that are compared.
-        times: layers whose error is so many times their graph's median stay higher.
-        progress: told the graph at work.
+        bundle: folder of an fp32 bundle.
+        recipe: recipe to test.
+        inputs: real inputs with whole decodings, which cover all mask ratios and both branches of guidance.
+        only_graphs: graphs to analyze.
+        limit: calls of each graph to compare.
+        times: layers with an error above this multiple of their graph's median are listed in ``higher``.
+        progress: called with a message for each graph.
 
     Returns:
-        ``{"recipe", "rows": [Row as dict, the worst first], "higher": [layers], "pattern": regex or None,
+        ``{"recipe", "rows": [LayerSensitivity as dict, worst first], "higher": [layers], "pattern": regex or None,
         "whole": {graph: {"all": error, "raised": error}}}``.
 
     Raises:
@@ -142,18 +148,18 @@ def sensitivity(
     """
     chosen, loaded, graphs = recipe_named(recipe), Bundle.load(bundle), fp32_graphs(bundle)
     if all(chosen.of(name).precision == "float32" for name in only_graphs):
-        raise InputError(f"recipe {recipe!r} quantises no linear layer; choose another")
-    figures = calibration_of(graphs, loaded, inputs, chosen)
+        raise InputError(f"recipe {recipe!r} quantizes no linear layer; choose another")
+    calibration = calibrate(graphs, chosen, loaded.layout, inputs)
     graphs = {name: model for name, model in graphs.items() if name in _OUTPUTS and name in only_graphs}
-    keeper = _Keeper(OnnxRuntimeBackend(loaded.path), limit)
-    generate(keeper, loaded.layout, inputs)
-    understand(keeper, tuple(loaded.manifest.graphs), loaded.layout, inputs)
-    rows: list[Row] = []
+    recorder = _CallRecorder(OnnxRuntimeBackend(loaded.path), limit)
+    generate(recorder, loaded.layout, inputs)
+    understand(recorder, tuple(loaded.manifest.graphs), loaded.layout, inputs)
+    rows: list[LayerSensitivity] = []
     wanted: dict[str, list[Array]] = {}
     for name, model in graphs.items():
         progress(f"{name}: one layer after the other")
-        wanted[name] = _outputs(model.clone(), name, keeper.calls[name])
-        rows += _rows(model, chosen.of(name), figures, keeper.calls[name], wanted[name])
+        wanted[name] = _outputs(model.clone(), name, recorder.calls[name])
+        rows += _rows(model, chosen.of(name), calibration, recorder.calls[name], wanted[name])
     higher = _higher(rows, times)
     pattern = "|".join(rf"{re.escape(layer)}$" for layer in higher) or None
     whole = {}
@@ -163,7 +169,9 @@ def sensitivity(
         tried = {"all": own} if own.precision != "int4" or pattern is None else {"all": own, "raised": replace(own, higher=pattern)}
         whole[name] = {
             label: compare(
-                wanted[name], _outputs(quantise(model.clone(), replace(r, graphs={}), figures), name, keeper.calls[name]), logits=False
+                wanted[name],
+                _outputs(quantize(model.clone(), replace(r, graphs={}), calibration), name, recorder.calls[name]),
+                logits=False,
             )[0]
             for label, r in tried.items()
         }
@@ -172,23 +180,23 @@ def sensitivity(
 
 
 def _rows(
-    model: ir.Model, recipe: Recipe, figures: Calibration | None, calls: Sequence[Mapping[str, Array]], wanted: list[Array]
-) -> list[Row]:
-    """Every layer of one graph, alone."""
+    model: ir.Model, recipe: Recipe, calibration: Calibration | None, calls: Sequence[Mapping[str, Array]], wanted: list[Array]
+) -> list[LayerSensitivity]:
+    """Measure every layer of one graph alone."""
     name = str(model.graph.name)
     alone = replace(recipe, tables=False, convolutions="float32", experts="dense", graphs={})
     rows = []
     for constant_name, layer, size in [
         (str(weight.name), layer_name(model.graph, weight), values.size) for _, _, weight, values in linear_layers(model.graph, recipe)
     ]:
-        trial = quantise(model.clone(), replace(alone, keep=rf"^(?!{re.escape(constant_name)}$)"), figures)
+        trial = quantize(model.clone(), replace(alone, keep=rf"^(?!{re.escape(constant_name)}$)"), calibration)
         error, divergence = compare(wanted, _outputs(trial, name, calls), logits=_OUTPUTS[name] == ("logits",))
-        rows.append(Row(name, layer, size, error, divergence))
+        rows.append(LayerSensitivity(name, layer, size, error, divergence))
     return rows
 
 
-def _higher(rows: Sequence[Row], times: float) -> list[str]:
-    """Layers whose error in some graph is above ``times`` its median there, by name."""
+def _higher(rows: Sequence[LayerSensitivity], times: float) -> list[str]:
+    """Return the layers whose error in some graph is above ``times`` the graph's median."""
     found = set()
     for graph in {row.graph for row in rows}:
         own = [row for row in rows if row.graph == graph]
@@ -198,7 +206,7 @@ def _higher(rows: Sequence[Row], times: float) -> list[str]:
 
 
 def print_report(report: Mapping[str, Any], shown: int = 20) -> None:
-    """A table of the worst layers and of the whole graphs."""
+    """Print tables of the worst layers and of the whole graphs to stderr."""
     from rich.console import Console
     from rich.table import Table
 
@@ -214,7 +222,7 @@ def print_report(report: Mapping[str, Any], shown: int = 20) -> None:
 
 
 def run_sensitivity(bundle: Path, recipe: str, *, prompts: int = 2, times: float = 3.0, out: Path | None = None) -> None:
-    """:func:`sensitivity` on held-out prompts, questions and a picture: a table on stderr, JSON to ``out`` or stdout."""
+    """Run :func:`sensitivity` on held-out prompts, questions and a picture; print tables to stderr and JSON to ``out`` or stdout."""
     from export.onnx_export import real_inputs
 
     if not 0 < times < math.inf:

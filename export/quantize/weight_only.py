@@ -1,8 +1,8 @@
-"""Four-bit weights for what is bound by memory: one scale and one zero point for every block of inputs, activations rounded to int8 inside
-ONNX Runtime's kernels (``accuracy_level`` 4: each row and block has its own scale, so a row never sees its batch mates).
+"""Four-bit weight-only quantization for memory-bound graphs: one scale and one zero point per block of inputs.
 
-"rtn" spans each block's range and rounds to nearest (ONNX Runtime's): no data, no time.  "gptq" (arXiv 2210.17323) rounds one input after
-the other and lets the later ones make up for the error, weighed by what really flows into the layer.
+ONNX Runtime's kernels round activations to int8 with one scale per row and block (``accuracy_level`` 4), so a row does not depend on other
+rows of the batch.  "rtn" (ONNX Runtime's) rounds to nearest and needs no data.  "gptq" (arXiv 2210.17323) rounds one input after the other
+and compensates the error in the later ones, weighted by calibration data.
 
 Axes: K inputs, N outputs, G = ceil(K / block) blocks.
 """
@@ -20,26 +20,26 @@ from export.graph.lower import Array
 from f2edge.errors import InputError
 
 BITS = 4
-#: Activations as int8 in the kernels; without it MatMulNBits unfolds the weights and multiplies in fp32.
+#: int8 activations in the kernels; otherwise MatMulNBits dequantizes the weights and multiplies in fp32.
 ACCURACY_LEVEL = 4
 METHODS = ("rtn", "gptq")
 BLOCKS = (16, 32, 64, 128, 256)
-#: Share of the mean that is added to the diagonal of the activations' products before they are inverted.
+#: Fraction of the mean diagonal added to the activations' products before inversion.
 _DAMPING = 0.01
-#: Inputs whose errors are passed on together.
+#: Inputs whose errors are propagated together.
 _LAZY = 128
-#: Parts of a block's range that its grid may span.
+#: Candidate ranges of a block's grid, as fractions of the block's full range.
 _SHRINKS = tuple(1 - i / 20 for i in range(8))
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """A quantised weight as ``MatMulNBits`` reads it.
+    """A quantized weight in the layout of ``MatMulNBits``.
 
     Attributes:
-        codes: uint8 (N, G, block / 2), two codes a byte, the lower half first.
+        codes: uint8 (N, G, block / 2), two codes per byte, lower half first.
         scales: float32 (N, G).
-        zeros: uint8 (N, ceil(G / 2)), packed likewise.
+        zeros: uint8 (N, ceil(G / 2)), packed like ``codes``.
     """
 
     codes: Array
@@ -48,14 +48,14 @@ class Blocks:
 
 
 def _halves(packed: Array, count: int) -> Array:
-    """(…, b) bytes → (…, count) codes."""
+    """Unpack (…, b) bytes to (…, count) codes."""
     both = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
     codes: Array = both[..., :count]
     return codes
 
 
 def _pack(codes: Array) -> Array:
-    """(…, n) codes of four bits → (…, ceil(n / 2)) bytes."""
+    """Pack (…, n) four-bit codes to (…, ceil(n / 2)) bytes."""
     if codes.shape[-1] % 2:
         codes = np.concatenate([codes, np.zeros((*codes.shape[:-1], 1), dtype=codes.dtype)], axis=-1)
     packed: Array = (codes[..., 0::2] | codes[..., 1::2] << 4).astype(np.uint8)
@@ -64,7 +64,7 @@ def _pack(codes: Array) -> Array:
 
 @contextmanager
 def _root_logger_kept() -> Iterator[None]:
-    """ONNX Runtime's quantisers set up logging for the whole process when they are imported."""
+    """Restore the root logger afterwards: importing ONNX Runtime's quantizers configures logging of the whole process."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:
@@ -80,12 +80,12 @@ def _round_to_nearest(weight: Array, block: int) -> Blocks:
 
     quantizer = DefaultWeightOnlyQuantizer(DefaultWeightOnlyQuantConfig(block_size=block, is_symmetric=False, bits=BITS))
     codes, scales, zeros = quantizer.qbits_block_quant(np.ascontiguousarray(weight))
-    # zero points of a matrix of one block come without the byte's axis
+    # the quantizer omits the byte axis of zero points for matrices of one block
     return Blocks(codes, scales.astype(np.float32), zeros.reshape(len(codes), -1))
 
 
 def _grid(weight: Array, importance: Array) -> tuple[Array, Array]:
-    """Steps and zero points (N, G) of blocks (N, G, block): of ever narrower ranges the one with the least error weighed by (G, block)."""
+    """Return steps and zero points (N, G) of blocks (N, G, block): the range with the least error weighted by importance (G, block)."""
     low, high = np.minimum(weight.min(axis=-1), 0), np.maximum(weight.max(axis=-1), 0)
     best = np.full(low.shape, np.inf, dtype=np.float32)
     steps, zeros = np.ones_like(low), np.zeros_like(low)
@@ -100,10 +100,10 @@ def _grid(weight: Array, importance: Array) -> tuple[Array, Array]:
 
 
 def _balanced(weight: Array, block: int, products: Array) -> Blocks:
-    """GPTQ: inputs in falling order of their size, each block's grid fixed beforehand, the error of each passed on to those behind it.
+    """Quantize by GPTQ: inputs in descending order of magnitude, with each block's grid fixed beforehand.
 
-    Written out here because ONNX Runtime's own takes a block's grid from stale weights and is worse than rounding: 1.3 to 3 times the error
-    on normal and heavy-tailed weights, where this one has a half.
+    ONNX Runtime's own GPTQ takes a block's grid from stale weights and is worse than rounding to nearest: 1.3 to 3 times its error on
+    normal and heavy-tailed weights, where this one has half of it.
     """
     K, N = weight.shape
     G = -(-K // block)
@@ -127,13 +127,13 @@ def _balanced(weight: Array, block: int, products: Array) -> Blocks:
             errors[i - begin] = (rest[i] - step * (code - zero)) / factor[i, i]
             rest[i + 1 : end] -= factor[i, i + 1 : end, None] * errors[i - begin]
         rest[end:] -= factor[begin:end, end:].T @ errors
-    placed = np.repeat(zeros.astype(np.uint8)[..., None], block, axis=-1).reshape(N, -1)  # what pads a block stands for zero
+    placed = np.repeat(zeros.astype(np.uint8)[..., None], block, axis=-1).reshape(N, -1)  # padding of a block decodes to zero
     placed[:, order] = codes.T
     return Blocks(_pack(placed.reshape(N, G, block)), steps, _pack(zeros.astype(np.uint8)))
 
 
 def to_blocks(weight: Array, block: int, method: str, products: Array | None = None) -> Blocks:
-    """Quantise a linear layer's weight, float32 (K, N), four bits a value.
+    """Quantize a linear layer's weight, float32 (K, N), to four bits.
 
     Args:
         weight: finite values.
@@ -142,19 +142,21 @@ def to_blocks(weight: Array, block: int, method: str, products: Array | None = N
         products: for "gptq": Σ x xᵀ over the layer's inputs, (K, K).
 
     Raises:
-        InputError: an unknown method or block, or "gptq" without calibration figures.
+        InputError: an unknown method or block, or "gptq" without calibration statistics.
     """
     if method not in METHODS or block not in BLOCKS:
         raise InputError(f"int4: unknown method {method!r} or block {block}; choose {' or '.join(METHODS)}, and a block of {BLOCKS}")
     if method == "rtn":
         return _round_to_nearest(weight, block)
     if products is None:
-        raise InputError("int4 by gptq needs calibration figures for every layer; give some or choose a recipe that rounds to nearest")
+        raise InputError(
+            "int4 by gptq needs calibration statistics of every layer; calibrate first or choose a recipe that rounds to nearest"
+        )
     return _balanced(weight, block, products)
 
 
 def from_blocks(blocks: Blocks, inputs: int) -> Array:
-    """The weight that the blocks stand for, float32 (K, N), K = ``inputs``."""
+    """Dequantize to float32 (K, N), K = ``inputs``."""
     N, G, half = blocks.codes.shape
     codes = _halves(blocks.codes, 2 * half).astype(np.float32)
     zeros = _halves(blocks.zeros, G).astype(np.float32)

@@ -1,1 +1,1 @@
-"""The TensorRT flavour of a bundle's graphs."""
+"""Graphs of the "tensorrt" flavour."""

@@ -1,7 +1,7 @@
-"""Stand-ins: a graph of the TensorRT flavour made runnable on ONNX Runtime, to be compared there with the reference.
+"""Fallbacks that make a graph of the TensorRT flavour runnable on ONNX Runtime, to measure its parity there.
 
-Only what is TensorRT's own is replaced, by standard operators that do what its documentation (or the plug-in's contract) says;
-everything else runs as exported.
+Only TensorRT's own operators are replaced, by standard operators that implement its documentation or the plug-in's contract; everything
+else runs as exported.
 
 * ``TRT_INT4DequantizeLinear`` becomes ``DequantizeLinear`` of opset 21, which has INT4 and blocks;
 * ``F2FusedMoE`` becomes the products, softmax and top-K of ``engines/plugins/__init__.py``, every expert in fp32 from fp16 weights.
@@ -23,10 +23,10 @@ _BLOCKED_OPSET = 21
 
 
 def runnable(model: ir.Model) -> ir.Model:
-    """A copy of ``model`` that ONNX Runtime's CPU provider runs.
+    """Return a copy of ``model`` that ONNX Runtime's CPU provider runs.
 
     Raises:
-        LoweringError: an operator of another domain that has no stand-in.
+        LoweringError: an operator of another domain has no fallback.
     """
     model = model.clone()
     graph = model.graph
@@ -37,22 +37,22 @@ def runnable(model: ir.Model) -> ir.Model:
             node.domain, node.op_type = "", "DequantizeLinear"
             graph.opset_imports[""] = max(graph.opset_imports[""], _BLOCKED_OPSET)
         elif node.domain:
-            raise LoweringError(f"operator {node.domain}.{node.op_type} has no stand-in on ONNX Runtime")
+            raise LoweringError(f"operator {node.domain}.{node.op_type} has no fallback on ONNX Runtime")
     for domain in [domain for domain in graph.opset_imports if domain]:
         del graph.opset_imports[domain]
     return model
 
 
 def _experts(graph: ir.Graph, node: ir.Node) -> None:
-    """The routed experts by standard operators; axes (…, E, 1, D) for what every expert reads."""
+    """Replace ``F2FusedMoE`` by standard operators; inputs of the experts have axes (…, E, 1, D)."""
     insert, single = Inserter(graph, node, node.name or FUSED), ir.DataType.FLOAT
     if node.attributes["gated"].as_int():
-        raise LoweringError("the stand-in of F2FusedMoE knows GELU only, our layer's activation")
+        raise LoweringError("the fallback of F2FusedMoE supports GELU only, our layer's activation")
     x, up, up_bias, down, down_bias = (insert("Cast", node.inputs[place], to=single) for place in (0, 3, 4, 5, 6))
     router, router_bias = node.inputs[1], constant(node.inputs[2])
 
     def integers(name: str, *values: int) -> ir.Value:
-        return add_constant(graph, f"stand_in/{name}", np.array(values, dtype=np.int64))
+        return add_constant(graph, f"fallback/{name}", np.array(values, dtype=np.int64))
 
     last, second_last = integers("last", -1), integers("second_last", -2)
     scores = insert("MatMul", x, router)

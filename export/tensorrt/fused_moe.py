@@ -1,8 +1,9 @@
-"""Two forms of the routed experts in a TensorRT graph.
+"""Implementations of the routed experts in a TensorRT graph.
 
-* "plain": as traced, static standard operators: one up- and one down-projection over all experts, hidden values multiplied by the gates,
-  zero for experts that were not chosen.  Works everywhere and quantises as any linear layer; computes E / K times the routed arithmetic.
-* "plugin": the routed part becomes one node ``F2FusedMoE`` (contract: ``engines/plugins/__init__.py``), the shared expert two ordinary
+* "plain": as traced, with static standard operators: one up- and one down-projection over all experts, hidden values multiplied by the
+  gates, which are zero for experts that were not chosen.  Runs everywhere and is quantized as any linear layer; computes E / K times the
+  routed arithmetic.
+* "plugin": the routed part becomes one node ``F2FusedMoE`` (contract: ``engines/plugins/__init__.py``), and the shared expert two ordinary
   layers beside it.
 
 Axes: D width, E routed experts, I width of one expert, H width of the shared expert.
@@ -23,7 +24,7 @@ from export.tensorrt.half_precision import as_half, retype
 from f2edge.errors import InputError
 from f2edge.spec.configuration import TokenExperts
 
-FORMS = ("plain", "plugin")
+IMPLEMENTATIONS = ("plain", "plugin")
 OP, DOMAIN = "F2FusedMoE", "f2edge"
 _PRODUCT = re.compile(r"^(?P<layer>.*experts\.\w+)\.(?P<part>up|down)\.weight\.T$")
 _UP = re.compile(r"^(?P<layer>.*experts\.\w+)\.up\.weight\.T$")
@@ -31,7 +32,7 @@ _UP = re.compile(r"^(?P<layer>.*experts\.\w+)\.up\.weight\.T$")
 
 @dataclass(frozen=True)
 class _Layer:
-    """Nodes of one traced mixture: the two products, the sum that ends it, and what the router reads."""
+    """Nodes of one traced mixture: the two products, the final sum, the router's fp32 input and its weight."""
 
     name: str
     up: ir.Node
@@ -41,20 +42,14 @@ class _Layer:
     router: ir.Value
 
 
-def check_form(form: str) -> str:
-    """``form``, or :class:`InputError` with the known ones."""
-    if form not in FORMS:
-        raise InputError(f"unknown form of the experts {form!r}; choose one of: {', '.join(FORMS)}")
-    return form
-
-
-def _products(graph: ir.Graph) -> dict[str, ir.Node]:
-    """Products with a constant by the constant's name."""
-    return {str(node.inputs[1].name): node for node in graph if node.op_type == "MatMul" and node.inputs[1] is not None}
+def check_implementation(name: str) -> None:
+    """Raise :class:`InputError` for an unknown implementation of the experts."""
+    if name not in IMPLEMENTATIONS:
+        raise InputError(f"unknown implementation of the experts {name!r}; choose one of: {', '.join(IMPLEMENTATIONS)}")
 
 
 def _layers(graph: ir.Graph) -> list[_Layer]:
-    products = _products(graph)
+    products = {str(node.inputs[1].name): node for node in graph if node.op_type == "MatMul" and node.inputs[1] is not None}
     found = []
     for name, up in products.items():
         match = _UP.match(name)
@@ -64,7 +59,7 @@ def _layers(graph: ir.Graph) -> list[_Layer]:
         try:
             down, router = products[f"{layer}.down.weight.T"], products[f"{layer}.router.weight.T"]
         except KeyError as error:
-            raise LoweringError(f"graph {graph.name!r}: mixture {layer} lacks {error}; its names were lost while tracing") from error
+            raise LoweringError(f"graph {graph.name!r}: mixture {layer} lacks {error}; tracing lost its names") from error
         (use,) = down.outputs[0].uses()
         exact, weight = router.inputs
         assert exact is not None
@@ -81,7 +76,7 @@ def _array(value: ir.Value | None) -> Array:
 
 
 def _bias_of(node: ir.Node) -> Array:
-    """The bias that is added to a product."""
+    """Return the bias that is added to a product."""
     (use,) = node.outputs[0].uses()
     return next(array for array in map(constant, use.node.inputs) if array is not None)
 
@@ -129,7 +124,7 @@ def _fuse(graph: ir.Graph, layer: _Layer, shape: TokenExperts) -> None:
 
 
 def shared_calibration(calibration: Calibration, shape: TokenExperts) -> Calibration:
-    """Calibration figures of traced mixtures, with those of the shared experts that :func:`fuse_experts` cuts out of them."""
+    """Return the calibration with entries for the shared experts that :func:`fuse_experts` separates."""
     found = dict(calibration)
     for name, largest in calibration.items():
         match = _PRODUCT.match(name)
@@ -140,10 +135,10 @@ def shared_calibration(calibration: Calibration, shape: TokenExperts) -> Calibra
 
 
 def fuse_experts(model: ir.Model, shape: TokenExperts) -> ir.Model:
-    """Bring a lowered fp32 graph into the form "plugin"; the same object, edited in place.  A graph without mixtures stays as it is.
+    """Replace the routed experts of a lowered fp32 graph by ``F2FusedMoE`` nodes, in place; return the model.
 
     Raises:
-        LoweringError: a mixture is not as :class:`export.model.experts.TokenExpertLayer` traces.
+        LoweringError: a mixture does not have the structure of :class:`export.model.experts.TokenExpertLayer`.
     """
     graph = model.graph
     layers = _layers(graph) if shape.routed else []

@@ -1,14 +1,13 @@
-"""The "tensorrt" flavour of a bundle's graphs: what one builder can read from TensorRT 10.3 to 11.4, typed and quantised.
+"""Graphs of the "tensorrt" flavour: typed and quantized, readable by TensorRT 10.3 to 11.4.
 
-From a lowered fp32 graph of :func:`export.graph.trace.trace`:
+Steps from a lowered fp32 graph of :func:`export.graph.trace.trace`:
 
-1. what TensorRT lacks is said otherwise: the sampler (:mod:`export.tensorrt.sampling`), bitwise operators;
-2. axes that one deployment fixes are pinned (:mod:`export.graph.static_shapes`): the prompt's width always, and with ``images`` the
-decoding step
-   as a whole, so that a step is one CUDA graph;
-3. the experts take one of two forms (:mod:`export.tensorrt.fused_moe`);
-4. linear layers get explicit Q/DQ (:mod:`export.tensorrt.recipes`), everything its type (:mod:`export.tensorrt.half_precision`);
-5. the result must be what the target version's parser takes (:mod:`export.tensorrt.parser_rules`), else nothing is written.
+1. replace what TensorRT lacks: the sampler (:mod:`export.tensorrt.sampling`) and bitwise operators;
+2. fix the sizes that one deployment fixes (:mod:`export.graph.static_shapes`): always the prompt's width, and with ``images`` all sizes of
+   the decoding step, so that a step is one CUDA graph;
+3. choose an implementation of the experts (:mod:`export.tensorrt.fused_moe`);
+4. insert explicit Q/DQ at linear layers (:mod:`export.tensorrt.recipes`) and types everywhere (:mod:`export.tensorrt.half_precision`);
+5. check the result against the target version's parser (:mod:`export.tensorrt.parser_rules`).
 
 >>> tensorrt_graph("t2i_step", traced["t2i_step"], configuration, TensorRTOptions())  # doctest: +SKIP
 """
@@ -26,10 +25,10 @@ import onnx_ir.passes.common as passes
 from export.graph.lower import Inserter, LoweringError, add_constant, constant, merge, replace
 from export.graph.static_shapes import infer, pin
 from export.quantize.quantize import Calibration
-from export.tensorrt.fused_moe import check_form, fuse_experts, shared_calibration
+from export.tensorrt.fused_moe import check_implementation, fuse_experts, shared_calibration
 from export.tensorrt.half_precision import to_half
 from export.tensorrt.parser_rules import check_version, refuse_unreadable
-from export.tensorrt.recipes import TensorRTRecipe, quantise_tensorrt, recipes_of
+from export.tensorrt.recipes import TensorRTRecipe, quantize_tensorrt, recipes_of
 from export.tensorrt.sampling import tensorrt_sampling_model
 from f2edge.errors import InputError
 from f2edge.spec.configuration import ModelConfiguration
@@ -39,15 +38,15 @@ FLAVOUR = "tensorrt"
 
 @dataclass(frozen=True)
 class TensorRTOptions:
-    """Choices of the flavour.
+    """Options of the flavour.
 
     Attributes:
         version: oldest TensorRT that must read the graphs, "major.minor".
-        moe: form of the routed experts: "plain" or "plugin".
-        recipes: of each graph, from :func:`export.tensorrt.recipes.recipes_of`.
-        images: R of a decoding step that serves R guided images and nothing else, every size static; None leaves R and B dynamic, for
-            engines with one static profile per batch size.
-        fused_attention: half-precision softmax, so that TensorRT may fuse attention into one kernel.
+        moe: implementation of the routed experts: "plain" or "plugin".
+        recipes: recipe of each graph, from :func:`export.tensorrt.recipes.recipes_of`.
+        images: fixed batch size R of the decoding step, for guided images only; None leaves R and B dynamic, for engines with one static
+            profile per batch size.
+        fused_attention: half-precision softmax, so that TensorRT can fuse attention into one kernel.
     """
 
     version: str = "10.3"
@@ -58,18 +57,18 @@ class TensorRTOptions:
 
     def __post_init__(self) -> None:
         check_version(self.version)
-        check_form(self.moe)
+        check_implementation(self.moe)
         if self.images is not None and not 1 <= self.images <= 1024:
             raise InputError(f"a decoding step of {self.images} images: choose 1 … 1024, or none for dynamic sizes")
 
     def to_json(self, graph: str) -> dict[str, Any]:
-        """What the manifest says of one graph's recipe."""
+        """Return one graph's recipe for the manifest."""
         row = {"flavour": FLAVOUR, "tensorrt": self.version, "moe": self.moe, "fused_attention": self.fused_attention}
         return {**asdict(self.recipes[graph]), **row}
 
 
 def prompt_columns(configuration: ModelConfiguration) -> int:
-    """P, always that of the longest prompt: its text and ``<|t2i|> <sot> <eot>``."""
+    """Return P of the longest prompt: its text and ``<|t2i|> <sot> <eot>``."""
     return configuration.prompt_tokens + 3
 
 
@@ -79,7 +78,7 @@ def _sizes(name: str, configuration: ModelConfiguration, images: int | None) -> 
 
 
 def _replace_sampler(model: ir.Model, configuration: ModelConfiguration) -> ir.Model:
-    """The traced step with the sampler that TensorRT can run behind the same logits."""
+    """Replace the traced step's sampler by one that TensorRT can run; return the new model."""
     order, name = [str(value.name) for value in model.graph.inputs], model.graph.name
     logits = next((value for node in model.graph for value in node.outputs if value.name == "logits"), None)
     if logits is None:
@@ -98,7 +97,7 @@ def _replace_sampler(model: ir.Model, configuration: ModelConfiguration) -> ir.M
 
 
 def _replace_bitwise(graph: ir.Graph) -> None:
-    """``BitwiseAnd(x, 1)`` of integers that are not negative is ``x - 2 · (x / 2)``."""
+    """Replace ``BitwiseAnd(x, 1)`` of non-negative integers by ``x - 2 · (x / 2)``."""
     for node in list(graph):
         if node.op_type != "BitwiseAnd":
             continue
@@ -114,7 +113,7 @@ def _replace_bitwise(graph: ir.Graph) -> None:
 
 
 def _complete_norms(graph: ir.Graph) -> None:
-    """A LayerNormalization without bias gets one of zeros: importers differ in what they take for granted."""
+    """Add a bias of zeros to every LayerNormalization without one, since importers have different defaults."""
     for node in graph:
         if node.op_type == "LayerNormalization" and len(node.inputs) < 3:
             scale = constant(node.inputs[1])
@@ -125,7 +124,7 @@ def _complete_norms(graph: ir.Graph) -> None:
 
 
 def _name_logits(graph: ir.Graph) -> None:
-    """The parity figures read a value "logits" in fp32: that is the Cast behind the head's half-precision result."""
+    """Name the fp32 Cast of the head's half-precision result "logits", the value that parity is measured on."""
     values = {value.name: value for node in graph for value in node.outputs}
     half, single = values.get("logits"), values.get("logits/single/Cast_1")
     if half is not None and single is not None:
@@ -135,12 +134,12 @@ def _name_logits(graph: ir.Graph) -> None:
 def tensorrt_graph(
     name: str, traced: ir.Model, configuration: ModelConfiguration, options: TensorRTOptions, calibration: Calibration | None = None
 ) -> ir.Model:
-    """One graph in this flavour; ``traced`` stays as it is.
+    """Return one graph in this flavour; ``traced`` is not modified.
 
     Raises:
-        UnreadableGraphError: the target version's parser would not take the result.
-        LoweringError: the traced graph is not as this module knows it.
-        InputError: a calibrated recipe without figures.
+        UnreadableGraphError: the target version's parser cannot read the result.
+        LoweringError: the traced graph has an unknown structure.
+        InputError: a calibrated recipe lacks calibration statistics.
     """
     model = traced.clone()
     if name == "t2i_step":
@@ -154,7 +153,7 @@ def tensorrt_graph(
     if options.moe == "plugin":
         fuse_experts(model, configuration.token_experts)
         calibration = shared_calibration(calibration or {}, configuration.token_experts)
-    quantise_tensorrt(model, options.recipes[name], calibration)
+    quantize_tensorrt(model, options.recipes[name], calibration)
     infer(model)
     to_half(model, fused_attention=options.fused_attention)
     _name_logits(model.graph)

@@ -1,14 +1,14 @@
-"""fp16 with fp32 islands: the types of a strongly typed TensorRT network, written into the graph as Casts.
+"""Mixed fp16 and fp32 types of a strongly typed TensorRT network, written into the graph as Casts.
 
-TensorRT 11 has no other way, and on 10.x the weakly typed one is deprecated: what the graph says is what runs.  Half are the products
-(linear layers, convolutions, attention scores and their use) and what moves their results about.  Single stay
+TensorRT 11 requires strong typing, and 10.x deprecates weak typing.  Products (linear layers, convolutions, attention) and operators that
+move their results are fp16.  These stay fp32:
 
 * LayerNormalization, InstanceNormalization, every reduction, division, logarithm, sine and cosine;
-* routers: their weights, probabilities and gates; a flipped expert costs more than a coarse one;
+* routers: weights, probabilities and gates, since choosing another expert costs more than coarse weights;
 * the residual stream, which grows with depth: the sums that feed a LayerNormalization;
-* rotary tables and the rotation itself;
-* softmax.  With ``fused_attention`` the one between two attention products is half too: TensorRT fuses product, mask, softmax and product
-  into one kernel (which sums in single) only when all of them are (notes of its 10.x guide; NVIDIA/TensorRT issue 4167).
+* rotary tables and the rotation;
+* softmax.  With ``fused_attention`` the softmax between two attention products is fp16: TensorRT fuses product, mask, softmax and product
+  into one kernel (which sums in fp32) only if all of them are (its 10.x guide; NVIDIA/TensorRT issue 4167).
 
 Graph inputs and outputs keep their types.
 """
@@ -27,14 +27,14 @@ SINGLE, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 LARGEST_HALF = 65504.0
 
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "QuantizeLinear", "DequantizeLinear", "TRT_INT4DequantizeLinear"})
-#: Follow the type of what they are given: one single input makes the result single.
+#: Operators with the type of their inputs: one fp32 input makes the result fp32.
 _FOLLOWING = frozenset(
     {"Add", "Sub", "Mul", "Neg", "Relu", "Gelu", "Tanh", "Abs", "Max", "Min", "Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze",
      "Split", "Pad", "Expand", "Gather", "GatherND", "GatherElements", "DepthToSpace", "SpaceToDepth", "Identity", "Tile", "Where", "Clip"}
 )  # fmt: skip
-#: What the residual stream passes through on its way to a normalisation.
+#: Operators of the residual stream before a normalization.
 _STREAM = frozenset({"Add", "Slice", "Reshape", "Pad", "Concat", "Gather"})
-#: Rotary tables that the tracer folded; computed ones come from Sin and Cos, which are single anyway.
+#: Rotary tables that the tracer folded; computed ones come from Sin and Cos, which are fp32.
 _ROTARY = re.compile(r"^(cos|sin)(_\d+)?$")
 
 
@@ -43,12 +43,12 @@ def _is_float(value: ir.Value | None) -> TypeGuard[ir.Value]:
 
 
 def retype(value: ir.Value, dtype: ir.DataType) -> None:
-    """Give ``value`` a type of its own; a clone shares those of its original."""
+    """Set the type of ``value`` to a new object, since a clone shares type objects with its original."""
     value.type = ir.TensorType(dtype)
 
 
 def _stream(graph: ir.Graph) -> set[ir.Node]:
-    """Sums of two computed values that reach a LayerNormalization without another operation."""
+    """Return the sums of two computed values that reach a LayerNormalization without another operation."""
     found: set[ir.Node] = set()
     waiting = [node.inputs[0] for node in graph if node.op_type == "LayerNormalization"]
     while waiting:
@@ -62,7 +62,7 @@ def _stream(graph: ir.Graph) -> set[ir.Node]:
 
 
 def _between_products(node: ir.Node) -> bool:
-    """Whether a Softmax, or the Add in front of it, stands between the two products of attention."""
+    """Return whether a Softmax, or the Add before it, is between the two products of attention."""
     if node.op_type == "Add":
         source = node.inputs[0].producer() if node.inputs[0] is not None else None
         scores = source is not None and source.op_type == "MatMul" and constant(source.inputs[1]) is None
@@ -71,7 +71,7 @@ def _between_products(node: ir.Node) -> bool:
 
 
 class _Types:
-    """Gives every node of a graph its type and casts what it reads."""
+    """Chooses the type of every node of a graph and casts its inputs."""
 
     def __init__(self, graph: ir.Graph, keep: str, *, fused_attention: bool) -> None:
         self._graph, self._keep, self._fused = graph, re.compile(keep), fused_attention
@@ -79,7 +79,7 @@ class _Types:
         self._stream = _stream(graph)
 
     def of(self, node: ir.Node) -> ir.DataType:
-        """HALF or SINGLE."""
+        """Return the type of a node: HALF or SINGLE."""
         computed = [value for value in node.inputs if _is_float(value) and constant(value) is None]
         names = [str(value.name) for value in node.inputs if value is not None]
         if node.op_type in _PRODUCTS:
@@ -95,7 +95,7 @@ class _Types:
         return SINGLE
 
     def cast(self, value: ir.Value, wanted: ir.DataType, node: ir.Node) -> ir.Value:
-        """``value`` as ``wanted``, converted in front of ``node`` unless that was done before; constants are converted here."""
+        """Return ``value`` as ``wanted``: a Cast inserted before ``node``, one made before, or a converted constant."""
         key = (id(value), wanted)
         if key not in self._casts:
             array, label = constant(value), "half" if wanted == HALF else "single"
@@ -110,22 +110,22 @@ class _Types:
 
 
 def as_half(array: Array, name: str) -> Array:
-    """Rounded to fp16; a value beyond its range raises :class:`LoweringError`."""
+    """Round to fp16; raises :class:`LoweringError` for a value beyond its range."""
     if array.size and not float(np.abs(array).max()) <= LARGEST_HALF:
         raise LoweringError(f"constant {name!r} has values beyond fp16 ({np.abs(array).max():.3g}); keep it in fp32 or make it finite")
     return array.astype(np.float16)
 
 
 def to_half(model: ir.Model, *, keep: str = "router", fused_attention: bool = False) -> ir.Model:
-    """Type a lowered fp32 graph; the same object, edited in place.
+    """Assign types to a lowered fp32 graph, in place; return the model.
 
     Args:
-        model: every value's dtype known (shape inference); nodes of other domains than ONNX's are typed by whoever put them in.
-        keep: products with a constant whose name matches stay fp32.
+        model: graph with known dtypes (shape inference); nodes of other domains than ONNX's must have their types already.
+        keep: pattern of names of constants whose products stay fp32.
         fused_attention: see the module.
 
     Raises:
-        LoweringError: a constant beyond fp16's range.
+        LoweringError: a constant is beyond fp16's range.
     """
     graph = model.graph
     types = _Types(graph, keep, fused_attention=fused_attention)
@@ -149,7 +149,7 @@ def to_half(model: ir.Model, *, keep: str = "router", fused_attention: bool = Fa
 
 
 def _restore_outputs(graph: ir.Graph) -> None:
-    """Float outputs of the graph are fp32, whatever computed them."""
+    """Cast the graph's fp16 outputs to fp32."""
     for index, output in enumerate(list(graph.outputs)):
         if output.dtype != HALF:
             continue

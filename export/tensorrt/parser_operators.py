@@ -1,9 +1,9 @@
-"""What the ONNX parser of each TensorRT takes: operators with their types, the opset, and when each was added.
+"""Operators, types and opsets that the ONNX parser of each TensorRT version supports.
 
-Sources.  The table of 10.x: ``docs/operators.md`` of onnx/onnx-tensorrt at release 10.1 (commit 96e7811, 17 June 2024), the last release of
-that repository before 10.3; operators that it lists with N are absent here.  Additions and later opsets: the same file as shipped with
-NVIDIA/TensorRT 10.15 and 11.1, and the changelogs of the releases named beside each entry (collected in docs/tensorrt.md).  For 10.16 to
-11.4 nothing is known to have been taken away from what is listed.
+Sources.  10.x: ``docs/operators.md`` of onnx/onnx-tensorrt at release 10.1 (commit 96e7811, 17 June 2024), the last release of that
+repository before 10.3; operators that it lists with N are absent here.  Additions and later opsets: the same file in NVIDIA/TensorRT 10.15
+and 11.1, and the changelogs of the releases named beside each entry (collected in docs/tensorrt.md).  No removal is known for 10.16 to
+11.4.
 """
 
 from __future__ import annotations
@@ -25,21 +25,20 @@ _CODES: Types = frozenset({_T.INT8, _T.FLOAT8E4M3FN, _T.INT4})
 
 
 def _each(names: str, types: Types) -> dict[str, Types]:
-    """The same types for every operator of a list in words."""
+    """Return the same types for every operator in a space-separated list."""
     return dict.fromkeys(names.split(), types)
 
 
-#: Versions that this project knows, oldest first.
+#: Supported versions, oldest first.
 VERSIONS: tuple[Version, ...] = (
     (10, 3), (10, 4), (10, 5), (10, 6), (10, 7), (10, 8), (10, 9), (10, 10), (10, 11), (10, 12), (10, 13), (10, 14), (10, 15), (10, 16),
     (11, 0), (11, 1), (11, 2), (11, 3), (11, 4),
 )  # fmt: skip
 
-#: First version → largest opset.  10.3: operators.md of 10.1 says 20; 10.15 and 11.1: 24; between them what ONNX 1.17 has, never stated, so
-#: the last stated number is kept.
+#: First version → largest opset.  operators.md says 20 in 10.1, and 24 in 10.15 and 11.1; versions between state none, so 20 is kept.
 OPSETS: Mapping[Version, int] = MappingProxyType({(10, 3): 20, (10, 15): 24})
 
-#: Types of the operator's float or integer data, as operators.md lists them; indices, axes and conditions have the type ONNX gives them.
+#: Types of the operator's data by operators.md; indices, axes and conditions have the type that ONNX specifies.
 OPERATORS: Mapping[str, Types] = MappingProxyType(
     {
         **_each(
@@ -68,7 +67,7 @@ OPERATORS: Mapping[str, Types] = MappingProxyType(
     }
 )
 
-#: Operators that came later: first version and types.
+#: Later operators: first version and types.
 LATER: Mapping[str, tuple[Version, Types]] = MappingProxyType(
     {
         "Attention": ((10, 14), FLOATS),  # no past, no softcap, mask only; builds fail without a fused kernel unless decomposable
@@ -78,7 +77,7 @@ LATER: Mapping[str, tuple[Version, Types]] = MappingProxyType(
     }
 )
 
-#: Operators of other domains that the parser builds in by name: first version.  The rest of a foreign domain is a plug-in or an error.
+#: Built-in operators of other domains, by name: first version.  Any other operator outside ONNX is a plug-in or an error.
 BUILT_IN: Mapping[str, Version] = MappingProxyType(
     {
         "TRT_INT4QuantizeLinear": (10, 3),
@@ -94,23 +93,23 @@ BUILT_IN: Mapping[str, Version] = MappingProxyType(
     }
 )
 
-#: Operators whose output sizes depend on data: every call waits for the device, and nothing can become a CUDA graph (NVIDIA/TensorRT 4194).
+#: Operators whose output sizes depend on data: every call synchronizes, and CUDA graphs are impossible (NVIDIA/TensorRT 4194).
 DATA_DEPENDENT = frozenset({"NonZero", "NonMaxSuppression", "Compress", "Unique"})
-#: Control flow: breaks fusion and CUDA graphs.
+#: Control flow, which prevents fusion and CUDA graphs.
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
-#: Two or more operands that must have one type in a strongly typed network.
+#: Operators whose operands must have one type in a strongly typed network.
 ONE_TYPE = frozenset(
     {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "Mod", "MatMul", "Gemm", "Concat", "Equal", "Less", "LessOrEqual", "Greater",
      "GreaterOrEqual", "Conv", "ConvTranspose", "LayerNormalization", "InstanceNormalization", "PRelu"}
 )  # fmt: skip
-#: Place of the input of each operator that must be a constant.
+#: Operator → index of the input that must be a constant.
 CONSTANT_INPUTS: Mapping[str, int] = MappingProxyType(
     {"Squeeze": 1, "Unsqueeze": 1, "Slice": 3, "Pad": 3, "OneHot": 1, "CumSum": 1, **{op: 1 for op in OPERATORS if op.startswith("Reduce")}}
 )
-#: Where the data is that OPERATORS' types speak of; 0 unless listed.
+#: Operator → indices of the data inputs that the types of ``OPERATORS`` apply to; 0 unless listed.
 DATA_INPUTS: Mapping[str, tuple[int, ...]] = MappingProxyType({"Where": (1, 2), "Range": (0, 1, 2), "ConstantOfShape": ()})
 
 
 def opset_of(version: Version) -> int:
-    """Largest opset that a version's parser promises to read."""
+    """Return the largest opset that a version's parser supports."""
     return OPSETS[max(known for known in OPSETS if known <= version)]

@@ -1,7 +1,7 @@
-"""The checker of the TensorRT flavour: refuses a graph that the target version's parser or builder would not take.
+"""Checks that the parser and builder of a TensorRT version can read a graph, without libnvinfer.
 
-No libnvinfer is needed: the rules are a table with sources (:mod:`export.tensorrt.parser_operators`) and what the parser's code and
-release notes say about attributes.  A message names the node, the rule, the version and the cure.
+The rules are a table with sources (:mod:`export.tensorrt.parser_operators`) and limits on attributes from the parser's code and release
+notes.  A message names the node, the rule, the version and the cure.
 
 >>> refuse_unreadable(model, "10.3")  # doctest: +SKIP
 """
@@ -42,12 +42,12 @@ _QUANTISERS = ("QuantizeLinear", "DequantizeLinear", "TRT_INT4QuantizeLinear", "
 
 
 class UnreadableGraphError(F2EdgeError, RuntimeError):
-    """A graph that the target TensorRT would not read."""
+    """The target TensorRT cannot read a graph."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One broken rule: where, which, and how to mend it."""
+    """One violated rule: node, rule and cure."""
 
     node: str
     rule: str
@@ -58,34 +58,34 @@ class Problem:
 
 
 def check_version(text: str) -> str:
-    """``text`` where it is a TensorRT version that is known here, "major.minor"; else :class:`InputError`."""
+    """Return ``text`` if it is a supported TensorRT version "major.minor"; otherwise raise :class:`InputError`."""
     if text not in known_versions():
-        raise InputError(f"TensorRT {text!r} is not known; choose one of: {', '.join(known_versions())}")
+        raise InputError(f"unknown TensorRT version {text!r}; choose one of: {', '.join(known_versions())}")
     return text
 
 
 def known_versions() -> list[str]:
-    """All versions, oldest first."""
+    """Return all supported versions, oldest first."""
     return [f"{major}.{minor}" for major, minor in VERSIONS]
 
 
 def refuse_unreadable(model: ir.Model, version: str, *, static: bool = False) -> None:
-    """Raise :class:`UnreadableGraphError` for the first problems of a graph.
+    """Raise :class:`UnreadableGraphError` with the first problems of a graph, if there are any.
 
     Args:
-        model: with the dtype of every value known.
-        version: target, "major.minor".
-        static: whether every size must be known, as a graph needs that is to become one CUDA graph without profiles.
+        model: graph with the dtype of every value known.
+        version: target version, "major.minor".
+        static: whether every size must be known, for a CUDA graph without optimization profiles.
     """
     found = list(problems(model, version, static=static))
     if found:
         shown = "\n".join(f"  {problem}" for problem in found[:5])
         more = f"\n  and {len(found) - 5} more" if len(found) > 5 else ""
-        raise UnreadableGraphError(f"graph {model.graph.name!r} is not for TensorRT {version}:\n{shown}{more}")
+        raise UnreadableGraphError(f"TensorRT {version} cannot read graph {model.graph.name!r}:\n{shown}{more}")
 
 
 def problems(model: ir.Model, version: str, *, static: bool = False) -> Iterator[Problem]:
-    """Every broken rule of a graph, in the graph's order; arguments as :func:`refuse_unreadable`."""
+    """Yield every violated rule in graph order; arguments as :func:`refuse_unreadable`."""
     check_version(version)
     major, minor = version.split(".")
     target = (int(major), int(minor))
@@ -101,7 +101,7 @@ def _of_graph(model: ir.Model, target: Version, *, static: bool) -> Iterator[Pro
     if not 9 <= opset <= opset_of(target):
         yield Problem("graph", f"opset {opset}, the parser reads 9 to {opset_of(target)}", f"export with opset {opset_of(target)} or less")
     if model.functions and target < _FUNCTIONS:
-        yield Problem("graph", "local functions, which take the place of plug-ins of their name", "inline or strip them")
+        yield Problem("graph", "local functions, which override plug-ins of the same name", "inline or strip them")
     for value in (*graph.inputs, *graph.outputs):
         if value.dtype not in _TYPES_OF_INTERFACE:
             yield Problem(f"tensor {value.name!r}", f"type {_name(value.dtype)} cannot be bound", "use float, half, int32, int64 or bool")
@@ -113,7 +113,7 @@ def _of_graph(model: ir.Model, target: Version, *, static: bool) -> Iterator[Pro
     for value in graph.initializers.values():
         array = constant(value)
         if array is not None and array.dtype in (np.float32, np.float16) and not np.isfinite(array).all():
-            cure = "use a finite mask (-30000): rows that are masked throughout give NaN otherwise"
+            cure = "use a finite mask (-30000), since fully masked rows give NaN otherwise"
             yield Problem(f"constant {value.name!r}", "values that are not finite", cure)
 
 
@@ -122,39 +122,39 @@ Finding = tuple[str, str]
 
 def _of_node(node: ir.Node, target: Version) -> Iterator[Finding]:
     if node.domain not in ("", "ai.onnx"):
-        yield from _of_foreign(node, target)
+        yield from _of_other_domain(node, target)
         return
     op = node.op_type
     if op in DATA_DEPENDENT:
-        yield "output sizes depend on data: each call waits for the device, no CUDA graph", "choose with TopK, Where or a mask"
+        yield "output sizes depend on data: each call synchronizes, no CUDA graph", "choose with TopK, Where or a mask"
     if op in CONTROL_FLOW:
-        yield "control flow breaks fusion and CUDA graphs", "unroll it, or compute both sides and choose with Where"
+        yield "control flow prevents fusion and CUDA graphs", "unroll it, or compute both sides and choose with Where"
     types = OPERATORS.get(op)
     if types is None and op in LATER:
         first, types = LATER[op]
         if target < first:
-            yield f"the operator came with {first[0]}.{first[1]}", "write it in elementary operators"
+            yield f"the operator needs {first[0]}.{first[1]}", "write it with elementary operators"
     if types is None:
         if op not in DATA_DEPENDENT:
-            yield "the parser has no such operator", "write it in operators of export.tensorrt.parser_operators.OPERATORS"
+            yield "the parser has no such operator", "write it with operators of export.tensorrt.parser_operators.OPERATORS"
         return
     yield from _of_types(node, types)
     yield from _of_attributes(node, target)
 
 
-def _of_foreign(node: ir.Node, target: Version) -> Iterator[Finding]:
-    """The parser goes by the operator's name alone and does not look at its domain before 10.10."""
+def _of_other_domain(node: ir.Node, target: Version) -> Iterator[Finding]:
+    """Check an operator outside ONNX; before 10.10 the parser ignores the domain and uses the name only."""
     op = node.op_type
     if op in BUILT_IN:
         if target < BUILT_IN[op]:
-            yield f"the operator came with {BUILT_IN[op][0]}.{BUILT_IN[op][1]}", "use another recipe"
+            yield f"the operator needs {BUILT_IN[op][0]}.{BUILT_IN[op][1]}", "use another recipe"
         yield from _of_attributes(node, target)
     elif op in OPERATORS or op in LATER:
-        yield f"{node.domain}.{op} would be read as ONNX's {op}: the parser ignores domains", "rename the operator or write it in ONNX's"
+        yield f"{node.domain}.{op} would be read as ONNX's {op}: the parser ignores domains", "rename the operator or use ONNX's"
     elif "plugin_namespace" not in node.attributes or "plugin_version" not in node.attributes:
         yield (
-            f"{node.domain}.{op} is no built-in, and as a plug-in it does not say plugin_namespace and plugin_version",
-            "write both attributes on the node (a domain counts from 10.10 on), or leave contrib operators out",
+            f"{node.domain}.{op} is not built in, and as a plug-in it lacks plugin_namespace and plugin_version",
+            "set both attributes on the node (the domain is used from 10.10 on), or avoid contrib operators",
         )
 
 
@@ -162,11 +162,11 @@ def _of_types(node: ir.Node, types: Types) -> Iterator[Finding]:
     op = node.op_type
     for output in node.outputs:
         if output.dtype is None and output.uses():
-            yield f"the type of {output.name!r} is not known", "run export.graph.static_shapes.infer, or set it where the node is made"
+            yield f"the type of {output.name!r} is unknown", "run export.graph.static_shapes.infer, or set it where the node is created"
     places = DATA_INPUTS.get(op, (0,))
     for value in (node.inputs[place] for place in places if place < len(node.inputs)):
         if value is not None and value.dtype is not None and value.dtype not in types:
-            yield f"data {value.name!r} is {_name(value.dtype)}, allowed are {_names(types)}", "cast it, or write it otherwise"
+            yield f"data {value.name!r} is {_name(value.dtype)}, allowed are {_names(types)}", "cast it, or use another operator"
     if op == "Cast" and node.outputs[0].dtype not in (*types, None):
         yield f"casts to {_name(node.outputs[0].dtype)}, allowed are {_names(types)}", "stay within those types"
     if op in ONE_TYPE:
@@ -191,14 +191,14 @@ def _of_attributes(node: ir.Node, target: Version) -> Iterator[Finding]:
             if "select_last_index" in node.attributes and node.attributes["select_last_index"].as_int():
                 yield "select_last_index must be 0", "reverse the axis"
         case _ if op in _QUANTISERS:
-            yield from _of_quantiser(node, target)
+            yield from _of_quantizer(node, target)
 
 
 def _of_scatter(node: ir.Node, target: Version) -> Iterator[Finding]:
     if "reduction" not in node.attributes:
         return
     if node.attributes["reduction"].as_string() != "none":
-        yield "ScatterND with a reduction is read by no version", "sum over an axis instead"
+        yield "no version reads ScatterND with a reduction", "sum over an axis instead"
     elif target < _SCATTER_NONE:
         yield "a reduction attribute on ScatterND, even 'none', is an error before 10.9", "remove the attribute"
 
@@ -213,24 +213,24 @@ def _of_top(node: ir.Node) -> Iterator[Finding]:
 
 def _of_norm(node: ir.Node) -> Iterator[Finding]:
     if len(node.inputs) < 3 or node.inputs[1] is None or node.inputs[2] is None:
-        yield "scale and bias must be given (the importer's own scale is 0 for some types)", "give ones and zeros"
+        yield "scale and bias are required (the importer's default scale is 0 for some types)", "use ones and zeros"
     if any(output.uses() for output in node.outputs[1:]):
-        yield "only the first output exists", "compute mean and deviation beside it"
+        yield "only the first output is supported", "compute mean and deviation separately"
 
 
-def _of_quantiser(node: ir.Node, target: Version) -> Iterator[Finding]:
+def _of_quantizer(node: ir.Node, target: Version) -> Iterator[Finding]:
     data, scale, zero = node.inputs[0], constant(node.inputs[1]), constant(node.inputs[2]) if len(node.inputs) > 2 else None
     if scale is None:
-        yield "the scale is computed", "calibrate a constant: only those are taken by every version"
+        yield "the scale is computed", "calibrate a constant, which every version supports"
         return
     if not (np.isfinite(scale.astype(np.float32)) & (scale > 0)).all():
-        yield "scales must be positive and finite", "give the scale a floor (fp16's smallest is 6e-8)"
+        yield "scales must be positive and finite", "clip the scale from below (fp16's smallest is 6e-8)"
     if len(node.inputs) > 2 and (zero is None or zero.astype(np.float32).any()):
-        yield "only symmetric quantisation: the zero point must be a constant 0", "centre the codes"
+        yield "only symmetric quantization: the zero point must be a constant 0", "center the codes"
     if zero is not None and zero.dtype == np.uint8:
         yield "zero points of type uint8 are read as int8", "use signed codes"
     if zero is not None and zero.size != scale.size:
-        yield "scale and zero point must have one size", "leave the zero point out"
+        yield "scale and zero point must have the same size", "omit the zero point"
     if constant(data) is None and scale.size != 1:
         yield "activations have one scale per tensor", "smooth channels into the weights instead"
     if data is not None and data.dtype == ir.DataType.INT4:
@@ -240,14 +240,14 @@ def _of_quantiser(node: ir.Node, target: Version) -> Iterator[Finding]:
 def _of_int4(data: ir.Value, scales: tuple[int, ...], target: Version) -> Iterator[Finding]:
     codes = constant(data)
     if codes is None:
-        yield "INT4 is for weights", "quantise activations to INT8 or FP8"
+        yield "INT4 is for weights", "quantize activations to INT8 or FP8"
         return
     if codes.ndim != 2 and target < _INT4_ND:
-        yield f"INT4 blocks of a tensor of {codes.ndim} axes came with 10.7", "one matrix per expert, or the plug-in"
+        yield f"INT4 blocks of a tensor of {codes.ndim} axes need 10.7", "use one matrix per expert, or the plug-in"
     if codes.shape[-1] % 2:
-        yield "two INT4 codes share a byte: the last axis must be even", "leave this layer in half"
+        yield "two INT4 codes share a byte: the last axis must be even", "keep this layer in fp16"
     if len(scales) == codes.ndim and sum(a != b for a, b in zip(codes.shape, scales, strict=True)) > 1:
-        yield "only one axis may be cut into blocks", "block along the input axis"
+        yield "only one axis may have blocks", "block along the input axis"
 
 
 def _name(dtype: ir.DataType | None) -> str:

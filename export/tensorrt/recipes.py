@@ -2,19 +2,19 @@
 
 | recipe | weights | activations | for |
 |---|---|---|---|
-| fp16 | half | half | everywhere; the only one for the plug-in's stacked experts |
+| fp16 | fp16 | fp16 | everywhere; the only one for the plug-in's stacked experts |
 | int8 | int8 per output channel | int8 per tensor, calibrated | many tokens at once: prefill, decoding steps; SM 75 and later |
-| int4 | int4 in blocks of 128 along the input axis | half | one token at a time; SM 80 and later |
+| int4 | int4 in blocks of 128 along the input axis | fp16 | one token at a time; SM 80 and later |
 | fp8 | E4M3 per tensor | E4M3 per tensor, calibrated | SM 89 and later |
 
-TensorRT wants scales that are constants, so activations have one scale per tensor, not one per row as the "onnxruntime" flavour has.  A
-constant scale keeps requests apart all the same: no neighbour can change it.  What one scale loses on channels of different size,
-SmoothQuant gives back (arXiv 2211.10438): int8 and fp8 divide activations by a vector per layer and multiply the weights by it.
+TensorRT needs constant scales, so activations have one scale per tensor instead of one per row as in the "onnxruntime" flavour.  Requests
+still do not affect each other, because the scale is constant.  SmoothQuant (arXiv 2211.10438) compensates for channels of different
+magnitude: int8 and fp8 divide activations by a vector per layer and multiply the weights by it.
 
-INT4 weights are written as ``TRT_INT4DequantizeLinear`` (domain "trt"), which every TensorRT from 10.0 on reads in a graph of opset 20; the
-standard ``DequantizeLinear`` has the type and blocks from opset 21 only, which 10.3 does not promise to read.
+INT4 weights are written as ``TRT_INT4DequantizeLinear`` (domain "trt"), which TensorRT 10.0 and later read in a graph of opset 20.  The
+standard ``DequantizeLinear`` has INT4 and blocks from opset 21 on, which 10.3 may not read.
 
-NVFP4 (``TRT_FP4DynamicQuantize``, 10.8 and later, SM 100 and later) is not written yet.
+NVFP4 (``TRT_FP4DynamicQuantize``, 10.8 and later, SM 100 and later) is not supported yet.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from export.graph.lower import Array, Inserter, add_constant
-from export.quantize.quantize import Calibration, Recipe, layer_name, linear_layers, quantise_columns, smoothing
+from export.quantize.quantize import Calibration, Recipe, layer_name, linear_layers, quantize_columns, smoothing
 from f2edge.errors import InputError
 from f2edge.spec.graphs import SIGNATURES
 
 TRT_DOMAIN = "trt"
 INT4_OP = "TRT_INT4DequantizeLinear"
-#: Largest number of E4M3 and of a symmetric 4-bit integer.
+#: Largest values of E4M3 and of a symmetric 4-bit integer.
 _LARGEST_FP8, _LARGEST_INT4 = 448.0, 7
-#: Shares of a block's largest weight that are tried as its range.
+#: Candidate ranges of a block, as fractions of its largest weight.
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 
 
 @dataclass(frozen=True)
 class TensorRTRecipe:
-    """How linear layers are stored and computed.
+    """Storage and arithmetic of linear layers.
 
     Attributes:
-        name: as it stands in the manifest: "fp16", "int8", "int4" or "fp8".
-        calibrated: whether activations are quantised, so that calibration figures are needed.
+        name: name in the manifest: "fp16", "int8", "int4" or "fp8".
+        calibrated: whether activations are quantized, which needs calibration statistics.
         smooth: SmoothQuant's alpha, or None.
         block: weights along the input axis that share one INT4 scale; halved until it divides the axis.
-        keep: layers whose weight's name matches stay fp32.
+        keep: pattern of weight names that stay fp32.
         smallest: layers with fewer rows or columns stay fp16.
     """
 
@@ -73,12 +73,15 @@ RECIPES: Mapping[str, TensorRTRecipe] = MappingProxyType(
         )
     }
 )
-#: Graphs whose linear layers are quantised; encoders and the image tokenizer are convolutions and stay fp16.
+#: Graphs whose linear layers are quantized; encoders and the image tokenizer are convolutional and stay fp16.
 TRANSFORMER_GRAPHS = ("t2i_prefill", "t2i_step", "mmu_prefill", "mmu_extend")
 
 
 def recipes_of(text: str) -> dict[str, TensorRTRecipe]:
-    """Recipe of every graph from "int8" or "int8,mmu_extend=int4": one for the transformer's graphs, and exceptions by name.
+    """Parse "int8" or "int8,mmu_extend=int4": a recipe for the transformer's graphs, and exceptions by graph.
+
+    Returns:
+        Graph name → recipe; graphs outside the transformer have fp16.
 
     Raises:
         InputError: an unknown recipe or graph.
@@ -95,12 +98,12 @@ def recipes_of(text: str) -> dict[str, TensorRTRecipe]:
 
 
 def layers_of(recipe: TensorRTRecipe) -> Recipe:
-    """The same choice of layers for :func:`export.quantize.quantize.linear_layers` and for calibration."""
-    return Recipe(recipe.name, keep=recipe.keep, smallest=recipe.smallest)
+    """Return a recipe that selects the same layers for :func:`export.quantize.quantize.linear_layers` and calibration."""
+    return Recipe(recipe.name, keep=recipe.keep, smallest=recipe.smallest, smooth=recipe.smooth)
 
 
-def quantise_blocks(weight: Array, block: int) -> tuple[Array, Array]:
-    """Symmetric INT4 codes of ``(K, N)`` in [-7, 7] and scales ``(K / block, N)``, each block's range chosen for the least square error."""
+def quantize_blocks(weight: Array, block: int) -> tuple[Array, Array]:
+    """Quantize ``(K, N)`` to symmetric INT4: codes in [-7, 7] and scales ``(K / block, N)`` of least squared error per block."""
     K, N = weight.shape
     blocks = weight.reshape(K // block, block, N)
     largest = np.maximum(np.abs(blocks).max(axis=1), np.float32(1e-6))  # fp16 scales must not be zero
@@ -117,25 +120,25 @@ def quantise_blocks(weight: Array, block: int) -> tuple[Array, Array]:
 
 
 def _block_of(rows: int, wanted: int) -> int:
-    """The largest power-of-two part of ``wanted`` that divides ``rows``."""
+    """Return the largest divisor of ``rows`` among ``wanted``, ``wanted`` / 2, ``wanted`` / 4 …"""
     while rows % wanted:
         wanted //= 2
     return wanted
 
 
 def _int4(insert: Inserter, name: str, weight: Array, recipe: TensorRTRecipe) -> ir.Value | None:
-    """The weight behind INT4 codes; None where its shape does not allow them (two codes share a byte of the last axis)."""
+    """Insert the dequantized INT4 weight; return None if its shape does not allow INT4 (two codes share a byte of the last axis)."""
     K, N = weight.shape
     block = _block_of(K, recipe.block)
     if N % 2 or block < 16:
         return None
-    codes, scale = quantise_blocks(weight, block)
+    codes, scale = quantize_blocks(weight, block)
     packed = add_constant(insert.graph, f"{name}.int4", codes.astype(ml_dtypes.int4))
     return insert(INT4_OP, packed, add_constant(insert.graph, f"{name}.scale", scale), domain=TRT_DOMAIN, axis=0, block_size=block)
 
 
 def _int8(insert: Inserter, name: str, weight: Array) -> ir.Value:
-    codes, scale = quantise_columns(weight, 127)
+    codes, scale = quantize_columns(weight, 127)
     scales = add_constant(insert.graph, f"{name}.scale", np.maximum(scale, np.float32(1e-6)))
     return insert("DequantizeLinear", add_constant(insert.graph, f"{name}.int8", codes), scales, axis=1)
 
@@ -147,7 +150,7 @@ def _fp8(insert: Inserter, name: str, weight: Array) -> ir.Value:
 
 
 def _activations(insert: Inserter, x: ir.Value, largest: float, name: str, recipe: TensorRTRecipe) -> ir.Value:
-    """``x`` rounded to its calibrated grid: QuantizeLinear and DequantizeLinear with one constant scale."""
+    """Insert QuantizeLinear and DequantizeLinear with one constant scale for ``x``."""
     if recipe.name == "int8":
         limit, zero = 127.0, np.array(0, dtype=np.int8)
     else:
@@ -158,13 +161,13 @@ def _activations(insert: Inserter, x: ir.Value, largest: float, name: str, recip
 
 
 def _both(insert: Inserter, node: ir.Node, weight: Array, recipe: TensorRTRecipe, largest: Array | None) -> None:
-    """Q/DQ on weight and activation of one layer."""
+    """Insert Q/DQ on weight and activation of one layer."""
     x, source = node.inputs
     assert x is not None
     assert source is not None
     name = str(source.name)
     if largest is None:
-        raise InputError(f"recipe {recipe.name!r}: no calibration figures for {name}; calibrate with inputs that reach every graph")
+        raise InputError(f"recipe {recipe.name!r}: no calibration statistics for {name}; calibrate with inputs that reach every graph")
     if recipe.smooth is not None:
         divisor = smoothing(weight, largest, recipe.smooth)
         x = insert("Mul", x, add_constant(insert.graph, f"{name}.smooth", 1 / divisor))
@@ -173,16 +176,16 @@ def _both(insert: Inserter, node: ir.Node, weight: Array, recipe: TensorRTRecipe
     node.replace_input_with(1, (_int8 if recipe.name == "int8" else _fp8)(insert, name, weight))
 
 
-def quantise_tensorrt(model: ir.Model, recipe: TensorRTRecipe, calibration: Calibration | None = None) -> ir.Model:
-    """Put Q/DQ around the linear layers of a lowered fp32 graph; the same object, edited in place, still typed fp32.
+def quantize_tensorrt(model: ir.Model, recipe: TensorRTRecipe, calibration: Calibration | None = None) -> ir.Model:
+    """Insert Q/DQ around the linear layers of a lowered fp32 graph in place, without changing its types; return the model.
 
     Args:
-        model: from :func:`export.graph.lower.lower`; :func:`export.tensorrt.half_precision.to_half` comes after.
+        model: graph from :func:`export.graph.lower.lower`; :func:`export.tensorrt.half_precision.to_half` is applied afterwards.
         recipe: one of :data:`RECIPES`.
         calibration: largest activations by layer, for recipes that are calibrated.
 
     Raises:
-        InputError: no calibration figures for a layer that needs them.
+        InputError: calibration statistics of a layer are missing.
     """
     if recipe.name == "fp16":
         return model
@@ -192,9 +195,9 @@ def quantise_tensorrt(model: ir.Model, recipe: TensorRTRecipe, calibration: Cali
         if recipe.calibrated:
             _both(insert, node, weight, recipe, (calibration or {}).get(layer_name(graph, source)))
         else:
-            dequantised = _int4(insert, str(source.name), weight, recipe)
-            if dequantised is not None:
-                node.replace_input_with(1, dequantised)
+            dequantized = _int4(insert, str(source.name), weight, recipe)
+            if dequantized is not None:
+                node.replace_input_with(1, dequantized)
     for node in graph:
         for output in node.outputs:
             if output.dtype is None and node.op_type != "QuantizeLinear":

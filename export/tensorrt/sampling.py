@@ -1,9 +1,9 @@
-"""The end of a decoding step for TensorRT, which has neither unsigned integers nor shifts nor exclusive or.
+"""Sampling at the end of a decoding step for TensorRT, which has no unsigned integers, shifts or exclusive or.
 
-The same law as :mod:`export.graph.sampling`, bit for bit: the hash runs in int64, where a product of 32 by 16 bits cannot overflow; shifts
-are divisions by powers of two; the exclusive or of two bytes is looked up in a table of 65536 entries.  Ranks are counted by comparing
-every pair of positions instead of sorting, which keeps ties in their order on every machine (TensorRT does not say how its TopK breaks
-them) and needs no scatter.
+Bit-identical to :mod:`export.graph.sampling`: the hash runs in int64, where a product of 32 by 16 bits cannot overflow; shifts are
+divisions by powers of two; the exclusive or of two bytes is a lookup in a table of 65536 entries.  Ranks are counted by comparing every
+pair of positions instead of sorting, which orders ties by position on every machine (TensorRT does not document how its TopK breaks ties)
+and needs no scatter.
 
 Axes: R requests, N image tokens, V image codes.
 """
@@ -11,17 +11,14 @@ Axes: R requests, N image tokens, V image codes.
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
-from export.graph.lower import OPSET
+from export.graph.sampling import U32, build_sampler
 from f2edge.decoding.noise import GOLDEN, MULTIPLIERS
-
-_U32 = 0xFFFFFFFF
 
 
 class _Text:
-    """Lines of ONNX text in the making; each method appends one operation on int64 values and returns its name."""
+    """Builder of ONNX text; each method appends one operation on int64 values and returns the result's name."""
 
     def __init__(self, prefix: str) -> None:
         self.lines: list[str] = []
@@ -33,14 +30,15 @@ class _Text:
         return name
 
     def binary(self, op: str, a: str, b: str) -> str:
+        """``op (a, b)``."""
         return self._add(f"{op} ({a}, {b})")
 
     def high(self, a: str, bits: int) -> str:
-        """``a >> bits`` of a value that is not negative."""
+        """``a >> bits`` of a non-negative value."""
         return self.binary("Div", a, f"two{bits}")
 
     def parts(self, a: str, bits: int) -> tuple[str, str]:
-        """``a >> bits`` and the bits below."""
+        """``a >> bits`` and the lower bits."""
         high = self.high(a, bits)
         return high, self.binary("Sub", a, self.join(high, None, bits))
 
@@ -50,14 +48,15 @@ class _Text:
         return shifted if low is None else self.binary("Add", shifted, low)
 
     def low(self, a: str, bits: int) -> str:
+        """The lowest bits of a non-negative value."""
         return self.parts(a, bits)[1]
 
     def xor_byte(self, a: str, b: str) -> str:
-        """Of two values below 256."""
+        """Exclusive or of two values below 256."""
         return self._add(f"Gather <axis = 0> (xor_table, {self.join(a, b, 8)})")
 
     def bytes(self, a: str, count: int) -> list[str]:
-        """The lowest byte first; ``a`` has no more than ``count`` bytes."""
+        """The bytes of a value below 256 to the power of ``count``, lowest first."""
         found = []
         for _ in range(count - 1):
             a, byte = self.parts(a, 8)
@@ -72,7 +71,7 @@ class _Text:
         return value
 
     def times(self, a: str, number: int) -> str:
-        """The low 32 bits of a product with the constants ``m…_low`` and ``m…_high``, its halves of 16 bits."""
+        """The low 32 bits of the product with a multiplier given by its 16-bit halves ``m…_low`` and ``m…_high``."""
         upper = self.low(self.binary("Mul", a, f"m{number}_high"), 16)
         return self.low(self.join(upper, self.binary("Mul", a, f"m{number}_low"), 16), 32)
 
@@ -88,41 +87,7 @@ class _Text:
         return self.binary("Mul", centred, "ulp")
 
 
-_TEXT = """
-<ir_version: 10, opset_import: ["" : {opset}]>
-sampling (
-    float[R,{N},{V}] logits, int64[R,{N}] codes, float[R] token_temperature, float[R] temperature,
-    int64[R,{N}] noise_key, float[R,{N}] priority, int64[R] masked_after
-) => (int64[R,{N}] next_codes, int64[R,{N}] proposal)
-<
-    {constants},
-    float half = {{0.5}}, float ulp = {{{ulp}}}, float never = {{3.0e38}}, int64 own_stream = {{{own}}}, int64 mask_code = {{{V}}},
-    int64[1] axis1 = {{1}}, int64[1] axis2 = {{2}}, int64[2] axes12 = {{1, 2}}, int64[1] last = {{-1}}
->
-{{
-    heat = Unsqueeze (token_temperature, axes12)
-    z = Div (logits, heat)
-    p = Softmax <axis = -1> (z)
-    key_column = Unsqueeze (noise_key, last)
-{code_noise}
-    log_u = Log ({u})
-    score = Div (p, log_u)
-    token = ArgMin <axis = -1, keepdims = 0> (score)
-    token_column = Unsqueeze (token, last)
-    chosen_column = GatherElements <axis = -1> (p, token_column)
-    chosen = Squeeze (chosen_column, last)
-    log_p = Log (chosen)
-    masked = Equal (codes, mask_code)
-    proposal = Where (masked, token, codes)
-{own_noise}
-    log_own = Log ({own_u})
-    minus_log = Neg (log_own)
-    minus_gumbel = Log (minus_log)
-    temperature_column = Unsqueeze (temperature, axis1)
-    minus_spread = Mul (temperature_column, minus_gumbel)
-    noisy = Sub (log_p, minus_spread)
-    wished = Add (noisy, priority)
-    confidence = Where (masked, wished, never)
+_RANKING = """
     mine = Unsqueeze (confidence, axis2)
     theirs = Unsqueeze (confidence, axis1)
     lower = Less (theirs, mine)
@@ -134,41 +99,39 @@ sampling (
     after = Cast <to = 1> (masked_after)
     after_column = Unsqueeze (after, axis1)
     low = Less (rank, after_column)
-    again = And (masked, low)
-    next_codes = Where (again, mask_code, proposal)
-}}
 """
 
 
 def tensorrt_sampling_model(image_tokens: int, codes: int) -> ir.Model:
-    """:func:`export.graph.sampling.sampling_model` of the same inputs, outputs and values, in operators that TensorRT has."""
+    """Return a graph equal to :func:`export.graph.sampling.sampling_model`, with operators that TensorRT has."""
     of_codes, own = _Text("h"), _Text("c")
     u, own_u = of_codes.uniform("key_column", "stream"), own.uniform("noise_key", "own_stream")
     constants = [f"int64 two{bits} = {{{1 << bits}}}" for bits in (8, 9, 13, 16, 32)]
     for number, multiplier in enumerate(MULTIPLIERS, start=1):
         constants += [f"int64 m{number}_low = {{{multiplier & 0xFFFF}}}", f"int64 m{number}_high = {{{multiplier >> 16}}}"]
-    model = onnx.parser.parse_model(
-        _TEXT.format(
-            opset=OPSET,
-            N=image_tokens,
-            V=codes,
-            constants=", ".join(constants),
-            ulp=2.0**-23,
-            own=codes * GOLDEN & _U32,
-            code_noise="\n".join(of_codes.lines),
-            own_noise="\n".join(own.lines),
-            u=u,
-            own_u=own_u,
-        )
-    )
+    constants += [
+        f"float half = {{0.5}}, float ulp = {{{2.0**-23}}}, float never = {{3.0e38}}",
+        f"int64 own_stream = {{{codes * GOLDEN & U32}}}",
+    ]
+    constants += [
+        f"int64 mask_code = {{{codes}}}",
+        "int64[1] axis1 = {1}, int64[1] axis2 = {2}, int64[2] axes12 = {1, 2}, int64[1] last = {-1}",
+    ]
     byte = np.arange(256, dtype=np.int64)
     position = np.arange(image_tokens)
     arrays = {
-        "stream": np.arange(codes, dtype=np.int64) * GOLDEN & _U32,
+        "stream": np.arange(codes, dtype=np.int64) * GOLDEN & U32,
         "xor_table": (byte[:, None] ^ byte).reshape(-1),
         "earlier": (position < position[:, None])[None],  # [0, i, j]: j stands before i
     }
-    for name, array in arrays.items():
-        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    onnx.checker.check_model(model)
-    return ir.from_proto(model)
+    return build_sampler(
+        image_tokens,
+        codes,
+        arrays,
+        constants=", ".join(constants),
+        code_noise="\n".join(["    key_column = Unsqueeze (noise_key, last)", *of_codes.lines]),
+        u=u,
+        own_noise="\n".join(own.lines),
+        own_u=own_u,
+        ranking=_RANKING,
+    )

@@ -1,1 +1,1 @@
-"""The training loop and its tasks."""
+"""Training loop and training tasks."""

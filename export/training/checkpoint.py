@@ -1,7 +1,7 @@
 """Checkpoints and weight files: safetensors and JSON only, nothing is pickled.
 
 A run's folder holds ``step-000123/`` folders with ``model.safetensors``, ``model.ema.safetensors``, ``model.optimizer.safetensors`` (one
-such triple per optimizer) and ``state.json``.  A folder appears under its name only when it is complete (written aside, flushed,
+such triple per optimizer) and ``state.json``.  A folder gets its name when it is complete (written aside, flushed,
 renamed), so a run killed at any moment finds its last whole checkpoint.
 
     load_weights(Path("runs/tokenizer"), tokenizer)        # EMA weights of the newest checkpoint
@@ -30,7 +30,7 @@ _STEP = re.compile(r"step-(\d{6,})")
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
+    """Return the complete checkpoints of a run, oldest first."""
     if not directory.is_dir():
         return []
     found = [(int(match[1]), path) for path in directory.iterdir() if (match := _STEP.fullmatch(path.name))]
@@ -38,13 +38,13 @@ def checkpoints(directory: Path) -> list[Path]:
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None."""
+    """Return the newest complete checkpoint of a run, or None."""
     found = checkpoints(directory)
     return found[-1] if found else None
 
 
 def write_checkpoint(directory: Path, step: int, files: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any]) -> Path:
-    """Write ``step-…`` atomically and drop all but the newest two; ``files`` maps a file's stem to its tensors."""
+    """Write ``step-…`` atomically and delete all but the newest two; ``files`` maps a file's stem to its tensors."""
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / f"step-{step:06d}"
     partial = directory / f".partial-{final.name}"
@@ -64,7 +64,7 @@ def write_checkpoint(directory: Path, step: int, files: Mapping[str, Mapping[str
 
 
 def read_checkpoint(directory: Path, files: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, Any]:
-    """Copy a checkpoint's tensors into those of ``files`` in place; returns its ``state.json``."""
+    """Copy a checkpoint's tensors into those of ``files`` in place; return its ``state.json``."""
     for stem, targets in files.items():
         path = directory / f"{stem}.safetensors"
         _fill(path, _read(path), targets)
@@ -102,7 +102,7 @@ def load_weights(path: Path, module: nn.Module, *, ema: bool = True, name: str =
 
 
 def weights_file(path: Path, *, ema: bool = True, name: str = "model") -> Path:
-    """The safetensors file that :func:`load_weights` would read; raises :class:`InputError` where there is none."""
+    """Return the safetensors file that :func:`load_weights` reads; raises :class:`InputError` if there is none."""
     if path.is_file():
         return path
     folder = latest_checkpoint(path) or path
@@ -113,7 +113,7 @@ def weights_file(path: Path, *, ema: bool = True, name: str = "model") -> Path:
 
 
 def weights_metadata(path: Path) -> dict[str, str]:
-    """The metadata that :func:`save_weights` put into a file; a damaged one raises :class:`InputError`."""
+    """Return the metadata that :func:`save_weights` wrote; raises :class:`InputError` for a damaged file."""
     try:
         with safe_open(str(path), framework="pt") as file:
             return dict(file.metadata() or {})
@@ -122,13 +122,13 @@ def weights_metadata(path: Path) -> dict[str, str]:
 
 
 def stored_json(path: Path, key: str, kind: type[T], part: str) -> T:
-    """What a weights file says of itself in JSON; raises :class:`InputError` where it is no file of ``part``, as "an image tokenizer"."""
+    """Return JSON metadata of a weights file; raises :class:`InputError` if it is not a file of ``part``, such as "an image tokenizer"."""
     try:
         value = json.loads(weights_metadata(path)[key])
     except (KeyError, ValueError, RecursionError):
         value = None
     if not isinstance(value, kind):
-        raise InputError(f"{path}: these are no weights of {part} (no {key} in the file); give the file or run folder of that part")
+        raise InputError(f"{path}: not weights of {part} (no {key} in the file); give the file or run folder of that part")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Several processes under ``torchrun``, or one: the few collective operations that the loop needs.
+"""Collective operations of the training loop, for one process or several under ``torchrun``.
 
 Started by ``torchrun --nproc-per-node 2 -m export train tokenizer …``.
 """
@@ -16,20 +16,20 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Processes:
-    """The place of one process among all (``rank`` of ``world``); every method is a no-op for a world of one."""
+    """Rank and number of the processes; every method is a no-op for one process."""
 
     rank: int
     world: int
 
     @staticmethod
     def local_rank() -> int:
-        """Index among the processes of this machine, as torchrun tells."""
+        """Return the index among the processes of this machine, set by torchrun."""
         return int(os.environ.get("LOCAL_RANK", "0"))
 
     @classmethod
     @contextmanager
     def join(cls, device: torch.device) -> Iterator[Processes]:
-        """Join the group that torchrun describes in the environment (gloo on the CPU, NCCL on GPUs); leave it at the end."""
+        """Join the process group that torchrun describes in the environment (gloo on the CPU, NCCL on GPUs); leave it at the end."""
         world = int(os.environ.get("WORLD_SIZE", "1"))
         if world == 1:
             yield cls(0, 1)
@@ -50,7 +50,7 @@ class Processes:
 
     @torch.no_grad()
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Give every process the values of rank 0."""
+        """Copy the values of rank 0 to every process."""
         if self.world > 1:
             for tensor in tensors:
                 plain = tensor.contiguous()  # collectives want dense, row-major memory; channels-last weights are not
@@ -58,7 +58,7 @@ class Processes:
                 tensor.copy_(plain)
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether the flag is set in any process."""
+        """Return whether the flag is set in any process."""
         if self.world == 1:
             return flag
         shared = torch.tensor(float(flag), device=device)
@@ -66,6 +66,6 @@ class Processes:
         return bool(shared.item())
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all processes."""
         if self.world > 1:
             dist.barrier()

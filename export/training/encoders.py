@@ -14,7 +14,7 @@ Axes: B batch (rows 2k and 2k + 1 are one person), K slots or regions, V values,
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,9 +25,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from export.model.encoders import AttributeReadout, IdentityEncoder, RegionParser, SemanticEncoder
-from export.training.checkpoint import load_weights, save_weights, stored_json
-from export.training.loop import Batch, Figures, TrainOptions, train
+from export.data.conditions import REAL, Conditions, disturbed
+from export.data.pixels import to_pixels
+from export.data.tokens import FaceSource
+from export.model.encoders import SIDE, AttributeReadout, IdentityEncoder, RegionParser, SemanticEncoder
+from export.training.checkpoint import load_weights, save_weights, stored_json, weights_metadata
+from export.training.loop import Batch, StepMetrics, TrainOptions, train
 from f2edge.errors import InputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
 from f2edge.spec.configuration import NANO, ModelConfiguration
@@ -35,30 +38,15 @@ from f2edge.spec.configuration import NANO, ModelConfiguration
 TEMPERATURE = 0.1
 _VALIDATION_CHUNK = 64
 _CALIBRATION_BATCHES = 12
+#: Weight of telling whether a slot is to be seen.
+_SHOWN = 0.5
 
 
-class FaceRows(Protocol):
+class FaceRows(FaceSource, Protocol):
     """The part of ``export.data.shards.FaceShards`` that is used here; rows are indices ``(n,)``."""
 
-    @property
-    def region_names(self) -> Sequence[str]: ...
-
-    def __len__(self) -> int: ...
-
-    def images(self, rows: Any) -> NDArray[np.uint8]:
-        """``(n, Y, X, 3)``."""
-        ...
-
-    def slots(self, rows: Any) -> NDArray[np.int8]:
-        """``(n, K)`` value index, -1 where hidden."""
-        ...
-
-    def regions(self, rows: Any) -> NDArray[np.uint8]:
-        """``(n, K, G, G)`` coverage times 255."""
-        ...
-
     def identity(self, rows: Any) -> NDArray[Any]:
-        """``(n,)``."""
+        """Return person numbers ``(n,)``."""
         ...
 
 
@@ -74,6 +62,10 @@ class SemanticTraining(nn.Module):
         logits: Tensor = self.readout(self.encoder(pixels))
         return logits
 
+    def both(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """``(B, 3, Y, X)`` → slot logits ``(B, K, V)``, and of whether a slot is to be seen ``(B, K)``."""
+        return self.readout.both(self.encoder(pixels))
+
 
 def attribute_loss(logits: Tensor, slots: Tensor) -> Tensor:
     """Mean cross entropy over the visible slots; logits ``(B, K, V)``, slots ``(B, K)`` int64 with -1 where hidden."""
@@ -88,36 +80,20 @@ def identity_loss(features: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     return (functional.cross_entropy(similarity, target) + functional.cross_entropy(similarity.T, target)) / 2
 
 
-def augmented(images: NDArray[np.uint8], generator: np.random.Generator) -> Tensor:
-    """uint8 ``(B, Y, X, 3)`` → float ``(B, 3, Y, X)`` in [-1, 1], with the small changes that other cameras and codecs bring.
-
-    Shifts up to 3 pixels, gain ± 8 %, offset ± 0.05, mild softness and noise on part of the pictures.  No flips and no changes of hue:
-    slots name sides and colors.
-    """
-
-    def per_picture(values: Any) -> Tensor:
-        return torch.from_numpy(values.astype(np.float32))[:, None, None, None]
-
-    B, Y, X, _ = images.shape
-    shift = generator.integers(-3, 4, size=(2, B, 1))
-    rows, columns = np.clip(np.arange(Y) + shift[0], 0, Y - 1), np.clip(np.arange(X) + shift[1], 0, X - 1)
-    moved = images[np.arange(B)[:, None, None], rows[:, :, None], columns[:, None, :]]  # (B, Y, X, 3)
-    pixels = torch.from_numpy(moved).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-    soft = functional.avg_pool2d(functional.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    pixels = torch.lerp(pixels, soft, per_picture(generator.uniform(0, 0.8, B) * (generator.random(B) < 0.5)))
-    gain, offset = per_picture(generator.uniform(0.92, 1.08, B)), per_picture(generator.uniform(-0.05, 0.05, B))
-    noise = torch.from_numpy(generator.standard_normal((B, 3, Y // 2, X // 2), dtype=np.float32))
-    grain = functional.interpolate(noise, scale_factor=2) * per_picture(generator.uniform(0, 0.04, B) * (generator.random(B) < 0.5))
-    return (pixels * gain + offset + grain).clamp_(-1, 1)
-
-
-def plain(images: NDArray[np.uint8]) -> Tensor:
-    """uint8 ``(B, Y, X, 3)`` → float ``(B, 3, Y, X)`` in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+def reduced(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pictures ``(B, Y, X, 3)`` as large as the encoders look at them, ``(B, 128, 128, 3)``; smaller ones as they are."""
+    parts = images.shape[1] // SIDE
+    if parts < 2:
+        return images
+    total: NDArray[np.uint16] = sum(
+        (images[:, y::parts, x::parts].astype(np.uint16) for y in range(parts) for x in range(parts)), np.zeros((), np.uint16)
+    )
+    means: NDArray[np.uint8] = ((total + parts * parts // 2) // (parts * parts)).astype(np.uint8)
+    return means
 
 
 @dataclass(frozen=True)
-class EncoderFigures:
+class EncoderMetrics:
     """What a validation found, as shares in [0, 1]."""
 
     slot_accuracy: Mapping[str, float]
@@ -131,6 +107,7 @@ class EncodersTask:
     Args:
         data: pictures in pairs; the last ``validation_rows`` of them (an even count) are kept for validation.
         batch: rows of a micro batch, even.
+        conditions: how training pictures are changed.
     """
 
     name = "encoders"
@@ -142,6 +119,7 @@ class EncodersTask:
         *,
         configuration: ModelConfiguration = NANO,
         schema: AttributeSchema = F2EDGE_SCHEMA,
+        conditions: Conditions = REAL,
         validation_rows: int = 1000,
         seed: int = 0,
     ) -> None:
@@ -156,7 +134,8 @@ class EncodersTask:
         torch.manual_seed(seed)
         self.semantic = SemanticTraining(SemanticEncoder(configuration.semantic), AttributeReadout(schema, configuration.semantic))
         self.identity = IdentityEncoder(configuration.identity)
-        self.regions = RegionParser(len(data.region_names))
+        self.regions = RegionParser(len(data.region_names), configuration.tokenizer.grid)
+        self.conditions = conditions
         self.modules: Mapping[str, nn.Module] = {
             name: module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             for name, module in (("semantic", self.semantic), ("identity", self.identity), ("regions", self.regions))
@@ -167,24 +146,26 @@ class EncodersTask:
         generator = np.random.default_rng([self.seed, step, micro, rank, world])
         persons = generator.choice((len(self.data) - self.validation_rows) // 2, size=self.rows // 2, replace=False)
         rows = (persons[:, None] * 2 + np.arange(2)).reshape(-1)
-        return {
-            "pixels": augmented(self.data.images(rows), generator),
-            "slots": torch.from_numpy(self.data.slots(rows).astype(np.int64)),
-            "regions": torch.from_numpy(self.data.regions(rows).astype(np.float32) / 255),
-        }
+        images, coverage = reduced(self.data.images(rows)), self.data.regions(rows)
+        seen = disturbed(
+            images, self.data.slots(rows), generator, self.conditions,
+            regions=coverage, names=self.data.region_names, schema=self.schema,
+        )  # fmt: skip
+        return {"pixels": seen.pixels, "slots": torch.from_numpy(seen.slots.astype(np.int64)), "regions": seen.regions}
 
-    def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Figures]:
+    def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], StepMetrics]:
         """One loss per encoder; they share nothing but the pictures."""
         del step
-        logits, slots = self.semantic(batch["pixels"]), batch["slots"]
+        (logits, shown), slots = self.semantic.both(batch["pixels"]), batch["slots"]
+        visible = slots >= 0
+        unsure = functional.binary_cross_entropy_with_logits(shown, visible.float())
         losses = {
-            "semantic": attribute_loss(logits, slots),
+            "semantic": attribute_loss(logits, slots) + _SHOWN * unsure,
             "identity": identity_loss(self.identity(batch["pixels"])[:, 0]),
             "regions": functional.binary_cross_entropy_with_logits(self.regions.logits(batch["pixels"]), batch["regions"]),
         }
-        visible = slots >= 0
         right = ((logits.detach().argmax(-1) == slots) & visible).sum() / visible.sum().clamp(min=1)
-        return losses, {"slot_accuracy": right}
+        return losses, {"slot_accuracy": right, "shown": ((shown.detach() > 0) == visible).float().mean()}
 
     def validate(self, model: Mapping[str, nn.Module], step: int, directory: Path) -> dict[str, float]:
         """Mean slot accuracy, retrieval and region overlap; the per-slot table goes to ``directory/encoders-STEP.json``."""
@@ -199,13 +180,13 @@ class EncodersTask:
             "region_overlap": float(np.mean(list(found.region_overlap.values()))),
         }
 
-    def measure(self) -> EncoderFigures:
-        """Figures on the validation rows by the weights that the modules hold now."""
+    def measure(self) -> EncoderMetrics:
+        """Return metrics on the validation rows with the current weights of the modules."""
         first, right, seen, features = len(self.data) - self.validation_rows, 0.0, 0.0, []
         lower, upper = np.zeros(len(self.data.region_names)), np.zeros(len(self.data.region_names))
         for begin in range(first, len(self.data), _VALIDATION_CHUNK):
             rows = np.arange(begin, min(begin + _VALIDATION_CHUNK, len(self.data)))
-            pixels, slots = plain(self.data.images(rows)).to(next(self.identity.parameters()).device), self.data.slots(rows)
+            pixels, slots = to_pixels(reduced(self.data.images(rows))).to(next(self.identity.parameters()).device), self.data.slots(rows)
             answer = self.semantic(pixels).argmax(-1).cpu().numpy()
             right, seen = right + (answer == slots).sum(axis=0), seen + (slots >= 0).sum(axis=0)
             features.append(self.identity(pixels)[:, 0].float().cpu())
@@ -214,7 +195,7 @@ class EncodersTask:
             upper += np.maximum(coverage, truth).sum(axis=(0, 2, 3))
         persons = torch.cat(features)
         nearest = (persons[0::2] @ persons[1::2].T).argmax(dim=1)
-        return EncoderFigures(
+        return EncoderMetrics(
             dict(zip(self.schema, (right / np.maximum(seen, 1)).tolist(), strict=True)),
             float((nearest == torch.arange(len(nearest))).float().mean()),
             dict(zip(self.data.region_names, (lower / np.maximum(upper, 1e-9)).tolist(), strict=True)),
@@ -251,7 +232,7 @@ def write_encoders(run: Path, task: EncodersTask) -> None:
     """Take the averaged weights of a run's newest checkpoint and write one weights file per encoder beside it."""
     for name, module in task.modules.items():
         load_weights(run, module, name=name)
-    metadata = {"region_names": json.dumps(list(task.data.region_names))}
+    metadata = {"region_names": json.dumps(list(task.data.region_names)), "grid": str(task.regions.grid)}
     save_weights(run / "semantic.safetensors", task.semantic.encoder)
     save_weights(run / "readout.safetensors", task.semantic.readout, {"schema": json.dumps(task.schema.to_json())})
     save_weights(run / "identity.safetensors", task.identity)
@@ -267,7 +248,7 @@ def load_encoders(directory: Path, configuration: ModelConfiguration = NANO) -> 
         raise InputError(f"{directory}: no encoders here; train them: python -m export train encoders --data SHARDS --out {directory}")
     region_names = tuple(stored_json(names, "region_names", list, "the encoders' region parser"))
     semantic, identity = SemanticEncoder(configuration.semantic), IdentityEncoder(configuration.identity)
-    regions = RegionParser(len(region_names))
+    regions = RegionParser(len(region_names), int(weights_metadata(names).get("grid", "8")))
     for name, module in (("semantic", semantic), ("identity", identity), ("regions", regions)):
         load_weights(directory / f"{name}.safetensors", module)
         module.eval()
@@ -281,11 +262,11 @@ def load_encoders(directory: Path, configuration: ModelConfiguration = NANO) -> 
     return Encoders(semantic, identity, regions, region_names, readout.eval())
 
 
-def run(data: Path, options: TrainOptions, *, validation_rows: int = 1000) -> Path:
+def run(data: Path, options: TrainOptions, *, configuration: ModelConfiguration = NANO, validation_rows: int = 1000) -> Path:
     """Train (or resume) on the shards in ``data`` and write the weights files; returns the run's folder."""
     from export.data.shards import FaceShards
 
-    task = EncodersTask(FaceShards(data), options.batch, validation_rows=validation_rows, seed=options.seed)
+    task = EncodersTask(FaceShards(data), options.batch, configuration=configuration, validation_rows=validation_rows, seed=options.seed)
     train(task, options)
     write_encoders(options.out, task)
     return options.out

@@ -24,7 +24,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,17 +33,20 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from export.training.checkpoint import latest_checkpoint, read_checkpoint, write_checkpoint
 from export.training.distributed import Processes
 from export.training.optimization import Averages, Optimization, rate_factor
-from export.training.progress import Progress
+from export.training.progress import TrainingProgress
 from f2edge.errors import F2EdgeError, InputError
 
 Batch = dict[str, torch.Tensor]
-Figures = dict[str, "float | torch.Tensor"]
+StepMetrics = dict[str, "float | torch.Tensor"]
 
 _MAX_SKIPPED = 20
+#: Values of a batch's tensor from which on it travels between processes as fp16.
+_LARGE = 1 << 20
 
 
 class DivergedError(F2EdgeError, ArithmeticError):
@@ -56,6 +59,8 @@ class Task(Protocol):
     Attributes:
         name: written into checkpoints; resuming another task's folder is refused.
         modules: optimizer name → module, for example ``{"model": m}`` or ``{"model": tokenizer, "critic": discriminator}``.
+
+    A task whose batches of several consecutive steps share work says how many in ``together``.
     """
 
     name: str
@@ -65,12 +70,15 @@ class Task(Protocol):
         """CPU tensors: a pure function of its arguments, different for every (step, micro, rank). Runs in a background thread."""
         ...
 
-    def losses(self, batch: Batch, step: int) -> tuple[dict[str, torch.Tensor], Figures]:
-        """Optimizer name → scalar loss, and figures to log (detached scalars). Runs under autocast, modules in train mode."""
+    def losses(self, batch: Batch, step: int) -> tuple[dict[str, torch.Tensor], StepMetrics]:
+        """Optimizer name → scalar loss, and metrics to log (detached scalars). Runs under autocast, modules in train mode.
+
+        ``step`` is how far the schedule is, of ``TrainOptions.steps``.
+        """
         ...
 
     def validate(self, model: Mapping[str, nn.Module], step: int, directory: Path) -> dict[str, float]:
-        """Figures by the EMA weights, which are swapped into ``model`` (eval mode, no grad); may write sample grids into ``directory``."""
+        """Validation metrics of the EMA weights, swapped into ``model`` (eval mode, no grad); sample grids go to ``directory``."""
         ...
 
 
@@ -81,6 +89,7 @@ class TrainOptions:
     Attributes:
         out: folder of the run; holds ``step-000123`` folders, ``log.jsonl`` and ``samples``. A run found there is resumed.
         steps: optimizer steps in all, counted from the first start.
+        minutes: time in all, of all starts; the schedule runs by whichever of steps and time is further on. 0: steps alone count.
         batch: rows of one micro batch in one process; the task makes its batches of this size, the loop derives rates from it.
         accumulate: micro batches per optimizer step.
         learning_rate: peak; ``rate_scale`` multiplies it for the optimizers it names.
@@ -94,6 +103,7 @@ class TrainOptions:
         bf16: autocast to bfloat16.
         validate_every, save_every, log_every: in steps; 0 means only at the end.
         threads: torch threads; 0 keeps torch's choice.
+        loaders: processes that make batches; 0: a thread of this one, which is enough on two cores.
         device: "auto", "cpu", "cuda" …
     """
 
@@ -118,6 +128,8 @@ class TrainOptions:
     seed: int = 0
     threads: int = 0
     device: str = "auto"
+    minutes: float = 0.0
+    loaders: int = 0
     rate_scale: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -128,6 +140,8 @@ class TrainOptions:
             raise InputError(f"training: unknown schedule {self.schedule!r}; choose cosine, constant or wsd")
         if self.optimizer not in ("adamw", "muon"):
             raise InputError(f"training: unknown optimizer {self.optimizer!r}; choose adamw or muon")
+        if not 0 <= self.minutes < math.inf:
+            raise InputError(f"training: minutes must be a number, 0 or above, got {self.minutes}")
         if not 0 <= self.learning_rate < math.inf:
             raise InputError(f"training: the learning rate must be a number, 0 or above, got {self.learning_rate}")
         if not 0 <= self.ema < 1:
@@ -189,50 +203,68 @@ class _Run:
         }
         self.averages = {name: Averages(module, options.ema) for name, module in self.modules.items()} if options.ema else {}
         self.skipped = 0
-        self.step = self._resume()
+        self.step, self.spent = self._resume()
+        self.begun = time.perf_counter()
+        self.place = self._place()
         self.last = latest_checkpoint(options.out)
         processes.broadcast(t for m in self.modules.values() for t in (*m.parameters(), *m.buffers()))
 
+    def _seconds(self) -> float:
+        """Time of all starts."""
+        return self.spent + time.perf_counter() - self.begun
+
+    def _place(self) -> int:
+        """How far the schedule is, in steps: by time where that is further on than the steps done; the same in every process."""
+        options = self.options
+        if not options.minutes:
+            return self.step
+        share = torch.tensor(self._seconds() / (60 * options.minutes), dtype=torch.float64, device=self.device)
+        self.processes.broadcast([share])
+        return min(max(self.step, int(float(share) * options.steps)), options.steps)
+
     def go(self) -> Path:
         options, first = self.options, self.processes.rank == 0
+        if self.place == options.steps and self.last is not None:
+            return self.last
         rows = options.batch * options.accumulate * self.processes.world
-        with Progress(
+        with TrainingProgress(
             options.out, self.task.name, start=self.step, steps=options.steps, rows=rows, every=options.log_every, active=first
         ) as progress:
             for micro_batches in self._batches():
                 progress.add(self._update(micro_batches))
                 self.step += 1
-                stopping = self.processes.any(self.stop.is_set(), self.device)
-                ended = stopping or self.step == options.steps
+                self.place = self._place()
+                stopping, finished = self.processes.any(self.stop.is_set(), self.device), self.place == options.steps
+                ended = stopping or finished
                 progress.log(self.step, force=ended)
-                if _due(self.step, options.validate_every) or self.step == options.steps:
+                if _due(self.step, options.validate_every) or finished:
                     begun = time.perf_counter()
-                    figures = self._validate()
-                    progress.note(self.step, figures, time.perf_counter() - begun)
+                    metrics = self._validate()
+                    progress.note(self.step, metrics, time.perf_counter() - begun)
                 if _due(self.step, options.save_every) or ended:
                     self._save()
-                if stopping:
+                if ended:
                     break
         if self.last is None:
             raise InputError(f"training {self.task.name!r}: nothing to do in {options.out}")
         return self.last
 
-    def _update(self, micro_batches: list[Batch]) -> Figures:
-        """One optimizer step; returns the figures of all its micro batches, averaged."""
-        options, total = self.options, Figures()
+    def _update(self, micro_batches: list[Batch]) -> StepMetrics:
+        """One optimizer step; returns the metrics of all its micro batches, averaged."""
+        options, total = self.options, StepMetrics()
         updated: set[str] = set()
         for micro, batch in enumerate(micro_batches):
             torch.manual_seed(_mix(options.seed, self.step, micro, self.processes.rank))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=options.bf16):
-                losses, figures = self.task.losses(batch, self.step)
+                losses, metrics = self.task.losses(batch, self.place)
             for name, loss in losses.items():
                 self.optimizations[name].backward(loss / options.accumulate)
-                figures = {**figures, f"loss/{name}": loss.detach()}
+                metrics = {**metrics, f"loss/{name}": loss.detach()}
             updated |= set(losses)
-            for key, value in figures.items():
+            for key, value in metrics.items():
                 part = (value.detach().float() if isinstance(value, torch.Tensor) else value) / options.accumulate
                 total[key] = total[key] + part if key in total else part
-        rate = options.factor(self.step)
+        rate = options.factor(self.place)
         finite = True
         for name in (n for n in self.modules if n in updated):
             optimization = self.optimizations[name]
@@ -249,7 +281,35 @@ class _Run:
         return total
 
     def _batches(self) -> Iterator[list[Batch]]:
-        """The micro batches of each step still to do, on the device; made two steps ahead by a background thread."""
+        """The micro batches of each step still to do, on the device; made ahead by other processes or by a background thread."""
+        if self.options.loaders:
+            yield from self._loaded()
+        else:
+            yield from self._threaded()
+
+    def _loaded(self) -> Iterator[list[Batch]]:
+        """From processes of their own, which are forked: they share the task's memory-mapped data and never touch the device."""
+        options = self.options
+        together = getattr(self.task, "together", 1)
+        chunks = [range(first, min(first + together, options.steps)) for first in range(self.step, options.steps, together)]
+        loader = DataLoader(
+            _Chunks(self.task, chunks, options.accumulate, self.processes.rank, self.processes.world),
+            batch_size=None,
+            num_workers=options.loaders,
+            prefetch_factor=2,
+            multiprocessing_context="fork",
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_one_thread,
+        )
+        for steps in loader:
+            for batches in steps:
+                yield [self._placed(batch) for batch in batches]
+
+    def _placed(self, batch: Batch) -> Batch:
+        moved = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+        return {key: value.float() if value.dtype == torch.float16 else value for key, value in moved.items()}
+
+    def _threaded(self) -> Iterator[list[Batch]]:
         ready: queue.Queue[list[Batch] | BaseException] = queue.Queue(maxsize=2)
         closed = threading.Event()
 
@@ -277,7 +337,7 @@ class _Run:
                 item = ready.get()
                 if isinstance(item, BaseException):
                     raise item
-                yield [{key: value.to(self.device, non_blocking=True) for key, value in batch.items()} for batch in item]
+                yield [self._placed(batch) for batch in item]
         finally:
             closed.set()
             thread.join()
@@ -287,7 +347,7 @@ class _Run:
         return {key: value.pin_memory() for key, value in batch.items()} if self.device.type == "cuda" else batch
 
     def _validate(self) -> dict[str, float]:
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         self._share_buffers()
         if self.processes.rank == 0:
             directory = self.options.out / "samples"
@@ -298,14 +358,14 @@ class _Run:
                 module.eval()
             try:
                 with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
-                    figures = self.task.validate(self.modules, self.step, directory)
+                    metrics = self.task.validate(self.modules, self.step, directory)
             finally:
                 for average in self.averages.values():
                     average.swap()
                 for module in self.modules.values():
                     module.train()
         self.processes.barrier()
-        return figures
+        return metrics
 
     def _share_buffers(self) -> None:
         self.processes.broadcast(b for m in self.modules.values() for b in m.buffers())
@@ -313,7 +373,8 @@ class _Run:
     def _save(self) -> None:
         self._share_buffers()
         if self.processes.rank == 0:
-            state = {"task": self.task.name, "step": self.step, "options": {k: str(v) for k, v in asdict(self.options).items()}}
+            options = {k: str(v) for k, v in asdict(self.options).items()}
+            state = {"task": self.task.name, "step": self.step, "seconds": self._seconds(), "options": options}
             self.last = write_checkpoint(self.options.out, self.step, self._tensors(), state)
         self.processes.barrier()
         self.last = latest_checkpoint(self.options.out)
@@ -328,15 +389,38 @@ class _Run:
             files[f"{name}.ema"] = average.state()
         return files
 
-    def _resume(self) -> int:
-        """Fill everything from the last checkpoint, if any; returns the number of steps already done."""
+    def _resume(self) -> tuple[int, float]:
+        """Fill everything from the last checkpoint, if any; returns the number of steps already done, and the seconds that took."""
         found = latest_checkpoint(self.options.out)
         if found is None:
-            return 0
+            return 0, 0.0
         state: dict[str, Any] = read_checkpoint(found, self._tensors())
         if state["task"] != self.task.name:
             raise InputError(f"{self.options.out} holds a run of {state['task']!r}, not of {self.task.name!r}; choose another folder")
-        return int(state["step"])
+        return int(state["step"]), float(state.get("seconds", 0.0))
+
+
+class _Chunks(Dataset[list[list[Batch]]]):
+    """Batches of consecutive steps, made together: a task may keep what they share.  Large ones travel as fp16: half the shared memory."""
+
+    def __init__(self, task: Task, chunks: Sequence[range], accumulate: int, rank: int, world: int) -> None:
+        self.task, self.chunks, self.accumulate, self.rank, self.world = task, chunks, accumulate, rank, world
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, index: int) -> list[list[Batch]]:
+        make = self.task.batch
+        made = [[make(step, micro, self.rank, self.world) for micro in range(self.accumulate)] for step in self.chunks[index]]
+        return [[{key: _lighter(value) for key, value in batch.items()} for batch in batches] for batches in made]
+
+
+def _lighter(value: torch.Tensor) -> torch.Tensor:
+    return value.half() if value.dtype == torch.float32 and value.numel() >= _LARGE else value
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,4 +1,4 @@
-"""Updates of one module: flat gradients, AdamW, Muon, clipping, the learning-rate law, and the exponential average of the weights."""
+"""Optimization of one module: flat gradients, AdamW, Muon, clipping, learning-rate schedule, and the exponential average of the weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 def rate_factor(step: int, steps: int, warmup: int, schedule: str, decay_fraction: float = 0.25) -> float:
-    """Share of the peak learning rate at update ``step`` of ``steps`` (from 0), in (0, 1].
+    """Return the fraction of the peak learning rate at update ``step`` of ``steps`` (from 0), in (0, 1].
 
     Linear warm-up over ``warmup`` updates, then "constant", "cosine" to 0, or "wsd": stable, then ``1 - sqrt`` decay over the last
     ``decay_fraction`` of all updates (arXiv 2405.18392, section 4).
@@ -26,7 +26,7 @@ def rate_factor(step: int, steps: int, warmup: int, schedule: str, decay_fractio
 
 
 class Optimization:
-    """Updates of one module whose gradients are views into one flat buffer, ready to be averaged, measured and scaled in one go.
+    """Optimizers of one module whose gradients are views into one flat buffer, so that they are averaged and scaled at once.
 
     Args:
         module: its parameters that require gradients are trained.
@@ -79,11 +79,11 @@ class Optimization:
         return norm
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The live tensors of the optimizers (moments, update counts), to be written or filled in place."""
+        """Return the optimizers' tensors (moments, update counts), to be saved or filled in place."""
         return self._state
 
     def _allocate(self, hidden: set[int]) -> dict[str, torch.Tensor]:
-        """Optimizers make their state lazily at the first step; made here so that a fresh and a resumed run are alike."""
+        """Allocate the optimizers' state, which they would create at the first step, so that a new and a resumed run are alike."""
         tensors: dict[str, torch.Tensor] = {}
         for index, p in enumerate(self.parameters):
             muon = id(p) in hidden
@@ -108,7 +108,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update from the gradients; ``closure`` is not used."""
+        """Update the parameters from their gradients; ``closure`` is ignored."""
         del closure
         for group in self.param_groups:
             for p in group["params"]:
@@ -122,7 +122,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrix: torch.Tensor, iterations: int = 5) -> torch.Tensor:
-    """About U V^T of the singular value decomposition U S V^T, for (..., m, n), in float32.
+    """Approximate U V^T of the singular value decomposition U S V^T of (..., m, n), in float32.
 
     Five Newton-Schulz steps in bfloat16 with coefficients chosen for speed: singular values end between 0.7 and 1.2.
     """
@@ -139,9 +139,9 @@ def orthogonalised(matrix: torch.Tensor, iterations: int = 5) -> torch.Tensor:
 
 
 def hidden_matrices(module: nn.Module, smallest: int = 16) -> list[nn.Parameter]:
-    """Weights between hidden layers, for :class:`Muon`: two to four axes, no side below ``smallest``.
+    """Return the hidden weight matrices for :class:`Muon`: two to four axes, no side below ``smallest``.
 
-    Embeddings and output heads ("embed", "head" or "table" in their name) are none: their rows are separate things.
+    Embeddings and output heads ("embed", "head" or "table" in their name) are excluded, since their rows are independent.
     """
     found = []
     for name, p in module.named_parameters():
@@ -153,7 +153,7 @@ def hidden_matrices(module: nn.Module, smallest: int = 16) -> list[nn.Parameter]
 
 
 class Averages:
-    """Exponential moving average of a module's weights, in fp32, ramped up at the start; buffers are taken as they are."""
+    """Exponential moving average of a module's weights in fp32, with a ramp at the start; buffers are not averaged."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -164,13 +164,13 @@ class Averages:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Move towards the weights after update ``step`` (from 0)."""
+        """Update the average with the weights after update ``step`` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.shadow.values()), [self.live[name] for name in self.shadow], 1 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange averaged and live weights; call it again to undo."""
+        """Swap averaged and live weights; a second call swaps them back."""
         for name, shadow in self.shadow.items():
             live = self.live[name]
             kept = live.clone()
@@ -178,5 +178,5 @@ class Averages:
             shadow.copy_(kept)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """A full state dict: averaged parameters, and the module's own buffers and frozen parameters."""
+        """Return a full state dict: averaged parameters, and the module's buffers and frozen parameters."""
         return {name: self.shadow.get(name, tensor) for name, tensor in self._module.state_dict().items()}

@@ -1,4 +1,4 @@
-"""What a run shows and keeps: a bar on a terminal, else a line now and then, and every row in ``log.jsonl``."""
+"""TrainingProgress of a training run: a bar on a terminal, otherwise lines, and all rows in ``log.jsonl``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tqdm import tqdm
 from typing_extensions import Self
 
 
-class Progress:
-    """Averages figures between two log rows. Inactive (another process does the writing) it does nothing.
+class TrainingProgress:
+    """Averages metrics between two log rows; does nothing if inactive, when another process writes.
 
     Args:
         out: the run's folder; rows go to ``out/log.jsonl``. Rows beyond ``start`` (a killed run's last ones) are dropped.
@@ -43,9 +43,9 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def add(self, figures: Mapping[str, float | torch.Tensor]) -> None:
-        """Take in one step's figures; tensors are read only when a row is written, so a GPU is not held up."""
-        for key, value in figures.items():
+    def add(self, metrics: Mapping[str, float | torch.Tensor]) -> None:
+        """Add one step's metrics; tensors are read only when a row is written, to avoid synchronizing a GPU."""
+        for key, value in metrics.items():
             self._sums[key] = self._sums[key] + value if key in self._sums else value
             self._counts[key] = self._counts.get(key, 0) + 1
         if self._bar is not None:
@@ -61,11 +61,11 @@ class Progress:
         self._sums, self._counts, self._since, self._at = {}, {}, step, now
         self._row({"step": step, **averages})
 
-    def note(self, step: int, figures: Mapping[str, float], took_s: float) -> None:
-        """Write a validation row, its keys under ``validate/``; the seconds it took do not count into the rate."""
+    def note(self, step: int, metrics: Mapping[str, float], took_s: float) -> None:
+        """Write a validation row with keys under ``validate/``; its duration is excluded from the rate."""
         self._at += took_s
-        if self.active and figures:
-            self._row({"step": step, **{f"validate/{key}": value for key, value in figures.items()}})
+        if self.active and metrics:
+            self._row({"step": step, **{f"validate/{key}": value for key, value in metrics.items()}})
 
     def _row(self, row: dict[str, float]) -> None:
         with self._path.open("a", encoding="utf-8") as stream:

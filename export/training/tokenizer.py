@@ -26,13 +26,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from export.data.conditions import HIDDEN, MILD, Conditions, disturbed
+from export.data.pixels import to_pixels
 from export.model.discriminator import PatchDiscriminator, critic_loss, generator_loss
 from export.model.image_tokenizer import ImageTokenizer, bit_statistics
 from export.model.magvit2 import Magvit2Tokenizer, build_tokenizer
 from export.training.checkpoint import latest_checkpoint, load_weights, save_weights, stored_json
 from export.training.encoders import attribute_loss
-from export.training.loop import Batch, Figures, TrainOptions, resolve_device, train
+from export.training.loop import Batch, StepMetrics, TrainOptions, resolve_device, train
 from f2edge.errors import InputError
+from f2edge.spec.attributes import F2EDGE_SCHEMA
 from f2edge.spec.configuration import NANO, ImageTokenizerConfiguration
 
 Perceptual = Callable[[Tensor], list[Tensor]]
@@ -54,7 +57,7 @@ class Pictures(Protocol):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LossWeights:
     """Weights of the loss.
 
     Attributes:
@@ -82,7 +85,7 @@ class Recipe:
 
 
 #: For training a finished tokenizer's decoder further: the critic begins soon.
-FINE_TUNING = Recipe(edges_ramp=0.0, usage=0.0, confidence=0.0, commitment=0.0, critic_from=0.1)
+FINE_TUNING = LossWeights(edges_ramp=0.0, usage=0.0, confidence=0.0, commitment=0.0, critic_from=0.1)
 
 
 class TokenizerTask:
@@ -96,6 +99,7 @@ class TokenizerTask:
         labels: gives the true slots; needed with ``readers``.
         decoder_of: a trained tokenizer whose decoder is trained further; its encoder is frozen, so that codes keep their meaning and
             models that were trained on them stay valid.
+        conditions: how training pictures are changed; None: not at all.
     """
 
     name = "tokenizer"
@@ -107,21 +111,22 @@ class TokenizerTask:
         steps: int,
         *,
         configuration: ImageTokenizerConfiguration = NANO.tokenizer,
-        recipe: Recipe | None = None,
+        recipe: LossWeights | None = None,
         perceptual: Perceptual | None = None,
         readers: Sequence[Reader] = (),
         labels: Labels | None = None,
         decoder_of: ImageTokenizer | None = None,
+        conditions: Conditions | None = MILD,
         held_out: int = 256,
         seed: int = 0,
     ) -> None:
         if len(data) < held_out + batch:
             raise InputError(f"tokenizer: {len(data)} pictures are too few for a batch of {batch} and {held_out} held out; render more")
         self.data, self.rows, self.steps, self.held_out, self.seed = data, batch, steps, held_out, seed
-        self.recipe, self.perceptual = recipe or (Recipe() if decoder_of is None else FINE_TUNING), perceptual
+        self.recipe, self.perceptual = recipe or (LossWeights() if decoder_of is None else FINE_TUNING), perceptual
         if readers and labels is None:
             raise InputError("tokenizer: networks that name attributes need the pictures' true slots; give labels")
-        self.readers, self.labels = tuple(readers), labels
+        self.readers, self.labels, self.conditions = tuple(readers), labels, conditions
         torch.manual_seed(seed)
         self.tokenizer, self.critic = ImageTokenizer(configuration), PatchDiscriminator()
         if decoder_of is not None:
@@ -133,19 +138,26 @@ class TokenizerTask:
         """Random pictures, (B, 3, H, W) in [-1, 1], and for readers their slots, (B, K)."""
         generator = np.random.default_rng([self.seed, step, micro, rank, world])
         rows = np.sort(generator.choice(len(self.data) - self.held_out, size=self.rows, replace=False))
-        batch = {"pixels": pixels_of(self.data.images(rows))}
-        if self.readers and self.labels is not None:
-            batch["slots"] = torch.from_numpy(self.labels(rows).astype(np.int64))
+        images, labels = self.data.images(rows), None if self.labels is None else self.labels(rows)
+        if self.conditions is None:
+            pixels = to_pixels(images)
+        else:
+            known = np.full((len(rows), len(F2EDGE_SCHEMA)), HIDDEN, np.int8) if labels is None else labels
+            changed = disturbed(images, known, generator, self.conditions)
+            pixels, labels = changed.pixels, changed.slots
+        batch = {"pixels": pixels}
+        if self.readers and labels is not None:
+            batch["slots"] = torch.from_numpy(labels.astype(np.int64))
         return batch
 
-    def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Figures]:
+    def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], StepMetrics]:
         """The tokenizer's loss, and the critic's once it has begun."""
         recipe, pixels, progress = self.recipe, batch["pixels"], step / self.steps
         result = self.tokenizer(pixels)
         error = result.pixels - pixels
         bits = bit_statistics(result.latent, codes_per_cell=self.tokenizer.configuration.codes_per_cell)
         edges = edge_loss(result.pixels, pixels)
-        figures: Figures = {
+        metrics: StepMetrics = {
             "psnr": psnr(result.pixels.detach(), pixels).mean(),
             "edges": edges.detach(),
             "usage": bits.usage.detach(),
@@ -156,34 +168,34 @@ class TokenizerTask:
         loss = loss + recipe.confidence * bits.confidence - recipe.usage * bits.usage + recipe.commitment * bits.commitment
         if self.perceptual is not None:
             difference = perceptual_loss(self.perceptual, result.pixels, pixels)
-            figures["perceptual"] = difference.detach()
+            metrics["perceptual"] = difference.detach()
             loss = loss + recipe.perceptual * difference
         if self.readers:
             named = attribute_loss(self.readers[step % len(self.readers)](result.pixels), batch["slots"])
-            figures["attributes"] = named.detach()
+            metrics["attributes"] = named.detach()
             loss = loss + recipe.attributes * named
         if progress < recipe.critic_from:
-            return {"model": loss}, figures
-        heard = min(1.0, (progress - recipe.critic_from) / 0.05)
-        loss = loss + recipe.adversarial * heard * generator_loss(self.critic(result.pixels))
-        return {"model": loss, "critic": critic_loss(self.critic(pixels), self.critic(result.pixels.detach()))}, figures
+            return {"model": loss}, metrics
+        ramp = min(1.0, (progress - recipe.critic_from) / 0.05)
+        loss = loss + recipe.adversarial * ramp * generator_loss(self.critic(result.pixels))
+        return {"model": loss, "critic": critic_loss(self.critic(pixels), self.critic(result.pixels.detach()))}, metrics
 
     def validate(self, model: Mapping[str, nn.Module], step: int, directory: Path) -> dict[str, float]:
-        """Figures on the held-out pictures, and ``tokenizer-STEP.png`` with originals above their reconstructions."""
+        """Return metrics on the held-out pictures, and write ``tokenizer-STEP.png`` with originals above their reconstructions."""
         del model  # self.tokenizer is that module
         device = next(self.tokenizer.parameters()).device
         rows = np.arange(len(self.data) - self.held_out, len(self.data))
         shown: list[Tensor] = []
         found, codes = [], []
         for begin in range(0, len(rows), 32):
-            pixels = pixels_of(self.data.images(rows[begin : begin + 32])).to(device)
+            pixels = to_pixels(self.data.images(rows[begin : begin + 32])).to(device)
             result = self.tokenizer(pixels)
             found.append(torch.stack((psnr(result.pixels, pixels), (result.pixels.clamp(-1, 1) - pixels).abs().mean((1, 2, 3)))))
             codes.append(self.tokenizer.codes(result.latent).flatten())
             shown = shown or [pixels.cpu(), result.pixels.cpu()]
         write_pairs(directory / f"tokenizer-{step:06d}.png", *shown)
         ratio, absolute = torch.cat(found, 1).mean(1).tolist()
-        return {"psnr": ratio, "l1": absolute, **code_figures(torch.cat(codes).cpu(), self.tokenizer.configuration.bits)}
+        return {"psnr": ratio, "l1": absolute, **code_metrics(torch.cat(codes).cpu(), self.tokenizer.configuration.bits)}
 
 
 def edge_loss(guess: Tensor, truth: Tensor, scales: int = 3) -> Tensor:
@@ -209,7 +221,7 @@ def psnr(guess: Tensor, truth: Tensor) -> Tensor:
     return -10 * ((guess.clamp(-1, 1) - truth) / 2).square().mean((1, 2, 3)).clamp(min=1e-10).log10()
 
 
-def code_figures(codes: Tensor, bits: int) -> dict[str, float]:
+def code_metrics(codes: Tensor, bits: int) -> dict[str, float]:
     """How well the code is used, from codes (n,): entropy of the single bits (best: ``bits``), of the worst bit, codes seen, perplexity."""
     share = ((codes.unsqueeze(1) >> torch.arange(bits)) & 1).double().mean(0)
     entropy = (torch.special.entr(share) + torch.special.entr(1 - share)) / math.log(2)
@@ -220,11 +232,6 @@ def code_figures(codes: Tensor, bits: int) -> dict[str, float]:
         "codes_seen": float((counts > 0).sum()),
         "perplexity": float(torch.special.entr(counts / counts.sum()).sum().exp()),
     }
-
-
-def pixels_of(images: NDArray[np.uint8]) -> Tensor:
-    """uint8 (n, H, W, 3) → float (n, 3, H, W) in [-1, 1], channels last in memory."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
 def write_pairs(path: Path, above: Tensor, below: Tensor) -> None:
@@ -274,6 +281,7 @@ def run(
     data: Path,
     options: TrainOptions,
     *,
+    configuration: ImageTokenizerConfiguration = NANO.tokenizer,
     perceptual: Path | None = None,
     start_from: Path | None = None,
     decoder_of: Path | None = None,
@@ -304,6 +312,7 @@ def run(
         shards,
         options.batch,
         options.steps,
+        configuration=configuration,
         perceptual=features,
         readers=readers,
         labels=shards.slots,

@@ -25,17 +25,17 @@ from torch import Tensor, nn
 
 from export.data.text.dialogues import TextMaker
 from export.data.text.tokenizer import read_text_tokenizer
-from export.data.tokens import TokenCache
+from export.data.tokens import TokenCache, slots_of
 from export.model.transformer import Routing, UnifiedTransformer
 from export.training.checkpoint import latest_checkpoint, load_weights, save_weights
-from export.training.loop import Batch, Figures, TrainOptions, resolve_device, train
+from export.training.loop import Batch, StepMetrics, TrainOptions, resolve_device, train
 from export.training.losses import balance_loss, cosine_mask_ratio, expert_usage, generation_loss, text_loss
 from export.training.preview import ImageDecoder, measure
 from f2edge.errors import InputError
 from f2edge.imaging.regions import PRESENT, select_cells
 from f2edge.spec.attributes import F2EDGE_SCHEMA
-from f2edge.spec.configuration import NANO, ModelConfiguration
-from f2edge.spec.layout import left_pad
+from f2edge.spec.configuration import NANO, ImageTokenizerConfiguration, ModelConfiguration
+from f2edge.spec.layout import left_pad, tokens_of_cells
 
 #: Micro batches whose prompts are sorted by length together.
 _POOL = 4
@@ -56,6 +56,8 @@ class Mixture:
         faces_share: share of the rows (masked copies and faces) that are faces with questions.
         text_columns: S, text columns of a face's questions.
         describe_share: share of the faces that are also described.
+        seen_share: share of the faces that are asked about as seen under real conditions.
+        unsure_share: share of the questions that ask for what is not to be seen.
         prompt_dropout: share of the prompts replaced by the empty one, for guidance.
         thorough_share: share of the prompts that name many slots, all as likely (``TextMaker.prompt``).
         region_share: share of the masked copies that are masked within one or two named regions only.
@@ -70,6 +72,8 @@ class Mixture:
     faces_share: float = 0.1
     text_columns: int = 160
     describe_share: float = 0.25
+    seen_share: float = 0.6
+    unsure_share: float = 0.15
     prompt_dropout: float = 0.1
     thorough_share: float = 0.5
     region_share: float = 0.2
@@ -100,6 +104,7 @@ class UnifiedTask:
     """
 
     name = "unified"
+    together = _POOL
 
     def __init__(
         self,
@@ -151,13 +156,14 @@ class UnifiedTask:
 
     def _pictures(self, rows: np.ndarray, prompts: list[list[int]], rng: np.random.Generator) -> Batch:
         ids, lengths = left_pad(prompts, self.texts.layout.pad)
+        tokenizer = self.model.configuration.tokenizer
         codes = torch.from_numpy(self.cache.codes[rows].astype(np.int64))
         masked = draw_masks(len(rows), self.mixture.draws, codes.shape[1], rng)
         coverage = self.cache.regions[rows].astype(np.float32) / 255  # (B, R, G, G)
         weight = np.ones_like(masked, dtype=np.float32)  # (B, G, N)
-        weight += self.mixture.feature_weight * self._per_token(coverage[:, self._features].max(axis=1, initial=0))[:, None]
+        weight += self.mixture.feature_weight * tokens_of_cells(coverage[:, self._features].max(axis=1, initial=0), tokenizer)[:, None]
         for row, draw in zip(*np.nonzero(rng.random(masked.shape[:2]) < self.mixture.region_share), strict=True):
-            masked[row, draw] = draw_region_mask(coverage[row], masked.shape[2], rng)
+            masked[row, draw] = draw_region_mask(coverage[row], tokenizer, rng)
             weight[row, draw] *= self.mixture.region_weight
         return {
             "prompt_ids": torch.from_numpy(ids),
@@ -167,17 +173,15 @@ class UnifiedTask:
             "weight": torch.from_numpy(weight),
         }
 
-    def _per_token(self, cells: np.ndarray) -> np.ndarray:
-        """Values of cells (B, G, G) → of tokens (B, N)."""
-        flat = cells.reshape(len(cells), -1)
-        return np.repeat(flat, self.cache.codes.shape[1] // flat.shape[1], axis=1)
-
     def _questions(self, rng: np.random.Generator) -> Batch:
         rows = rng.integers(self.trained_rows, size=self.faces)
         mixture = self.mixture
-        talk = self.texts.dialogues([self.cache.face(r) for r in rows], rng, mixture.text_columns, mixture.describe_share)
+        seen = rng.random(self.faces) < mixture.seen_share
+        slots = np.where(seen[:, None], self.cache.seen_slots[rows], self.cache.slots[rows])
+        faces = [slots_of(row) for row in slots]
+        talk = self.texts.dialogues(faces, rng, mixture.text_columns, mixture.describe_share, mixture.unsure_share)
         return {
-            **self.features(rows),
+            **self.features(rows, seen),
             "text_ids": talk.ids,
             "text_positions": talk.positions,
             "text_segments": talk.segments,
@@ -185,25 +189,31 @@ class UnifiedTask:
             "text_weights": talk.weights,
         }
 
-    def features(self, rows: np.ndarray) -> Batch:
-        """What MMU reads of some faces: codes (B, N) int64, semantic and identity features (B, M, F) fp32."""
+    def features(self, rows: np.ndarray, seen: np.ndarray) -> Batch:
+        """What MMU reads of some faces, those of ``seen`` (B,) under real conditions.
+
+        Returns:
+            codes (B, N) int64, semantic and identity features (B, M, F) fp32.
+        """
         cache = self.cache
+        pairs = ((cache.codes, cache.seen_codes), (cache.semantic, cache.seen_semantic), (cache.identity, cache.seen_identity))
+        codes, semantic, identity = (np.where(_beside(seen, clean), changed[rows], clean[rows]) for clean, changed in pairs)
         return {
-            "face_codes": torch.from_numpy(cache.codes[rows].astype(np.int64)),
-            "semantic": torch.from_numpy(cache.semantic[rows].astype(np.float32)),
-            "identity": torch.from_numpy(cache.identity[rows].astype(np.float32)),
+            "face_codes": torch.from_numpy(codes.astype(np.int64)),
+            "semantic": torch.from_numpy(semantic.astype(np.float32)),
+            "identity": torch.from_numpy(identity.astype(np.float32)),
         }
 
     # Losses ----------------------------------------------------------------------------------------------------------
 
-    def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Figures]:
+    def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], StepMetrics]:
         """One loss: D3Diff, the answers' cross entropy and the balance losses."""
         del step
-        drawn, figures = self._generation(batch)
+        drawn, metrics = self._generation(batch)
         told, more = self._understanding(batch)
-        return {"model": drawn + told}, {**figures, **more}
+        return {"model": drawn + told}, {**metrics, **more}
 
-    def _generation(self, batch: Batch) -> tuple[Tensor, Figures]:
+    def _generation(self, batch: Batch) -> tuple[Tensor, StepMetrics]:
         masked, codes = batch["masked"], batch["codes"][:, None]  # (B, G, N), (B, 1, N)
         B, G, N = masked.shape
         ratio = masked.float().mean(dim=-1)  # (B, G)
@@ -216,10 +226,10 @@ class UnifiedTask:
             logits, target, weighing, rows=B * G, image_tokens=N, smoothing=self.mixture.smoothing, weight=batch["weight"][masked]
         )
         column = torch.arange(routing.token_chosen.shape[2], device=masked.device)
-        balance, figures = self._balance("t2i", routing, column >= P - batch["prompt_lengths"][:, None])
-        return loss.total + balance, {"t2i": loss.masked, "t2i/score": loss.score, **figures}
+        balance, metrics = self._balance("t2i", routing, column >= P - batch["prompt_lengths"][:, None])
+        return loss.total + balance, {"t2i": loss.masked, "t2i/score": loss.score, **metrics}
 
-    def _understanding(self, batch: Batch) -> tuple[Tensor, Figures]:
+    def _understanding(self, batch: Batch) -> tuple[Tensor, StepMetrics]:
         segments, weights = batch["text_segments"], batch["text_weights"]
         hidden, routing = self.model.understanding_states(
             batch["face_codes"], batch["semantic"], batch["identity"], batch["text_ids"], batch["text_positions"], segments
@@ -229,29 +239,34 @@ class UnifiedTask:
         loss = text_loss(logits, targets, weights[asked])
         right = (logits.detach().argmax(dim=-1) == targets).float().mean()
         image = torch.ones_like(segments[:, :1], dtype=torch.bool).expand(-1, routing.token_chosen.shape[2] - segments.shape[1])
-        balance, figures = self._balance("mmu", routing, torch.cat((image, segments >= 0), dim=1))
-        return self.mixture.understanding * loss + balance, {"mmu": loss, "mmu/right": right, **figures}
+        balance, metrics = self._balance("mmu", routing, torch.cat((image, segments >= 0), dim=1))
+        return self.mixture.understanding * loss + balance, {"mmu": loss, "mmu/right": right, **metrics}
 
-    def _balance(self, group: str, routing: Routing, valid: Tensor) -> tuple[Tensor, Figures]:
+    def _balance(self, group: str, routing: Routing, valid: Tensor) -> tuple[Tensor, StepMetrics]:
         """One group's balance losses, and how often its least used expert is chosen, relative to an even share."""
         token = balance_loss(routing.token_probability, routing.token_chosen, valid)
         sequence = balance_loss(routing.sequence_probability, routing.sequence_chosen)
-        figures: Figures = {}
+        metrics: StepMetrics = {}
         for level, chosen, rows in (("token", routing.token_chosen, valid), ("sequence", routing.sequence_chosen, None)):
             usage = expert_usage(chosen, rows).mean(dim=0)
-            figures[f"{group}/{level}_least"] = usage.min() * usage.numel()
-        return self.mixture.token_balance * token + self.mixture.sequence_balance * sequence, figures
+            metrics[f"{group}/{level}_least"] = usage.min() * usage.numel()
+        return self.mixture.token_balance * token + self.mixture.sequence_balance * sequence, metrics
 
     # Validation ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def validate(self, model: Mapping[str, nn.Module], step: int, directory: Path) -> dict[str, float]:
-        """Figures of :func:`export.training.preview.measure` on the held-back rows; tables and generated faces go to ``directory``."""
+        """Return the metrics of :func:`export.training.preview.measure` on the held-out rows; write tables and faces to ``directory``."""
         transformer = model["model"]
         assert isinstance(transformer, UnifiedTransformer)
         return measure(
             transformer, self.cache, self.validation, self.texts, image_decoder=self.image_decoder, step=step, directory=directory
         )
+
+
+def _beside(chosen: np.ndarray, array: np.ndarray) -> np.ndarray:
+    """A choice for each row (B,), shaped so that it broadcasts over rows of ``array``."""
+    return chosen.reshape(-1, *(1 for _ in array.shape[1:]))
 
 
 def row_shares(slots: np.ndarray) -> np.ndarray:
@@ -274,7 +289,7 @@ def draw_masks(rows: int, draws: int, tokens: int, rng: np.random.Generator) -> 
     return (rank < most[:, None]).reshape(rows, draws, tokens)
 
 
-def draw_region_mask(coverage: np.ndarray, tokens: int, rng: np.random.Generator) -> np.ndarray:
+def draw_region_mask(coverage: np.ndarray, tokenizer: ImageTokenizerConfiguration, rng: np.random.Generator) -> np.ndarray:
     """A mask (N,) within one region (seldom two) that the picture shows, by the shares (R, G, G) of cells that regions cover.
 
     The share of the region that is masked follows the same law as that of a whole picture: an edit decodes it step by step too.
@@ -284,9 +299,9 @@ def draw_region_mask(coverage: np.ndarray, tokens: int, rng: np.random.Generator
     cells = (
         np.logical_or.reduce([select_cells(coverage[region]) for region in chosen]) if len(chosen) else np.ones(coverage.shape[1:], bool)
     )
-    inside = np.flatnonzero(np.repeat(cells.ravel(), tokens // cells.size))
+    inside = np.flatnonzero(tokens_of_cells(cells, tokenizer))
     share = float(cosine_mask_ratio(torch.tensor(rng.random())))
-    mask = np.zeros(tokens, dtype=bool)
+    mask = np.zeros(tokenizer.tokens, dtype=bool)
     mask[rng.choice(inside, size=max(1, round(share * len(inside))), replace=False)] = True
     return mask
 
@@ -370,7 +385,15 @@ def run(
 
 
 def run_cache(
-    data: Path, tokenizer: Path, encoders: Path, out: Path, *, limit: int | None = None, batch: int = 64, device: str = "auto"
+    data: Path,
+    tokenizer: Path,
+    encoders: Path,
+    out: Path,
+    *,
+    configuration: ModelConfiguration = NANO,
+    limit: int | None = None,
+    batch: int = 64,
+    device: str = "auto",
 ) -> Path:
     """Encode the first ``limit`` faces (None: all) of the shards in ``data`` with trained tokenizer and encoders into the cache ``out``."""
     from tqdm import tqdm
@@ -381,7 +404,7 @@ def run_cache(
     from export.training.tokenizer import load_tokenizer
 
     place = resolve_device(device)
-    faces, trained, codes = FaceShards(data, limit), load_encoders(encoders), load_tokenizer(tokenizer).to(place)
+    faces, trained, codes = FaceShards(data, limit), load_encoders(encoders, configuration), load_tokenizer(tokenizer).to(place)
     with tqdm(total=math.ceil(len(faces)), unit="faces", disable=None) as bar:
         return cache_tokens(
             faces, codes, trained.semantic.to(place), trained.identity.to(place), out, batch=batch, device=place,

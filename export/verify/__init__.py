@@ -1,1 +1,1 @@
-"""Exported graphs compared with PyTorch."""
+"""Verification of exported graphs against PyTorch."""

@@ -1,9 +1,9 @@
-"""The census of experts: does every expert of a task live in its graph, and does the graph choose as PyTorch chooses?
+"""Expert census: checks that every expert of a task is in its graph and that the graph routes as PyTorch does.
 
-Tracing a mixture of experts is known to freeze a routing decision, or to drop an expert that the example input did not choose, without a
-word.  Three independent looks: :func:`census` finds every router and every expert's weights among the constants that the graph's outputs
-depend on; :func:`routing_agreement` compares the choices of the running graph with PyTorch's on real inputs; and the parity figures of
-:mod:`export.verify.parity` compare what comes out.  Any difference fails the export (:class:`LostExpertError`).
+Tracing a mixture of experts can silently freeze a routing decision, or drop an expert that the example input did not choose.  Three
+independent checks: :func:`census` finds every router and every expert's weights among the constants that the graph's outputs depend on;
+:func:`routing_agreement` compares the running graph's choices with PyTorch's on real inputs; and :mod:`export.verify.parity` compares
+outputs.  A difference fails the export (:class:`LostExpertError`).
 
 Axes: E experts, K active.
 """
@@ -20,45 +20,39 @@ import onnx_ir as ir
 from torch import nn
 
 from export.graph.lower import Array
-from export.graph.stored_weights import Stored, stored_expert, stored_weight
+from export.graph.stored_weights import StoredWeight, stored_expert, stored_weight
 from export.model.experts import Router, TokenExpertLayer
 from export.model.sequence_experts import SequenceExpertLayer
 from export.model.transformer import UnifiedTransformer
 from f2edge.errors import F2EdgeError
 
-#: Task group of each graph that has experts, whether the sequence level acts in it, and whether its last block feeds anything.
+#: Graph with experts → task group, whether it has sequence-level experts, and whether its last block's output is used.
 _GRAPHS: Mapping[str, tuple[str, bool, bool]] = {
     "t2i_prefill": ("t2i", False, False),
     "t2i_step": ("t2i", True, True),
     "mmu_prefill": ("mmu", True, False),
     "mmu_extend": ("mmu", False, True),
 }
-
-
-#: Least cosine between an expert's four-bit weights and PyTorch's.
-LEAST_COSINE = 0.8
+#: Minimum cosine between an expert's four-bit weights and PyTorch's.
+MIN_COSINE = 0.8
 
 
 class LostExpertError(F2EdgeError, RuntimeError):
-    """A graph that lacks an expert, or routes otherwise than PyTorch."""
+    """A graph lacks an expert, or routes differently from PyTorch."""
 
 
 @dataclass(frozen=True)
 class LayerCensus:
-    """One mixture of experts in one graph; ``alive`` lists the experts found, by router index."""
+    """One mixture of experts in one graph; ``alive`` lists the router indices of the experts found."""
 
     name: str
     experts: int
     active: int
     alive: tuple[int, ...]
 
-    @property
-    def complete(self) -> bool:
-        return len(self.alive) == self.experts
-
 
 def mixtures(model: UnifiedTransformer, graph: str) -> dict[str, TokenExpertLayer | SequenceExpertLayer]:
-    """The mixtures of experts that ``graph`` must contain, by module name."""
+    """Return the mixtures of experts that ``graph`` must contain, by module name."""
     if graph not in _GRAPHS:
         return {}
     group, sequence_level, whole = _GRAPHS[graph]
@@ -74,9 +68,9 @@ def mixtures(model: UnifiedTransformer, graph: str) -> dict[str, TokenExpertLaye
 
 
 def find_routers(graph: ir.Graph) -> dict[str, ir.Value]:
-    """The chosen experts (``TopK`` indices) of every router in a graph, by name of the mixture.
+    """Return the chosen experts (``TopK`` indices) of every router in a graph, by name of the mixture.
 
-    A router whose choice no longer follows from its weight is not found: that is what a frozen decision looks like.
+    A frozen router, whose choice does not depend on its weight, is not found.
     """
     found: dict[str, ir.Value] = {}
     for value in graph.initializers.values():
@@ -95,10 +89,10 @@ def find_routers(graph: ir.Graph) -> dict[str, ir.Value]:
     return found
 
 
-def _same(stored: Stored | None, linear: nn.Module, hidden: slice, axis: int, tolerance: float) -> bool:
-    """Whether the part ``hidden`` of a linear layer's outputs (axis 1) or inputs (axis 0) stands in the graph as PyTorch has it.
+def _same(stored: StoredWeight | None, linear: nn.Module, hidden: slice, axis: int, tolerance: float) -> bool:
+    """Return whether the stored part ``hidden`` of a linear layer's outputs (axis 1) or inputs (axis 0) equals PyTorch's.
 
-    Four bits, by GPTQ above all, move single values far, so there the direction of all values together decides.
+    Four-bit quantization, GPTQ above all, changes single values much, so there the cosine over all values is compared.
     """
     if stored is None:
         return False
@@ -108,7 +102,7 @@ def _same(stored: Stored | None, linear: nn.Module, hidden: slice, axis: int, to
         return False
     if stored.coarse:
         norms = float(np.linalg.norm(wanted)) * float(np.linalg.norm(stored.values))
-        return norms > 0 and float((wanted * stored.values).sum()) / norms >= LEAST_COSINE
+        return norms > 0 and float((wanted * stored.values).sum()) / norms >= MIN_COSINE
     smoothed = wanted * stored.smooth
     largest = np.abs(whole * (stored.smooth if np.shape(stored.smooth)[:1] == whole.shape[:1] else 1.0)).max()
     return bool(np.abs(stored.values - smoothed).max() <= tolerance * max(float(largest), float(np.abs(smoothed).max())))
@@ -128,21 +122,21 @@ def _alive(layer: TokenExpertLayer | SequenceExpertLayer, name: str, graph: ir.G
         stored = stored_weight(graph, f"{name}.{part}.{kind}.weight", linear.weight.shape[1])
         return _same(stored, linear, slice(None), 1, tolerance)
 
-    # copy and zero have no weights of their own; the router alone carries them
+    # copy and zero have no weights besides the router's
     return tuple(e for e, kind in enumerate(layer.kinds) if kind not in layer.maps or (whole("maps", kind) and whole("gates", kind)))
 
 
 def census(graph: ir.Graph, name: str, model: UnifiedTransformer, tolerance: float = 0.02) -> list[LayerCensus]:
-    """Count the experts alive in a graph whose unused constants have been removed.
+    """Count the experts of a graph whose unused constants have been removed.
 
     Args:
-        graph: as it is written to the bundle.
-        name: of :mod:`f2edge.spec.graphs`.
-        model: what was traced.
-        tolerance: of each weight, in parts of its layer's largest: int8 moves it by half a code (1/128 with 7 bits).
+        graph: graph as written to the bundle.
+        name: graph name of :mod:`f2edge.spec.graphs`.
+        model: the traced model.
+        tolerance: maximum error of a weight relative to its layer's largest; int8 rounds by half a code (1/128 with 7 bits).
 
     Raises:
-        LostExpertError: naming the graph, the layer and the experts that are missing.
+        LostExpertError: an expert or a live router is missing; names graph, layer and experts.
     """
     routers = find_routers(graph)
     rows = []
@@ -150,22 +144,21 @@ def census(graph: ir.Graph, name: str, model: UnifiedTransformer, tolerance: flo
         router = layer.router
         assert isinstance(router, Router)
         if layer_name not in routers:
-            raise LostExpertError(f"graph {name!r}: {layer_name} has no live router, its choice was frozen while tracing; export again")
+            raise LostExpertError(f"graph {name!r}: {layer_name} has no live router, tracing froze its choice; export again")
         row = LayerCensus(layer_name, router.weight.shape[0], router.active, _alive(layer, layer_name, graph, tolerance))
-        if not row.complete:
-            missing = sorted(set(range(row.experts)) - set(row.alive))
+        if missing := sorted(set(range(row.experts)) - set(row.alive)):
             raise LostExpertError(f"graph {name!r}: {layer_name} lost experts {missing} of {row.experts}; the traced module must keep them")
         rows.append(row)
     return rows
 
 
 def census_rows(graph: ir.Graph, name: str, model: UnifiedTransformer) -> dict[str, str]:
-    """:func:`census` of one graph as the manifest lists it: mixture → "alive/all, active"."""
+    """Return :func:`census` of one graph for the manifest: mixture → "alive/all, active"."""
     return {row.name: f"{len(row.alive)}/{row.experts}, {row.active} active" for row in census(graph, name, model)}
 
 
 def census_of_folder(folder: Path, model: UnifiedTransformer | None) -> dict[str, dict[str, str]]:
-    """:func:`census` of every graph in a bundle's folder: graph → mixture → "alive/all, active"; for the manifest."""
+    """Return :func:`census` of every graph in a bundle's folder: graph → mixture → "alive/all, active"."""
     if model is None:
         return {}
     return {
@@ -177,7 +170,13 @@ def census_of_folder(folder: Path, model: UnifiedTransformer | None) -> dict[str
 
 @dataclass(frozen=True)
 class RoutingAgreement:
-    """How often a graph chose the same set of experts as PyTorch, and how often each expert was chosen (share of decisions, sums to K)."""
+    """Routing decisions of a graph compared with PyTorch's.
+
+    Attributes:
+        decisions: number of decisions.
+        same: decisions with the same set of experts.
+        usage: layer → share of decisions that chose each expert; sums to K.
+    """
 
     decisions: int
     same: int
@@ -185,11 +184,12 @@ class RoutingAgreement:
 
     @property
     def share(self) -> float:
+        """Share of equal decisions."""
         return self.same / self.decisions if self.decisions else 1.0
 
 
 def _sets(indices: Array, experts: int) -> Array:
-    """Chosen experts (…, K) as bool (decisions, E)."""
+    """Convert chosen experts (…, K) to bool (decisions, E)."""
     flat = indices.reshape(-1, indices.shape[-1])
     sets = np.zeros((len(flat), experts), dtype=bool)
     np.put_along_axis(sets, flat, values=True, axis=1)
@@ -199,19 +199,19 @@ def _sets(indices: Array, experts: int) -> Array:
 def routing_agreement(
     reference: Mapping[str, list[Array]], found: Mapping[str, list[Array]], experts: Mapping[str, int]
 ) -> RoutingAgreement:
-    """Compare choices ``(…, K)`` of one graph over the same inputs, by layer.
+    """Compare routing decisions ``(…, K)`` of one graph over the same inputs, by layer.
 
     Args:
-        reference: PyTorch's.
-        found: the running graph's.
-        experts: E of each layer.
+        reference: PyTorch's decisions.
+        found: the graph's decisions.
+        experts: number of experts E of each layer.
 
     Raises:
-        LostExpertError: a layer decides in one of the two only, or for another number of tokens.
+        LostExpertError: a layer decides in only one of the two, or for another number of tokens.
     """
     if set(reference) != set(found):
         only = sorted(set(reference) ^ set(found))
-        raise LostExpertError(f"routers decide in PyTorch or in the graph but not in both: {only}; the traced module must keep them")
+        raise LostExpertError(f"routers found in only one of PyTorch and the graph: {only}; the traced module must keep them")
     decisions = same = 0
     usage: dict[str, tuple[float, ...]] = {}
     for name, wanted in reference.items():

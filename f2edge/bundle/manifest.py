@@ -1,6 +1,6 @@
-"""What a bundle's ``manifest.json`` says, read from bytes that nobody vouches for.
+"""Parser of a bundle's untrusted ``manifest.json``.
 
-Keys of the document; those up to ``files`` are required, but for ``editing``::
+Keys of the document; those up to ``files`` are required, except ``editing``::
 
     format_version  1
     name            identifier of the model
@@ -17,17 +17,18 @@ Keys of the document; those up to ``files`` are required, but for ``editing``::
     alignment       {landmarks: five [x, y], margins: [left, top, right, bottom]}
     smoke           {prompt, seed, codes}; optional: agreement
     pictures        optional: how pictures become pixels and back, of f2edge.imaging.laws: "f2edge" (the default) or "show-o"
+    reading         {temperatures: slot → number, unsure: words}; optional: domain {file, center, scale}; see :class:`Reading`
     describe_question               how ``describe`` asks
     licence, description, created   text for people; with parity, quality and experts, any JSON, kept in ``document``
 
-Whatever the bytes, the outcome is a :class:`Manifest` or a :class:`~f2edge.errors.BundleError` that says which key is wrong.
+Any bytes give either a :class:`Manifest` or a :class:`~f2edge.errors.BundleError` that names the wrong key.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -37,7 +38,7 @@ from f2edge.errors import BundleError, InputError
 from f2edge.imaging.laws import LAWS, PictureLaw, law_named
 from f2edge.spec.attributes import AttributeSchema
 from f2edge.spec.configuration import ModelConfiguration
-from f2edge.spec.graph_checks import Fit, GraphEntry, Port
+from f2edge.spec.graph_checks import GraphEntry, Port, SignatureCheck
 from f2edge.spec.graphs import SIGNATURES
 from f2edge.spec.layout import TokenLayout
 
@@ -51,7 +52,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class FileEntry:
-    """What a file must be: its sum in lower-case hex, its size in bytes."""
+    """Expected SHA-256 (lower-case hex) and size (bytes) of a file."""
 
     sha256: str
     size: int
@@ -59,12 +60,12 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Alignment:
-    """How training pictures were cropped.
+    """Crop geometry of the training pictures.
 
     Attributes:
         landmarks: image-left eye, image-right eye, nose tip, image-left and image-right mouth corner as ``(x, y)`` in a picture of
             128 by 128 pixels; scale by ``size / 128``.
-        margins: left, top, right, bottom: how far the crop reaches beyond a detected face box, in parts of the box's sides.
+        margins: left, top, right, bottom: how far the crop reaches beyond a detected face box, as a share of the box's sides.
     """
 
     landmarks: tuple[tuple[float, float], ...]
@@ -73,9 +74,9 @@ class Alignment:
 
 @dataclass(frozen=True)
 class SmokeVector:
-    """The tokens that the exporting machine got for one prompt and seed, and the share of them another machine must agree on.
+    """Tokens of one prompt and seed on the exporting machine, and the share that another machine must reproduce.
 
-    Integer kernels round differently from one CPU to the next, so the share is below 1; tokens that agree by luck are 1 in V.
+    Integer kernels round differently between CPUs, so the share is below 1; by chance 1 token in V agrees.
     """
 
     prompt: str
@@ -85,11 +86,28 @@ class SmokeVector:
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """A manifest whose parts fit together.
+class Reading:
+    """How answers become probabilities.
 
-    ``generation`` is what ``generate`` uses where the caller says nothing, ``editing`` what ``edit`` uses, ``document`` the JSON as it was
-    written.
+    Attributes:
+        temperatures: by slot; logarithms of its answers' probabilities are divided by it.  A slot that is not named has 1.
+        unsure: the answer that a slot is not to be seen; "" where the model has none.
+        domain_file: array of :class:`f2edge.domain.Domain`; "" where there is none.
+        domain_center, domain_scale: likewise.
+    """
+
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+    unsure: str = ""
+    domain_file: str = ""
+    domain_center: float = 0.0
+    domain_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A validated manifest.
+
+    ``generation`` and ``editing`` are the default schedules of ``generate`` and ``edit``; ``document`` is the parsed JSON.
     """
 
     name: str
@@ -106,15 +124,16 @@ class Manifest:
     document: Mapping[str, Any]
     flavour: str = FLAVOURS[0]
     pictures: PictureLaw = LAWS["f2edge"]
+    reading: Reading = field(default_factory=Reading)
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """Read the bytes of ``manifest.json``; raises :class:`BundleError` naming the key that is wrong."""
+    """Parse the bytes of ``manifest.json``; raises :class:`BundleError` naming the wrong key."""
     return check_manifest(load(data))
 
 
 def check_manifest(document: Any) -> Manifest:
-    """The same for a document that is already parsed."""
+    """Validate a parsed document; raises :class:`BundleError` naming the wrong key."""
     row = table(document, "the document")
     version = row.get("format_version")
     if type(version) is not int or version not in KNOWN_VERSIONS:
@@ -142,7 +161,7 @@ def _parse(row: Mapping[str, Any]) -> Manifest:
     flavour = text(row.get("flavour", FLAVOURS[0]), "flavour")
     if flavour not in FLAVOURS:
         raise BundleError(f"manifest: flavour {show(flavour)} is unknown; this f2edge reads {', '.join(FLAVOURS)}; update f2edge")
-    fit = Fit(model, layout, regions)
+    fit = SignatureCheck(model, layout, regions)
     for entry in graphs.values():
         if entry.file not in files:
             raise BundleError(f"manifest: graphs.{entry.name}.file {show(entry.file)} is not among files; export the bundle again")
@@ -162,6 +181,7 @@ def _parse(row: Mapping[str, Any]) -> Manifest:
         document=MappingProxyType(dict(row)),
         flavour=flavour,
         pictures=law_named(text(row.get("pictures", "f2edge"), "pictures")),
+        reading=Reading() if row.get("reading") is None else _reading(row["reading"], files),
     )
 
 
@@ -175,11 +195,13 @@ def _model(row: Any) -> ModelConfiguration:
             "tokenizer.bits in 1 … 24": 1 <= tokenizer["bits"] <= 24,
             "tokenizer.channels with 2 … 8 entries": 1 <= halvings <= 7,
             "tokenizer.codes_per_cell in 1 … 16": 1 <= tokenizer.get("codes_per_cell", 1) <= 16,
+            "tokenizer.block in 1 … 16": 1 <= tokenizer.get("block", 1) <= 16,
             "tokenizer.image_size in 1 … 4096": 1 <= tokenizer["image_size"] <= 4096,
         },
         "model",
     )
-    require({"tokenizer.image_size to be a multiple of its downsampling": tokenizer["image_size"] % 2**halvings == 0}, "model")
+    side = 2**halvings * tokenizer.get("block", 1)
+    require({"tokenizer.image_size to be a multiple of its downsampling and block": tokenizer["image_size"] % side == 0}, "model")
     return ModelConfiguration.from_json(row)
 
 
@@ -231,6 +253,21 @@ def _smoke(row: Any, layout: TokenLayout) -> SmokeVector:
     return smoke
 
 
+def _reading(row: Any, files: Mapping[str, FileEntry]) -> Reading:
+    temperatures = table(get(row, "temperatures", "reading"), "reading.temperatures")
+    unsure = text(row.get("unsure", ""), "reading.unsure", empty=True)
+    values = numbers(list(temperatures.values()), len(temperatures), "reading.temperatures")
+    require({"temperatures in 0.05 … 20": all(0.05 <= value <= 20 for value in values)}, "reading")
+    found = Reading(MappingProxyType(dict(zip(temperatures, values, strict=True))), unsure)
+    if row.get("domain") is None:
+        return found
+    domain = table(row["domain"], "reading.domain")
+    file = text(get(domain, "file", "reading.domain"), "reading.domain.file")
+    center, scale = numbers([get(domain, key, "reading.domain") for key in ("center", "scale")], 2, "reading.domain")
+    require({"file among files": file in files, "scale above 0": scale > 0}, "reading.domain")
+    return replace(found, domain_file=file, domain_center=center, domain_scale=scale)
+
+
 def _file(row: Any, where: str) -> FileEntry:
     digest, size = text(get(row, "sha256", where), f"{where}.sha256"), get(row, "bytes", where)
     require({"sha256 of 64 hex digits, lower case": _SHA256.fullmatch(digest) is not None}, where)
@@ -241,7 +278,7 @@ def _file(row: Any, where: str) -> FileEntry:
 def _graph(name: str, row: Any) -> GraphEntry:
     where = f"graphs.{name}"
     if name not in SIGNATURES:
-        raise BundleError(f"manifest: {show(name)} is no graph that this f2edge knows ({', '.join(SIGNATURES)}); update f2edge")
+        raise BundleError(f"manifest: {show(name)} is not a graph that this f2edge knows ({', '.join(SIGNATURES)}); update f2edge")
     return GraphEntry(
         name=name,
         file=text(get(row, "file", where), f"{where}.file"),

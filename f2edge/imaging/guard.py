@@ -1,12 +1,12 @@
-"""The gate for image bytes that nobody vouches for: what is refused is refused before a decoder allocates anything for it.
+"""Guard for untrusted image bytes: every limit is checked before a decoder allocates memory.
 
-In order: size of the file, kind by its first bytes (JPEG, PNG or WebP; never by name), structure (PNG chunk lengths against the bytes
-present, no animation), dimensions from the header, and only then the decoder of that one kind.  A 750 KB file can hold 256 million
-pixels, so the limits stand before decoding and not after.
+Checks in order: file size; kind by its first bytes (JPEG, PNG or WebP, never by name); structure (number of parts, PNG chunk lengths, no
+animation); dimensions in the header; estimated decoding time (:mod:`.cost`); then the decoder of that one kind.  A 750 KB file can hold
+256 million pixels, and a file of 4 MiB can take half a minute to decode.
 
 >>> decode(b"GIF89a...")
 Traceback (most recent call last):
-f2edge.errors.ImageError: the image is no JPEG, PNG or WebP; convert it to one of these
+f2edge.errors.ImageError: the image is not a JPEG, PNG or WebP; convert it to one of these
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from f2edge.errors import ImageError
+from f2edge.imaging.cost import decode_ms, webp_size
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,23 +31,24 @@ _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What is accepted: file size, sides in pixels, number of pixels, longer side over shorter side."""
+    """Accepted file size, sides (pixels), number of pixels, ratio of the longer to the shorter side, and estimated decoding time."""
 
     largest_bytes: int = 4 << 20
     smallest_side: int = 16
     largest_side: int = 4096
     largest_pixels: int = 16_000_000
     largest_ratio: float = 20.0
+    largest_decode_ms: float = 1000.0
 
 
 DEFAULT_LIMITS = ImageLimits()
 
 
 def read_file(path: str | os.PathLike[str], limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
-    """Bytes of a regular file within the size limit; raises :class:`ImageError`."""
+    """Return the bytes of a regular file, read up to one byte beyond the size limit; raises :class:`ImageError`."""
     name = os.fspath(path)
     try:
-        # Opening a named pipe would wait for somebody to write to it.
+        # Opening a named pipe would block until a writer opens it.
         data = _read(Path(name), limits.largest_bytes + 1) if stat.S_ISREG(Path(name).stat().st_mode) else None
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file; check the path of the image") from error
@@ -54,7 +56,7 @@ def read_file(path: str | os.PathLike[str], limits: ImageLimits = DEFAULT_LIMITS
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"{name[:200]!r}: cannot be read ({reason}); check the path of the image") from error
     if data is None:
-        raise ImageError(f"{name}: is no regular file; give the path of a JPEG, PNG or WebP")
+        raise ImageError(f"{name}: is not a regular file; give the path of a JPEG, PNG or WebP")
     return data
 
 
@@ -64,7 +66,7 @@ def _read(path: Path, length: int) -> bytes:
 
 
 def decode(data: bytes, *, name: str = "the image", limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
-    """Pixels as they are stored, unconverted and not yet turned upright, fully loaded.
+    """Return the decoded picture, fully loaded, in its stored mode and orientation.
 
     Raises:
         ImageError: names the image, the rule that it breaks and the cure.
@@ -75,16 +77,17 @@ def decode(data: bytes, *, name: str = "the image", limits: ImageLimits = DEFAUL
     if kind is None:
         if not data:
             raise ImageError(f"{name} is empty (0 bytes); give a JPEG, PNG or WebP")
-        raise ImageError(f"{name} is no JPEG, PNG or WebP; convert it to one of these")
+        raise ImageError(f"{name} is not a JPEG, PNG or WebP; convert it to one of these")
+    work_ms = decode_ms(data, kind, name)
     if kind == "PNG":
         _check_png(data, name)
     if kind == "WEBP":
         _check_webp(data, name, limits)
-    return _decode(data, kind, name, limits)
+    return _decode(data, kind, name, limits, work_ms)
 
 
 def kind_of(data: bytes) -> str | None:
-    """Kind of a file by its first bytes: "PNG", "JPEG", "WEBP"; None for anything else."""
+    """Return the kind of a file by its first bytes: "PNG", "JPEG", "WEBP"; None for anything else."""
     if data.startswith(_PNG_MAGIC):
         return "PNG"
     if data.startswith(b"\xff\xd8\xff"):
@@ -103,7 +106,7 @@ def _animated(name: str) -> ImageError:
 
 
 def _check_png(data: bytes, name: str) -> None:
-    """Walk the chunks: lengths must lie within the file (a lying length makes some readers allocate gigabytes), IEND must be there."""
+    """Check that chunk lengths lie within the file (a wrong length makes some readers allocate gigabytes) and that IEND is present."""
     position = len(_PNG_MAGIC)
     while True:
         if position + 12 > len(data):
@@ -119,7 +122,7 @@ def _check_png(data: bytes, name: str) -> None:
 
 
 def _check_webp(data: bytes, name: str, limits: ImageLimits) -> None:
-    """Walk the RIFF chunks: the decoder allocates the canvas when it opens, so size and animation are read here."""
+    """Check size and animation in the RIFF chunks: the decoder allocates the canvas when it opens the file."""
     end = 8 + struct.unpack_from("<I", data, 4)[0]
     if end > len(data):
         raise _damaged(name, "WebP ends early")
@@ -132,23 +135,12 @@ def _check_webp(data: bytes, name: str, limits: ImageLimits) -> None:
         if kind in (b"ANIM", b"ANMF") or (kind == b"VP8X" and body[:1] and body[0] & 0x02):
             raise _animated(name)
         if len(body) == 10 and kind in (b"VP8X", b"VP8 ", b"VP8L"):
-            check_dimensions(_webp_size(kind, body), name, limits)
+            check_dimensions(webp_size(kind, body), name, limits)
         position += 8 + length + length % 2
 
 
-def _webp_size(kind: bytes, body: bytes) -> tuple[int, int]:
-    """Width and height in the header of a canvas, a lossy or a lossless frame."""
-    if kind == b"VP8X":
-        return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
-    if kind == b"VP8 ":
-        width, height = struct.unpack_from("<HH", body, 6)
-        return width & 0x3FFF, height & 0x3FFF
-    bits = int.from_bytes(body[1:5], "little")
-    return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-
-
 def check_dimensions(size_wh: tuple[int, int], name: str, limits: ImageLimits) -> None:
-    """Raise :class:`ImageError` where a picture of this size is not accepted."""
+    """Raise :class:`ImageError` for a picture size outside the limits."""
     shorter, longer = sorted(size_wh)
     size = f"{size_wh[0]} x {size_wh[1]}"
     if shorter < limits.smallest_side:
@@ -161,7 +153,12 @@ def check_dimensions(size_wh: tuple[int, int], name: str, limits: ImageLimits) -
         raise ImageError(f"{name} is {size} pixels, longer than {limits.largest_ratio:g} times its width; crop it")
 
 
-def _decode(data: bytes, kind: str, name: str, limits: ImageLimits) -> Image.Image:
+def _check_work(work_ms: float, name: str, limits: ImageLimits) -> None:
+    if work_ms > limits.largest_decode_ms:
+        raise ImageError(f"{name} would take too long to decode; scale it down, or save it as a JPEG that is not progressive")
+
+
+def _decode(data: bytes, kind: str, name: str, limits: ImageLimits, work_ms: float) -> Image.Image:
     """Open with the one decoder of that kind.  ``Image.open`` would also try MPO (a JPEG with a second picture for depth or stereo)."""
     from PIL import JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
@@ -173,9 +170,10 @@ def _decode(data: bytes, kind: str, name: str, limits: ImageLimits) -> Image.Ima
     try:
         image = decoders[kind](io.BytesIO(data))
         check_dimensions(image.size, name, limits)
+        _check_work(work_ms, name, limits)
         image.load()
     except ImageError:
         raise
-    except Exception as error:  # a decoder at war with its input raises SyntaxError, OSError, struct.error, KeyError, ValueError …
+    except Exception as error:  # decoders raise SyntaxError, OSError, struct.error, KeyError, ValueError …
         raise _damaged(name, f"{kind} cannot be decoded") from error
     return image

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,8 @@ from f2edge.wire import report_message, timings_message
 logger = logging.getLogger(__name__)
 
 _BUSY_RETRY_MS = 1000.0
+#: Without a frame: a stream that never had one makes room for another after the first, any other after the second; the third ends it.
+_FIRST_FRAME_S, _PATIENCE_S, _LONGEST_SILENCE_S = 0.5, 5.0, 120.0
 #: Of a problem that is a busy moment and not the frame's fault.
 _PAUSE_S = 0.05
 
@@ -40,8 +43,8 @@ class Streams:
 
     @contextmanager
     def one(self, stream: FrameStream) -> Iterator[FrameStream]:
-        """Room for one more; refuses with RESOURCE_EXHAUSTED where there is none."""
-        if len(self._open) >= self._most:
+        """Room for one more, made by the stream that has been silent for longest; refuses with RESOURCE_EXHAUSTED where none is silent."""
+        if len(self._open) >= self._most and not self._make_room():
             message = "as many frame streams are open as this server takes; close one or try again"
             raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, "QUEUE_FULL", retry_after_ms=_BUSY_RETRY_MS)
         self._open.add(stream)
@@ -49,6 +52,14 @@ class Streams:
             yield stream
         finally:
             self._open.discard(stream)
+
+    def _make_room(self) -> bool:
+        silent = max(self._open, key=lambda stream: stream.overdue_s)
+        if silent.overdue_s < 0:
+            return False
+        silent.leave()
+        self._open.discard(silent)
+        return True
 
     def close(self) -> None:
         """Let every stream end after the frame in hand; their callers come again elsewhere."""
@@ -75,10 +86,24 @@ class FrameStream:
         self._filled = asyncio.Event()
         self._finished = False
         self._closed = False
+        self._left = False
+        self._working = self._used = False
+        self._heard = time.monotonic()
+
+    @property
+    def overdue_s(self) -> float:
+        """Seconds that the next frame is late, below 0 where there is time."""
+        patience_s = _PATIENCE_S if self._used else _FIRST_FRAME_S
+        return -patience_s if self._working or self._slot is not None else time.monotonic() - self._heard - patience_s
 
     def close(self) -> None:
         """Take no more frames."""
         self._closed = True
+        self._filled.set()
+
+    def leave(self) -> None:
+        """End for want of frames."""
+        self._left = True
         self._filled.set()
 
     async def run(self, messages: AsyncIterator[pb.AnalyzeStreamRequest], call: Call) -> None:
@@ -86,7 +111,12 @@ class FrameStream:
         reader = asyncio.ensure_future(self._read(messages))
         try:
             while (frame := await self._newest()) is not None:
+                self._working = True
                 await call.send(await self._response(frame, call))
+                self._working, self._heard = False, time.monotonic()
+            if self._left:
+                message = "the stream had no frame for so long that it had to make room; open another"
+                raise RefusedError(grpc.StatusCode.UNAVAILABLE, message, "SILENT", retry_after_ms=_BUSY_RETRY_MS)
             if self._closed:
                 raise draining()
             await reader
@@ -100,17 +130,21 @@ class FrameStream:
                     self._dropped += 1
                     if self._slot.HasField("settings") and not message.HasField("settings"):
                         message.settings.CopyFrom(self._slot.settings)  # settings outlive the frame that brought them
-                self._slot = message
+                self._slot, self._used, self._heard = message, True, time.monotonic()
                 self._filled.set()
         finally:
             self._finished = True
             self._filled.set()
 
     async def _newest(self) -> pb.AnalyzeStreamRequest | None:
-        while self._slot is None and not (self._finished or self._closed):
-            self._filled.clear()
-            await self._filled.wait()
-        if self._closed:
+        timer = asyncio.get_running_loop().call_later(_LONGEST_SILENCE_S, self.leave)
+        try:
+            while self._slot is None and not (self._finished or self._closed or self._left):
+                self._filled.clear()
+                await self._filled.wait()
+        finally:
+            timer.cancel()
+        if self._closed or self._left:
             return None
         frame, self._slot = self._slot, None
         return frame

@@ -15,38 +15,45 @@ import contextlib
 import faulthandler
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from threading import Thread
 from typing import Any
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
-
-from f2edge.errors import InputError
+from f2edge.memory import give_back
 from f2edge.server.engine_protocol import Served
 from f2edge.server.health import Readiness
+from f2edge.server.listener import GuardedServer, bind, options
 from f2edge.server.metrics import Metrics
 from f2edge.server.pictures import PicturePool
 from f2edge.server.rpc import SERVICE, Calls
 from f2edge.server.security import Certificates, TokenGate
 from f2edge.server.service import FaceService
 from f2edge.server.settings import ServerSettings
+from f2edge.server.standard import HEALTH, PACED, StandardServices
+from f2edge.server.supervisor import Supervisor
 from f2edge.server.tokens import Tokens
 
 logger = logging.getLogger(__name__)
 
-_KEEPALIVE_MS = 20_000
-_SHORTEST_PING_MS = 10_000
-#: Beyond the grace period, for cut-off calls to clean up.
-_LAST_S = 5.0
+#: Beyond the grace period, for cut-off calls and the engine to end; and for a last status to reach its caller.
+LAST_S, _FAREWELL_S = 5.0, 0.3
+#: Between two looks for memory to give back.
+_TIDY_S = 5.0
+#: What the port of health checks takes: bytes of a message, connections, streams of each.
+_PROBE_BYTES, _PROBES, _PROBE_STREAMS = 1 << 10, 64, 16
 
 
 class FaceServer:
-    """One server: :meth:`start`, :meth:`use` an engine, :meth:`drain`.  All of it in one event loop."""
+    """One server: :meth:`start`, :meth:`use` an engine, :meth:`drain`.  All of it in one event loop.
 
-    def __init__(self, settings: ServerSettings) -> None:
+    Args:
+        settings: addresses, limits, times.
+        unreachable: told, on a thread of its own, where the server has not answered its own calls for 5 s; by default only
+            :attr:`readiness` gives up, which an event loop that hangs never hears of.
+    """
+
+    def __init__(self, settings: ServerSettings, unreachable: Callable[[], None] = lambda: None) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.readiness = Readiness(settings.heartbeat_limit_s, settings.hang_exit_s, self.metrics)
@@ -58,10 +65,14 @@ class FaceServer:
         self._pool = PicturePool(settings.decode_threads, settings.waiting_bytes)
         self._calls = Calls(self.metrics, tokens, settings.deadline_s)
         self._service = FaceService(settings, self._pool, self.metrics)
+        self._standard = StandardServices(self.readiness.state)
         self._gates = [] if tokens is None else [TokenGate(tokens, self.metrics.denied.inc)]
-        self._server: grpc.aio.Server | None = None
-        self._probed: grpc.aio.Server | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._unreachable = unreachable
+        self._server: GuardedServer | None = None
+        self._probed: GuardedServer | None = None
+        self._supervisor: Supervisor | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._draining = False
         self._stop_metrics: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
@@ -70,52 +81,112 @@ class FaceServer:
         Raises:
             InputError: an address that cannot be bound.
         """
-        await self.readiness.set(False)
-        self._server = grpc.aio.server(interceptors=self._gates, options=_options(self.settings))
-        self._server.add_generic_rpc_handlers((self._calls.handler(self._service),))
-        health_pb2_grpc.add_HealthServicer_to_server(self.readiness.servicer, self._server)
-        if self.settings.reflection:
-            names = (SERVICE.full_name, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._server)
-        self.address = _bind(self._server, self.settings.target, self._credentials)
+        self.readiness.set(False)
+        self._server, self.address = self._listener(self.settings.target)
         if self.settings.health_target is not None:
-            self._probed = grpc.aio.server(options=_options(self.settings))
-            health_pb2_grpc.add_HealthServicer_to_server(self.readiness.servicer, self._probed)
-            self.health_address = _bind(self._probed, self.settings.health_target, None)
+            probed = StandardServices(self.readiness.state).health()
+            self._probed = GuardedServer(probed, [], options(message_bytes=_PROBE_BYTES, connections=_PROBES, streams=_PROBE_STREAMS))
+            self.health_address = bind(self._probed, self.settings.health_target, None)
             await self._probed.start()
         if self.settings.metrics_port is not None:
             self._stop_metrics, self.metrics_port = self.metrics.serve(self.settings.metrics_host, self.settings.metrics_port)
         await self._server.start()
+        self._tasks = [asyncio.create_task(self._keep_listening()), asyncio.create_task(self._calls.watch_tokens())]
+        self._tasks.append(asyncio.create_task(self._tidy()))
+        self._supervise()
         logger.info("listening", extra={"address": self.address, "tls": self.settings.tls, "metrics_port": self.metrics_port})
 
     async def use(self, served: Served) -> None:
         """Serve this engine; ready once it is warm."""
         self._service.served = served
         self.metrics.watch(served.facts, served.engine.stats, lambda: served.engine.heartbeat_age_ms)
-        self._watch = asyncio.create_task(self.readiness.watch(served.engine))
+        self._tasks.append(asyncio.create_task(self.readiness.watch(served.engine)))
 
     async def drain(self, lame_duck_s: float, grace_s: float) -> bool:
-        """Finish what was accepted and stop; returns whether all of it was finished."""
+        """Finish what was accepted and stop; returns whether all of it was finished.  Takes ``LAST_S`` more than told at most."""
         assert self._server is not None
-        if self._watch is not None:
-            self._watch.cancel()
-        await self.readiness.drain()
+        self._draining = True
+        for task in self._tasks:
+            task.cancel()
+        if self._supervisor is not None:
+            self._supervisor.close()
+        self.readiness.drain()
         await asyncio.sleep(lame_duck_s)
         self._calls.close()
         self._service.close()
+        self._standard.close()
         started = time.monotonic()
-        stopped = asyncio.create_task(self._server.stop(grace_s))  # takes no more connections; what is open goes on
+        stopped = asyncio.ensure_future(self._server.stop(grace_s))  # takes no more connections; what is open goes on
         finished = await self._calls.ended(grace_s)
-        await stopped
-        await self._calls.ended(_LAST_S)  # gRPC does not wait for what it cuts off to clean up
+        await asyncio.wait({stopped}, timeout=_FAREWELL_S)  # the last statuses are on their way
+        await _within(LAST_S / 2, self._server.stop(0))  # what is left never became a call
+        await self._calls.ended(_FAREWELL_S)  # gRPC does not wait for what it cuts off to clean up
         if self._service.served is not None:
-            await asyncio.get_running_loop().run_in_executor(None, self._service.served.engine.close)
+            await _within(LAST_S / 2, asyncio.get_running_loop().run_in_executor(None, self._service.served.engine.close))
         self._pool.close()
         self._stop_metrics()
         if self._probed is not None:
-            await self._probed.stop(None)  # the last to go: a probe hears NOT_SERVING until the end
+            await _within(_FAREWELL_S, self._probed.stop(None))  # the last to go: a probe hears NOT_SERVING until the end
         logger.info("stopped", extra={"finished": finished, "seconds": round(time.monotonic() - started, 3)})
         return finished
+
+    def _listener(self, target: str) -> tuple[GuardedServer, str]:
+        """Return a listener that is bound, and its address."""
+        handlers = {**self._calls.handlers(self._service), **self._standard.health()}
+        if self.settings.reflection:
+            handlers |= self._standard.reflection((SERVICE.full_name, HEALTH))
+        limits = options(message_bytes=self.settings.message_bytes, connections=self.settings.connections)
+        server = GuardedServer(handlers, self._gates, limits, PACED)
+        return server, bind(server, target, self._credentials)
+
+    async def _keep_listening(self) -> None:
+        """Replace a listener that ends by itself."""
+        while True:
+            assert self._server is not None
+            with contextlib.suppress(Exception):  # raises what ended it
+                await self._server.wait_for_termination()
+            if self._draining:
+                return
+            logger.error("the listener has ended; another takes its place", extra={"address": self.address})
+            self.readiness.reached(False)
+            await _within(_FAREWELL_S, self._server.stop(None))
+            try:
+                self._server, _ = self._listener(self.address)
+                await self._server.start()
+            except Exception:
+                logger.exception("no other listener can take its place")
+                self.readiness.given_up.set()
+                return
+
+    async def _tidy(self) -> None:
+        """Give memory back that a burst of callers has left, until cancelled."""
+        loop, calls = asyncio.get_running_loop(), 0
+        while True:
+            await asyncio.sleep(_TIDY_S)
+            if self._calls.begun + self._standard.begun != calls:
+                calls = self._calls.begun + self._standard.begun
+                await loop.run_in_executor(None, give_back)
+
+    def _supervise(self) -> None:
+        loop = asyncio.get_running_loop()
+
+        def in_loop(work: Callable[..., None], *arguments: Any) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(work, *arguments)
+
+        def given_up() -> None:
+            in_loop(self.readiness.given_up.set)
+            self._unreachable()
+
+        self._supervisor = Supervisor(
+            self.address, tls=self.settings.tls, answered=lambda found: in_loop(self.readiness.reached, found), given_up=given_up
+        )
+        self._supervisor.start()
+
+
+async def _within(seconds: float, work: Awaitable[Any]) -> None:
+    """Wait for work for so long, and leave it to itself then."""
+    await asyncio.wait({asyncio.ensure_future(work)}, timeout=seconds)
 
 
 @asynccontextmanager
@@ -130,7 +201,13 @@ async def running(settings: ServerSettings, served: Served) -> AsyncIterator[Fac
         await server.drain(0.0, 0.0)
 
 
-async def serve(settings: ServerSettings, load: Callable[[], Served], stop: asyncio.Event, started: Callable[[FaceServer], None]) -> int:
+async def serve(
+    settings: ServerSettings,
+    load: Callable[[], Served],
+    stop: asyncio.Event,
+    started: Callable[[FaceServer], None],
+    unreachable: Callable[[], None] = lambda: None,
+) -> int:
     """Run until ``stop`` is set; returns the process's exit code: 0, or 1 where the engine gave up.
 
     Args:
@@ -138,20 +215,21 @@ async def serve(settings: ServerSettings, load: Callable[[], Served], stop: asyn
         load: gives the engine; called on a thread, while the server says that it is not ready.
         stop: set by a signal.
         started: told when the server listens.
+        unreachable: as of :class:`FaceServer`.
 
     Raises:
         InputError: an address, certificate or token file that cannot be used.
         F2EdgeError: what ``load`` raises.
     """
-    server = FaceServer(settings)
+    server = FaceServer(settings, unreachable)
     await server.start()
     started(server)
     loading: asyncio.Future[Any] = in_thread(load)
     stopping: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
     given_up: asyncio.Future[Any] = asyncio.ensure_future(server.readiness.given_up.wait())
     try:
-        await asyncio.wait([stopping, loading], return_when=asyncio.FIRST_COMPLETED)
-        if loading.done():
+        await asyncio.wait([stopping, loading, given_up], return_when=asyncio.FIRST_COMPLETED)
+        if loading.done() and not given_up.done():
             await server.use(loading.result())
             await asyncio.wait([stopping, given_up], return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -186,24 +264,3 @@ def in_thread(work: Callable[[], Served]) -> asyncio.Future[Served]:
 
     Thread(target=run, name="f2edge-loading", daemon=True).start()
     return future
-
-
-def _bind(server: grpc.aio.Server, target: str, credentials: grpc.ServerCredentials | None) -> str:
-    """The address that was bound, with the port where a free one was asked for."""
-    try:
-        port = server.add_secure_port(target, credentials) if credentials else server.add_insecure_port(target)
-    except RuntimeError as error:
-        raise InputError(f"{target}: cannot be bound; it is in use, or not an address of this machine") from error
-    return target if target.startswith("unix:") else f"{target.rpartition(':')[0]}:{port}"
-
-
-def _options(settings: ServerSettings) -> list[tuple[str, int]]:
-    return [
-        ("grpc.so_reuseport", 0),  # a second server on a port is an error and not a lottery
-        ("grpc.max_receive_message_length", settings.message_bytes),
-        ("grpc.max_metadata_size", 16 << 10),
-        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", _SHORTEST_PING_MS),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", _SHORTEST_PING_MS),
-    ]

@@ -35,6 +35,7 @@ class Metrics:
         self._dropped = Counter("f2edge_frames_dropped", "Frames replaced by a later one.", registry=self.registry)
         self._frames = Counter("f2edge_frames", "Frames answered.", registry=self.registry)
         self.denied = Counter("f2edge_denied", "Calls turned away for want of a token.", registry=self.registry)
+        self.ready = Gauge("f2edge_ready", "1 where calls are welcome.", registry=self.registry)
         self.loop_lag = Gauge("f2edge_event_loop_lag_seconds", "How late the loop woke up last.", registry=self.registry)
         for method in methods:
             self._open.labels(method)

@@ -31,14 +31,15 @@ _REQUEST_BYTES = 64 << 10
 
 
 class PicturePool:
-    """Threads that open and write pictures.
+    """Threads that open pictures, and others that write them.
 
-    At most ``waiting_bytes`` of requests wait for them; a request beyond that is refused at once.  What one thread holds in pixels is
-    bounded by the limits of a picture.
+    At most ``waiting_bytes`` of requests wait to be opened; a request beyond that is refused at once.  What one thread holds in pixels, and
+    for how long it is busy with them, is bounded by the limits of a picture, so a deadline that passes meanwhile waits for no more.
     """
 
     def __init__(self, threads: int, waiting_bytes: int) -> None:
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="f2edge-pictures")
+        self._readers = ThreadPoolExecutor(threads, thread_name_prefix="f2edge-readers")
+        self._writers = ThreadPoolExecutor(threads, thread_name_prefix="f2edge-writers")
         self._room = waiting_bytes
         self._lock = Lock()
 
@@ -48,16 +49,17 @@ class PicturePool:
         if not self._take(size):
             message = f"too many pictures wait to be opened; try again in {_RETRY_MS:.0f} ms"
             raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, "QUEUE_FULL", retry_after_ms=_RETRY_MS)
-        future = self._threads.submit(work)
+        future = self._readers.submit(work)
         future.add_done_callback(lambda _future: self._take(-size))  # when the thread is done, not when the caller goes
         return await asyncio.wrap_future(future)
 
     async def write(self, work: Callable[[], Result]) -> Result:
         """Run what writes a picture; there are never more of them than requests in the engine."""
-        return await asyncio.wrap_future(self._threads.submit(work))
+        return await asyncio.wrap_future(self._writers.submit(work))
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._readers, self._writers):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _take(self, size: int) -> bool:
         with self._lock:

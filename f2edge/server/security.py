@@ -10,14 +10,15 @@ from typing import Any
 import grpc
 
 from f2edge.errors import InputError
-from f2edge.pem import read_pem
 from f2edge.server.settings import ServerSettings
 from f2edge.server.status import RefusedError, trailers
 from f2edge.server.tokens import Tokens
+from f2edge.transport import read_pem
 
 logger = logging.getLogger(__name__)
 
-_OPEN_TO_ALL = "/grpc.health.v1.Health/"
+#: A probe's question.  Health streams need a token like every other call.
+_OPEN_TO_ALL = "/grpc.health.v1.Health/Check"
 
 
 class Certificates:
@@ -82,15 +83,20 @@ class TokenGate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gRPC is no
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]], details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler:
-        if details.method.startswith(_OPEN_TO_ALL) or self._tokens.holder(authorization(details.invocation_metadata)) is not None:
+        if details.method == _OPEN_TO_ALL or self._tokens.holder(authorization(details.invocation_metadata)) is not None:
             return await continuation(details)
         return grpc.stream_stream_rpc_method_handler(self._deny)  # of any method: it reads no message, so none is waited for
 
     async def _deny(self, _messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
         self._denied()
         logger.info("turned away", extra={"peer": context.peer()})
-        refusal = RefusedError(grpc.StatusCode.UNAUTHENTICATED, "no valid token; send metadata 'authorization: Bearer TOKEN'", "TOKEN")
+        refusal = no_token()
         await context.abort(refusal.code, str(refusal), trailers(refusal, ""))
+
+
+def no_token() -> RefusedError:
+    """Return why a call is turned away."""
+    return RefusedError(grpc.StatusCode.UNAUTHENTICATED, "no valid token; send metadata 'authorization: Bearer TOKEN'", "TOKEN")
 
 
 def authorization(metadata: Any) -> str:

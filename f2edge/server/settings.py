@@ -7,7 +7,7 @@ from pathlib import Path
 
 from f2edge.errors import InputError
 from f2edge.imaging.guard import ImageLimits
-from f2edge.loopback import is_loopback
+from f2edge.transport import is_loopback
 
 DEFAULT_PORT = 8033
 #: Room for a prompt and the other fields beside an image of the largest size.
@@ -15,7 +15,7 @@ _OTHER_FIELDS_BYTES = 64 << 10
 #: Pixels decoded at once by all threads together, at three bytes each.
 _PIXEL_BUDGET_BYTES = 128 << 20
 #: A telephone's photograph passes; 16 million pixels with an alpha channel would take more than 200 MB.
-PICTURES = ImageLimits(largest_pixels=4096 * 3072)
+PICTURES = ImageLimits(largest_pixels=4096 * 3072, largest_decode_ms=120.0)
 _LOWEST = {
     "start_wait_s": 0,
     "lame_duck_s": 0,
@@ -24,6 +24,7 @@ _LOWEST = {
     "deadline_s": 0.1,
     "heartbeat_limit_s": 0.1,
     "streams": 1,
+    "connections": 1,
     "waiting_bytes": 1,
     "decode_threads": 1,
 }
@@ -50,6 +51,7 @@ class ServerSettings:
         decode_threads: pictures opened or written at once.
         waiting_bytes: of requests that wait for such a thread; more are refused.
         streams: open ``AnalyzeStream`` calls; more are refused.
+        connections: open at once; more are closed as soon as they are made.
         deadline_s: longer deadlines, and none, are cut to it.
         start_wait_s: while the model loads, calls wait for it so long before they are refused.
         lame_duck_s: after SIGTERM: not ready, but still taking work, so that balancers can turn away.
@@ -73,6 +75,7 @@ class ServerSettings:
     decode_threads: int = 2
     waiting_bytes: int = 64 << 20
     streams: int = 16
+    connections: int = 512
     deadline_s: float = 300.0
     start_wait_s: float = 10.0
     lame_duck_s: float = 1.0

@@ -1,17 +1,19 @@
-"""One configuration object for the model, from the embedded nano to paper size.
+"""Model configuration, from the embedded nano to paper size.
 
-It is plain data, shared by the training side (which builds modules from it) and the runtime (which reads it from a bundle's manifest).
-The symbols of every file of this project: B batch, S text tokens, P prompt tokens, N image tokens, V codes, L layers, H heads,
+Plain data, shared by training (which builds modules from it) and the runtime (which reads it from a bundle's manifest).
+Axis letters used throughout the project: B batch, S text tokens, P prompt tokens, N image tokens, V codes, L layers, H heads,
 D width, E experts, K experts active, I width of one expert, M feature vectors of an encoder, F width of such a vector.
 
 >>> NANO.image_tokens, NANO.codes
 (128, 4096)
+>>> NANO_2.image_tokens, NANO_2.codes, NANO_2.image_columns
+(512, 1024, 64)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from f2edge.errors import InputError
@@ -19,7 +21,7 @@ from f2edge.errors import InputError
 
 @dataclass(frozen=True)
 class TokenExperts:
-    """Token level of the mixture of experts: the FFN split into one shared and ``routed`` small experts (model.md, "ours").
+    """Token level of the mixture of experts: the FFN split into one shared and ``routed`` small experts.
 
     ``routed == 0`` is a plain dense FFN of width ``shared_width``: Show-o.
     """
@@ -36,9 +38,9 @@ class TokenExperts:
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """What an encoder gives: ``vectors`` (M) vectors of ``width`` (F) values, of square pictures of ``image_size`` pixels.
+    """Shape of an encoder's features: ``vectors`` (M) vectors of ``width`` (F) values, from square pictures of ``image_size`` pixels.
 
-    ``image_size`` None is that of the image tokenizer.
+    ``image_size`` None means the image tokenizer's.
     """
 
     vectors: int
@@ -52,7 +54,10 @@ class ImageTokenizerConfiguration:
 
     ``channels`` lists the width at full resolution, then after each halving; ``len(channels) - 1`` halvings.  ``codes_per_cell`` (ours):
     a cell of the grid is written by that many codes, one token each, cell by cell; more bits for a picture without a larger vocabulary
-    and without convolutions at a finer grid.
+    and without convolutions at a finer grid.  ``patch`` (ours): side of the pixel square that the first layer takes as channels; widths at
+    resolutions finer than that are the decoder's alone.  ``block`` (ours): side of the square of cells that one column of the transformer
+    stands for; tokens are ordered column by column, then cell by cell.  ``mixing``: whether every cell sees the whole picture once in
+    encoder and decoder.
     """
 
     image_size: int
@@ -61,6 +66,19 @@ class ImageTokenizerConfiguration:
     blocks: int
     family: str = "nano"  # "nano": ours, fast on CPUs; "magvit2": the published showlab/magvitv2 architecture
     codes_per_cell: int = 1
+    patch: int = 2
+    block: int = 1
+    mixing: bool = False
+
+    @property
+    def codes_per_column(self) -> int:
+        """Tokens that share one column of the transformer."""
+        return self.codes_per_cell * self.block**2
+
+    @property
+    def columns(self) -> int:
+        """Columns of the transformer that one image takes."""
+        return (self.grid // self.block) ** 2
 
     @property
     def downsampling(self) -> int:
@@ -83,7 +101,7 @@ class ImageTokenizerConfiguration:
 
 @dataclass(frozen=True)
 class ModelConfiguration:
-    """Everything that fixes the shape of a unified face model.
+    """Sizes of a unified face model.
 
     Attributes:
         name: "nano", "1.8b", "show-o" …
@@ -133,7 +151,7 @@ class ModelConfiguration:
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
-            raise InputError(f"configuration {self.name!r}: width {self.width} is no multiple of heads {self.heads}")
+            raise InputError(f"configuration {self.name!r}: width {self.width} is not a multiple of heads {self.heads}")
         if self.rotary % 2 or not 0 < self.rotary <= self.head_width:
             raise InputError(f"configuration {self.name!r}: rotary {self.rotary} must be even and at most {self.head_width}")
         if self.image_offset < self.prompt_tokens + 3 and self.image_offset != 129:
@@ -155,8 +173,8 @@ class ModelConfiguration:
 
     @property
     def image_columns(self) -> int:
-        """Columns that an image takes in the transformer: one for each cell, whatever number of codes a cell has."""
-        return self.tokenizer.grid**2
+        """Columns of an image in the transformer: one per block of cells, regardless of the codes per cell."""
+        return self.tokenizer.columns
 
     @property
     def understanding_columns(self) -> int:
@@ -165,7 +183,7 @@ class ModelConfiguration:
         return self.system_tokens + pictured + 3
 
     def absent_inputs(self, graph: str) -> frozenset[str]:
-        """Inputs of a graph's signature that this model does not have."""
+        """Return the inputs of a graph's signature that this model lacks."""
         absent = {name for name in ("semantic", "identity") if getattr(self, name) is None}
         if graph == "mmu_prefill" and self.understanding == "features":
             absent |= {"codes", "identity"}
@@ -173,7 +191,7 @@ class ModelConfiguration:
 
     @property
     def understanding_size(self) -> int:
-        """Pixels along one side of the pictures that MMU reads."""
+        """Side in pixels of the pictures that MMU reads."""
         own = self.semantic.image_size if self.understanding == "features" and self.semantic is not None else None
         return own or self.tokenizer.image_size
 
@@ -184,16 +202,16 @@ class ModelConfiguration:
 
     @property
     def vocabulary(self) -> int:
-        """Text, specials, image codes and one mask id."""
+        """Size of the vocabulary: text, specials, image codes and one mask id."""
         return self.text_vocabulary + len(self.specials) + self.codes + 1
 
     def to_json(self) -> dict[str, Any]:
-        """The form stored in a bundle's manifest."""
+        """Return the form stored in a bundle's manifest."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> ModelConfiguration:
-        """Inverse of :meth:`to_json`; unknown or missing keys raise :class:`InputError`."""
+        """Build a configuration from the form of :meth:`to_json`; unknown or missing keys raise :class:`InputError`."""
         unknown = set(row) - {f.name for f in fields(cls)}
         if unknown:
             raise InputError(f"model configuration: unknown keys {sorted(unknown)}; this bundle needs a newer f2edge")
@@ -227,6 +245,15 @@ NANO = ModelConfiguration(
     semantic=FeatureShape(vectors=64, width=128),
     identity=FeatureShape(vectors=1, width=64),
     image_input="bits",
+)
+
+#: 256 pixels in the columns of :data:`NANO`: a column carries four cells of two 10-bit codes, so that a step costs about what it did.
+NANO_2 = replace(
+    NANO,
+    name="nano-2",
+    tokenizer=ImageTokenizerConfiguration(
+        image_size=256, bits=10, channels=(24, 32, 48, 96, 192), blocks=1, codes_per_cell=2, patch=4, block=2, mixing=True
+    ),
 )
 
 _MAGVIT2 = ImageTokenizerConfiguration(image_size=256, bits=13, channels=(128, 128, 256, 256, 512), blocks=4, family="magvit2")
@@ -267,4 +294,11 @@ PAPER = ModelConfiguration(
     specials=SHOW_O.specials,
 )
 
-CONFIGURATIONS: Mapping[str, ModelConfiguration] = {c.name: c for c in (NANO, SHOW_O, PAPER)}
+CONFIGURATIONS: Mapping[str, ModelConfiguration] = {c.name: c for c in (NANO, NANO_2, SHOW_O, PAPER)}
+
+
+def configuration_named(name: str) -> ModelConfiguration:
+    """One of :data:`CONFIGURATIONS`; another name raises :class:`InputError` listing them."""
+    if name not in CONFIGURATIONS:
+        raise InputError(f"unknown configuration {name!r}; choose one of: {', '.join(CONFIGURATIONS)}")
+    return CONFIGURATIONS[name]

@@ -327,18 +327,22 @@ class AnalyzeResponse(_message.Message):
     def __init__(self, report: _Optional[_Union[FaceReport, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
 
 class FaceReport(_message.Message):
-    __slots__ = ("slots",)
+    __slots__ = ("slots", "unfamiliar")
     SLOTS_FIELD_NUMBER: _ClassVar[int]
+    UNFAMILIAR_FIELD_NUMBER: _ClassVar[int]
     slots: _containers.RepeatedCompositeFieldContainer[SlotReport]
-    def __init__(self, slots: _Optional[_Iterable[_Union[SlotReport, _Mapping]]] = ...) -> None: ...
+    unfamiliar: float
+    def __init__(self, slots: _Optional[_Iterable[_Union[SlotReport, _Mapping]]] = ..., unfamiliar: _Optional[float] = ...) -> None: ...
 
 class SlotReport(_message.Message):
-    __slots__ = ("name", "values")
+    __slots__ = ("name", "values", "hidden")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_FIELD_NUMBER: _ClassVar[int]
     name: str
     values: _containers.RepeatedCompositeFieldContainer[ValueProbability]
-    def __init__(self, name: _Optional[str] = ..., values: _Optional[_Iterable[_Union[ValueProbability, _Mapping]]] = ...) -> None: ...
+    hidden: float
+    def __init__(self, name: _Optional[str] = ..., values: _Optional[_Iterable[_Union[ValueProbability, _Mapping]]] = ..., hidden: _Optional[float] = ...) -> None: ...
 
 class ValueProbability(_message.Message):
     __slots__ = ("value", "probability")

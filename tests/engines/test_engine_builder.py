@@ -15,17 +15,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engines import memory_guard
-from engines.atomic import write_atomically
 from engines.cli import run
 from engines.engine_cache import engine_key
 from engines.memory_guard import HostMemory
 from engines.network import BuildOptions, configure
 from engines.plugin_nodes import OPERATORS, to_load
 from engines.profile import load_profile
-from engines.shapes import Sizes, graph_shapes, input_shapes
+from engines.shapes import BuildSizes, graph_shapes, input_shapes
 from f2edge.backends.tensorrt.plans import Machine, PlanFolder, find_plans, l4t_release
 from f2edge.bundle.bundle import Bundle
 from f2edge.errors import BackendError, InputError, OutputError
+from f2edge.provenance.saving import write_atomically
 from tests.support.tensorrt.tensorrt_double import VERSIONS
 from tests.support.tensorrt.tensorrt_machine import PROFILE, machine, tensorrt_bundle
 
@@ -91,7 +91,7 @@ def test_a_level_that_a_version_lacks_is_refused(monkeypatch: pytest.MonkeyPatch
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 def test_profiles_hold_what_the_runtime_may_ask(tiny_bundle: Path, images: set[int], questions: int, tokens: int) -> None:
     bundle = Bundle.load(tiny_bundle, verify=False)
-    sizes = Sizes(tuple(sorted(images)), questions, tokens)
+    sizes = BuildSizes(tuple(sorted(images)), questions, tokens)
     for entry in bundle.manifest.graphs.values():
         shapes = graph_shapes(entry, bundle.layout, sizes)
         for profile in shapes.profiles:
@@ -117,19 +117,19 @@ def test_an_axis_that_nothing_tells_is_refused(tiny_bundle: Path) -> None:
     port = entry.inputs[0]
     odd = replace(entry, inputs=(replace(port, shape=("B", "C", *port.shape[2:])),))
     with pytest.raises(InputError, match="axis C"):
-        graph_shapes(odd, bundle.layout, Sizes((1,), 1))
+        graph_shapes(odd, bundle.layout, BuildSizes((1,), 1))
 
 
 @pytest.mark.parametrize("sizes", [((), 1, 1), ((2, 1), 1, 1), ((1, 1), 1, 1), ((0,), 1, 1), ((1,), 0, 1), ((1,), 1, 0), ((2000,), 1, 1)])
 def test_sizes_are_checked(sizes: tuple[Any, ...]) -> None:
     with pytest.raises(InputError, match="build sizes"):
-        Sizes(*sizes)
+        BuildSizes(*sizes)
 
 
 def test_fewer_rows_than_the_profile_says() -> None:
     build = replace(load_profile(PROFILE).build, images=(1, 2, 8), questions=64)
-    assert Sizes.of(build) == Sizes((1, 2, 8), 64)
-    assert Sizes.of(build, image_rows=2, answer_rows=4, answer_tokens=16) == Sizes((1, 2), 4, 16)
+    assert BuildSizes.of(build) == BuildSizes((1, 2, 8), 64)
+    assert BuildSizes.of(build, image_rows=2, answer_rows=4, answer_tokens=16) == BuildSizes((1, 2), 4, 16)
 
 
 # The cache -------------------------------------------------------------------------------------------------------------------------------
@@ -158,9 +158,9 @@ def test_what_is_up_to_date_is_not_built_again(bundle: Path, tmp_path: Path, mon
 
 def test_the_key_changes_with_everything_that_matters(tiny_bundle: Path) -> None:
     bundle = Bundle.load(tiny_bundle, verify=False)
-    sizes, options = Sizes((1,), 4), {"workspace_mib": 512, "optimization_level": 3}
+    sizes, options = BuildSizes((1,), 4), {"workspace_mib": 512, "optimization_level": 3}
 
-    def key(graph: str = "t2i_step", sizes: Sizes = sizes, options: dict[str, int] = options, **more: Any) -> str:
+    def key(graph: str = "t2i_step", sizes: BuildSizes = sizes, options: dict[str, int] = options, **more: Any) -> str:
         shapes = graph_shapes(bundle.manifest.graphs[graph], bundle.layout, sizes)
         known: dict[str, Any] = {"machine": MACHINE, "plugins": {}, **more}
         return engine_key(bundle, graph, shapes=shapes, settings=options, **known)
@@ -168,7 +168,7 @@ def test_the_key_changes_with_everything_that_matters(tiny_bundle: Path) -> None
     keys = [
         key(),
         key("t2i_prefill"),
-        key(sizes=Sizes((2,), 4)),
+        key(sizes=BuildSizes((2,), 4)),
         key(options={**options, "workspace_mib": 1024}),
         key(plugins={"f2edge::F2FusedMoE:1": "abc"}),
         key(plugins={"f2edge::F2FusedMoE:1": "abd"}),
@@ -226,11 +226,11 @@ def test_a_folder_that_cannot_be_written_is_not_written(bundle: Path, tmp_path: 
 
 def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "a" / "plan"
-    write_atomically(target, memoryview(b"first"))
+    write_atomically(target, memoryview(b"first"), durable=True)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         with pytest.raises(OutputError, match="No space left"):
-            write_atomically(target, b"second")
+            write_atomically(target, b"second", durable=True)
     assert target.read_bytes() == b"first"
     assert list(target.parent.iterdir()) == [target]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engines.plugins import aot_graph
-from engines.plugins.fused_moe import LARGE, SMALL, MoEShape, Plan
+from engines.plugins.fused_moe import LARGE, SMALL, KernelPlan, MoEShape
 from engines.plugins.tensorrt_aot import OPERATORS
 from f2edge.errors import InputError
 from tests.support.tensorrt import plugin_aot_process as remote
@@ -53,7 +53,7 @@ def test_tensorrt_plugin_takes_every_definition(process: Interpreter) -> None:
 def test_launches_are_those_of_the_plan(process: Interpreter, shape: MoEShape, tile: Any, x_type: str, leading: tuple[int, ...]) -> None:
     tokens = int(np.prod(leading))
     found = process(remote.chain, shape, x_type, tile.rows, leading)
-    plan = Plan(shape, x_type, tile)
+    plan = KernelPlan(shape, x_type, tile)
     blocks = shape.blocks(tokens, tile.rows)
     A = tokens * shape.active
     assert found["shapes"] == {
@@ -79,7 +79,7 @@ def test_launches_are_those_of_the_plan(process: Interpreter, shape: MoEShape, t
 
 def test_arguments_stand_as_the_kernels_take_them() -> None:
     results = {"route": ("experts", "gates"), "sort": ("order", "blocks"), "up": ("hidden",), "down": ("parts",), "combine": ("y",)}
-    for operator, kernel in zip(OPERATORS, Plan(SHAPE, "fp32", SMALL).kernels, strict=True):
+    for operator, kernel in zip(OPERATORS, KernelPlan(SHAPE, "fp32", SMALL).kernels, strict=True):
         assert operator.kernel == kernel.name
         names = [name for name, _ in kernel.arguments]
         extra = ["T"] if "T" in names else []

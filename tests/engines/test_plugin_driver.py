@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.plugins.fused_moe import SMALL, MoEShape, Plan
+from engines.plugins.fused_moe import SMALL, KernelPlan, MoEShape
 from tests.support.tensorrt.plugin_folder import write_folder
 
 SHAPE = MoEShape(48, 4, 40, 2)
@@ -71,7 +71,7 @@ def test_a_launch_reaches_the_driver_as_it_was_meant(tmp_path: Path) -> None:
     source, library = tmp_path / "cuda.c", tmp_path / "libcuda.so.1"
     source.write_text(SOURCE)
     subprocess.run(["cc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(library), str(source), "-ldl"], check=True)
-    kernel = Plan(SHAPE, "fp32", SMALL).kernels[0]
+    kernel = KernelPlan(SHAPE, "fp32", SMALL).kernels[0]
     kinds = "".join("p" if kind.startswith("*") else "i" for _, kind in kernel.arguments)
     environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "KINDS": kinds}
     words = [sys.executable, "-c", PROGRAM, str(tmp_path)]
@@ -89,4 +89,4 @@ def test_without_a_driver_the_reason_is_named(tmp_path: Path) -> None:
     environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, timeout=60, cwd=Path(__file__).parents[2])
     assert done.returncode == 1
-    assert "BackendError: cuCtxGetDevice: no CUDA driver can be used" in done.stderr
+    assert "BackendError: cuCtxGetDevice: no usable CUDA driver" in done.stderr

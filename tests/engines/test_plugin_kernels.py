@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engines.plugins import reference
-from engines.plugins.fused_moe import LARGE, SMALL, MoEShape, Plan, Tile, choose_tile
+from engines.plugins.fused_moe import LARGE, SMALL, KernelPlan, MoEShape, Tile, choose_tile
 from tests.support.tensorrt.plugin_cases import random_rows, random_weights, row_errors
 from tests.support.tensorrt.plugin_interpreter import Array, Interpreter, interpreter, run
 
@@ -188,7 +188,7 @@ def test_the_reference_is_the_model(interpreted: Interpreter) -> None:
 def test_launches_name_known_tensors() -> None:
     shape = MoEShape(2048, 8, 512, 4)
     for tile in (SMALL, LARGE):
-        plan = Plan(shape, "fp32", tile)
+        plan = KernelPlan(shape, "fp32", tile)
         for tokens in (1, 516):
             offsets, size = plan.workspace(tokens)
             known = {*offsets, "x", "y", *random_weights(MoEShape(2, 1, 2, 1))}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engines.plugins import reference
-from engines.plugins.fused_moe import LARGE, SMALL, MoEShape, Plan, workspace_bytes
+from engines.plugins.fused_moe import LARGE, SMALL, KernelPlan, MoEShape, workspace_bytes
 from engines.plugins.tensorrt_class import layer_shape, register
 from f2edge.errors import BackendError, InputError
 from tests.support.tensorrt import plugin_bindings, plugin_process
@@ -47,7 +47,7 @@ def test_a_node_is_built_written_read_and_run(process: Interpreter, tmp_path: Pa
     wanted = [
         (kernel.name, kernel.file, kernel.grid.of(tokens), 32 * kernel.warps, 1024)
         for tokens, tile in ((40, LARGE), (3, SMALL))
-        for kernel in Plan(SHAPE, "fp32", tile).kernels
+        for kernel in KernelPlan(SHAPE, "fp32", tile).kernels
     ]
     assert launches == wanted
     assert size == workspace_bytes(SHAPE, 40)
@@ -60,7 +60,7 @@ def test_leading_axes_are_tokens_and_x_may_be_fp16(process: Interpreter, tmp_pat
     (y,), launches, _ = process(plugin_process.run_node, shape, tmp_path, [x.reshape(2, 7, 32)], weights, capability=110)
     assert y.shape == (2, 7, 32)
     assert row_errors(y.reshape(14, 32), reference.fused_moe(x, weights, 1, gated=True)).max() < 1e-3
-    assert [row[1] for row in launches] == [kernel.file for kernel in Plan(shape, "fp16", SMALL).kernels]
+    assert [row[1] for row in launches] == [kernel.file for kernel in KernelPlan(shape, "fp16", SMALL).kernels]
 
 
 def test_no_tokens_launch_nothing(process: Interpreter, tmp_path: Path) -> None:
@@ -186,5 +186,5 @@ def test_the_plugin_is_registered_once() -> None:
     register(_tensorrt(registry))
     assert list(registry.creators) == [("F2FusedMoE", "1", "f2edge")]
     assert list(registry.creators.values()) == [creator]
-    with pytest.raises(BackendError, match="does not register"):
+    with pytest.raises(BackendError, match="rejected the plug-in"):
         register(_tensorrt(_Registry(accepts=False)))

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from export.bundle_writer import TINY, replaced_folder, write_bundle
+from export.bundle_writer import replaced_folder, write_bundle
 from export.graph.lower import LoweringError, add_constant, constant, lower
 from export.graph.sampling import guide, gumbel, sample, sampling_model, uniform
 from export.graph.trace import Models, _check_dynamic, _export, trace
@@ -27,6 +27,7 @@ from f2edge.decoding import noise
 from f2edge.errors import InputError, OutputError
 from f2edge.spec.configuration import SHOW_O, TokenExperts
 from f2edge.spec.graphs import SIGNATURES
+from tests.support.tiny_model import TINY
 
 N, V = 16, 97
 
@@ -182,7 +183,7 @@ def test_routing_agreement_counts_sets_not_orders() -> None:
     agreement = routing_agreement(mine, theirs, {"a": 4})
     assert (agreement.decisions, agreement.same) == (2, 1)
     assert agreement.usage["a"] == (0.5, 1.0, 0.5, 0.0)
-    with pytest.raises(LostExpertError, match="not in both"):
+    with pytest.raises(LostExpertError, match="only one of PyTorch and the graph"):
         routing_agreement(mine, {}, {"a": 4})
 
 
@@ -228,7 +229,7 @@ def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:
 
 def test_unknown_recipes_and_tokenizers_are_refused_before_anything_is_written(tmp_path: Path, tiny_models: Models) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
-    for recipe, message in (("int3", "unknown quantisation recipe 'int3'"), ("fp32", "cannot be read")):
+    for recipe, message in (("int3", "unknown quantization recipe 'int3'"), ("fp32", "cannot be read")):
         with pytest.raises(InputError, match=message):
             write_bundle(tmp_path / "b", models=_small(tiny_models), text_tokenizer_path=tmp_path / "tokenizer.json", recipe=recipe)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]

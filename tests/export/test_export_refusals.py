@@ -17,18 +17,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from export.bundle_writer import TINY, check_place, layout_of, replaced_folder
+from export.bundle_writer import check_destination, layout_of, replaced_folder
 from export.cli import run
 from export.export_request import ExportRequest
 from export.graph.trace import Models
-from export.onnx_export import export_models, least_bytes
+from export.onnx_export import export_models, min_bundle_bytes
 from export.quantize.calibration import save_scratch
-from export.quantize.quantize import quantise
+from export.quantize.quantize import quantize
 from export.quantize.recipes import recipe_named
 from export.training.encoders import load_encoders
 from export.training.tokenizer import load_tokenizer
 from f2edge.bundle.bundle import embedded_folder
 from f2edge.errors import InputError, OutputError
+from tests.support.tiny_model import TINY
 
 TEXT = embedded_folder() / "nano" / "tokenizer.json"
 
@@ -60,13 +61,13 @@ ONNX = f"onnx --unified folder --tokenizer folder --encoders folder --text {TEXT
         (f"{RANDOM} file", "a file of that name exists"),
         (f"{RANDOM} file/below", "Not a directory"),
         (f"{RANDOM} holiday", "holds other things"),
-        (f"{RANDOM} .", "a bundle is called as its folder"),
+        (f"{RANDOM} .", "a bundle takes its folder"),
         (f"{RANDOM} new --text junk", "text tokenizer junk: cannot be read"),
         (f"{RANDOM} new --recipe int3", "choose one of: fp32, int8"),
         (f"{ONNX} holiday", "holds other things"),
-        (f"{ONNX} new --quality absent.json", "quality figures absent.json: cannot be read"),
+        (f"{ONNX} new --quality absent.json", "quality metrics absent.json: cannot be read"),
         (f"{ONNX} new --quality nan.json", "NaN is no finite number"),
-        (f"{ONNX} new --quality list.json", "no JSON object"),
+        (f"{ONNX} new --quality list.json", "not a JSON object"),
         (f"{ONNX} new --largest-mb nan", "--largest-mb nan"),
         (f"{ONNX} new --largest-mb -1", "--largest-mb -1"),
         (f"{ONNX} new --recipe int3", "choose one of: fp32, int8"),
@@ -146,8 +147,8 @@ def test_a_bundle_whose_place_cannot_be_taken_stays(tmp_path: Path, monkeypatch:
 def test_a_disk_that_is_too_small_is_said_before_tracing(tmp_path: Path, tiny_models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tiny_models.transformer is not None
     values = sum(p.numel() for p in tiny_models.transformer.parameters())
-    assert least_bytes(tiny_models, ["fp32"]) > 4 * values
-    assert least_bytes(tiny_models, ["int8", "int4"]) == least_bytes(tiny_models, ["fp32"]) // 8
+    assert min_bundle_bytes(tiny_models, ["fp32"]) > 4 * values
+    assert min_bundle_bytes(tiny_models, ["int8", "int4"]) == min_bundle_bytes(tiny_models, ["fp32"]) // 8
 
     def traced(*_arguments: object) -> None:
         raise AssertionError("traced")
@@ -179,8 +180,8 @@ def linear() -> ir.Model:
 
 
 def test_a_layer_that_calibration_never_saw_is_not_quietly_left_without_smoothing() -> None:
-    with pytest.raises(InputError, match="no calibration figures for g/w of graph 'g'"):
-        quantise(linear(), recipe_named("int8-smooth"), {"g/another": np.ones(64, dtype=np.float32)})
+    with pytest.raises(InputError, match="no calibration statistics for g/w of graph 'g'"):
+        quantize(linear(), recipe_named("int8-smooth"), {"g/another": np.ones(64, dtype=np.float32)})
 
 
 def test_a_text_tokenizer_with_more_ids_than_the_model_is_refused() -> None:
@@ -195,7 +196,7 @@ def test_an_existing_bundle_and_an_empty_folder_may_be_replaced(tmp_path: Path) 
     (tmp_path / "bundle" / "manifest.json").write_text("{}")
     for name in ("empty", "bundle", "new", "deep/new"):
         before = tree(tmp_path)
-        check_place(tmp_path / name)
+        check_destination(tmp_path / name)
         assert tree(tmp_path) == before
 
 
@@ -207,5 +208,5 @@ def test_weights_of_another_part_are_refused_by_name(stored: dict[str, str], tmp
     with pytest.raises(InputError, match=r"tokenizer\.safetensors: .* image tokenizer"):
         load_tokenizer(tmp_path)
     save_file({"x": torch.zeros(2)}, str(tmp_path / "regions.safetensors"), stored)
-    with pytest.raises(InputError, match=r"regions\.safetensors: these are no weights of the encoders' region parser"):
+    with pytest.raises(InputError, match=r"regions\.safetensors: not weights of the encoders' region parser"):
         load_encoders(tmp_path)

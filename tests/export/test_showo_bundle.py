@@ -13,7 +13,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from export.checkpoints.import_showo import import_show_o
-from export.defaults import manner_of
+from export.defaults import defaults_of
 from export.export_request import ExportRequest
 from export.model.magvit2 import encoder_blocks
 from export.onnx_export import export_models, load_models
@@ -84,11 +84,11 @@ def test_the_manifest_carries_the_published_manner(pipeline: FacePipeline) -> No
 
 
 def test_larger_pictures_take_more_steps_and_guidance_and_nano_keeps_its_own() -> None:
-    large = manner_of(replace(SHOW_O, tokenizer=replace(SHOW_O.tokenizer, image_size=512))).generation
+    large = defaults_of(replace(SHOW_O, tokenizer=replace(SHOW_O.tokenizer, image_size=512))).generation
     assert (large["steps"], large["guidance"]) == (50, 5.0)
-    assert manner_of(PAPER) == manner_of(SHOW_O)
-    assert manner_of(NANO).generation["temperature_law"] == "linear"
-    assert manner_of(NANO).question_template == "{question}\n"
+    assert defaults_of(PAPER) == defaults_of(SHOW_O)
+    assert defaults_of(NANO).generation["temperature_law"] == "linear"
+    assert defaults_of(NANO).question_template == "{question}\n"
 
 
 @pytest.mark.parametrize("steps", [None, 18])

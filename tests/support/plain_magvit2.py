@@ -67,8 +67,8 @@ def encoded(state: State, pixels: Tensor, blocks: tuple[int, ...] = ENCODER_BLOC
 
 def decoded(state: State, codes: Tensor, grid: int, blocks: tuple[int, ...] = DECODER_BLOCKS) -> Tensor:
     """Codes (B, N) → pixels (B, 3, H, W), not clamped."""
-    quantised = state["quantize.embedding"][codes].reshape(codes.shape[0], grid, grid, -1).permute(0, 3, 1, 2)
-    x = convolution(state, "decoder.conv_in", convolution(state, "decoder.post_quant_conv", quantised), padding=1)
+    quantized = state["quantize.embedding"][codes].reshape(codes.shape[0], grid, grid, -1).permute(0, 3, 1, 2)
+    x = convolution(state, "decoder.conv_in", convolution(state, "decoder.post_quant_conv", quantized), padding=1)
     x = middle(state, "decoder.mid", x)
     for level in range(len(blocks) - 1, -1, -1):
         for block in range(blocks[level]):

@@ -1,1 +1,1 @@
-"""Data sets in the layouts that people have."""
+"""Readers of external data sets."""

@@ -1,6 +1,6 @@
-"""What the columns of somebody else's table hold: image, captions, conversations, questions and answers, or nothing of use.
+"""Detection of column roles in external tables: image, captions, conversations, questions and answers, or ignored.
 
-Content decides, names help: a column is only taken for what its values can be, and the reason is kept for ``explain``.
+A column's values decide, and its name helps; the reason is kept for ``explain``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its role ("image", "captions", "conversation", "pairs", "question", "answer" or "ignored") and why."""
+    """One column, its role ("image", "captions", "conversation", "pairs", "question", "answer" or "ignored") and the reason."""
 
     name: str
     role: str
@@ -37,7 +37,7 @@ class Column:
 
 
 def unpacked(value: Any) -> Any:
-    """Lists and objects that were stored as a JSON string (CSV does that) as what they are; anything else unchanged."""
+    """Parse lists and objects stored as a JSON string, as in CSV files; return anything else unchanged."""
     if isinstance(value, str) and value[:1] in {"[", "{"}:
         try:
             return json.loads(value)
@@ -47,7 +47,7 @@ def unpacked(value: Any) -> Any:
 
 
 def texts_of(value: Any) -> list[str]:
-    """The non-empty strings of a string or a list of strings; ``[]`` for anything else."""
+    """Return the non-empty strings of a string or a list of strings; ``[]`` for anything else."""
     value = unpacked(value)
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in values):
@@ -56,7 +56,7 @@ def texts_of(value: Any) -> list[str]:
 
 
 def turns_of(value: Any) -> list[Pair]:
-    """Question and answer pairs of a LLaVA-style conversation (``from``/``value`` or ``role``/``content``); image marks are taken out."""
+    """Return question-answer pairs of a LLaVA-style conversation (``from``/``value`` or ``role``/``content``), without image tags."""
     value = unpacked(value)
     pairs: list[Pair] = []
     question = ""
@@ -75,7 +75,7 @@ def turns_of(value: Any) -> list[Pair]:
 
 
 def pairs_of(value: Any) -> list[Pair]:
-    """Pairs of a list of objects with a question and an answer each."""
+    """Return question-answer pairs of a list of objects with a question and an answer each."""
     value = unpacked(value)
     pairs = []
     for item in value if isinstance(value, list) else [value]:
@@ -89,7 +89,7 @@ def pairs_of(value: Any) -> list[Pair]:
 
 
 def find_image(value: Any, base: Path) -> bytes | Path | None:
-    """Bytes, or the path of an existing file, for what an image column holds: bytes, ``{bytes, path}``, a path or a bare id."""
+    """Return bytes or an existing path for a value of an image column: bytes, ``{bytes, path}``, a path or an id; None if missing."""
     if isinstance(value, Mapping):
         data = value.get("bytes")
         return bytes(data) if isinstance(data, bytes | bytearray) and data else find_image(value.get("path"), base)
@@ -105,13 +105,13 @@ def find_image(value: Any, base: Path) -> bytes | Path | None:
                 path = base / folder / f"{name}{suffix}"
                 if path.is_file():
                     return path
-            except OSError:  # a name longer than the file system allows
+            except OSError:  # the name is too long
                 return None
     return None
 
 
 def sniff(sample: Sequence[Row], base: Path) -> tuple[Column, ...]:
-    """The role of every column, from some rows; image first by how many were found, then by name."""
+    """Return the role of every column from sample rows; the image column is the one with the most images found, then by name."""
     names = list(dict.fromkeys(name for row in sample for name in row))
     values = {name: [row[name] for row in sample if row.get(name) not in (None, "", [])] for name in names}
     roles = {name: _role(name, values[name]) for name in names}
@@ -122,14 +122,14 @@ def sniff(sample: Sequence[Row], base: Path) -> tuple[Column, ...]:
 
 
 def _words(name: str) -> set[str]:
-    """Words of a column name, without a plural s: "Long_Captions" → {"long", "caption"}; "Q" and "A" written out."""
+    """Return the singular words of a column name: "Long_Captions" → {"long", "caption"}; "Q" and "A" are spelled out."""
     words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
     words = [{"q": "question", "a": "answer"}.get(word, word) for word in words] if len(words) == 1 else words
     return {word[:-1] if len(word) > 3 and word.endswith("s") else word for word in words}
 
 
 def _role(name: str, values: Sequence[Any]) -> tuple[str, str]:
-    """Role by content and name, images apart."""
+    """Return role and reason of a column by content and name, except for images."""
     words = _words(name)
     if not values:
         return "ignored", "empty"
@@ -138,7 +138,7 @@ def _role(name: str, values: Sequence[Any]) -> tuple[str, str]:
         return sum(bool(reader(value)) for value in values) * 2 > len(values)
 
     for reader, role, reason in (
-        (turns_of, "conversation", "conversation of a person and a model"),
+        (turns_of, "conversation", "conversation of a user and a model"),
         (pairs_of, "pairs", "questions with answers"),
     ):
         if mostly(reader):
@@ -164,7 +164,7 @@ def _pick_image(roles: dict[str, tuple[str, str]], values: Mapping[str, Sequence
     kind = "embedded images" if isinstance(values[best][0], bytes | Mapping) else "paths of images"
     for name in likely:
         if name != best and roles[name][0] == "ignored":
-            roles[name] = "ignored", f"could name an image, but {best!r} serves better"
+            roles[name] = "ignored", f"could be an image column, but {best!r} has more images"
     roles[best] = "image", f"{kind}, {found} of the first {len(values[best])} found"
 
 
@@ -180,7 +180,7 @@ def _may_be_image(name: str, values: Sequence[Any]) -> bool:
 
 
 def _pair_up(roles: dict[str, tuple[str, str]]) -> None:
-    """A question column needs an answer column; only the first of each is taken."""
+    """Ignore question columns without an answer column and vice versa, and all but the first of each."""
     for role, other in (("question", "answer"), ("answer", "question")):
         for place, name in enumerate([name for name in roles if roles[name][0] == role]):
             if place:
@@ -190,7 +190,7 @@ def _pair_up(roles: dict[str, tuple[str, str]]) -> None:
 
 
 def _free_text(roles: dict[str, tuple[str, str]], values: Mapping[str, Sequence[Any]]) -> None:
-    """Without any text of known purpose, a single column of sentences is taken for captions."""
+    """Take a single column of sentences for captions if no other column has text."""
     if any(role not in {"image", "ignored"} for role, _ in roles.values()):
         return
     free = [name for name, (role, _) in roles.items() if role == "ignored" and values[name] and _sentences(values[name])]

@@ -1,11 +1,11 @@
-"""Real data in the shapes that people have it: images with captions, conversations or questions and answers, recognised by their content.
+"""External data sets: images with captions, conversations, or questions and answers, in many layouts.
 
-    dataset = open_foreign("faces/metadata.jsonl")
+    dataset = open_external("faces/metadata.jsonl")
     print(dataset.explain())
     for example in dataset: ...
 
-Folders of images with ``.txt`` or ``.json`` files beside them, and JSON, JSONL, CSV or parquet tables whose columns are sniffed.  Rows that
-cannot be used are counted and reported, and end the reading only when there are too many.
+Supported are folders of images with ``.txt`` or ``.json`` files beside them, and JSON, JSONL, CSV or parquet tables with detected columns.
+Unusable rows are counted and reported; too many of them are an error.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ _LIMITS = ImageLimits(largest_bytes=64 << 20, largest_side=16384, largest_pixels
 
 @dataclass(frozen=True)
 class Example:
-    """One face: an upright RGB picture, and captions, questions with answers, or both."""
+    """One face: an upright RGB picture with captions, question-answer pairs, or both."""
 
     image: Image.Image
     captions: tuple[str, ...]
     questions: tuple[Pair, ...]
 
 
-class ForeignDataset:
-    """Examples of a table, read anew by each iteration.
+class ExternalDataset:
+    """Examples of a table; each iteration reads the table from the start.
 
     Attributes:
-        columns: what was recognised.
-        broken: rows passed over in the latest iteration.
-        reasons: of the first few of them.
+        columns: detected columns.
+        broken: unusable rows of the latest iteration.
+        reasons: reasons of the first few of them.
     """
 
     def __init__(self, path: Path, table: Table, columns: tuple[Column, ...], most_broken: int) -> None:
@@ -54,7 +54,7 @@ class ForeignDataset:
         self.reasons: list[str] = []
 
     def explain(self) -> str:
-        """What was recognised, a line for each column."""
+        """Return the detected columns, one line each."""
         width = max(len(column.name) for column in self.columns)
         lines = [
             f"  {column.name:<{width}}  {'ignored: ' if column.role == 'ignored' else ''}{column.reason}"
@@ -63,11 +63,11 @@ class ForeignDataset:
         return "\n".join([f"{self._path}: {self._table.kind}", *lines])
 
     def report(self) -> str:
-        """What was passed over in the latest iteration, in a sentence."""
-        return f"{self.broken} rows passed over" + (f": {'; '.join(self.reasons)}" if self.reasons else "")
+        """Return the number of unusable rows of the latest iteration, with reasons."""
+        return f"{self.broken} unusable rows" + (f": {'; '.join(self.reasons)}" if self.reasons else "")
 
     def __iter__(self) -> Iterator[Example]:
-        """Raises :class:`InputError` when more than ``most_broken`` rows cannot be used."""
+        """Yield the examples; raises :class:`InputError` if more than ``most_broken`` rows are unusable."""
         self.broken, self.reasons = 0, []
         for place, row in self._table.rows():
             try:
@@ -84,7 +84,7 @@ class ForeignDataset:
         if len(self.reasons) < _REASONS_KEPT:
             self.reasons.append(f"{place}: {error}")
         if self.broken > self._most_broken:
-            raise InputError(f"{self._path}: {self.report()}; mend them, or allow more with most_broken") from error
+            raise InputError(f"{self._path}: {self.report()}; fix them, or allow more with most_broken") from error
 
     def _example(self, row: Row) -> Example:
         captions: list[str] = []
@@ -116,19 +116,19 @@ class ForeignDataset:
 
 def _missing(value: object) -> str:
     if isinstance(value, str) and value.startswith(("http://", "https://")):
-        return f"{value[:200]}: an address on the web; download the images first"
+        return f"{value[:200]}: is a web address; download the images first"
     return f"image {str(value)[:200]!r} not found beside the table or in its folder of images"
 
 
-def open_foreign(path: str | os.PathLike[str], *, most_broken: int = 100) -> ForeignDataset:
-    """Recognise a data set.
+def open_external(path: str | os.PathLike[str], *, most_broken: int = 100) -> ExternalDataset:
+    """Open a data set and detect its columns.
 
     Args:
         path: a folder of images, a folder with a table, or a .json, .jsonl, .csv, .tsv or .parquet file.
-        most_broken: how many rows may be unusable before reading stops with an error.
+        most_broken: maximum number of unusable rows.
 
     Raises:
-        InputError: nothing there, no rows, or no column with images or with text; the message names the columns found.
+        InputError: the path is missing, or there are no rows, no images or no text; the message names the columns found.
     """
     path = Path(path)
     table = open_table(path)
@@ -147,4 +147,4 @@ def open_foreign(path: str | os.PathLike[str], *, most_broken: int = 100) -> For
     if all(find_image(row.get(image), table.base) is None for row in sample):
         first = next((row[image] for row in sample if row.get(image)), "")
         raise InputError(f"{path}: none of the first {len(sample)} images can be opened; {_missing(first)}; found: {found}")
-    return ForeignDataset(path, table, columns, most_broken)
+    return ExternalDataset(path, table, columns, most_broken)

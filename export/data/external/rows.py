@@ -1,6 +1,6 @@
-"""Rows of a data set that somebody else laid out: folders with sidecar files, JSON, JSONL, CSV and parquet, all as plain dictionaries.
+"""Rows of external data sets as dictionaries: folders with sidecar files, JSON, JSONL, CSV and parquet.
 
-What cannot be read of one row (a broken line, a sidecar that is missing) is handed on as an error in its place, for the reader to count.
+An unreadable row (an invalid line, a missing sidecar file) is yielded as an error in its place, so that the caller can count it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from f2edge.errors import InputError
 
 Row = Mapping[str, Any]
-#: Where a row stands ("line 7") and the row, or what is wrong with it.
+#: Position of a row ("line 7") and the row, or the error.
 Placed = tuple[str, Row | InputError]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -26,12 +26,12 @@ _BATCH_ROWS = 64
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that can be read again and again.
+    """A table that can be read repeatedly.
 
     Attributes:
-        kind: what was opened, in words.
+        kind: description of the source.
         base: folder that image paths are relative to.
-        rows: starts reading from the first row.
+        rows: returns an iterator from the first row.
     """
 
     kind: str
@@ -40,10 +40,10 @@ class Table:
 
 
 def open_table(path: Path) -> Table:
-    """The table behind a file or folder.
+    """Open a file or folder as a table.
 
     Raises:
-        InputError: nothing at ``path``, or nothing in it that is known as a data set.
+        InputError: ``path`` does not exist or is not a known kind of data set.
     """
     if path.is_dir():
         return _open_folder(path)
@@ -56,7 +56,7 @@ def open_table(path: Path) -> Table:
 
 
 def _open_folder(folder: Path) -> Table:
-    """Tables in the folder come first (one file, or shards of one kind), then images with a .txt or .json beside each."""
+    """Open a folder: its tables (one file, or shards of one kind) if there are any, else images with a .txt or .json beside each."""
     images = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
     sidecars = {image.with_suffix(suffix) for image in images for suffix in (".txt", ".json")}
     tables = sorted(file for file in folder.iterdir() if file.suffix.lower() in _READERS and file.is_file() and file not in sidecars)
@@ -84,7 +84,7 @@ def _chained(reader: Callable[[Path], Iterator[Placed]], files: list[Path]) -> I
 
 
 def _read_sidecars(images: list[Path]) -> Iterator[Placed]:
-    """Image with ``stem.txt`` (each line a caption) or ``stem.json`` (a row, a list of captions or one)."""
+    """Yield images with ``stem.txt`` (one caption per line) or ``stem.json`` (a row, a caption or a list of captions)."""
     for image in images:
         try:
             yield image.name, {"image": str(image), **_sidecar(image)}
@@ -113,7 +113,7 @@ def _read_jsonl(path: Path) -> Iterator[Placed]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                yield f"line {number}", InputError(f"no JSON ({error})")
+                yield f"line {number}", InputError(f"not valid JSON ({error})")
                 continue
             yield f"line {number}", row if isinstance(row, dict) else InputError(f"a {type(row).__name__}, not an object")
 
@@ -122,13 +122,13 @@ def _read_json(path: Path) -> Iterator[Placed]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: no valid JSON ({error}); repair or download the file again") from error
+        raise InputError(f"{path}: not valid JSON ({error}); repair or download the file again") from error
     for number, row in enumerate(_json_rows(path, content), start=1):
         yield f"entry {number}", row if isinstance(row, dict) else InputError(f"a {type(row).__name__}, not an object")
 
 
 def _json_rows(path: Path, content: Any) -> list[Any]:
-    """A list of rows; COCO's images and annotations; one list inside an object; or an object from image name to text or row."""
+    """Return the rows of a list, COCO images and annotations, an object with one list, or an object of image name → text or row."""
     if isinstance(content, list):
         return content
     if isinstance(content, dict) and isinstance(content.get("images"), list) and isinstance(content.get("annotations"), list):

@@ -89,7 +89,11 @@ EMOTION_LOOKS: dict[str, Expression] = {
 
 @dataclass(frozen=True)
 class Look:
-    """One face about to be painted; ``slots`` is the full assignment, hidden slots included."""
+    """One face about to be painted.
+
+    ``slots`` is the full assignment, hidden slots included; ``sticker`` tells whether the comic mark is drawn where the face alone shows
+    the expression (:data:`export.data.render.marks.OPTIONAL_MARKS`).
+    """
 
     slots: Mapping[str, str]
     g: Geometry
@@ -99,6 +103,7 @@ class Look:
     cloth: RGB
     backdrop: RGB
     lip: RGB
+    sticker: bool = True
 
     def is_(self, slot: str, value: str) -> bool:
         return self.slots[slot] == value
@@ -141,4 +146,5 @@ def look_at(slots: Mapping[str, str], g: Geometry) -> Look:
         cloth=shift(CLOTH[slots["clothing_color"]], g.tint[2]),
         backdrop=shift(BACKGROUND[slots["background"]], g.tint[3]),
         lip=lipstick if lipstick is not None else natural,
+        sticker=bool(g.choice[5] >> 10 & 1),
     )

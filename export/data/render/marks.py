@@ -324,7 +324,7 @@ def _cigarette(brush: Brush, look: Look) -> None:
         brush.line([(x, y), (x + 22, y + 6)], ink, width)
     brush.line([(x, y), (x + 6, y + 1.7)], (226, 140, 40), 3.8)
     brush.disc(x + 23, y + 6.2, 2.6, (255, 70, 10))
-    smoke = [(x + 26, y + 2), (x + 32, y - 8), (x + 26, y - 18), (x + 34, y - 30), (x + 29, y - 42)]
+    smoke = [(x + 27, y + 2), (x + 34, y - 8), (x + 30, y - 18), (x + 39, y - 30), (x + 35, y - 42)]
     brush.line(smoke, (70, 70, 80), 6.4, 0.85)
     brush.line(smoke, (232, 232, 236), 4.4)
 
@@ -434,3 +434,8 @@ FACE_MARKS: dict[str, Mark] = {
     "cigarette": _cigarette, "fist": _fist, "tissue": _tissue, "flower": _flower, "tear": _tear, "streams": _streams, "rays": _rays,
     "headphones": _headphones, "trumpet": _trumpet,
 }  # fmt: skip
+
+#: Marks of expressions that the face itself shows: half of the pictures go without, so that the face is what is read.
+OPTIONAL_MARKS = frozenset(
+    {"haha", "scribble", "burst", "heart", "gloom", "vein", "exclaim", "sweat", "nausea", "joy", "sparkle", "twinkle", "tilde"}
+)

@@ -14,7 +14,7 @@ _TONGUE = (240, 104, 116)
 #: closed mouths: (half-width factor, curve of the corners, skew); positive curve: corners up
 _CLOSED = {
     "rest": (1.0, 0.6, 0.0),
-    "smile": (1.3, 6.0, 0.0),
+    "smile": (1.4, 10.0, 0.0),
     "frown": (1.1, -6.0, 0.0),
     "sad": (0.85, -4.2, 0.0),
     "flat": (0.85, -0.8, 0.0),
@@ -130,7 +130,8 @@ def paint_closed_mouth(brush: Brush, look: Look, kind: str) -> None:
     brush.line(seam, dark(look.lip, 0.72), 1.6)
     if kind == "smile":
         for x, y2, s in ((*left, -1), (*right, 1)):
-            brush.line([(x + s * 1.0, y2 - 3), (x + s * 3, y2), (x + s * 1.6, y2 + 3)], look.line, 1.5, 0.85)
+            brush.line([(x + s * 0.6, y2 - 4), (x + s * 3.4, y2), (x + s * 1.8, y2 + 4)], look.line, 1.8, 0.9)
+            brush.line([(g.turn(s * 12, 10), 13), (x - s * 0.5, 17), (x + s * 4.5, 22)], look.line, 1.3, 0.6)
     if kind == "smirk":
         brush.line([(right[0] + 1.5, right[1] - 4), (right[0] + 3.6, right[1]), (right[0] + 1.5, right[1] + 3.4)], look.line, 1.8, 0.9)
     if kind == "chew":

@@ -23,7 +23,7 @@ from export.data.render.geometry import CROWN_Y, EYE_LINE_Y, measure
 from export.data.render.hair import back_path, paint_back, paint_cap
 from export.data.render.head import EAR_Y, ear_sides, ear_x, head_path, lean, paint_ears, paint_head
 from export.data.render.look import Look, look_at
-from export.data.render.marks import FACE_MARKS, PICTURE_MARKS
+from export.data.render.marks import FACE_MARKS, OPTIONAL_MARKS, PICTURE_MARKS
 from export.data.render.mouth import beard_path, corner_points, paint_beard, paint_mouth, paint_mustache, paint_nose
 from export.data.render.scene import body_path, neck_path, paint_backdrop, paint_body, paint_light, paint_neckwear
 from export.data.render.worn import crown_path, paint_earrings, paint_eyewear, paint_hat, paint_mask
@@ -33,7 +33,7 @@ from f2edge.errors import InputError
 Mask = NDArray[np.bool_]
 
 #: Version of the pictures: changes whenever the same seed gives another picture.
-RENDER_VERSION = 1
+RENDER_VERSION = 2
 
 BLUR_SIGMA = 1.45  # of a 128-pixel picture
 
@@ -116,7 +116,7 @@ def _paint(look: Look, size: int) -> NDArray[np.uint8]:
     paint_light(canvas, look)
     canvas.restore()
     mark = look.expression.mark
-    if mark in PICTURE_MARKS:
+    if mark in PICTURE_MARKS and (look.sticker or mark not in OPTIONAL_MARKS):
         PICTURE_MARKS[mark](brush, look)
     if blurred:
         canvas.restore()

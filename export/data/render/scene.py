@@ -160,10 +160,10 @@ def paint_light(canvas: skia.Canvas, look: Look) -> None:
     if look.is_("lighting", "even"):
         return
     lit, shaded = (18.0, 112.0) if look.is_("lighting", "left") else (110.0, 16.0)
-    glare, shade = (255, 236, 190), (22, 14, 52)
+    glare, shade = (255, 236, 190), (24, 18, 40)
     shader = linear(
         (lit, 50), (shaded, 58),
-        [argb(glare, 0.36), argb(glare, 0.0), argb(shade, 0.0), argb(shade, 0.59), argb(shade, 0.73)],
+        [argb(glare, 0.34), argb(glare, 0.0), argb(shade, 0.0), argb(shade, 0.48), argb(shade, 0.66)],
         [0.0, 0.36, 0.44, 0.68, 1.0],
     )  # fmt: skip
     paint = skia.Paint(Shader=shader, BlendMode=skia.BlendMode.kSrcATop)

@@ -35,7 +35,7 @@ def paint_eyewear(brush: Brush, look: Look) -> None:
             brush.line([(x - 8, 3), (x - 1, -6)], WHITE, 3.0, 0.55)
             brush.line([(x - 2, 5), (x + 3, -2)], WHITE, 1.6, 0.4)
         else:
-            brush.fill(lens, (210, 235, 255), 0.16)
+            brush.fill(lens, (226, 236, 246), 0.09)
             brush.line([(x + 5, -7), (x + 9.5, -2)], WHITE, 1.8, 0.8)
         brush.stroke(lens, frame, 3.0)
         edge = side * (g.half_width + 1) + lean(look, 0)

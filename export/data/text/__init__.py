@@ -1,1 +1,1 @@
-"""Captions, questions and the text tokenizer."""
+"""Captions, questions, their grammar, and the text tokenizer."""

@@ -1,7 +1,7 @@
 """Captions of a face from its visible slots: sentences and tags in many wordings, and one fixed form for ``describe``.
 
 >>> caption({"gender_presentation": "feminine", "hair_color": "red"}, np.random.default_rng(0), attributes=2).text
-'woman, red hair'
+'woman with red hair'
 
 What is said is drawn slot by slot, remarkable values more often than "none"; how it is said is drawn from ``phrases``.
 Every phrase can be read back: ``mentioned_in(caption.text)`` is exactly what the caption mentions.
@@ -16,7 +16,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from export.data.text.mentions import mentioned_in
-from export.data.text.phrases import BEFORE_NOUN, KINDS, NEGATABLE, NOUN_GROUPS, PHRASES, PICTURES, SHARPNESS, YOUNG_NOUNS
+from export.data.text.phrases import (
+    BEFORE_NOUN,
+    EVERYDAY,
+    HAIR_NOUNS,
+    KINDS,
+    LACKING,
+    NEGATABLE,
+    NOUN_GROUPS,
+    OPENINGS,
+    PERSON_NOUNS,
+    PHRASES,
+    PICTURES,
+    SHARPNESS,
+)
 from export.data.text.wording import (
     Dice,
     Parts,
@@ -28,6 +41,7 @@ from export.data.text.wording import (
     sentence_case,
     several_sentences,
     subject_of,
+    terse,
 )
 from f2edge.errors import InputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA
@@ -40,11 +54,18 @@ MOST_ATTRIBUTES = 18
 _TAGS_SHARE = 0.25
 _SHORT_SHARE = 0.15  # of 1 to 3 attributes, the way people type prompts
 _SENTENCE_CASE_SHARE = 0.1
+_TERSE_SHARE = 0.15  # without articles: "old man with beard and hat"
+_OPENING_SHARE = 0.06
+_EXCLUSION_SHARE = 0.06
+_EVERYDAY_SHARE = 0.4
+_PERSON_NOUN_SHARE = 0.15
 
 #: How likely a slot is named, relative to 1; times ``_PLAIN`` for its unremarkable value when that means "nothing there".
 _WEIGHTS = {"gender_presentation": 6.0, "age": 2.5, "hair_color": 2.5, "hair_length": 1.8, "eye_color": 1.5, "eyewear": 1.8, "hat": 1.8,
             "emotion": 1.8, "action": 1.8, "beard": 1.5, "background": 1.3, "clothing_color": 1.3, "skin_tone": 1.3}  # fmt: skip
 _PLAIN = 0.3
+#: The same for what is absent: a noun must not be heard more often behind "no" than alone, or it comes to mean its absence.
+_ABSENT = 0.1
 #: A mask hides half of the face: whoever sees one says so, and so a prompt that is silent about it means a face without.
 _HIDING = {("face_mask", "worn"): 60.0}
 #: Slots where no value is "nothing there": all of them are worth a word.
@@ -62,7 +83,7 @@ _DESCRIBE_ORDER = (
     "head_pose", "lighting", "sharpness", "face_shape", "skin_texture", "makeup", "hairline", "build", "chin", "cheeks", "sideburns",
     "eyebrow_thickness", "eyebrow_shape", "nose_size", "nose_shape", "lips", "eye_shape", "eye_bags", "cheekbones",
 )  # fmt: skip
-_FEMININE = (*PHRASES["gender_presentation"]["feminine"], YOUNG_NOUNS["feminine"])
+_FEMININE = frozenset((*PHRASES["gender_presentation"]["feminine"], *PERSON_NOUNS["feminine", "young"], *PERSON_NOUNS["feminine", "old"]))
 _DESCRIBE_MOST, _DESCRIBE_LEAST = 20, 12
 
 
@@ -105,9 +126,10 @@ def _choose(slots: Slots, dice: Dice, count: int, *, even: bool) -> dict[str, st
     """Draw ``count`` slots without replacement, each in proportion to its weight (Efraimidis & Spirakis 2006)."""
     keyed = []
     for slot, value in slots.items():
-        weight = 1.0
+        absent = value == "none" and slot in NEGATABLE
+        weight = 2 * _ABSENT if even and absent else 1.0
         if not even:
-            weight = _WEIGHTS.get(slot, 1.0) * (_PLAIN if is_plain(slot, value) else 1.0)
+            weight = _WEIGHTS.get(slot, 1.0) * (_ABSENT if absent else _PLAIN if is_plain(slot, value) else 1.0)
             weight *= 0.2 if _goes_without_saying(slot, slots) else 1.0
         weight = _HIDING.get((slot, value), weight)
         keyed.append((math.log(dice.roll() + 1e-12) / weight, slot))
@@ -131,14 +153,15 @@ def _take_before_noun(left: dict[str, str], dice: Dice, most: int, share: float)
 
 def _take_subject(left: dict[str, str], dice: Dice, parts: Parts, share: float) -> None:
     gender = left.pop("gender_presentation", None)
+    whole = PERSON_NOUNS.get((gender or "", left.get("age", "")))
     if gender is None:
-        parts.noun = "person"
-    elif left.get("age") == "young" and dice.chance(0.12):
-        parts.noun = YOUNG_NOUNS[gender]
+        parts.noun = _hair_noun(left, dice) or "person"
+    elif whole is not None and dice.chance(_PERSON_NOUN_SHARE):
+        parts.noun = dice.pick(whole)
         del left["age"]
     else:
         nouns = PHRASES["gender_presentation"][gender]
-        parts.noun = dice.pick(nouns[1:]) if dice.chance(0.15) else nouns[0]
+        parts.noun = dice.pick(nouns[1:]) if dice.chance(0.25) else nouns[0]
     parts.before = _take_before_noun(left, dice, 3, share)
     if "age" in left:
         parts.before.insert(0, dice.pick(BEFORE_NOUN["age"][left.pop("age")]))
@@ -148,6 +171,37 @@ def _take_subject(left: dict[str, str], dice: Dice, parts: Parts, share: float) 
         del left["sharpness"]
     elif dice.chance(0.15):
         parts.picture = dice.pick(PICTURES)
+
+
+def _hair_noun(left: dict[str, str], dice: Dice) -> str | None:
+    """A noun for a person by the color of the hair ("a redhead"), now and then."""
+    nouns = HAIR_NOUNS.get(left.get("hair_color", ""))
+    if nouns is None or left.get("hair_length") == "bald" or not dice.chance(0.2):
+        return None
+    del left["hair_color"]
+    return dice.pick(nouns)
+
+
+def _add_lacking(slot: str, dice: Dice, parts: Parts) -> None:
+    """Say that something is not there, in one of the ways in which people say it."""
+    noun = dice.pick(NEGATABLE[slot])
+    if slot in LACKING and dice.chance(0.15):
+        parts.do.append(LACKING[slot])
+    elif dice.chance(0.5) or slot not in KINDS:
+        parts.lacking.append(f"no {noun.removeprefix('a ')}")
+    elif KINDS[slot] == "wear" and dice.chance(0.6):
+        parts.do.append(f"not wearing {noun}")
+    else:
+        parts.do.append(f"without {noun}")
+
+
+def _exclusion(slots: Slots, chosen: Slots, dice: Dice) -> str | None:
+    """A value that the face does not have ("not blonde"), of a slot that is visible and not spoken of."""
+    slot = dice.pick(("hair_color", "eye_color", "skin_tone", "emotion", "age"))
+    if slot in chosen or slot not in slots:
+        return None
+    others = [words for value, words in BEFORE_NOUN[slot].items() if value != slots[slot]]
+    return f"not {dice.pick(dice.pick(others))}"
 
 
 def _take_phrases(left: dict[str, str], dice: Dice, parts: Parts) -> None:
@@ -164,23 +218,22 @@ def _take_phrases(left: dict[str, str], dice: Dice, parts: Parts) -> None:
                 del left[slot]
         if words:
             parts.groups.append((group, words))
-    lacking = []
     for slot, value in left.items():
         if value in PHRASES.get(slot, {}):
-            phrase = dice.pick(PHRASES[slot][value])
+            everyday = EVERYDAY.get((slot, value))
+            phrase = everyday if everyday is not None and dice.chance(_EVERYDAY_SHARE) else dice.pick(PHRASES[slot][value])
             parts.add("have" if phrase.startswith("with ") else KINDS[slot], phrase.removeprefix("with "))
         else:
-            lacking.append(f"no {dice.pick(NEGATABLE[slot]).removeprefix('a ')}")
-    parts.have.extend(lacking)  # "a goatee and no mask" reads better than the other way round
+            _add_lacking(slot, dice, parts)
+    parts.have.extend(parts.lacking)  # "a goatee and no mask" reads better than the other way round
 
 
 def _tags(left: dict[str, str], dice: Dice) -> str:
     """Comma-separated key words."""
     parts = Parts()
-    gender = left.get("gender_presentation")
     subject = []
     _take_subject(left, dice, parts, 0.25)
-    if gender is not None or not parts.before:
+    if parts.noun != "person" or not parts.before:
         subject.append(parts.noun)
     if parts.picture:
         subject.append(parts.picture)
@@ -208,14 +261,23 @@ def caption(slots: Slots, rng: np.random.Generator, *, attributes: int | None = 
     if attributes is not None and attributes < 1:
         raise InputError(f"caption: attributes must be at least 1, got {attributes}")
     dice = Dice(rng)
-    chosen = _choose(_checked(slots), dice, attributes or _draw_count(dice), even=even)
+    visible = _checked(slots)
+    chosen = _choose(visible, dice, attributes or _draw_count(dice), even=even)
     mentioned = _in_schema_order(chosen)
+    excluded = _exclusion(visible, chosen, dice) if dice.chance(_EXCLUSION_SHARE) else None
     if dice.chance(_TAGS_SHARE):
-        return Caption(_tags(chosen, dice), mentioned)
+        text = _tags(chosen, dice)
+        return Caption(f"{text}, {excluded}" if excluded else text, mentioned)
     parts = Parts()
     _take_subject(chosen, dice, parts, 0.3)
     _take_phrases(chosen, dice, parts)
+    if excluded:
+        parts.do.append(excluded)
     text = several_sentences(parts, dice) if len(mentioned) > 6 and dice.chance(0.5) else one_sentence(parts, dice)
+    if dice.chance(_OPENING_SHARE):
+        text = f"{dice.pick(OPENINGS)} {text}"
+    if dice.chance(_TERSE_SHARE):
+        return Caption(terse(text), mentioned)
     return Caption(sentence_case(text) if dice.chance(_SENTENCE_CASE_SHARE) else text, mentioned)
 
 

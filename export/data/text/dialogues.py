@@ -16,9 +16,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from export.data.text.captions import caption
-from export.data.text.questions import QuestionAnswer, describe_question, questions
+from export.data.text.questions import CANNOT_TELL, QuestionAnswer, describe_question, questions
 from export.data.text.tokenizer import END_OF_TEXT, START_OF_TEXT
+from export.data.text.wording import Dice, misspelt
 from f2edge.errors import InputError
+from f2edge.spec.attributes import F2EDGE_SCHEMA
 from f2edge.spec.configuration import ModelConfiguration
 from f2edge.spec.layout import TokenLayout
 
@@ -26,6 +28,7 @@ from f2edge.spec.layout import TokenLayout
 _WEIGHTS = {"describe": 0.25}
 _DRAWN = 20
 _THOROUGH = (10, 19)  # attributes of a thorough prompt, from and below
+_MISSPELT_SHARE = 0.06
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class TextMaker:
         """
         thorough = rng.random() < thorough_share
         text = caption(slots, rng, attributes=int(rng.integers(*_THOROUGH)) if thorough else None, even=thorough).text
+        if rng.random() < _MISSPELT_SHARE:
+            text = misspelt(text, Dice(rng))
         return self.layout.prompt(self.encode(text)[: self.layout.prompt_tokens])
 
     def exchange(self, item: QuestionAnswer) -> tuple[list[int], list[int]]:
@@ -83,13 +88,33 @@ class TextMaker:
         question = self.layout.question(self.encode_fixed(self.layout.question_template.format(question=item.question)))
         return question, [*encode(item.answer), self.layout.end_of_text]
 
-    def dialogues(self, faces: Sequence[Mapping[str, str]], rng: np.random.Generator, columns: int, describe_share: float) -> Dialogue:
-        """Fill ``columns`` text columns per face with questions; ``describe_share`` of the faces begin with a description."""
+    def dialogues(
+        self,
+        faces: Sequence[Mapping[str, str]],
+        rng: np.random.Generator,
+        columns: int,
+        describe_share: float,
+        unsure_share: float = 0.0,
+    ) -> Dialogue:
+        """Fill ``columns`` text columns per face with questions.
+
+        ``describe_share`` of the faces begin with a description; ``unsure_share`` of the questions ask for what is not to be seen.
+        """
         rows = []
         for slots in faces:
             items = [describe_question(slots, rng)] if rng.random() < describe_share else []
-            rows.append([(*self.exchange(item), _WEIGHTS.get(item.kind, 1.0)) for item in (*items, *questions(slots, rng, _DRAWN))])
+            asked = [self.unanswerable(slots, rng) if rng.random() < unsure_share else item for item in questions(slots, rng, _DRAWN)]
+            rows.append([(*self.exchange(item), _WEIGHTS.get(item.kind, 1.0)) for item in (*items, *asked) if item is not None])
         return pack(rows, columns, self.layout.pad)
+
+    @staticmethod
+    def unanswerable(slots: Mapping[str, str], rng: np.random.Generator) -> QuestionAnswer | None:
+        """The schema's question for a slot that is not to be seen; None where all are."""
+        hidden = [slot for slot in F2EDGE_SCHEMA.values() if slot.name not in slots]
+        if not hidden:
+            return None
+        slot = hidden[int(rng.integers(len(hidden)))]
+        return QuestionAnswer(slot.question, CANNOT_TELL, slot.name, "unsure")
 
 
 def pack(rows: Sequence[Sequence[tuple[Sequence[int], Sequence[int], float]]], columns: int, pad: int) -> Dialogue:

@@ -3,27 +3,34 @@
 >>> questions({"eye_color": "blue"}, np.random.default_rng(1), 1)[0].question
 'what color are the eyes?'
 
-Kinds: "slot" (the schema's own question, what ``analyze`` asks), "yes_no", "which" (two choices named), "open" (another wording) and
-"describe".  Answers to "slot", "which" and "open" are words of ``Slot.answers``.
+Kinds: "slot" (the schema's own question, what ``analyze`` asks), "yes_no", "which" (two choices named), "open" (another wording),
+"describe", and "unanswerable" (about what is hidden, or nothing that a face shows), whose answer is :data:`CANNOT_TELL`.  Answers to
+"slot", "which" and "open" are words of ``Slot.answers``.  All but "slot" are then worded as people type them (:func:`typed`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from export.data.text.captions import describe_text
 from export.data.text.phrases import EMOTIONS, NEGATABLE, PHRASES
-from export.data.text.wording import Dice
+from export.data.text.wording import Dice, misspelt
 from f2edge.errors import InputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA, Slot
 
 DESCRIBE_QUESTION = "describe the face"
 DESCRIBE_QUESTIONS = (DESCRIBE_QUESTION, "describe this face", "describe the picture", "what does the face look like?")
 
-_SLOT_SHARE, _YES_NO_SHARE, _WHICH_SHARE = 0.4, 0.3, 0.12  # the rest is "open"
+#: The answer where the picture does not show what is asked.
+CANNOT_TELL = "cannot tell"
+
+_SLOT_SHARE, _YES_NO_SHARE, _WHICH_SHARE = 0.35, 0.3, 0.1  # the rest is "open"
+_UNANSWERABLE_SHARE = 0.08
+_HIDDEN_SHARE = 0.6  # of the unanswerable ones; the rest is about no face at all
+_TYPED_SHARE = 0.5
 _WITHOUT_SHARE = 0.25  # "is the person without a hat?": balances the yes of slots whose commonest value is "none"
 
 #: Frames that a value's words complete, for "yes_no" and "which": adjective, phrase or participle.
@@ -84,53 +91,172 @@ _WORDS: Mapping[str, Mapping[str, str]] = {
 }  # fmt: skip
 
 #: Nouns that stand for every value but "none", where the noun of ``NEGATABLE`` could also be heard as one of the values.
-_ANY: Mapping[str, tuple[str, ...]] = {**NEGATABLE, "eyewear": ("eyewear",), "necktie": ("any tie",)}
+_ANY: Mapping[str, tuple[str, ...]] = {**NEGATABLE, "eyewear": ("eyewear",), "necktie": ("any tie",), "bangs": ("bangs",)}
 #: (slot, true value) → the value whose words people may also use for it: neither "yes" nor "no" would be fair.
 _UNCLEAR = {("eyewear", "sunglasses"): "eyeglasses", ("necktie", "bow_tie"): "tie"}
 
 #: Other ways to ask for a slot; the answer is the same.
 _OPEN: Mapping[str, tuple[str, ...]] = {
-    "gender_presentation": ("is this face feminine or masculine?", "what gender does the face suggest?"),
-    "age": ("what is the age of the person?", "is the person young, middle aged or old?"),
-    "skin_tone": ("what color is the skin?", "how light is the skin?"),
+    "gender_presentation": (
+        "is it a man or a woman?",
+        "man or woman?",
+        "is this face feminine or masculine?",
+        "what gender does the face suggest?",
+    ),
+    "age": (
+        "what age does the person look?",
+        "how old would you say the person is?",
+        "is this a young or an old person?",
+        "what is the age of the person?",
+        "is the person young, middle aged or old?",
+    ),
+    "skin_tone": ("which skin tone?", "what complexion does the person have?", "what color is the skin?", "how light is the skin?"),
     "skin_texture": ("what does the skin look like?", "how is the skin?"),
     "cheeks": ("what do the cheeks look like?", "how are the cheeks?"),
     "cheekbones": ("what are the cheekbones like?", "how are the cheekbones?"),
-    "face_shape": ("what shape is the face?", "how is the face shaped?"),
+    "face_shape": (
+        "what is the face shape?",
+        "is the face oval, round, square or heart-shaped?",
+        "what shape is the face?",
+        "how is the face shaped?",
+    ),
     "build": ("how full is the face?", "is the person slim or chubby?"),
     "chin": ("what kind of chin is it?", "what is the chin like?"),
-    "hair_color": ("what is the hair color?", "which color does the hair have?"),
-    "hair_length": ("what is the length of the hair?", "is the hair short, medium or long?"),
-    "hair_texture": ("what is the hair like?", "what texture does the hair have?"),
+    "hair_color": (
+        "what's their hair color?",
+        "hair color?",
+        "is the hair black, brown, blonde, red, gray or blue?",
+        "what color hair does the person have?",
+        "what shade is the hair?",
+        "what is the hair color?",
+        "which color does the hair have?",
+    ),
+    "hair_length": (
+        "is it long or short hair?",
+        "what length is the hair?",
+        "how long does the person wear the hair?",
+        "what is the length of the hair?",
+        "is the hair short, medium or long?",
+    ),
+    "hair_texture": ("how curly is the hair?", "what kind of hair is it?", "what is the hair like?", "what texture does the hair have?"),
     "hairline": ("what is the hairline like?", "how is the hairline?"),
     "bangs": ("what do the bangs look like?", "what falls over the forehead?"),
     "eyebrow_shape": ("what shape are the eyebrows?", "how are the eyebrows shaped?"),
     "eyebrow_thickness": ("how thick are the eyebrows?", "how bushy are the eyebrows?"),
-    "eye_color": ("what is the eye color?", "which color do the eyes have?"),
+    "eye_color": (
+        "eye color?",
+        "what color of eyes does the person have?",
+        "what color eyes does the person have?",
+        "what is the eye color?",
+        "which color do the eyes have?",
+    ),
     "eye_shape": ("what shape are the eyes?", "how are the eyes shaped?"),
     "eye_bags": ("how visible are the bags under the eyes?",),
     "makeup": ("how heavy is the makeup?", "what makeup is worn?"),
     "nose_size": ("how big is the nose?", "what size is the nose?"),
     "nose_shape": ("what shape is the nose?", "how is the nose shaped?"),
     "lips": ("how full are the lips?", "what are the lips like?"),
-    "lipstick": ("what lipstick is worn?", "which lipstick does the person wear?"),
-    "beard": ("what beard does the person have?", "what is on the chin?"),
-    "mustache": ("what about a mustache?",),
+    "lipstick": ("which color is on the lips?", "what lip color is it?", "what lipstick is worn?", "which lipstick does the person wear?"),
+    "beard": (
+        "what facial hair is on the chin?",
+        "what sort of beard is that?",
+        "what beard does the person have?",
+        "what is on the chin?",
+    ),
+    "mustache": ("any hair above the lip?", "is there hair on the upper lip?", "what about a mustache?"),
     "sideburns": ("what about sideburns?",),
-    "eyewear": ("what is worn over the eyes?", "what kind of glasses are worn?"),
-    "hat": ("what is on the head?", "what kind of hat is it?"),
-    "earrings": ("what is on the ears?", "what kind of earrings are worn?"),
-    "necklace": ("what is around the neck?", "what kind of necklace is it?"),
+    "eyewear": (
+        "does the person need glasses?",
+        "glasses or sunglasses?",
+        "what does the person wear on the nose?",
+        "what is worn over the eyes?",
+        "what kind of glasses are worn?",
+    ),
+    "hat": (
+        "what does the person wear on the head?",
+        "which headwear is that?",
+        "what sort of hat is the person wearing?",
+        "what is on the head?",
+        "what kind of hat is it?",
+    ),
+    "earrings": (
+        "what does the person wear in the ears?",
+        "what kind of earrings are those?",
+        "any jewelry on the ears?",
+        "what is on the ears?",
+        "what kind of earrings are worn?",
+    ),
+    "necklace": (
+        "what does the person wear around the neck?",
+        "what kind of jewelry is on the neck?",
+        "what is around the neck?",
+        "what kind of necklace is it?",
+    ),
     "necktie": ("what kind of tie is worn?", "what is tied at the collar?"),
     "face_mask": ("what about a mask?",),
-    "clothing_color": ("which color do the clothes have?", "what color does the person wear?"),
-    "emotion": ("how does the person feel?", "what is the mood of the person?"),
-    "action": ("what is happening?", "what does the person do?"),
-    "head_pose": ("where is the person facing?", "which way is the head turned?"),
+    "clothing_color": (
+        "what color is the shirt?",
+        "clothing color?",
+        "what color is the top?",
+        "what is the person wearing, which color?",
+        "which color do the clothes have?",
+        "what color does the person wear?",
+    ),
+    "emotion": (
+        "what mood is the person in?",
+        "what feeling does the face show?",
+        "how does the person look, emotionally?",
+        "what is the expression?",
+        "how does the person feel?",
+        "what is the mood of the person?",
+    ),
+    "action": (
+        "what is going on?",
+        "what's the person up to?",
+        "what is the face doing?",
+        "what is happening?",
+        "what does the person do?",
+    ),
+    "head_pose": (
+        "which direction does the person look?",
+        "where does the face point?",
+        "where is the person facing?",
+        "which way is the head turned?",
+    ),
     "lighting": ("where is the light?", "how is the face lit?"),
-    "background": ("what is the background color?", "which color is behind the person?"),
+    "background": (
+        "what color is behind the head?",
+        "background color?",
+        "what color is the wall?",
+        "what is the background color?",
+        "which color is behind the person?",
+    ),
     "sharpness": ("how sharp is the picture?", "is the image sharp or blurry?"),
 }
+
+
+#: Questions that no picture of a face answers.
+OFF_TOPIC = (
+    "what is the person's name?", "who is this?", "where was this taken?", "what time is it?", "how tall is the person?",
+    "what is the person's job?", "is the person married?", "what is the person thinking?", "what city is this?", "when was this taken?",
+    "what is the weather like?", "how much does the person weigh?", "what shoes are worn?", "is there a dog?", "is there a car?",
+    "what is in the person's pocket?", "what language does the person speak?", "how many people are there in the world?",
+    "what did the person eat today?", "is the person rich?", "what country is the person from?", "what is two plus two?",
+    "who painted this?", "what is the capital of france?", "does the person like music?", "what trousers are worn?", "is it raining?",
+    "which phone does the person have?", "how many children are there?", "is the person a doctor?", "what is the meaning of life?",
+    "what day is it?", "is there a tree?", "what is on the table?", "what color are the shoes?", "is the person a good driver?",
+    "what religion is the person?", "what is the person's phone number?", "does the person have a cat?", "what is outside the window?",
+)  # fmt: skip
+
+#: Ways to begin a question that change nothing about it.
+_BEGINNINGS = ("tell me, ", "can you tell me: ", "please tell me ", "i wonder, ", "hey, ", "so ", "look: ")
+_PRONOUNS = {"feminine": "she", "masculine": "he"}
+_CONTRACTED = (
+    ("what is ", "what's "),
+    ("what color are ", "what colour are "),
+    ("what color is ", "what colour is "),
+    ("how is ", "how's "),
+)
 
 
 @dataclass(frozen=True)
@@ -200,8 +326,10 @@ def _question(slot: Slot, value: str, dice: Dice) -> QuestionAnswer:
     return QuestionAnswer(dice.pick(_OPEN[slot.name]), answer, slot.name, "open")
 
 
-def questions(slots: Mapping[str, str], rng: np.random.Generator, count: int) -> list[QuestionAnswer]:
-    """``count`` questions about visible slots, slots drawn without repetition as long as there are enough.
+def questions(slots: Mapping[str, str], rng: np.random.Generator, count: int, *, as_typed: bool = True) -> list[QuestionAnswer]:
+    """Return ``count`` questions about visible slots, slots drawn without repetition as long as there are enough.
+
+    Some are unanswerable.  With ``as_typed`` half of those that are not the schema's own pass through :func:`typed`.
 
     Raises:
         InputError: ``slots`` is empty, or holds a slot or value outside the schema.
@@ -211,13 +339,46 @@ def questions(slots: Mapping[str, str], rng: np.random.Generator, count: int) ->
     for slot, value in slots.items():
         F2EDGE_SCHEMA.select([slot])[slot].index(value)
     dice = Dice(rng)
+    hidden = [name for name in F2EDGE_SCHEMA if name not in slots]
     drawn: list[QuestionAnswer] = []
     names: list[str] = []
     for _ in range(count):
+        if dice.chance(_UNANSWERABLE_SHARE):
+            drawn.append(_unanswerable(hidden, slots, dice))
+            continue
         names = names or dice.shuffled(tuple(slots))
         name = names.pop()
-        drawn.append(_question(F2EDGE_SCHEMA[name], slots[name], dice))
+        item = _question(F2EDGE_SCHEMA[name], slots[name], dice)
+        if item.kind != "slot" and as_typed and dice.chance(_TYPED_SHARE):
+            item = replace(item, question=typed(item.question, slots, dice))
+        drawn.append(item)
     return drawn
+
+
+def _unanswerable(hidden: Sequence[str], slots: Mapping[str, str], dice: Dice) -> QuestionAnswer:
+    """A question about something that is covered, or about nothing that a face shows."""
+    if not hidden or not dice.chance(_HIDDEN_SHARE):
+        return QuestionAnswer(typed(dice.pick(OFF_TOPIC), slots, dice), CANNOT_TELL, "", "unanswerable")
+    name = dice.pick(hidden)
+    wording = F2EDGE_SCHEMA[name].question if dice.chance(0.5) else dice.pick(_OPEN[name])
+    return QuestionAnswer(typed(wording, slots, dice), CANNOT_TELL, name, "unanswerable")
+
+
+def typed(question: str, slots: Mapping[str, str], dice: Dice) -> str:
+    """The question as somebody might type it: a pronoun for "the person", contractions, no question mark, a word before it."""
+    pronoun = _PRONOUNS.get(slots.get("gender_presentation", "")) if dice.chance(0.5) else None
+    if pronoun is not None:
+        question = question.replace("the person's", "her" if pronoun == "she" else "his").replace("the person", pronoun)
+    elif dice.chance(0.3):
+        question = question.replace("the person", "this person")
+    for plain, short in _CONTRACTED:
+        if question.startswith(plain) and dice.chance(0.4):
+            question = short + question.removeprefix(plain)
+    if dice.chance(0.15):
+        question = f"{dice.pick(_BEGINNINGS)}{question}"
+    if dice.chance(0.3):
+        question = question.removesuffix("?")
+    return misspelt(question, dice) if dice.chance(0.04) else question
 
 
 def describe_question(slots: Mapping[str, str], rng: np.random.Generator) -> QuestionAnswer:
@@ -228,5 +389,6 @@ def describe_question(slots: Mapping[str, str], rng: np.random.Generator) -> Que
 
 
 def every_question() -> list[str]:
-    """All fixed questions: the schema's, their other wordings, and those that ask for a description."""
-    return [*(slot.question for slot in F2EDGE_SCHEMA.values()), *(q for wordings in _OPEN.values() for q in wordings), *DESCRIBE_QUESTIONS]
+    """All fixed questions: the schema's, their other wordings, those that ask for a description, and those off the topic."""
+    wordings = [q for several in _OPEN.values() for q in several]
+    return [*(slot.question for slot in F2EDGE_SCHEMA.values()), *wordings, *DESCRIBE_QUESTIONS, *OFF_TOPIC]

@@ -18,7 +18,8 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from export.data.text.captions import caption, describe_text
-from export.data.text.phrases import ALIASES
+from export.data.text.instructions import EDITED_REGIONS, can_instruct, instruction
+from export.data.text.phrases import ALIASES, IGNORED
 from export.data.text.questions import every_question, questions
 from f2edge.errors import InputError
 from f2edge.provenance.saving import check_writable, write_atomically
@@ -45,7 +46,12 @@ def corpus(seed: int) -> Iterator[str]:
         yield from slot.answers
     yield from every_question()
     yield from ALIASES
+    yield " ".join(IGNORED)
     yield "yes\nno"
+    for name in EDITED_REGIONS:
+        for value in F2EDGE_SCHEMA[name].values:
+            if can_instruct(name, value):
+                yield from (instruction(name, value, rng) for _ in range(20))
     for _ in range(_CORPUS_FACES):
         slots = random_slots(rng)
         yield caption(slots, rng).text
@@ -138,14 +144,3 @@ def _fitting_merges(learner: Tokenizer, ids: dict[str, int], vocabulary: int) ->
             ids[left + right] = len(ids)
         kept.append((left, right))
     return kept
-
-
-def clashing_slots(tokenizer: Tokenizer) -> dict[str, list[str]]:
-    """Slots in which two answers begin with the same token: name → the answers concerned.  Empty for a good vocabulary."""
-    clashes = {}
-    for name, slot in F2EDGE_SCHEMA.items():
-        first = [tokenizer.encode(answer, add_special_tokens=False).ids[0] for answer in slot.answers]
-        same = [answer for answer, token in zip(slot.answers, first, strict=True) if first.count(token) > 1]
-        if same:
-            clashes[name] = same
-    return clashes

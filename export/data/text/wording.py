@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 
-from export.data.text.phrases import PHRASES, YOUNG_NOUNS, NounGroup
+from export.data.text.phrases import PERSON_NOUNS, PHRASES, NounGroup
 
 T = TypeVar("T")
+
+_ARTICLE = re.compile(r"\b(?:a|an|the) ")
+_LONG_WORD = re.compile(r"[a-z]{5,}")
 
 
 class Dice:
@@ -53,6 +57,7 @@ class Parts:
     before: list[str] = field(default_factory=list)
     picture: str = ""
     have: list[str] = field(default_factory=list)
+    lacking: list[str] = field(default_factory=list)
     wear: list[str] = field(default_factory=list)
     do: list[str] = field(default_factory=list)
     scene: list[str] = field(default_factory=list)
@@ -115,7 +120,7 @@ def one_sentence(parts: Parts, dice: Dice) -> str:
 def pronoun(noun: str) -> tuple[str, str]:
     """Give "she" and "her" for a woman; without a gender, words that do not claim one."""
     for gender, words in (("feminine", ("she", "her")), ("masculine", ("he", "his"))):
-        if noun in PHRASES["gender_presentation"][gender] or noun == YOUNG_NOUNS[gender]:
+        if noun in PHRASES["gender_presentation"][gender] or any(noun in PERSON_NOUNS[gender, age] for age in ("young", "old")):
             return words
     return "the person", "the"
 
@@ -157,6 +162,22 @@ def bare(phrase: str) -> str:
             phrase = phrase[len(article) :]
             break
     return phrase
+
+
+def terse(text: str) -> str:
+    """Without articles, as people type: "old man with beard and hat"."""
+    return _ARTICLE.sub("", text)
+
+
+def misspelt(text: str, dice: Dice) -> str:
+    """One slip of the fingers in one of the longer words: two letters swapped, one left out, doubled or replaced by a neighbour."""
+    places = [match.span() for match in _LONG_WORD.finditer(text)]
+    if not places:
+        return text
+    begin, end = dice.pick(places)
+    at = begin + 1 + int(dice.roll() * (end - begin - 2))
+    slips = (text[at + 1] + text[at], text[at + 1], text[at] * 2 + text[at + 1], dice.pick("etaoinsr") + text[at + 1])
+    return text[:at] + dice.pick(slips) + text[at + 2 :]
 
 
 def sentence_case(text: str) -> str:

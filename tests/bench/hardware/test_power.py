@@ -19,7 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.hardware.power import STALE_S, Drawn, Held, Meter, Power, PowerError
+from bench.hardware.meter import STALE_S, Meter, PowerError, PowerIntegral
+from bench.hardware.power import Energy, Power
 from bench.hardware.power_meters import Nvml, Rapl, Tegrastats, parse_rails, whole_of
 from f2edge.errors import InputError
 
@@ -80,7 +81,7 @@ def test_rails_as_printed_are_read_back(rails: dict[str, int], units: bool) -> N
 @given(st.lists(st.tuples(st.floats(0, 1000), st.floats(0, 0.99 * STALE_S)), min_size=1, max_size=20))
 def test_a_power_holds_until_the_next(readings: list[tuple[float, float]]) -> None:
     now, expected, seen = 0.0, 0.0, [0.0]
-    held = Held(lambda: now)
+    held = PowerIntegral(lambda: now)
     for watts, seconds in readings:
         held.add(watts)
         now += seconds
@@ -92,7 +93,7 @@ def test_a_power_holds_until_the_next(readings: list[tuple[float, float]]) -> No
 
 def test_a_power_that_is_not_told_any_more_is_not_held() -> None:
     now = 0.0
-    held = Held(lambda: now)
+    held = PowerIntegral(lambda: now)
     with pytest.raises(PowerError, match="no reading"):
         held.joules()
     held.add(10.0)
@@ -275,7 +276,7 @@ def absent() -> Meter:
 def test_cpu_and_gpu_are_added_and_a_board_stands_alone() -> None:
     cpu, gpu, board = Counter("rapl", 2.0), Counter("nvml", 3.0), Counter("tegrastats", 7.0)
     both = Power.open("auto", {"tegrastats": absent, "rapl": lambda: cpu, "nvml": lambda: gpu})
-    result, drawn = both.drawn(lambda: "done")
+    result, drawn = both.measure(lambda: "done")
     assert (result, drawn.joules, both.covers, both.missing) == (
         "done",
         {"rapl": 2.0, "nvml": 3.0},
@@ -287,7 +288,7 @@ def test_cpu_and_gpu_are_added_and_a_board_stands_alone() -> None:
     assert gpu.closed
     whole = Power.open("auto", {"tegrastats": lambda: board, "rapl": lambda: cpu, "nvml": lambda: gpu})
     assert [meter.name for meter in whole.meters] == ["tegrastats"]
-    assert Drawn(2.0, {"rapl": 2.0, "nvml": 4.0}).watts == 3.0
+    assert Energy(2.0, {"rapl": 2.0, "nvml": 4.0}).watts == 3.0
 
 
 def test_a_meter_asked_for_by_name_must_be_there() -> None:

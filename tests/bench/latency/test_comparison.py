@@ -1,4 +1,4 @@
-"""The comparison of engines: turns, ratios that a drifting machine does not move, refusals, and what is printed, drawn and written."""
+"""The comparison of engines: rounds, ratios that are independent of drift, refusals, report, plot and files."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ from typer.testing import CliRunner
 
 from bench.cli import app
 from bench.hardware.machine import busy_share, machine
-from bench.hardware.power import Power, PowerError
+from bench.hardware.meter import PowerError
+from bench.hardware.power import Power
 from bench.latency import comparison, latency
-from bench.latency.calls import Turn
-from bench.latency.comparison import Axes, Contender, Results, compare, figures_of, labels, measure_energy, rounds
-from bench.latency.comparison_report import check_folder, document, number, ratio, show, varying, write
-from bench.latency.engine_process import Engine, Setting
+from bench.latency.calls import ModelCall
+from bench.latency.comparison import Axes, RunningEngine, compare, labels, measure_energy, results_of, rounds
+from bench.latency.engine import EngineOptions, EngineProcess
+from bench.latency.plot import write
+from bench.latency.report import number, ratio, show, varying
 from bench.options import listed, whole_numbers
+from bench.results import Results, check_folder, document
 from f2edge.bundle.bundle import Bundle
 from f2edge.cli.console import Output
 from f2edge.errors import BackendError, InputError
@@ -35,9 +38,9 @@ EMBEDDED = Bundle.load("nano", verify=False)
 
 
 class Meter:
-    """A meter whose every reading is so many joules more; it may stop after some."""
+    """Meter that counts three joules per reading and fails after ``readings``."""
 
-    name, covers = "rapl", "CPU of paper"
+    name, covers = "rapl", "simulated CPU"
 
     def __init__(self, readings: int = 10**6) -> None:
         self.value, self.left = 0.0, readings
@@ -103,21 +106,21 @@ def test_it_is_one_table_one_plot_and_one_document(compared: Results, tmp_path: 
     assert Image.open(paths[2]).size[0] == 1200
 
 
-class Paper:
-    """An engine that is none."""
+class FakeProcess:
+    """Engine process that answers without a model."""
 
     backend = "tensorrt"
 
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
+    def __init__(self, options: EngineOptions) -> None:
+        self.options = options
 
-    def keep_calling(self, _turn: Turn, _seconds: float) -> int:
+    def call_for(self, _call: ModelCall, _seconds: float) -> int:
         return 4
 
 
-def paper_rows(folder: Path, turns: Sequence[Turn]) -> list[tuple[Contender, Turn]]:
-    bundle, engine = Bundle.load(folder, verify=False), Paper(Setting(str(folder), "tensorrt", 1))
-    return [(Contender("tiny", bundle, engine), turn) for turn in turns]  # type: ignore[arg-type]
+def fake_rows(folder: Path, calls: Sequence[ModelCall]) -> list[tuple[RunningEngine, ModelCall]]:
+    bundle, process = Bundle.load(folder, verify=False), FakeProcess(EngineOptions(str(folder), "tensorrt", 1))
+    return [(RunningEngine("tiny", bundle, process), call) for call in calls]  # type: ignore[arg-type]
 
 
 @given(
@@ -125,33 +128,33 @@ def paper_rows(folder: Path, turns: Sequence[Turn]) -> list[tuple[Contender, Tur
     st.floats(0.1, 10),
     st.integers(1, 8),
 )
-def test_a_machine_that_drifts_moves_no_ratio(drift: list[float], faster: float, batch: int) -> None:
+def test_ratios_are_independent_of_drift(drift: list[float], faster: float, batch: int) -> None:
     bundle = SimpleNamespace(tokenizer_path=EMBEDDED.tokenizer_path)
-    engine = SimpleNamespace(backend="tensorrt", setting=Setting("nano", "tensorrt", 1))
-    contender: Any = Contender("nano", bundle, engine)  # type: ignore[arg-type]
-    rows = [(contender, Turn("analyze", 1)), (contender, Turn("analyze", batch))]
-    made = figures_of(rows, [[100 * d for d in drift], [100 * d * batch / faster for d in drift]], {})
+    process = SimpleNamespace(backend="tensorrt", options=EngineOptions("nano", "tensorrt", 1))
+    engine: Any = RunningEngine("nano", bundle, process)  # type: ignore[arg-type]
+    rows = [(engine, ModelCall("analyze", 1)), (engine, ModelCall("analyze", batch))]
+    made = results_of(rows, [[100 * d for d in drift], [100 * d * batch / faster for d in drift]], {})
     assert made[0]["ratio"]["median"] == 1
     assert [*made[1]["ratio"]["quarters"], made[1]["ratio"]["median"]] == pytest.approx([faster] * 3)
     assert made[1]["share"] is None  # the CPU's ceiling says nothing about a GPU
 
 
-def test_turns_go_forth_and_back() -> None:
+def test_rounds_alternate_their_order() -> None:
     assert list(rounds(3, 3)) == [(0, [0, 1, 2]), (1, [2, 1, 0]), (2, [0, 1, 2])]
 
 
-def test_bundles_of_one_name_are_told_apart(tiny_bundle: Path, tiny_int8_bundle: Path) -> None:
+def test_bundles_of_one_name_get_unique_labels(tiny_bundle: Path, tiny_int8_bundle: Path) -> None:
     exact, coarse = Bundle.load(tiny_bundle), Bundle.load(tiny_int8_bundle)
     assert labels([exact]) == ["tiny"]
     assert labels([exact, coarse]) == ["tiny fp32", "tiny int8"]
     assert labels([exact, coarse, exact]) == ["tiny fp32 (fp32/tiny)", "tiny int8", "tiny fp32 (fp32/tiny)"]
 
 
-def test_a_meter_that_stops_costs_its_figures_only(tiny_bundle: Path) -> None:
-    rows = paper_rows(tiny_bundle, [Turn("analyze", 2), Turn("ask")])
+def test_a_meter_that_stops_loses_only_its_results(tiny_bundle: Path) -> None:
+    rows = fake_rows(tiny_bundle, [ModelCall("analyze", 2), ModelCall("ask")])
     made: list[Results] = [{}, {}]
-    told = measure_energy(rows, made, Power([Meter(readings=5)]), 0.01, lambda _: None)
-    assert told["lost"] == "unplugged"
+    energy = measure_energy(rows, made, Power([Meter(readings=5)]), 0.01, lambda _: None)
+    assert energy["lost"] == "unplugged"
     assert made[0]["joules_per_face"] == 3.0 / (4 * 2)
     assert made[1] == {}
 
@@ -160,7 +163,7 @@ def test_a_meter_that_stops_costs_its_figures_only(tiny_bundle: Path) -> None:
     ("wrong", "said"),
     [
         ({"backends": ("cuda",)}, "unknown backend 'cuda'"),
-        ({"backends": ("all", "auto")}, "all stands alone"),
+        ({"backends": ("all", "auto")}, "all includes every backend"),
         ({"threads": (0,)}, "threads must be at least 1"),
     ],
 )
@@ -179,34 +182,34 @@ def test_axes_that_cannot_be_are_refused(wrong: dict[str, Any], said: str) -> No
         Axes(bundles=("nano", str(EMBEDDED.folder))),
     ],
 )
-def test_nothing_starts_before_everything_is_known(axes: Axes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "Engine", lambda _: pytest.fail("an engine was started"))
+def test_options_are_checked_before_an_engine_starts(axes: Axes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "EngineProcess", lambda _: pytest.fail("an engine was started"))
     with pytest.raises(InputError):
         compare(axes, Power([]), progress=lambda _: None)
 
 
-def refusing(*names: str) -> Callable[[Setting], Any]:
-    """Engines of which the named backends cannot run."""
+def refusing(*names: str) -> Callable[[EngineOptions], Any]:
+    """Return a constructor of engine processes that refuses the named backends."""
 
-    def engine(setting: Setting) -> Any:
-        if setting.backend in names:
-            raise BackendError(f"{setting.backend} is not for this machine")
-        return SimpleNamespace(setting=setting, backend=setting.backend, close=lambda: None)
+    def process(options: EngineOptions) -> Any:
+        if options.backend in names:
+            raise BackendError(f"{options.backend} is not for this machine")
+        return SimpleNamespace(options=options, backend=options.backend, close=lambda: None)
 
-    return engine
+    return process
 
 
 def test_what_cannot_run_is_refused_by_name_and_listed_among_all(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(comparison, "Engine", refusing("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt"))
+    monkeypatch.setattr(comparison, "EngineProcess", refusing("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt"))
     with ExitStack() as stack, pytest.raises(BackendError, match="tensorrt is not for this machine"):
         comparison.start(Axes(backends=("onnxruntime", "tensorrt")), stack, lambda _: None)
     with ExitStack() as stack:
-        contenders, missing = comparison.start(Axes(backends=("all",)), stack, lambda _: None)
-    assert [contender.engine.backend for contender in contenders] == ["onnxruntime"]
+        engines, missing = comparison.start(Axes(backends=("all",)), stack, lambda _: None)
+    assert [engine.process.backend for engine in engines] == ["onnxruntime"]
     assert [row["backend"] for row in missing] == ["onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt"]
-    monkeypatch.setattr(comparison, "Engine", refusing("onnxruntime", "tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt"))
+    monkeypatch.setattr(comparison, "EngineProcess", refusing("onnxruntime", "tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt"))
     with ExitStack() as stack, pytest.raises(BackendError, match="no backend can run here"):
         comparison.start(Axes(backends=("all",)), stack, lambda _: None)
     shown: Results = {
@@ -221,20 +224,20 @@ def test_what_cannot_run_is_refused_by_name_and_listed_among_all(
     said = capsys.readouterr().out
     assert "not available: nano on tensorrt: tensorrt is not for this machine" in said
     assert "no power from nvml: no driver" in said
-    assert "other work took 80 % of the machine" in said
+    assert "other programs used 80 % of the machine" in said
 
 
-def test_an_engine_says_why_it_is_none(tiny_bundle: Path) -> None:
+def test_an_engine_reports_why_it_ended(tiny_bundle: Path) -> None:
     with pytest.raises(InputError, match="no bundle 'nowhere'"):
-        Engine(Setting("nowhere"))
-    with closing(Engine(Setting(str(tiny_bundle), threads=1))) as engine:
+        EngineProcess(EngineOptions("nowhere"))
+    with closing(EngineProcess(EngineOptions(str(tiny_bundle), threads=1))) as engine:
         assert engine.backend == "onnxruntime"
         os.kill(engine._process.pid, signal.SIGKILL)
         with pytest.raises(BackendError, match=r"its process ended: exit code -9"):
-            engine.milliseconds(Turn("ask"), 0)
+            engine.milliseconds(ModelCall("ask"), 0)
 
 
-def test_ratios_say_where_they_may_be_noise() -> None:
+def test_ratios_mark_noise() -> None:
     def shown(median: float, low: float, high: float) -> str:
         return ratio({"ratio": {"median": median, "quarters": [low, high]}})
 
@@ -244,14 +247,14 @@ def test_ratios_say_where_they_may_be_noise() -> None:
     assert varying(rows) == []
 
 
-def test_busy_is_what_is_not_idle() -> None:
+def test_busy_share_excludes_idle_time() -> None:
     before = "cpu  100 0 50 1000 20 0 0 5 0 0\ncpu0 1 2"
     assert busy_share(before, "cpu  120 0 60 1050 30 0 5 10 0 0\n") == pytest.approx(0.4)
     assert busy_share(before, before) is None
     assert busy_share("", "") is None
-    told = machine(0.05)
-    assert told["processor"]
-    assert told["cores"] >= 1
+    seen = machine(0.05)
+    assert seen["processor"]
+    assert seen["cores"] >= 1
 
 
 def test_options_take_lists(tmp_path: Path) -> None:
@@ -265,34 +268,50 @@ def test_options_take_lists(tmp_path: Path) -> None:
             whole_numbers("--steps", [wrong], "12")
 
 
-def test_one_of_each_keeps_the_details(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked: list[tuple[str, Any]] = []
+def test_each_verb_measures_what_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
 
-    def run(bundle: str, **options: Any) -> Results:
+    def measure(bundle: str, **options: Any) -> Results:
         asked.append((bundle, options))
         return {"detailed": True}
 
-    monkeypatch.setattr(latency, "run", run)
-    monkeypatch.setattr(latency, "_compared", lambda axes, *_, **__: asked.append(("compared", axes)))
+    def compare_axes(axes: Axes, *_: Any, **__: Any) -> Results:
+        asked.append(axes)
+        return {"compared": True}
+
+    monkeypatch.setattr(latency, "measure", measure)
+    monkeypatch.setattr(comparison, "compare", compare_axes)
     runner = CliRunner()
-    done = runner.invoke(app, ["latency", "--bundle", "nano", "--steps", "6", "--threads", "1", "--json"])
+    done = runner.invoke(app, ["latency", "--bundle", "nano", "--steps", "6", "--threads", "1", "--json"], catch_exceptions=False)
     assert json.loads(done.stdout) == {"detailed": True}
     assert asked.pop() == ("nano", {"steps": 6, "guidance": None, "backend": "auto", "threads": 1, "repeats": 9})
-    for words in (
-        ["--steps", "6,12"],
-        ["--batch", "1"],
-        ["--threads", "1", "--threads", "2"],
-        ["--backend", "all"],
-        ["--out", str(tmp_path)],
-    ):
-        runner.invoke(app, ["latency", *words], catch_exceptions=False)
-        assert asked.pop()[0] == "compared", words
-    runner.invoke(app, ["latency", "--batch", "1,8", "--only", "analyze"], catch_exceptions=False)
-    axes = asked.pop()[1]
-    assert (axes.batches, axes.calls, axes.steps) == ((1, 8), ("analyze",), (12,))
+    options = ["--batch", "1,8", "--only", "analyze", "--threads", "1", "--threads", "2", "--power", "none"]
+    done = runner.invoke(app, ["compare", *options], catch_exceptions=False)
+    assert json.loads(done.stdout.splitlines()[-1]) == {"compared": True}
+    axes = asked.pop()
+    assert (axes.batches, axes.calls, axes.steps, axes.threads) == ((1, 8), ("analyze",), (12,), (1, 2))
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_minutes_of_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "verb"),
+    [
+        (["--config", "show-o", "--random-weights"], "bench paper-size --config show-o"),
+        (["--layers=2"], "bench paper-size"),
+        (["--steps", "6,12"], "bench compare --steps"),
+        (["--bundle", "nano", "--bundle", "other"], "bench compare --bundle"),
+        (["--backend", "all"], "bench compare --backend"),
+        (["--batch", "1"], "bench compare --batch"),
+        (["--out", "somewhere"], "bench compare --out"),
+    ],
+)
+def test_former_options_of_latency_name_the_new_verb(options: list[str], verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "measure", lambda *_, **__: pytest.fail("the bench ran"))
+    done = CliRunner().invoke(app, ["latency", *options])
+    assert isinstance(done.exception, InputError)
+    assert f"python -m {verb}" in str(done.exception)
+
+
+def test_an_unwritable_folder_is_refused_before_the_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in ("file", "file/deeper"):
         with pytest.raises(InputError, match="cannot be written"):
@@ -301,13 +320,13 @@ def test_a_place_that_cannot_be_written_is_refused_before_minutes_of_work(tmp_pa
     assert not (tmp_path / "new").exists()
 
 
-def test_a_full_disk_loses_no_figures(compared: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_loses_no_results(compared: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_self: Path, *_: Any, **__: Any) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(comparison, "compare", lambda *_, **__: compared)
     monkeypatch.setattr(Path, "write_text", full)
-    done = CliRunner().invoke(app, ["latency", "--out", str(tmp_path), "--power", "none", "--json"])
+    done = CliRunner().invoke(app, ["compare", "--out", str(tmp_path), "--power", "none", "--json"])
     assert isinstance(done.exception, InputError)
     assert "No space left on device" in str(done.exception)
     assert json.loads(done.stdout) == json.loads(json.dumps(compared))

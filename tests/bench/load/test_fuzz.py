@@ -9,25 +9,26 @@ from pathlib import Path
 import pytest
 
 from bench.cli import main
-from bench.load.fuzz import DOCUMENTED, Findings, Watch, judge, report
-from bench.load.fuzz_inputs import METHODS, Attempt, Inputs
+from bench.load.fuzz import DOCUMENTED, Findings, judge, report
+from bench.load.fuzz_inputs import METHODS, Attempt, HostileCalls
+from bench.load.server import Watch
 
 CHEAP = (0.0, 0.0)
 
 
 def test_a_seed_is_a_sequence_of_attempts() -> None:
-    one, other = Inputs(3), Inputs(3)
+    one, other = HostileCalls(3), HostileCalls(3)
     attempts = [one.next() for _ in range(60)]
     assert attempts == [other.next() for _ in range(60)]
     assert one.frames() == other.frames()
-    assert attempts != [Inputs(4).next() for _ in range(60)]
+    assert attempts != [HostileCalls(4).next() for _ in range(60)]
     assert {attempt.method for attempt in attempts} <= set(METHODS)
     assert len({attempt.kind for attempt in attempts}) >= 8
 
 
 def test_messages_are_no_larger_than_a_server_takes_unless_they_are_compressed() -> None:
-    inputs = Inputs(1)
-    for attempt in (inputs.next() for _ in range(80)):
+    calls = HostileCalls(1)
+    for attempt in (calls.next() for _ in range(80)):
         assert all(len(message) <= (4 << 20) + 4096 or attempt.gzip for message in attempt.messages)
 
 
@@ -38,14 +39,14 @@ def test_messages_are_no_larger_than_a_server_takes_unless_they_are_compressed()
         ("OK", "", (900.0, 20.0), 1.0, ""),  # the model's own work
         ("INTERNAL", "internal error", CHEAP, 0.1, "ended with INTERNAL"),
         ("UNKNOWN", "", CHEAP, 0.1, "ended with UNKNOWN"),
-        ("INVALID_ARGUMENT", f"no such file: {Path(__file__).parents[3]}/x", CHEAP, 0.1, "of the inside"),
-        ("INVALID_ARGUMENT", "Traceback (most recent call last)", CHEAP, 0.1, "of the inside"),
+        ("INVALID_ARGUMENT", f"no such file: {Path(__file__).parents[3]}/x", CHEAP, 0.1, "shows internals"),
+        ("INVALID_ARGUMENT", "Traceback (most recent call last)", CHEAP, 0.1, "shows internals"),
         ("INVALID_ARGUMENT", "", (350.0, 0.0), 0.4, "350 ms"),
         ("RESOURCE_EXHAUSTED", "", (10.0, 250.0), 0.4, "250 MB"),
         ("DEADLINE_EXCEEDED", "", CHEAP, 25.0, "25.0 s"),
     ],
 )
-def test_what_is_wrong_is_found(code: str, message: str, cost: tuple[float, float], seconds: float, found: str) -> None:
+def test_findings_about_a_call(code: str, message: str, cost: tuple[float, float], seconds: float, found: str) -> None:
     words = judge(Attempt("a kind", "Ask", (b"",)), code, message, cost, seconds)
     assert bool(words) == bool(found)
     assert all(word.startswith("a kind, Ask: ") for word in words)
@@ -58,7 +59,7 @@ def test_a_wrong_number_of_messages_may_end_as_grpc_says() -> None:
         assert judge(Attempt("a kind", "Ask", ()), code, "", CHEAP, 0.1) == []
 
 
-def test_time_and_memory_of_a_process_are_seen() -> None:
+def test_time_and_memory_of_a_process_are_measured() -> None:
     watch = Watch(os.getpid())
     watch.begin()
     block = bytearray(os.urandom(1 << 20) * 80)
@@ -69,7 +70,7 @@ def test_time_and_memory_of_a_process_are_seen() -> None:
     assert 70 < mb < 400
 
 
-def test_a_server_survives_a_moment_of_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_server_survives_three_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     monkeypatch.setattr("sys.argv", ["bench", "fuzz", "--duration", "3", "--threads", "1", "--json", "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
         main()

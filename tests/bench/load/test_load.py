@@ -1,4 +1,4 @@
-"""The load bench: its laws on scripted callers, its scenarios on a scripted server, its own server process."""
+"""The load bench: shapes of load on scripted callers, scenarios on a scripted server, a real server process."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from bench.cli import main
 from bench.load import loops
 from bench.load.loops import Run, Sample
-from bench.load.plan import Plan
-from bench.load.report import figures_of, order_statistic, parse_slo, percentiles
-from bench.load.server import ServerProcess, resident_mb
+from bench.load.plan import LoadPlan
+from bench.load.report import order_statistic, parse_slo, percentiles, results_of
+from bench.load.server import ServerProcess
 from bench.load.soak import drift_mb, replies_alone, soak
 from bench.load.work import Query, Reply, mixed, parse_mix
 from f2edge.errors import InputError, ServerUnavailableError
@@ -30,7 +30,7 @@ QUERIES = [Query("ask", number, None) for number in range(5)]
 
 
 def caller(answer: Callable[[Query], Awaitable[str]]) -> Any:
-    """A caller whose replies have the code that ``answer`` gives and a content of their own."""
+    """Return a caller whose replies have the code returned by ``answer`` and a distinct content."""
 
     async def call(query: Query, *, timeout_s: float | None = None) -> Reply:
         sent = time.perf_counter()
@@ -58,6 +58,7 @@ def test_a_mix_is_read_and_kept() -> None:
     drawn = [query for query, _ in zip(mixed(queries, {"generate": 1, "ask": 3}, seed=1), range(4000), strict=False)]
     assert 0.7 < sum(query.method == "ask" for query in drawn) / 4000 < 0.8
     numbers = [query.number for query in drawn if query.method == "ask"]
+    assert len(numbers) > 2000
     assert [(after - before) % 7 for before, after in pairwise(numbers)] == [1] * (len(numbers) - 1)
 
 
@@ -80,7 +81,7 @@ def test_an_slo_is_for_all_methods_or_for_some() -> None:
 @pytest.mark.parametrize("change", [{"clients": 0}, {"rate": 1e9}, {"seconds": 1e6}, {"most": 10**9}, {"distinct": 0}, {"mix": "x"}])
 def test_a_plan_is_bounded(change: dict[str, Any]) -> None:
     with pytest.raises(InputError):
-        Plan(**change)
+        LoadPlan(**change)
 
 
 @given(st.floats(0.5, 500), st.floats(0.5, 20), st.integers(0, 99))
@@ -102,7 +103,7 @@ def test_arrivals_are_a_poisson_process() -> None:
 # Shapes ----------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_stall_is_paid_for_by_everyone_who_arrives_in_it() -> None:
+def test_a_stall_delays_every_request_that_arrives_in_it() -> None:
     """A server that answers nothing for 0.5 s: the open loop sees as many slow calls as arrived, not one for each connection."""
     begun: list[float] = []
 
@@ -116,7 +117,7 @@ def test_a_stall_is_paid_for_by_everyone_who_arrives_in_it() -> None:
     latencies = sorted(s.latency_ms for s in run.samples)
     assert len(latencies) == 20
     assert sum(ms > 200 for ms in latencies) >= 5
-    assert all(s.latency_ms >= s.lag_ms >= 0 for s in run.samples)
+    assert all(s.latency_ms >= s.lag_ms >= 0 for s in run.samples)  # twenty, see above
     assert np.allclose(np.diff(sorted(s.intended for s in run.samples)), 0.02, atol=1e-6)
 
 
@@ -138,12 +139,12 @@ def test_a_busy_generator_counts_its_own_delay() -> None:
 
     run = asyncio.run(both())
     assert max(s.latency_ms for s in run.samples) > 150
-    figures = figures_of(run, {})
-    assert figures["generator_late"]
-    assert figures["generator_lag_ms"]["max"] > 150
+    results = results_of(run, {})
+    assert results["generator_late"]
+    assert results["generator_lag_ms"]["max"] > 150
 
 
-def test_an_open_loop_that_is_hopeless_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_open_loop_stops_when_the_server_cannot_keep_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loops, "MOST_OPEN", 5)
     released = asyncio.Event()
 
@@ -187,7 +188,7 @@ def test_queries_of_eight_begin_together_and_end_with_the_slowest() -> None:
     assert starts[8] - starts[0] >= 0.05
 
 
-def test_offline_asks_again_where_the_server_is_full_and_loses_nothing() -> None:
+def test_offline_repeats_refused_requests() -> None:
     attempts: dict[int, int] = {}
 
     async def full_at_first(query: Query) -> str:
@@ -233,36 +234,36 @@ def test_the_peak_is_found(limit: float, first: float) -> None:
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=1500))
 def test_percentiles_are_order_statistics_with_an_interval_around_them(values: list[float]) -> None:
-    figures = percentiles(values)
-    assert figures["samples"] == len(values)
-    assert figures["max"] == max(values)
-    assert ("p99" in figures) == (len(values) >= 1000)
+    results = percentiles(values)
+    assert results["samples"] == len(values)
+    assert results["max"] == max(values)
+    assert ("p99" in results) == (len(values) >= 1000)
     for level in (50, 90, 95, 99):
         name = f"p{level}"
-        if name in figures:
-            assert figures[name] in values
-            low, high = figures[f"{name}_interval"]
-            assert low <= figures[name] <= high
-            assert sum(value <= figures[name] for value in values) >= level / 100 * len(values)
+        if name in results:
+            assert results[name] in values
+            low, high = results[f"{name}_interval"]
+            assert low <= results[name] <= high
+            assert sum(value <= results[name] for value in values) >= level / 100 * len(values)
 
 
 def test_no_samples_give_no_figures() -> None:
     assert percentiles([]) == {"samples": 0}
     assert order_statistic([], 99) == float("inf")
-    assert figures_of(Run([], 1.0), {})["per_second"] == 0
+    assert results_of(Run([], 1.0), {})["per_second"] == 0
 
 
-def test_goodput_counts_what_was_right_and_in_time() -> None:
+def test_goodput_counts_correct_and_timely_replies() -> None:
     samples = [sample(100), sample(300), sample(50, method="generate"), sample(2, "RESOURCE_EXHAUSTED"), sample(9, "INTERNAL")]
-    figures = figures_of(Run(samples, 2.0), {"ask": 200.0})
-    assert figures["codes"] == {"OK": 3, "RESOURCE_EXHAUSTED": 1, "INTERNAL": 1}
-    assert (figures["per_second"], figures["goodput_per_second"], figures["late"]) == (1.5, 1.0, 1)
-    assert figures["refused_ms"]["max"] == 2.0
-    assert figures["latency_ms"]["ask"]["samples"] == 2
-    assert figures_of(Run(samples, 2.0), {})["goodput_per_second"] is None
+    results = results_of(Run(samples, 2.0), {"ask": 200.0})
+    assert results["codes"] == {"OK": 3, "RESOURCE_EXHAUSTED": 1, "INTERNAL": 1}
+    assert (results["per_second"], results["goodput_per_second"], results["late"]) == (1.5, 1.0, 1)
+    assert results["refused_ms"]["max"] == 2.0
+    assert results["latency_ms"]["ask"]["samples"] == 2
+    assert results_of(Run(samples, 2.0), {})["goodput_per_second"] is None
 
 
-def test_what_failed_took_for_ever() -> None:
+def test_failed_calls_count_as_infinitely_long() -> None:
     assert order_statistic([sample(1)] * 98 + [sample(1, "INTERNAL")] * 2, 99) == float("inf")
     assert order_statistic([sample(1)] * 99 + [sample(1, "INTERNAL")], 99) == 1.0
 
@@ -270,7 +271,7 @@ def test_what_failed_took_for_ever() -> None:
 # The soak --------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_soak_sees_errors_and_replies_unlike_those_alone() -> None:
+def test_the_soak_finds_errors_and_differing_replies() -> None:
     async def well(_query: Query) -> str:
         await asyncio.sleep(0.001)
         return "OK"
@@ -357,8 +358,10 @@ def test_json_is_the_only_thing_printed(server: ServerThread, monkeypatch: pytes
     [
         (["--mix", "sing"], "--mix"),
         (["--duration", "1e9"], "--duration"),
+        (["--scenario", "promises"], "is now --scenario slo"),
+        (["--scenario", "sing"], "choose from closed, open"),
         (["--server", "127.0.0.1:1", "--bundle", "nano"], "runs already"),
-        (["--server", "127.0.0.1:1", "--scenario", "promises"], "leave out --server"),
+        (["--server", "127.0.0.1:1", "--scenario", "slo"], "leave out --server"),
     ],
 )
 def test_bad_input_is_refused(
@@ -371,7 +374,7 @@ def test_bad_input_is_refused(
     assert re.search(message, err)
 
 
-def test_a_server_of_its_own_soaks_and_ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_started_server_is_soaked_and_stopped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--soak", "3", "--clients", "4", "--distinct", "2", "--mix", "generate=1,ask=1,analyze=1", "--steps", "2"]
     code, out, _ = command(monkeypatch, capsys, *arguments, "--bundle", "nano", "--threads", "1", "--json")
     document = json.loads(out)
@@ -384,7 +387,6 @@ def test_a_server_of_its_own_soaks_and_ends(monkeypatch: pytest.MonkeyPatch, cap
     assert found["memory_mb"][0] > 30
 
 
-def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
+def test_a_server_that_does_not_start_reports_why(tmp_path: Path) -> None:
     with pytest.raises(ServerUnavailableError, match="did not become ready"), ServerProcess(["--bundle", str(tmp_path)]):
         pass
-    assert resident_mb(None) is None

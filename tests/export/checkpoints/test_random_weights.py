@@ -51,7 +51,7 @@ def test_a_shortened_model_keeps_its_width() -> None:
 
 def test_the_encoder_that_stands_in_has_the_shape_of_the_real_one() -> None:
     assert PooledEncoder(FeatureShape(256, 1024))(torch.zeros(2, 3, 256, 256)).shape == (2, 256, 1024)
-    with pytest.raises(InputError, match="no square grid"):
+    with pytest.raises(InputError, match="do not form a square grid"):
         PooledEncoder(FeatureShape(5, 8))
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from export.checkpoints import magvit2 as magvit2_checkpoint
 from export.checkpoints import showo as showo_checkpoint
-from export.checkpoints.import_showo import import_show_o, recognise
+from export.checkpoints.import_showo import import_show_o, recognize
 from export.checkpoints.showo import READS_FEATURES
 from export.checkpoints.weight_files import TensorInfo, open_weights, write_streamed
 from export.cli import run
@@ -59,7 +59,7 @@ def show_o_state(configuration: ModelConfiguration = SMALL, *, seed: int = 0) ->
     """Random weights under the published names, large enough that every part matters; ids that are no text are never the answer."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
-    for name, shape in showo_checkpoint.foreign_shapes(configuration).items():
+    for name, shape in showo_checkpoint.published_shapes(configuration).items():
         scale = 0.5 if len(shape) == 1 or "embed_tokens" in name else (0.4 if "lm_head" in name else 1.0) / shape[-1] ** 0.5
         scale = 0.1 if name == "showo.lm_head.bias" else scale
         state[name] = torch.randn(shape, generator=generator) * scale + (1.0 if "norm.weight" in name else 0.0)
@@ -70,7 +70,7 @@ def show_o_state(configuration: ModelConfiguration = SMALL, *, seed: int = 0) ->
 def magvit_state(configuration: ImageTokenizerConfiguration = SMALL_TOKENIZER) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     state = {}
-    for name, shape in magvit2_checkpoint.foreign_shapes(configuration).items():
+    for name, shape in magvit2_checkpoint.published_shapes(configuration).items():
         scale = 0.2 if len(shape) == 1 else 1.5 / prod(shape[1:]) ** 0.5
         state[name] = torch.randn(shape, generator=generator) * scale + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
     state["quantize.embedding"] = bits_of(torch.arange(configuration.codes), configuration.bits)
@@ -108,14 +108,14 @@ def published_tensors() -> dict[str, tuple[int, ...]]:
 
 
 def test_names_and_shapes_are_those_of_the_published_classes() -> None:
-    ours = showo_checkpoint.foreign_shapes(replace(SHOW_O, **READS_FEATURES)) | magvit2_checkpoint.foreign_shapes(SHOW_O.tokenizer)
+    ours = showo_checkpoint.published_shapes(replace(SHOW_O, **READS_FEATURES)) | magvit2_checkpoint.published_shapes(SHOW_O.tokenizer)
     assert ours == published_tensors()
 
 
 @pytest.mark.parametrize("size", [256, 512])
 def test_names_and_shapes_of_the_published_transformer(size: int) -> None:
     configuration = replace(SHOW_O, tokenizer=replace(SHOW_O.tokenizer, image_size=size))
-    shapes = showo_checkpoint.foreign_shapes(configuration)
+    shapes = showo_checkpoint.published_shapes(configuration)
     assert len(shapes) == 437
     assert sum(prod(shape) for shape in shapes.values()) == 1_448_176_770
     assert shapes["showo.model.embed_tokens.weight"] == (58498, 2048)
@@ -123,13 +123,13 @@ def test_names_and_shapes_of_the_published_transformer(size: int) -> None:
     state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     ours = {name: tuple(tensor.shape) for name, tensor in showo_checkpoint.renamed(state, configuration)}
     assert ours == showo_checkpoint.own_shapes(configuration)
-    with_clip = showo_checkpoint.foreign_shapes(replace(configuration, **READS_FEATURES))
+    with_clip = showo_checkpoint.published_shapes(replace(configuration, **READS_FEATURES))
     assert len(with_clip) == 441
     assert with_clip["mm_projector.0.weight"] == (2048, 1024)
 
 
 def test_names_and_shapes_of_the_published_tokenizer() -> None:
-    shapes = magvit2_checkpoint.foreign_shapes(SHOW_O.tokenizer)
+    shapes = magvit2_checkpoint.published_shapes(SHOW_O.tokenizer)
     assert len(shapes) == 382
     assert sum(prod(shape) for shape in shapes.values()) == 95_493_513
     assert encoder_blocks(SHOW_O.tokenizer) == plain_magvit2.ENCODER_BLOCKS
@@ -410,14 +410,14 @@ def test_a_shortened_checkpoint_is_exported_with_its_own_layers(tmp_path: Path, 
 
 def test_the_size_comes_from_the_configuration_or_is_asked_for(tmp_path: Path) -> None:
     showo, magvit = folders(tmp_path, show_o_state(), magvit_state(), num_vq_tokens=64)
-    assert recognise(showo, magvit, base=SMALL).configuration.tokenizer.image_size == 128
-    assert recognise(showo, magvit, size=128, base=SMALL).configuration.tokenizer.image_size == 128
+    assert recognize(showo, magvit, base=SMALL).configuration.tokenizer.image_size == 128
+    assert recognize(showo, magvit, size=128, base=SMALL).configuration.tokenizer.image_size == 128
     (showo / "config.json").unlink()
     with pytest.raises(InputError, match="give --size 256 or --size 512"):
-        recognise(showo, magvit, base=SMALL)
-    assert recognise(showo, magvit, size=64, base=SMALL).configuration == SMALL
+        recognize(showo, magvit, base=SMALL)
+    assert recognize(showo, magvit, size=64, base=SMALL).configuration == SMALL
     with pytest.raises(InputError, match="multiple of 16"):
-        recognise(showo, magvit, size=70, base=SMALL)
+        recognize(showo, magvit, size=70, base=SMALL)
 
 
 def test_every_difference_is_listed_in_one_error(tmp_path: Path) -> None:
@@ -448,14 +448,14 @@ def test_every_difference_is_listed_in_one_error(tmp_path: Path) -> None:
 def test_a_size_that_contradicts_the_configuration_is_refused(tmp_path: Path) -> None:
     showo, magvit = folders(tmp_path, show_o_state(), magvit_state(), num_vq_tokens=64)
     with pytest.raises(InputError, match=r"--size 64: .*config\.json says 64 tokens, which is 128 pixels"):
-        recognise(showo, magvit, size=64, base=SMALL)
+        recognize(showo, magvit, size=64, base=SMALL)
 
 
 def test_exchanged_folders_are_named_as_such(tmp_path: Path) -> None:
     showo, magvit = folders(tmp_path, show_o_state(), magvit_state())
     for first, second, complaint in ((magvit, showo, "swapped"), (showo, showo, "holds Show-o"), (magvit, magvit, "holds MAGVIT-v2")):
         with pytest.raises(InputError, match=complaint) as caught:
-            recognise(first, second, size=64, base=SMALL)
+            recognize(first, second, size=64, base=SMALL)
         assert "\n" not in str(caught.value)
 
 
@@ -502,7 +502,7 @@ NORM, CODES = "showo.model.layers.1.self_attn.q_layernorm.weight", "quantize.emb
         (spoilt(NORM, lambda tensor: tensor[:7]), save_safetensors, f"misshapen  {NORM} is 7, must be 8"),
         (spoilt(NORM, lambda tensor: tensor * torch.nan), save_safetensors, f"NaN or infinite values in {NORM} (8 of 8)"),
         (spoilt(NORM, lambda tensor: tensor / 0), save_bin, f"NaN or infinite values in {NORM} (8 of 8)"),
-        (spoilt(CODES, lambda tensor: tensor.flip(1)), save_safetensors, f"{CODES} numbers its codes otherwise"),
+        (spoilt(CODES, lambda tensor: tensor.flip(1)), save_safetensors, f"{CODES} orders its codes differently"),
         (spoilt("encoder.conv_in.bias", lambda tensor: tensor / 0), save_safetensors, "NaN or infinite values in encoder.conv_in.bias"),
         (lambda _: None, truncated(save_safetensors), "cannot be read as safetensors"),
         (lambda _: None, truncated(save_shards), "cannot be read as safetensors"),
@@ -557,7 +557,7 @@ def test_pickles_are_not_executed(tmp_path: Path) -> None:
         open_weights(tmp_path)
     assert not touched.exists()
     torch.save({"a": {"b": torch.zeros(1)}}, file)
-    with pytest.raises(InputError, match="no plain table"):
+    with pytest.raises(InputError, match="not a plain table"):
         open_weights(tmp_path)
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from export.data.external.columns import sniff, turns_of
-from export.data.external.dataset import ForeignDataset, open_foreign
+from export.data.external.dataset import ExternalDataset, open_external
 from f2edge.errors import InputError
 
 COLORS = ((200, 30, 30), (30, 200, 30), (30, 30, 200))
@@ -32,7 +32,7 @@ def write_images(folder: Path, count: int = 3, form: str = "PNG") -> list[str]:
     return names
 
 
-def roles(dataset: ForeignDataset) -> dict[str, str]:
+def roles(dataset: ExternalDataset) -> dict[str, str]:
     return {column.name: column.role for column in dataset.columns}
 
 
@@ -49,7 +49,7 @@ TURNS = (("What color is the hair?", "Red."), ("Any hat?", "No."))
 def test_folder_with_text_files_beside_the_images(tmp_path: Path, form: str) -> None:
     for number, name in enumerate(write_images(tmp_path / "deep", form=form)):
         (tmp_path / "deep" / name).with_suffix(".txt").write_text(f"face {number}\n\nsecond caption {number}\n", encoding="utf-8")
-    dataset = open_foreign(tmp_path)
+    dataset = open_external(tmp_path)
     examples = list(dataset)
     assert [e.captions for e in examples] == [(f"face {n}", f"second caption {n}") for n in range(3)]
     assert all(e.image.mode == "RGB" and e.image.size == (40, 32) for e in examples)
@@ -57,7 +57,7 @@ def test_folder_with_text_files_beside_the_images(tmp_path: Path, form: str) -> 
         pixel = example.image.getpixel((5, 5))
         assert isinstance(pixel, tuple)
         assert max(abs(a - b) for a, b in zip(pixel, color, strict=True)) < 12
-    assert dataset.report() == "0 rows passed over"
+    assert dataset.report() == "0 unusable rows"
 
 
 def test_folder_with_json_files_beside_the_images_counts_what_is_missing(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_folder_with_json_files_beside_the_images_counts_what_is_missing(tmp_pat
     (tmp_path / names[0]).with_suffix(".json").write_text(json.dumps({"caption": "one", "conversations": CONVERSATION}))
     (tmp_path / names[1]).with_suffix(".json").write_text(json.dumps(["two", "deux"]))
     (tmp_path / names[2]).with_suffix(".json").write_text("{broken")
-    dataset = open_foreign(tmp_path)
+    dataset = open_external(tmp_path)
     examples = list(dataset)
     assert [e.captions for e in examples] == [("one",), ("two", "deux")]
     assert examples[0].questions == TURNS
@@ -80,7 +80,7 @@ def test_jsonl_by_column_names(tmp_path: Path, column: str, text: str) -> None:
     names = write_images(tmp_path / "images")
     rows = [{column: f"images/{name}", text: f"a face {name}", "score": 0.5} for name in names]
     (tmp_path / "faces.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    dataset = open_foreign(tmp_path / "faces.jsonl")
+    dataset = open_external(tmp_path / "faces.jsonl")
     assert roles(dataset) == {column: "image", text: "captions", "score": "ignored"}
     assert [e.captions for e in dataset] == [(f"a face {name}",) for name in names]
     assert [e.captions for e in dataset] == [(f"a face {name}",) for name in names], "a second iteration starts anew"
@@ -90,24 +90,24 @@ def test_llava_json_with_ids_and_conversations(tmp_path: Path) -> None:
     names = write_images(tmp_path)
     rows = [{"id": str(n), "image": name, "conversations": CONVERSATION} for n, name in enumerate(names)]
     (tmp_path / "train.json").write_text(json.dumps(rows))
-    dataset = open_foreign(tmp_path / "train.json")
+    dataset = open_external(tmp_path / "train.json")
     assert roles(dataset) == {"id": "ignored", "image": "image", "conversations": "conversation"}
     assert [e.questions for e in dataset] == [TURNS] * 3
-    assert "conversations  conversation of a person and a model" in dataset.explain()
-    assert "'image' serves better" in dataset.explain()
+    assert "conversations  conversation of a user and a model" in dataset.explain()
+    assert "'image' has more images" in dataset.explain()
 
 
 def test_an_id_alone_finds_the_image(tmp_path: Path) -> None:
     write_images(tmp_path / "images")
     (tmp_path / "faces.json").write_text(json.dumps({"data": [{"id": n, "question": "hat?", "answer": "no"} for n in range(3)]}))
-    dataset = open_foreign(tmp_path / "faces.json")
+    dataset = open_external(tmp_path / "faces.json")
     assert [e.questions for e in dataset] == [(("hat?", "no"),)] * 3
 
 
 def test_json_from_image_name_to_text(tmp_path: Path) -> None:
     names = write_images(tmp_path)
     (tmp_path / "captions.json").write_text(json.dumps({name: [f"face {name}"] for name in names}))
-    assert [e.captions for e in open_foreign(tmp_path)] == [(f"face {name}",) for name in names]
+    assert [e.captions for e in open_external(tmp_path)] == [(f"face {name}",) for name in names]
 
 
 def test_coco_captions(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_coco_captions(tmp_path: Path) -> None:
         "annotations": [{"image_id": 8, "caption": "b"}, {"image_id": 7, "caption": "a"}, {"image_id": 8, "caption": "c"}],
     }
     (tmp_path / "coco.json").write_text(json.dumps(content))
-    assert [e.captions for e in open_foreign(tmp_path / "coco.json")] == [("a",), ("b", "c")]
+    assert [e.captions for e in open_external(tmp_path / "coco.json")] == [("a",), ("b", "c")]
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
@@ -127,7 +127,7 @@ def test_csv_with_any_delimiter_and_packed_json(tmp_path: Path, delimiter: str) 
     lines = [delimiter.join(("file_name", "sentence", "qa"))]
     lines += [delimiter.join((name, '"a face, smiling; happy | old"', f'"{packed}"')) for name in names]
     (tmp_path / "x.csv").write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
-    dataset = open_foreign(tmp_path / "x.csv")
+    dataset = open_external(tmp_path / "x.csv")
     assert roles(dataset) == {"file_name": "image", "sentence": "captions", "qa": "pairs"}
     assert [(e.captions, e.questions) for e in dataset] == [(("a face, smiling; happy | old",), (("hat?", "no"),))] * 3
 
@@ -146,7 +146,7 @@ def test_parquet_with_embedded_bytes_and_shards(tmp_path: Path) -> None:
             for n in range(3)
         ]
         parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"shard-{shard}.parquet")
-    dataset = open_foreign(tmp_path)
+    dataset = open_external(tmp_path)
     assert roles(dataset) == {"image": "image", "text": "captions", "question": "question", "answer": "answer", "age": "ignored"}
     examples = list(dataset)
     assert [e.captions for e in examples] == [(f"s{s}", f"n{n}") for s in range(2) for n in range(3)]
@@ -160,7 +160,7 @@ def test_a_single_column_of_sentences_is_taken_for_captions(tmp_path: Path) -> N
     names = write_images(tmp_path)
     rows = [{"image": name, "what": "a man with a long beard", "split": "train"} for name in names]
     (tmp_path / "m.json").write_text(json.dumps(rows))
-    assert roles(open_foreign(tmp_path / "m.json")) == {"image": "image", "what": "captions", "split": "ignored"}
+    assert roles(open_external(tmp_path / "m.json")) == {"image": "image", "what": "captions", "split": "ignored"}
 
 
 def test_broken_rows_are_counted_up_to_the_limit(tmp_path: Path) -> None:
@@ -178,13 +178,13 @@ def test_broken_rows_are_counted_up_to_the_limit(tmp_path: Path) -> None:
         '{"image": "1.png", "caption": "good too"}',
     ]
     (tmp_path / "m.jsonl").write_text("\n".join(rows))
-    dataset = open_foreign(tmp_path / "m.jsonl")
+    dataset = open_external(tmp_path / "m.jsonl")
     assert [e.captions for e in dataset] == [("good",), ("good too",)]
     assert dataset.broken == 6
-    assert "line 2: no JSON" in dataset.report()
+    assert "line 2: not valid JSON" in dataset.report()
     assert "gone.png" in dataset.report()
-    with pytest.raises(InputError, match=r"3 rows passed over.*most_broken"):
-        list(open_foreign(tmp_path / "m.jsonl", most_broken=2))
+    with pytest.raises(InputError, match=r"3 unusable rows.*most_broken"):
+        list(open_external(tmp_path / "m.jsonl", most_broken=2))
 
 
 def _empty(folder: Path) -> Path:
@@ -258,7 +258,7 @@ def _empty_csv(folder: Path) -> Path:
         (_no_text, r"no column holds text; found: image .*score .*expected caption"),
         (_lost_images, "none of the first 1 images"),
         (_web_images, "download the images first"),
-        (_bad_json, "no valid JSON"),
+        (_bad_json, "not valid JSON"),
         (_bad_parquet, "no readable parquet"),
         (_two_kinds, "several kinds"),
         (_empty_csv, "names no columns"),
@@ -266,7 +266,7 @@ def _empty_csv(folder: Path) -> Path:
 )
 def test_what_cannot_be_used_is_refused_with_a_reason(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        open_foreign(make(tmp_path))
+        open_external(make(tmp_path))
 
 
 @pytest.mark.parametrize(

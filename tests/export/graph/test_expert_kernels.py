@@ -13,19 +13,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.hardware.expert_kernels import forms, measure, mixture
-from export.bundle_writer import TINY
-from export.graph.expert_kernels import best_form, expert_layers, shape_experts
+from bench.hardware.expert_kernels import expert_kernels, measure, mixture
+from export.graph.expert_kernels import apply_expert_kernels, best_kernel, expert_layers
 from export.graph.lower import Array, LoweringError, constant, lower
 from export.graph.stored_weights import stored_expert
 from export.graph.trace import Models, _export, restore_names
 from export.model.experts import TokenExpertLayer
 from export.model.reference import chosen_gates, token_experts
-from export.quantize.quantize import quantise
+from export.quantize.quantize import quantize
 from export.quantize.recipes import RECIPES, Recipe
 from export.verify.census import LostExpertError, census, find_routers
 from f2edge.errors import InputError
 from f2edge.spec.configuration import TokenExperts
+from tests.support.tiny_model import TINY
 
 WIDTH = 64
 SHAPE = TokenExperts(shared_width=64, routed=4, routed_width=32, active=2)
@@ -87,7 +87,7 @@ def session(model: ir.Model) -> onnxruntime.InferenceSession:
 @pytest.mark.parametrize("name", list(TOLERANCES))
 def test_every_form_is_the_slow_mixture(name: str, traced: ir.Model, layer: TokenExpertLayer, rows: Array) -> None:
     recipe, tolerance = TOLERANCES[name]
-    model = quantise(traced.clone(), recipe)
+    model = quantize(traced.clone(), recipe)
     (choice,) = find_routers(model.graph).values()
     choice.dtype = ir.DataType.INT64
     model.graph.outputs.append(choice)
@@ -102,7 +102,7 @@ def test_every_form_is_the_slow_mixture(name: str, traced: ir.Model, layer: Toke
 @pytest.mark.parametrize("name", list(TOLERANCES))
 def test_a_row_is_the_same_in_any_company(name: str, traced: ir.Model, rows: Array) -> None:
     recipe, _ = TOLERANCES[name]
-    run = session(quantise(traced.clone(), recipe)).run
+    run = session(quantize(traced.clone(), recipe)).run
     together = run(None, {"x": rows})[0]
     for row in range(len(rows)):
         alone = run(None, {"x": rows[row : row + 1]})[0]
@@ -115,7 +115,7 @@ def test_a_row_is_the_same_in_any_company(name: str, traced: ir.Model, rows: Arr
 def test_experts_that_nobody_chooses_cost_no_answer(name: str, traced: ir.Model, layer: TokenExpertLayer, rows: Array) -> None:
     recipe, tolerance = TOLERANCES[name]
     one = rows[:1, :1]  # two of four experts have no row at all
-    found = session(quantise(traced.clone(), recipe)).run(None, {"x": one})[0]
+    found = session(quantize(traced.clone(), recipe)).run(None, {"x": one})[0]
     wanted = token_experts(layer, torch.from_numpy(one)).numpy()
     assert np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 2 * tolerance
 
@@ -126,7 +126,7 @@ def test_an_expert_is_read_back_from_every_form_and_missed_when_lost(
     name: str, part: str, traced: ir.Model, layer: TokenExpertLayer
 ) -> None:
     recipe, axis, hidden = TOLERANCES[name][0], 1 if part == "up" else 0, layer.slice_of(2)
-    graph = quantise(traced.clone(), recipe).graph
+    graph = quantize(traced.clone(), recipe).graph
     weight = (layer.up if part == "up" else layer.down).weight.numpy().T
     wanted = weight[:, hidden] if axis else weight[hidden]
     stored = stored_expert(graph, f"blocks.0.experts.t2i.{part}.weight", 2, hidden, axis)
@@ -141,22 +141,22 @@ def test_the_table_gathers_wide_int8_and_fuses_wide_int4(traced: ir.Model) -> No
     (wide,) = expert_layers(mixture(1024, SHAPE).graph)
     for recipe, form in (("fp32", "dense"), ("int8", "gathered"), ("int4", "fused")):
         for graph in ("t2i_step", "mmu_extend"):
-            assert best_form(narrow, graph, RECIPES[recipe]) == "dense"
-            assert best_form(wide, graph, RECIPES[recipe]) == form
-    assert best_form(wide, "mmu_extend", RECIPES["int4-128"]) == "dense"  # QMoE wants whole blocks
-    with pytest.raises(InputError, match="unknown form of experts 'sparse'; choose one of: dense, gathered, fused"):
-        best_form(narrow, "t2i_step", replace(FP32, experts="sparse"))
-    assert shape_experts(traced.clone(), RECIPES["int8"], lambda *_: pytest.fail("packs")) == {"model.blocks.0.experts.t2i": "dense"}
+            assert best_kernel(narrow, graph, RECIPES[recipe]) == "dense"
+            assert best_kernel(wide, graph, RECIPES[recipe]) == form
+    assert best_kernel(wide, "mmu_extend", RECIPES["int4-128"]) == "dense"  # QMoE wants whole blocks
+    with pytest.raises(InputError, match="unknown expert kernel 'sparse'; choose one of: dense, gathered, fused"):
+        best_kernel(narrow, "t2i_step", replace(FP32, experts="sparse"))
+    assert apply_expert_kernels(traced.clone(), RECIPES["int8"], lambda *_: pytest.fail("packs")) == {"model.blocks.0.experts.t2i": "dense"}
 
 
 def test_forms_are_timed_and_a_model_without_experts_is_refused() -> None:
     rows = measure(WIDTH, SHAPE, [1, 5], threads=1, seconds=0)
-    assert {(row["recipe"], row["form"]) for row in rows} >= {("int8", "gathered"), ("int4", "fused"), ("fp32", "dense")}
+    assert {(row["recipe"], row["kernel"]) for row in rows} >= {("int8", "gathered"), ("int4", "fused"), ("fp32", "dense")}
     assert all(ms > 0 for row in rows for ms in row["ms"].values())
     with pytest.raises(InputError, match="configuration 'show-o' has no routed experts; choose one of: nano"):
-        forms(config="show-o")
-    with pytest.raises(InputError, match="rows '1,x': give whole numbers"):
-        forms(rows="1,x")
+        expert_kernels(config="show-o")
+    with pytest.raises(InputError, match="--rows 'x': write whole numbers"):
+        expert_kernels(rows=["1,x"])
 
 
 def test_experts_of_another_shape_are_refused(traced: ir.Model) -> None:
@@ -166,7 +166,7 @@ def test_experts_of_another_shape_are_refused(traced: ir.Model) -> None:
     relu = ir.node("Relu", [gelu.inputs[0]])
     model.graph.insert_before(gelu, relu)
     gelu.outputs[0].replace_all_uses_with(relu.outputs[0], replace_graph_outputs=True)
-    with pytest.raises(LoweringError, match="expected one Gelu; the experts are traced otherwise"):
+    with pytest.raises(LoweringError, match="expected one Gelu; the experts were traced in an unknown pattern"):
         list(expert_layers(model.graph))
 
 
@@ -179,7 +179,7 @@ def test_every_expert_is_alive_in_every_form_and_a_lost_one_fails_the_census(
     assert transformer is not None
     model = ir.load(tiny_bundle / f"{graph}.onnx")
     model.graph.name = graph
-    written = quantise(model, replace(RECIPES[recipe], experts=form)).graph
+    written = quantize(model, replace(RECIPES[recipe], experts=form)).graph
     rows = census(written, graph, transformer)
     assert all(row.alive == (0, 1, 2, 3) for row in rows)
     group = graph.split("_", maxsplit=1)[0]

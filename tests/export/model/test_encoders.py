@@ -11,6 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from export.data.conditions import Conditions
+from export.data.pixels import to_pixels
 from export.model.encoders import (
     AttributeReadout,
     IdentityEncoder,
@@ -23,9 +25,9 @@ from export.model.encoders import (
 from export.training.encoders import (
     EncodersTask,
     attribute_loss,
-    augmented,
     identity_loss,
     load_encoders,
+    reduced,
     write_encoders,
 )
 from export.training.loop import TrainOptions, train
@@ -126,7 +128,7 @@ def test_perceptual_features_send_gradients_to_pixels_only(warm_encoder: Semanti
     features = perceptual_features(warm_encoder)
     pixels = (torch.rand(2, 3, 128, 128) * 2 - 1).requires_grad_()
     maps = features(pixels)
-    assert [tuple(m.shape[1:]) for m in maps] == [(24, 64, 64), (48, 32, 32), (96, 16, 16), (160, 8, 8)]
+    assert [tuple(m.shape[1:]) for m in maps] == [(24, 64, 64), (56, 32, 32), (112, 16, 16), (192, 8, 8)]
     torch.stack([m.square().mean() for m in maps]).sum().backward()  # type: ignore[no-untyped-call]
     assert pixels.grad is not None
     assert float(pixels.grad.abs().min(dim=1).values.max()) > 0
@@ -161,21 +163,25 @@ def test_identity_loss_against_a_slow_reference() -> None:
     assert float(identity_loss(features, 0.1)) == pytest.approx(slow, rel=1e-4)
 
 
-def test_augmentation_is_a_function_of_its_generator_and_keeps_sides_and_colors() -> None:
-    images = np.zeros((8, 128, 128, 3), np.uint8)
-    images[:, :, :64, 0] = 200
-    first, again = (augmented(images, np.random.default_rng(3)) for _ in range(2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, augmented(images, np.random.default_rng(4)))
-    assert float(first.abs().max()) <= 1
-    left, right = first[:, :, :, :56].mean(dim=(2, 3)), first[:, :, :, 72:].mean(dim=(2, 3))
-    assert bool((left[:, 0] > right[:, 0] + 1).all())
-    assert bool((left[:, 0] > left[:, 1] + 1).all())
+@pytest.mark.parametrize(("size", "grid"), [(128, 8), (256, 16)])
+def test_larger_pictures_are_read_by_their_means(size: int, grid: int) -> None:
+    parser, encoder = RegionParser(3, grid).eval(), SemanticEncoder(SEMANTIC).eval()
+    images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    assert parser(to_pixels(images)).shape == (2, 3, grid, grid)
+    torch.testing.assert_close(encoder(to_pixels(images)), encoder(to_pixels(reduced(images))), atol=0.05, rtol=0)  # uint8 rounds the means
+
+
+def test_the_readout_says_apart_from_values_what_is_to_be_seen() -> None:
+    readout, features = AttributeReadout(SCHEMA, SEMANTIC), torch.randn(2, 64, 128)
+    values, shown = readout.both(features)
+    assert torch.equal(values, readout(features))
+    assert shown.shape == (2, len(SCHEMA))
 
 
 def test_training_learns_squares_and_the_written_encoders_say_the_same(tmp_path: Path) -> None:
     data = Squares(96)
-    task = EncodersTask(data, 16, schema=SCHEMA, validation_rows=32)
+    still = Conditions(share=0.3, mirror=0.0, moved=0.0, covered=0.0)  # places are named
+    task = EncodersTask(data, 16, schema=SCHEMA, conditions=still, validation_rows=32)
     options = TrainOptions(out=tmp_path, steps=30, batch=16, learning_rate=3e-3, warmup=5, ema=0.8, log_every=0, bf16=False)
     train(task, options)
     write_encoders(tmp_path, task)

@@ -23,9 +23,9 @@ from export.model.image_tokenizer import ImageTokenizer, bit_statistics, bits_of
 from export.training.loop import TrainOptions
 from export.training.tokenizer import (
     FINE_TUNING,
-    Recipe,
+    LossWeights,
     TokenizerTask,
-    code_figures,
+    code_metrics,
     edge_loss,
     finish,
     load_tokenizer,
@@ -33,9 +33,11 @@ from export.training.tokenizer import (
     psnr,
 )
 from f2edge.errors import InputError
-from f2edge.spec.configuration import NANO, SHOW_O, ImageTokenizerConfiguration
+from f2edge.spec.configuration import NANO, NANO_2, SHOW_O, ImageTokenizerConfiguration
+from f2edge.spec.layout import tokens_of_cells
 
 PAIRED = ImageTokenizerConfiguration(image_size=32, bits=6, channels=(8, 16, 32), blocks=1, codes_per_cell=2)
+BLOCKS = ImageTokenizerConfiguration(image_size=32, bits=6, channels=(8, 16, 32), blocks=1, codes_per_cell=2, block=2, patch=4, mixing=True)
 SMALL = ImageTokenizerConfiguration(image_size=32, bits=6, channels=(8, 16, 32), blocks=1)
 
 
@@ -78,7 +80,9 @@ def test_codes_and_bits_are_one_to_one(bits: int, data: st.DataObject) -> None:
     assert ["".join("1" if b > 0 else "0" for b in row) for row in vectors.tolist()] == [f"{c:0{bits}b}" for c in codes.tolist()]
 
 
-@pytest.mark.parametrize("configuration", [SMALL, PAIRED, NANO.tokenizer, replace(NANO.tokenizer, image_size=192)])
+@pytest.mark.parametrize(
+    "configuration", [SMALL, PAIRED, BLOCKS, NANO.tokenizer, NANO_2.tokenizer, replace(NANO.tokenizer, image_size=192)]
+)
 def test_shapes_and_ranges(configuration: ImageTokenizerConfiguration) -> None:
     torch.manual_seed(0)
     tokenizer = ImageTokenizer(configuration).eval()
@@ -89,7 +93,7 @@ def test_shapes_and_ranges(configuration: ImageTokenizerConfiguration) -> None:
         codes = tokenizer.encode(pixels)
         decoded = tokenizer.decode(codes)
     assert result.pixels.shape == decoded.shape == pixels.shape
-    assert result.latent.shape == result.quantised.shape == (2, configuration.codes_per_cell * configuration.bits, grid, grid)
+    assert result.latent.shape == result.quantized.shape == (2, configuration.codes_per_cell * configuration.bits, grid, grid)
     assert codes.shape == (2, configuration.tokens)
     assert codes.dtype == torch.int64
     assert 0 <= int(codes.min()) <= int(codes.max()) < configuration.codes
@@ -97,27 +101,30 @@ def test_shapes_and_ranges(configuration: ImageTokenizerConfiguration) -> None:
     assert decoded.abs().max() <= 1
 
 
-@pytest.mark.parametrize("configuration", [SMALL, PAIRED])
-def test_codes_run_row_by_row_and_those_of_a_cell_side_by_side(configuration: ImageTokenizerConfiguration) -> None:
+@pytest.mark.parametrize("configuration", [SMALL, PAIRED, BLOCKS])
+def test_codes_run_column_by_column_and_those_of_a_cell_side_by_side(configuration: ImageTokenizerConfiguration) -> None:
     torch.manual_seed(0)
     tokenizer, count = ImageTokenizer(configuration).eval(), configuration.codes_per_cell
     pixels = torch.rand(1, 3, 32, 32) * 2 - 1
     with torch.no_grad():
         codes = tokenizer.encode(pixels)[0]
         latent = tokenizer(pixels).latent[0]
+    cells = tokens_of_cells(np.arange(64).reshape(8, 8), configuration).tolist()
+    assert cells[: 4 * count] == ([0, 0, 1, 1, 8, 8, 9, 9] if configuration.block == 2 else [k // count for k in range(4 * count)])
     for row, column in ((0, 0), (0, 5), (5, 0), (7, 7)):
+        first = cells.index(row * 8 + column)
         for code in range(count):
             wanted = codes_of(latent[code * 6 : code * 6 + 6, row, column])
-            assert int(codes[(row * 8 + column) * count + code]) == int(wanted)
+            assert int(codes[first + code]) == int(wanted)
 
 
 def test_gradient_passes_straight_through() -> None:
     torch.manual_seed(0)
     tokenizer = ImageTokenizer(SMALL)
     result = tokenizer(torch.rand(2, 3, 32, 32) * 2 - 1)
-    assert set(result.quantised.detach().flatten().tolist()) == {-1.0, 1.0}
-    upstream = torch.randn_like(result.quantised)
-    (gradient,) = torch.autograd.grad(result.quantised, result.latent, upstream)
+    assert set(result.quantized.detach().flatten().tolist()) == {-1.0, 1.0}
+    upstream = torch.randn_like(result.quantized)
+    (gradient,) = torch.autograd.grad(result.quantized, result.latent, upstream)
     assert torch.equal(gradient, upstream)
     torch.autograd.backward(result.pixels.square().mean())
     first = next(tokenizer.encoder.parameters())
@@ -153,8 +160,8 @@ def test_usage_is_highest_when_every_code_is_met_once() -> None:
     every = bits_of(torch.arange(64), 6).T.reshape(1, 6, 8, 8) * 5
     assert float(bit_statistics(every).usage) == pytest.approx(math.log(64), abs=1e-3)
     assert float(bit_statistics(torch.full((1, 6, 8, 8), 5.0)).usage) == pytest.approx(0, abs=1e-3)
-    figures = code_figures(torch.arange(64), 6)
-    assert figures == pytest.approx({"bit_entropy": 6.0, "worst_bit": 1.0, "codes_seen": 64.0, "perplexity": 64.0})
+    metrics = code_metrics(torch.arange(64), 6)
+    assert metrics == pytest.approx({"bit_entropy": 6.0, "worst_bit": 1.0, "codes_seen": 64.0, "perplexity": 64.0})
 
 
 def test_foreign_families_and_sizes_are_refused() -> None:
@@ -196,7 +203,7 @@ def test_critic_learns_to_tell_noise_from_discs() -> None:
 
 def test_training_improves_the_picture_and_the_critic_comes_late(tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    task = TokenizerTask(Discs(), 8, 120, configuration=SMALL, recipe=Recipe(critic_from=0.9), held_out=16)
+    task = TokenizerTask(Discs(), 8, 120, configuration=SMALL, recipe=LossWeights(critic_from=0.9), held_out=16)
     finish(task, trained_options(tmp_path, 120))
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = {row["step"]: row for row in log if "loss/model" in row}
@@ -257,12 +264,12 @@ def test_attributes_are_read_from_the_reconstruction_by_each_reader_in_turn() ->
     def labels(rows: Any) -> NDArray[np.int8]:
         return np.zeros((len(rows), 1), np.int8)
 
-    task = TokenizerTask(Discs(), 8, 10, configuration=SMALL, held_out=16, readers=(reader(0), reader(1)), labels=labels)
-    plain = TokenizerTask(Discs(), 8, 10, configuration=SMALL, held_out=16)
+    task = TokenizerTask(Discs(), 8, 10, configuration=SMALL, conditions=None, held_out=16, readers=(reader(0), reader(1)), labels=labels)
+    plain = TokenizerTask(Discs(), 8, 10, configuration=SMALL, conditions=None, held_out=16)
     for step in range(2):
-        losses, figures = task.losses(task.batch(step, 0, 0, 1), step)
+        losses, metrics = task.losses(task.batch(step, 0, 0, 1), step)
         without, _ = plain.losses(plain.batch(step, 0, 0, 1), step)
-        added = task.recipe.attributes * torch.as_tensor(figures["attributes"])
+        added = task.recipe.attributes * torch.as_tensor(metrics["attributes"])
         torch.testing.assert_close(losses["model"], without["model"] + added)
     assert asked == [0, 1]
     assert "slots" not in plain.batch(0, 0, 0, 1)

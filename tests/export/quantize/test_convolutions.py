@@ -16,7 +16,7 @@ from export.graph.trace import Models, trace
 from export.model.magvit2 import Magvit2Tokenizer
 from export.quantize.calibration import Calibrator
 from export.quantize.convolutions import range_of, ranges
-from export.quantize.quantize import layer_name, quantise
+from export.quantize.quantize import layer_name, quantize
 from export.quantize.recipes import Recipe
 from f2edge.errors import InputError
 from f2edge.spec.configuration import SHOW_O
@@ -49,7 +49,7 @@ def test_a_convolution_errs_by_little(seed: int, size: float, stride: int) -> No
     bias, x = rng.normal(size=32).astype(np.float32), (rng.normal(size=(1, 32, 12, 12)) * size).astype(np.float32)
     expected = run(convolution(weight, bias, stride), x=x)
     model = convolution(weight, bias, stride)
-    found = run(quantise(model, COMPUTED, figures(model, x, expected)), x=x)
+    found = run(quantize(model, COMPUTED, figures(model, x, expected)), x=x)
     assert found.shape == expected.shape
     error = np.square(found - expected).mean(axis=(0, 2, 3)) ** 0.5
     assert (error < 0.04 * expected.std(axis=(0, 2, 3)) + 0.01 * np.abs(bias)).all()  # in channels of very different size
@@ -60,7 +60,7 @@ def test_the_border_is_padded_with_zero() -> None:
     weight, bias = np.ones((32, 32, 3, 3), dtype=np.float32), np.zeros(32, dtype=np.float32)
     x = np.full((1, 32, 5, 5), 7.0, dtype=np.float32)
     model = convolution(weight, bias)
-    found = run(quantise(model, COMPUTED, figures(model, x, run(convolution(weight, bias), x=x))), x=x)
+    found = run(quantize(model, COMPUTED, figures(model, x, run(convolution(weight, bias), x=x))), x=x)
     assert found[0, 0, 0, 0] == pytest.approx(7 * 32 * 4, rel=0.01)
     assert found[0, 0, 2, 2] == pytest.approx(7 * 32 * 9, rel=0.01)
 
@@ -69,11 +69,11 @@ def test_small_and_kept_convolutions_stay_as_they_are_stored() -> None:
     rng = np.random.default_rng(0)
     weight, bias = rng.normal(size=(32, 32, 3, 3)).astype(np.float32), np.zeros(32, dtype=np.float32)
     for kept in (convolution(weight[:, :3], bias), convolution(weight[:13], bias[:13])):
-        assert "Conv" in operators(quantise(kept, COMPUTED, {}))
+        assert "Conv" in operators(quantize(kept, COMPUTED, {}))
     kept = convolution(weight, bias)
-    assert operators(quantise(kept, replace(COMPUTED, keep_convolutions=r"^w$"), {})) >= {"Conv"}
+    assert operators(quantize(kept, replace(COMPUTED, keep_convolutions=r"^w$"), {})) >= {"Conv"}
     with pytest.raises(InputError, match="no calibration figures for g/w"):
-        quantise(convolution(weight, bias), COMPUTED, {})
+        quantize(convolution(weight, bias), COMPUTED, {})
 
 
 def test_a_range_leaves_rare_values_out_and_grows_with_every_picture() -> None:
@@ -98,7 +98,7 @@ def test_an_image_tokenizer_is_calibrated_and_keeps_its_pictures() -> None:
             codes = calibrator.run("image_encode", {"pixels": picture})["codes"]
             calibrator.run("image_decode", {"codes": codes})
     exact = {name: model.clone() for name, model in traced.items()}
-    small = {name: quantise(model, COMPUTED, calibrator.figures) for name, model in traced.items()}
+    small = {name: quantize(model, COMPUTED, calibrator.statistics) for name, model in traced.items()}
     assert all("QLinearConv" in operators(model) for model in small.values())
     codes = run(exact["image_encode"], pixels=pixels[12])
     assert (run(small["image_encode"], pixels=pixels[12]) == codes).mean() > 0.7

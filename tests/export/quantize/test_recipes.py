@@ -19,12 +19,12 @@ from export.graph.lower import Array
 from export.model.magvit2 import build_tokenizer
 from export.model.transformer import UnifiedTransformer
 from export.onnx_export import load_models
-from export.quantize import requantize as requantising
+from export.quantize import requantize as requantizing
 from export.quantize.calibration import Calibrator, valid_columns
 from export.quantize.recipes import RECIPES, recipe_named
-from export.quantize.requantize import calibration_of, fp32_graphs, requantise
+from export.quantize.requantize import calibrate, fp32_graphs, requantize
 from export.quantize.sensitivity import compare, sensitivity
-from export.verify.parity import Inputs, generate
+from export.verify.parity import SampleInputs, generate
 from f2edge.backends.base import host
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.bundle.bundle import Bundle
@@ -34,13 +34,13 @@ from f2edge.spec.configuration import NANO
 from f2edge.spec.layout import left_pad
 
 
-def inputs_of(bundle: Path, steps: int = 4, prompts: int = 3) -> Inputs:
+def inputs_of(bundle: Path, steps: int = 4, prompts: int = 3) -> SampleInputs:
     rng, layout = np.random.default_rng(0), Bundle.load(bundle).layout
 
     def sentence(least: int, most: int) -> list[int]:
         return [int(i) for i in rng.integers(2, layout.text_vocabulary, rng.integers(least, most))]
 
-    return Inputs(
+    return SampleInputs(
         prompts=[sentence(1, 30) for _ in range(prompts)],
         questions=[sentence(3, 12) for _ in range(3)],
         pixels=rng.uniform(-1, 1, (1, 3, 128, 128)).astype(np.float32),
@@ -50,25 +50,25 @@ def inputs_of(bundle: Path, steps: int = 4, prompts: int = 3) -> Inputs:
 
 
 @pytest.fixture(scope="module")
-def inputs(tiny_bundle: Path) -> Inputs:
+def inputs(tiny_bundle: Path) -> SampleInputs:
     return inputs_of(tiny_bundle)
 
 
 @pytest.fixture(scope="module")
-def by_recipe(tiny_bundle: Path, inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def by_recipe(tiny_bundle: Path, inputs: SampleInputs, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The tiny bundle by any recipe, each made once."""
     folder, made = tmp_path_factory.mktemp("recipes"), dict[str, Path]()
 
     def get(recipe: str) -> Path:
         if recipe not in made:
-            made[recipe] = requantise(tiny_bundle, folder / recipe / "tiny", recipe, inputs)
+            made[recipe] = requantize(tiny_bundle, folder / recipe / "tiny", recipe, inputs)
         return made[recipe]
 
     return get
 
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
-def test_tokens_do_not_depend_on_batch_mates(recipe: str, by_recipe: Callable[[str], Path], inputs: Inputs) -> None:
+def test_tokens_do_not_depend_on_batch_mates(recipe: str, by_recipe: Callable[[str], Path], inputs: SampleInputs) -> None:
     bundle = Bundle.load(by_recipe(recipe))
     assert {name: graph.precision for name, graph in bundle.manifest.graphs.items()} == {
         name: RECIPES[recipe].of(name).label for name in bundle.manifest.graphs
@@ -81,7 +81,7 @@ def test_tokens_do_not_depend_on_batch_mates(recipe: str, by_recipe: Callable[[s
     assert answers[0][0] == answers[2][0]
 
 
-def answer(engine: OnnxRuntimeBackend, bundle: Bundle, inputs: Inputs, rows: list[int], tokens: int = 4) -> list[list[int]]:
+def answer(engine: OnnxRuntimeBackend, bundle: Bundle, inputs: SampleInputs, rows: list[int], tokens: int = 4) -> list[list[int]]:
     """Greedy answers to some of the questions about one picture, asked together."""
     pixels = inputs.pixels[:1]
     features = {name: engine.run(name, {"pixels": pixels})["features"] for name in ("semantic", "identity")}
@@ -113,7 +113,7 @@ def test_a_bundle_by_another_recipe_is_the_one_that_export_writes(tiny_bundles: 
     assert json.loads((by_recipe("int8") / "manifest.json").read_text(encoding="utf-8")).get("parity") is None  # measured on another
 
 
-def test_four_bits_are_smaller_and_stay_close(tiny_bundle: Path, by_recipe: Callable[[str], Path], inputs: Inputs) -> None:
+def test_four_bits_are_smaller_and_stay_close(tiny_bundle: Path, by_recipe: Callable[[str], Path], inputs: SampleInputs) -> None:
     size, right = {}, {}
     wanted = generate(OnnxRuntimeBackend(Bundle.load(tiny_bundle).path), Bundle.load(tiny_bundle).layout, inputs)
     for recipe in ("int8", "int4", "int4-gptq"):
@@ -134,41 +134,41 @@ def test_calibration_leaves_padding_out_and_wants_whole_guided_decodings(tiny_bu
     bundle, graphs = Bundle.load(tiny_bundle), fp32_graphs(tiny_bundle)
     one_step = inputs_of(tiny_bundle, steps=1, prompts=1)
     with pytest.raises(InputError, match=r"calibration saw mask ratios 1\.00 to 1\.00"):
-        calibration_of(graphs, bundle, one_step, recipe_named("int8-smooth"))
+        calibrate(graphs, recipe_named("int8-smooth"), bundle.layout, one_step)
     with Calibrator(graphs, recipe_named("int4-gptq")) as calibrator:
         generate(calibrator, bundle.layout, inputs_of(tiny_bundle, prompts=1))
     calibrator.check()
     layer = "blocks.0.experts.t2i.down.weight.T"
-    products, largest = calibrator.figures[f"{layer} (products)"], calibrator.figures[layer]
+    products, largest = calibrator.statistics[f"{layer} (products)"], calibrator.statistics[layer]
     assert products.shape == (largest.size, largest.size)
     assert np.allclose(products, products.T, rtol=1e-4, atol=1e-4)
     assert (np.diag(products) >= largest**2 * 0.999).all()
 
 
-def test_missing_calibration_data_and_quantised_bundles_are_refused(tiny_bundle: Path, tiny_int8_bundle: Path, tmp_path: Path) -> None:
+def test_missing_calibration_data_and_quantized_bundles_are_refused(tiny_bundle: Path, tiny_int8_bundle: Path, tmp_path: Path) -> None:
     for recipe in ("int4-gptq", "int8-smooth"):
         with pytest.raises(
             InputError, match=rf"recipe '{recipe}' needs calibration data: prompts, questions and pictures \(got 0, 0 and 0\)"
         ):
-            requantise(tiny_bundle, tmp_path / "b", recipe)
+            requantize(tiny_bundle, tmp_path / "b", recipe)
     with pytest.raises(InputError, match="export it with --recipe fp32 first"):
-        requantise(tiny_int8_bundle, tmp_path / "b", "int4")
-    with pytest.raises(InputError, match="unknown quantisation recipe 'int5'"):
-        requantise(tiny_bundle, tmp_path / "b", "int5")
+        requantize(tiny_int8_bundle, tmp_path / "b", "int4")
+    with pytest.raises(InputError, match="unknown quantization recipe 'int5'"):
+        requantize(tiny_bundle, tmp_path / "b", "int5")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_said_and_leaves_no_half_bundle(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    requantise(tiny_bundle, tmp_path / "tiny", "int8")
+    requantize(tiny_bundle, tmp_path / "tiny", "int8")
     before = (tmp_path / "tiny" / "manifest.json").read_bytes()
 
     def full(_folder: Path, *_rest: Any) -> dict[str, Any]:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(requantising, "write_graphs", full)
+    monkeypatch.setattr(requantizing, "write_graphs", full)
     monkeypatch.setattr(bundle_writer, "write_graphs", full)
     with pytest.raises(OutputError, match=r"tiny: No space left on device; free some space or choose another folder"):
-        requantise(tiny_bundle, tmp_path / "tiny", "int4")
+        requantize(tiny_bundle, tmp_path / "tiny", "int4")
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
     assert (tmp_path / "tiny" / "manifest.json").read_bytes() == before
 
@@ -191,7 +191,7 @@ def test_weights_that_name_their_configuration_only_are_loaded(tmp_path: Path) -
         load_models(tmp_path, tmp_path / "tokenizer", None)
 
 
-def test_sensitivity_ranks_layers_and_raising_the_worst_helps(tiny_bundle: Path, inputs: Inputs) -> None:
+def test_sensitivity_ranks_layers_and_raising_the_worst_helps(tiny_bundle: Path, inputs: SampleInputs) -> None:
     report = sensitivity(tiny_bundle, "int4", inputs, only_graphs=("t2i_step",), limit=2, times=1.2, progress=lambda _message: None)
     errors = [row["error"] for row in report["rows"]]
     assert errors == sorted(errors, reverse=True)
@@ -201,7 +201,7 @@ def test_sensitivity_ranks_layers_and_raising_the_worst_helps(tiny_bundle: Path,
     assert report["higher"]
     assert set(report["higher"]) < {row["layer"] for row in report["rows"]}
     assert report["whole"]["t2i_step"]["raised"] < report["whole"]["t2i_step"]["all"]
-    with pytest.raises(InputError, match="quantises no linear layer"):
+    with pytest.raises(InputError, match="quantizes no linear layer"):
         sensitivity(tiny_bundle, "fp32", inputs)
 
 
@@ -240,7 +240,7 @@ def test_the_table_of_recipes_names_what_is_lost_beyond_its_allowance(capsys: py
 
 def test_recipes_of_the_bench_are_checked_first(tmp_path: Path) -> None:
     assert chosen_recipes("int8, fp32,int4,int8") == ["fp32", "int8", "int4"]
-    with pytest.raises(InputError, match="unknown quantisation recipe 'int9'"):
+    with pytest.raises(InputError, match="unknown quantization recipe 'int9'"):
         chosen_recipes("int9")
     with pytest.raises(InputError, match="no recipes; give some"):
         chosen_recipes(" ,")

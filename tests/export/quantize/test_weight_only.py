@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.graph.lower import Array
-from export.quantize.quantize import products_of, quantise
+from export.quantize.quantize import products_of, quantize
 from export.quantize.recipes import RECIPES, recipe_named
 from export.quantize.weight_only import METHODS, from_blocks, to_blocks
 from f2edge.errors import InputError
@@ -61,7 +61,7 @@ def test_a_linear_layer_runs_on_four_bits_and_rows_keep_to_themselves(recipe: st
     rng = np.random.default_rng(1)
     weight, x = rng.normal(size=(256, 96)).astype(np.float32), correlated(rng, 600, 256).reshape(2, 300, 256)
     flat = x.reshape(-1, 256)
-    model = quantise(linear(weight), RECIPES[recipe], {products_of("g/w"): flat.T @ flat})
+    model = quantize(linear(weight), RECIPES[recipe], {products_of("g/w"): flat.T @ flat})
     assert operators(model) == {"MatMulNBits"}
     wanted, found = x @ weight, run(model, x=x)
     assert np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < bound
@@ -78,15 +78,15 @@ def test_layers_that_must_stay_higher_are_int8() -> None:
                           ("blocks.3.attention.output.weight.T", False), ("blocks.1.experts.t2i.up.weight.T", False)):  # fmt: skip
         assert (re.search(careful, layer) is not None) == raised
     recipe = replace(RECIPES["int4"], higher=r"/w$")
-    assert "MatMulIntegerToFloat" in operators(quantise(linear(weight), recipe))
-    assert "MatMulNBits" in operators(quantise(linear(weight, "v"), recipe))
+    assert "MatMulIntegerToFloat" in operators(quantize(linear(weight), recipe))
+    assert "MatMulNBits" in operators(quantize(linear(weight, "v"), recipe))
 
 
 def test_missing_calibration_unknown_methods_and_blocks_are_refused() -> None:
     weight = np.zeros((64, 64), dtype=np.float32)
-    with pytest.raises(InputError, match=r"recipe 'int4-gptq': no calibration figures for g/w of graph 'g'; .* \('int8', 'int4'\)"):
-        quantise(linear(weight), RECIPES["int4-gptq"])
-    with pytest.raises(InputError, match="gptq needs calibration figures"):
+    with pytest.raises(InputError, match=r"recipe 'int4-gptq': no calibration statistics for g/w of graph 'g'; .* \('int8', 'int4'\)"):
+        quantize(linear(weight), RECIPES["int4-gptq"])
+    with pytest.raises(InputError, match="gptq needs calibration statistics"):
         to_blocks(weight, 32, "gptq")
     for block, method in ((33, "rtn"), (32, "awq")):
         with pytest.raises(InputError, match="unknown method"):
@@ -107,14 +107,14 @@ def test_recipes_name_others_for_some_graphs() -> None:
     for recipe in RECIPES.values():
         assert all(other in RECIPES for other in recipe.graphs.values())
         assert recipe.to_json()["name"] == recipe.name
-    graph = quantise(linear(np.ones((64, 64), dtype=np.float32)), mixed).graph
+    graph = quantize(linear(np.ones((64, 64), dtype=np.float32)), mixed).graph
     assert any(node.op_type == "MatMulIntegerToFloat" for node in graph)
 
 
 def test_a_session_takes_scales_that_are_stored_as_halves() -> None:
     rng = np.random.default_rng(3)
     weight = rng.normal(size=(512, 512)).astype(np.float32)
-    model = quantise(linear(weight), RECIPES["int4"])
+    model = quantize(linear(weight), RECIPES["int4"])
     stored = {name: value.const_value.dtype for name, value in model.graph.initializers.items() if value.const_value is not None}
     assert stored["w.int4.scales.float16"] == ir.DataType.FLOAT16
     x = rng.normal(size=(1, 3, 512)).astype(np.float32)

@@ -25,7 +25,7 @@ def value(name: str, dtype: ir.DataType, shape: tuple[int | str, ...]) -> ir.Val
 
 
 def sound(layers: int = 3) -> ir.Model:
-    """A few layers of what the flavour is made of: cast, product in half, norm in single, quantised product."""
+    """A few layers of what the flavour is made of: cast, product in half, norm in single, quantized product."""
     x = value("x", F, (2, 8))
     graph = ir.Graph([x], [], nodes=[], opset_imports={"": 20}, name="sound")
     state = x
@@ -85,7 +85,7 @@ def breaking(op: str, dtype: ir.DataType, *constants: Array, given: ir.DataType 
     return break_it
 
 
-def quantiser(op: str, codes: Array | None, *arrays: Array, domain: str = "", **attributes: Any) -> Breaker:
+def quantizer(op: str, codes: Array | None, *arrays: Array, domain: str = "", **attributes: Any) -> Breaker:
     """A breaker with a Q/DQ node on constant codes, or on the input where there are none."""
 
     def break_it(model: ir.Model) -> None:
@@ -150,7 +150,7 @@ _INT4 = np.ones((32, 8)).astype(ml_dtypes.int4)
 BROKEN: Mapping[str, tuple[Breaker, str, str]] = {
     "bitwise": (breaking("BitwiseXor", I, np.ones(8, np.int64), given=I), "11.4", "no such operator"),
     "shift": (breaking("BitShift", I, np.ones(8, np.int64), given=I), "10.3", "no such operator"),
-    "dynamic quantisation": (breaking("DynamicQuantizeLinear", ir.DataType.UINT8), "11.4", "no such operator"),
+    "dynamic quantization": (breaking("DynamicQuantizeLinear", ir.DataType.UINT8), "11.4", "no such operator"),
     "integer product": (breaking("MatMulInteger", I, np.ones((8, 8), np.int8)), "11.4", "no such operator"),
     "unsigned": (breaking("Cast", ir.DataType.UINT32, to=ir.DataType.UINT32), "11.4", "uint32"),
     "float floor": (breaking("Floor", I, given=I), "10.3", "is int64"),
@@ -158,10 +158,10 @@ BROKEN: Mapping[str, tuple[Breaker, str, str]] = {
     "contrib": (breaking("MatMulNBits", F, domain="com.microsoft"), "11.4", "plugin_namespace"),
     "contrib named as a built-in": (breaking("Attention", F, domain="com.microsoft"), "11.4", "ignores domains"),
     "plug-in without namespace": (breaking("F2FusedMoE", H, domain="f2edge", active=2, plugin_version="1"), "10.3", "plugin_namespace"),
-    "attention": (breaking("Attention", F), "10.13", "came with 10.14"),
-    "rotary": (breaking("RotaryEmbedding", F), "10.14", "came with 10.15"),
-    "norm by roots": (breaking("RMSNormalization", F, np.ones(8, np.float32)), "10.3", "came with 10.15"),
-    "four-bit floats": (breaking("TRT_FP4DynamicQuantize", F, domain="trt"), "10.7", "came with 10.8"),
+    "attention": (breaking("Attention", F), "10.13", "needs 10.14"),
+    "rotary": (breaking("RotaryEmbedding", F), "10.14", "needs 10.15"),
+    "norm by roots": (breaking("RMSNormalization", F, np.ones(8, np.float32)), "10.3", "needs 10.15"),
+    "four-bit floats": (breaking("TRT_FP4DynamicQuantize", F, domain="trt"), "10.7", "needs 10.8"),
     "scatter none": (breaking("ScatterND", F, *_SCATTERED, reduction="none"), "10.8", "before 10.9"),
     "scatter add": (breaking("ScatterND", F, *_SCATTERED, reduction="add"), "11.4", "no version"),
     "many of the largest": (breaking("TopK", F, _K, axis=-1), "11.4", "3840"),
@@ -171,27 +171,27 @@ BROKEN: Mapping[str, tuple[Breaker, str, str]] = {
     "unique": (breaking("Unique", F), "10.3", "depend on data"),
     "opset": (opset_21, "10.14", "opset 21"),
     "infinite mask": (infinite, "11.4", "not finite"),
-    "type not known": (untyped, "10.3", "not known"),
+    "type not known": (untyped, "10.3", "is unknown"),
     "mixed types": (mixed, "11.4", "strongly typed"),
     "norm without bias": (bare_norm, "10.3", "scale and bias"),
     "computed axes": (computed_axes, "10.3", "constant"),
     "local function": (function, "10.6", "local functions"),
     "unsigned input": (unsigned_input, "10.3", "cannot be bound"),
-    "scale of zero": (quantiser("DequantizeLinear", _CODES, np.zeros((), np.float32)), "10.3", "positive"),
+    "scale of zero": (quantizer("DequantizeLinear", _CODES, np.zeros((), np.float32)), "10.3", "positive"),
     "computed scale": (computed_scale, "10.3", "computed"),
-    "off centre": (quantiser("DequantizeLinear", _CODES, _HALF, np.array(3, np.int8)), "11.4", "symmetric"),
-    "unsigned zero": (quantiser("QuantizeLinear", None, _HALF, np.array(0, np.uint8)), "11.4", "uint8"),
-    "activation by channel": (quantiser("QuantizeLinear", None, np.ones(8, np.float32), axis=1), "11.4", "one scale per tensor"),
+    "off centre": (quantizer("DequantizeLinear", _CODES, _HALF, np.array(3, np.int8)), "11.4", "symmetric"),
+    "unsigned zero": (quantizer("QuantizeLinear", None, _HALF, np.array(0, np.uint8)), "11.4", "uint8"),
+    "activation by channel": (quantizer("QuantizeLinear", None, np.ones(8, np.float32), axis=1), "11.4", "one scale per tensor"),
     "zero points of another size": (
-        quantiser("DequantizeLinear", _CODES, np.ones(8, np.float32), np.array(0, np.int8), axis=1), "10.3", "one size",
+        quantizer("DequantizeLinear", _CODES, np.ones(8, np.float32), np.array(0, np.int8), axis=1), "10.3", "same size",
     ),
     "blocks of three axes": (
-        quantiser("TRT_INT4DequantizeLinear", np.stack([_INT4] * 2), np.ones((2, 2, 8), np.float16), domain="trt"),
+        quantizer("TRT_INT4DequantizeLinear", np.stack([_INT4] * 2), np.ones((2, 2, 8), np.float16), domain="trt"),
         "10.6",
-        "came with 10.7",
+        "need 10.7",
     ),
-    "odd columns": (quantiser("TRT_INT4DequantizeLinear", _INT4[:, :7], np.ones((2, 7), np.float16), domain="trt"), "11.4", "even"),
-    "blocks both ways": (quantiser("TRT_INT4DequantizeLinear", _INT4, np.ones((2, 2), np.float16), domain="trt"), "11.4", "only one axis"),
+    "odd columns": (quantizer("TRT_INT4DequantizeLinear", _INT4[:, :7], np.ones((2, 7), np.float16), domain="trt"), "11.4", "even"),
+    "blocks both ways": (quantizer("TRT_INT4DequantizeLinear", _INT4, np.ones((2, 2), np.float16), domain="trt"), "11.4", "only one axis"),
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from export.bundle_writer import write_graphs
 from export.graph.static_shapes import infer
 from export.tensorrt.graphs import TensorRTOptions
 from export.tensorrt.recipes import recipes_of
-from export.tensorrt_export import tensorrt_form
+from export.tensorrt_export import tensorrt_transform
 from f2edge.backends.tensorrt.plans import PlanFolder
 from f2edge.bundle.bundle import MANIFEST, Bundle, write_manifest
 from f2edge.pipeline import FacePipeline
@@ -41,7 +41,7 @@ def bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for model in traced.values():
         infer(model)
     configuration = Bundle.load(tiny_bundle).configuration
-    rows = write_graphs(folder, traced, tensorrt_form(configuration, TensorRTOptions(recipes=recipes_of("fp16"))))
+    rows = write_graphs(folder, traced, tensorrt_transform(configuration, TensorRTOptions(recipes=recipes_of("fp16"))))
     shutil.copy(tiny_bundle / "tokenizer.json", folder)
     document = json.loads((tiny_bundle / MANIFEST).read_text())
     write_manifest(folder, {**document, "name": "tiny-trt", "graphs": rows, "flavour": "tensorrt"})

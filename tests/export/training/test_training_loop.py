@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from export.training.checkpoint import checkpoints, latest_checkpoint, load_weights, save_weights, weights_metadata
-from export.training.loop import Batch, DivergedError, Figures, TrainOptions, train
+from export.training.loop import Batch, DivergedError, StepMetrics, TrainOptions, train
 from export.training.optimization import Averages, Optimization, hidden_matrices, orthogonalised, rate_factor
 from f2edge.errors import InputError
 
@@ -44,7 +44,7 @@ class ToyTask:
         x = torch.randn(self.rows, 4, generator=generator)
         return {"x": x, "y": x.sum(1, keepdim=True)}
 
-    def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Figures]:
+    def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], StepMetrics]:
         guess = self.model(batch["x"])
         error = (guess - batch["y"]).square().mean() * self.scale
         if step < 5:
@@ -339,3 +339,21 @@ def _work(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     _work(sys.argv[1:])
+
+
+def test_batches_made_by_other_processes_are_the_same(tmp_path: Path) -> None:
+    train(ToyTask(), options(tmp_path / "thread", steps=7))
+    train(ToyTask(), options(tmp_path / "loaders", steps=7, loaders=2))
+    assert rows(tmp_path / "thread") == rows(tmp_path / "loaders")
+
+
+def test_the_clock_cools_a_run_down_and_ends_it(tmp_path: Path) -> None:
+    slow = options(tmp_path, steps=100_000, accumulate=1, minutes=1.5 / 60, save_every=0, schedule="cosine")
+    last = train(ToyTask(pause_s=0.02), slow)
+    found = rows(tmp_path)
+    assert 3 <= len(found) < 1000
+    assert found[max(found)]["rate_factor"] < 0.1
+    assert (tmp_path / "samples").is_dir()  # it validated at its end
+    assert train(ToyTask(), slow) == last  # the time is over: nothing is left to do
+    longer = train(ToyTask(pause_s=0.02), options(tmp_path, steps=100_000, accumulate=1, minutes=3 / 60, save_every=0))
+    assert longer != last

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from export.data.text.dialogues import TextMaker, pack
+from export.data.text.questions import CANNOT_TELL
 from export.data.text.tokenizer import train_text_tokenizer
 from export.data.tokens import TokenCache, cache_tokens
 from export.training.checkpoint import load_weights
@@ -160,7 +161,7 @@ def test_region_masks_stay_in_one_or_two_shown_regions() -> None:
     seen = dict.fromkeys(names, 0)
     shares = []
     for _ in range(400):
-        mask = draw_region_mask(coverage, N, rng).reshape(4, 4, 2)
+        mask = draw_region_mask(coverage, TINY.tokenizer, rng).reshape(4, 4, 2)
         assert mask.any()
         touched = [name for name, inside in zip(names, cells, strict=True) if mask[inside].any()]
         assert 1 <= len(touched) <= 2
@@ -173,7 +174,7 @@ def test_region_masks_stay_in_one_or_two_shown_regions() -> None:
     assert np.mean(shares) == pytest.approx(2 / np.pi, abs=0.08)
     hidden = coverage.copy()
     hidden[1] = 0.01  # below what counts as shown
-    masks = np.array([draw_region_mask(hidden, N, rng) for _ in range(100)]).reshape(-1, 4, 4, 2)
+    masks = np.array([draw_region_mask(hidden, TINY.tokenizer, rng) for _ in range(100)]).reshape(-1, 4, 4, 2)
     assert not masks[:, 2].any()
 
 
@@ -296,7 +297,30 @@ def test_a_step_keeps_what_is_known_and_masks_the_least_sure() -> None:
         "temperature": np.zeros(1, np.float32), "token_temperature": np.full(1, 0.01, np.float32),
         "noise_key": np.array([[1, 2, 3, 4]]), "priority": np.zeros((1, 4), np.float32), "masked_after": np.array([2]),
     }  # fmt: skip
-    codes, proposal = _next_codes(logits, feeds, 3)
+    codes, proposal = _next_codes(logits, feeds)
     assert proposal.tolist() == [[2, 1, 1, 1]]
     assert codes[0, 0] == 2
     assert (codes == 3).sum() == 2
+
+
+def test_faces_are_asked_about_as_they_were_seen(cache: TokenCache, texts: TextMaker) -> None:
+    assert not np.array_equal(cache.seen_codes, cache.codes)
+    rows, seen = np.array([3, 4, 5]), np.array([True, False, True])
+    batch = task(cache, texts).features(rows, seen)
+    for index, (row, changed) in enumerate(zip(rows, seen, strict=True)):
+        source = cache.seen_codes if changed else cache.codes
+        assert batch["face_codes"][index].tolist() == source[row].tolist()
+        features = cache.seen_semantic if changed else cache.semantic
+        assert np.array_equal(batch["semantic"][index].numpy().astype(np.float16), features[row])
+
+
+def test_some_questions_ask_for_what_is_not_to_be_seen(cache: TokenCache, texts: TextMaker) -> None:
+    rng, slots = np.random.default_rng(0), cache.face(0)
+    asked = [texts.unanswerable(slots, rng) for _ in range(50)]
+    assert all(item is not None and item.answer == CANNOT_TELL and item.slot not in slots for item in asked)
+    everything = {name: slot.values[0] for name, slot in F2EDGE_SCHEMA.items()}
+    assert texts.unanswerable(everything, rng) is None
+    unsure = torch.tensor(texts.encode(CANNOT_TELL))
+    talk = texts.dialogues([slots] * 20, rng, 200, 0.0, unsure_share=0.5)
+    answers = [row[weights > 0].tolist() for row, weights in zip(talk.targets, talk.weights, strict=True)]
+    assert any(answer[i : i + len(unsure)] == unsure.tolist() for answer in answers for i in range(len(answer)))

@@ -30,10 +30,10 @@ from export.model import reference
 from export.model.experts import TokenExpertLayer
 from export.model.sequence_experts import SequenceExpertLayer
 from export.quantize.calibration import Calibrator
-from export.quantize.quantize import RECIPES, layer_name, linear_layers, quantise
+from export.quantize.quantize import RECIPES, layer_name, linear_layers, quantize
 from export.verify.census import LostExpertError, census
 from export.verify.comparison import FloatDifference
-from export.verify.parity import Inputs, TorchBackend, generate, measure, understand
+from export.verify.parity import SampleInputs, TorchBackend, generate, measure, understand
 from f2edge.backends.base import Backend, host
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.decoding.schedule import Schedule
@@ -66,13 +66,13 @@ def layout(tiny_bundle: Path, tiny_models: Models) -> TokenLayout:
 
 
 @pytest.fixture(scope="module")
-def inputs(layout: TokenLayout) -> Inputs:
+def inputs(layout: TokenLayout) -> SampleInputs:
     rng = np.random.default_rng(0)
 
     def sentence(least: int, most: int) -> list[int]:
         return [int(i) for i in rng.integers(2, layout.text_vocabulary, rng.integers(least, most))]
 
-    return Inputs(
+    return SampleInputs(
         prompts=[sentence(1, 30) for _ in range(3)],
         questions=[sentence(3, 12) for _ in range(3)],
         pixels=rng.uniform(-1, 1, (1, 3, 128, 128)).astype(np.float32),
@@ -82,7 +82,7 @@ def inputs(layout: TokenLayout) -> Inputs:
 
 
 @pytest.fixture(scope="module")
-def recorded(tiny_models: Models, layout: TokenLayout, inputs: Inputs) -> Recorder:
+def recorded(tiny_models: Models, layout: TokenLayout, inputs: SampleInputs) -> Recorder:
     recorder = Recorder(TorchBackend(tiny_models))
     generate(recorder, layout, inputs)
     understand(recorder, tiny_models.graphs, layout, inputs)
@@ -151,7 +151,7 @@ def test_every_graph_of_every_implementation(graph: str, implementation: tuple[s
 
 
 def test_whole_decodings_end_in_the_same_tokens(
-    tiny_models: Models, tiny_bundle: Path, layout: TokenLayout, inputs: Inputs, recorded: Recorder
+    tiny_models: Models, tiny_bundle: Path, layout: TokenLayout, inputs: SampleInputs, recorded: Recorder
 ) -> None:
     assert recorded.calls
     engine = OnnxRuntimeBackend(lambda graph: tiny_bundle / f"{graph}.onnx")
@@ -161,7 +161,7 @@ def test_whole_decodings_end_in_the_same_tokens(
     assert ((wanted >= 0) & (wanted < layout.codes)).all()
 
 
-def test_int8_tokens_do_not_depend_on_batch_mates(tiny_int8_bundle: Path, layout: TokenLayout, inputs: Inputs) -> None:
+def test_int8_tokens_do_not_depend_on_batch_mates(tiny_int8_bundle: Path, layout: TokenLayout, inputs: SampleInputs) -> None:
     engine = OnnxRuntimeBackend(lambda graph: tiny_int8_bundle / f"{graph}.onnx")
     assert np.array_equal(generate(engine, layout, inputs), generate(engine, layout, inputs, rows=1))
 
@@ -189,7 +189,7 @@ def test_the_step_follows_the_law_position_by_position(tiny_models: Models, reco
 
 
 def test_measured_figures_say_what_was_found(
-    tiny_bundles: dict[str, Path], tiny_models: Models, layout: TokenLayout, inputs: Inputs
+    tiny_bundles: dict[str, Path], tiny_models: Models, layout: TokenLayout, inputs: SampleInputs
 ) -> None:
     exact, coarse = (
         measure(tiny_bundles[recipe], tiny_models, layout, inputs, precision=recipe, recorded_steps=2) for recipe in ("fp32", "int8")
@@ -219,7 +219,7 @@ def test_calibration_sees_every_linear_layer_and_smoothing_keeps_tokens_close(
                 outputs = calibrator.run(name, feeds)
                 assert all(np.allclose(host(outputs[key]), value, atol=1e-3) for key, value in answers.items())
     calibrator.check()
-    calibration = calibrator.figures
+    calibration = calibrator.statistics
     assert {0.5, 1.0} <= calibrator.mask_ratios
     assert calibrator.branches[0] == calibrator.branches[1] == 9  # three prompts, three steps, both branches
     for model in graphs.values():
@@ -227,8 +227,8 @@ def test_calibration_sees_every_linear_layer_and_smoothing_keeps_tokens_close(
             largest = calibration[layer_name(model.graph, weight)]
             assert largest.shape == values.shape[:1]
             assert largest.max() > 0
-    step = quantise(graphs["t2i_step"], recipe, calibration)
-    assert all(row.complete for row in census(step.graph, "t2i_step", transformer))
+    step = quantize(graphs["t2i_step"], recipe, calibration)
+    assert all(len(row.alive) == row.experts for row in census(step.graph, "t2i_step", transformer))
     ir.save(step, tmp_path / "step.onnx", external_data="weights.bin")
     session = onnxruntime.InferenceSession(tmp_path / "step.onnx", providers=["CPUExecutionProvider"])
     feeds, wanted = recorded.calls["t2i_step"][0]
@@ -237,7 +237,7 @@ def test_calibration_sees_every_linear_layer_and_smoothing_keeps_tokens_close(
 
 
 def test_a_graph_that_routes_otherwise_fails_the_export(
-    tiny_bundle: Path, tiny_models: Models, layout: TokenLayout, inputs: Inputs, tmp_path: Path
+    tiny_bundle: Path, tiny_models: Models, layout: TokenLayout, inputs: SampleInputs, tmp_path: Path
 ) -> None:
     broken = shutil.copytree(tiny_bundle, tmp_path / "broken")
     model = ir.load(broken / "t2i_step.onnx")
@@ -257,11 +257,11 @@ def test_sums_of_differences_are_those_of_all_values_together(seed: int, sizes: 
     difference = FloatDifference()
     for a, b in zip(wanted, found, strict=True):
         difference.add(a, b)
-    figures = difference.figures()
+    metrics = difference.metrics()
     x, y = (np.concatenate(parts).astype(np.float64) for parts in (wanted, found))
     if not x.size:
-        assert figures == {"max": 0.0, "mean": 0.0, "cosine": 1.0, "spread": 0.0}
+        assert metrics == {"max": 0.0, "mean": 0.0, "cosine": 1.0, "spread": 0.0}
         return
-    assert figures["max"] == np.abs(x - y).max()
+    assert metrics["max"] == np.abs(x - y).max()
     for name, value in (("mean", np.abs(x - y).mean()), ("spread", x.std()), ("cosine", x @ y / np.linalg.norm(x) / np.linalg.norm(y))):
-        assert figures[name] == pytest.approx(value, rel=1e-9, abs=1e-9)
+        assert metrics[name] == pytest.approx(value, rel=1e-9, abs=1e-9)

@@ -1,4 +1,4 @@
-"""The bench's baselines: every way of decoding ends in the same tokens, so their times compare like with like."""
+"""The bench's baselines: every decoder ends in the same tokens, so their times are comparable."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench.latency.decoders import Graphs, Way
+from bench.latency.decoders import Decoder, GraphDecoder
 from bench.latency.reference import CachedTorch, Lineage, looped_experts
-from export.bundle_writer import TINY, random_models
 from export.graph.trace import Models
 from export.verify.parity import TorchBackend
 from f2edge.decoding.autoregressive import answer
@@ -20,6 +19,7 @@ from f2edge.decoding.schedule import Schedule, plan
 from f2edge.spec.configuration import ModelConfiguration
 from f2edge.spec.layout import Ids, TokenLayout, left_pad
 from tests.export.checkpoints.test_showo_import import SMALL
+from tests.support.tiny_model import TINY, random_models
 
 START, END = 0, 1
 CONFIGURATIONS = {"every organ": TINY, "show-o": replace(SMALL, text_vocabulary=1024, prompt_tokens=20, image_offset=23)}
@@ -34,36 +34,40 @@ def layout_of(configuration: ModelConfiguration) -> TokenLayout:
     return TokenLayout.of(configuration, START, END)
 
 
-def draw(way: Way, layout: TokenLayout, guidance: float = 1.75) -> Ids:
+def draw(decoder: Decoder, layout: TokenLayout, guidance: float = 1.75) -> Ids:
     prompts, seeds = [[5, 9, 30, 31], [7], []], [3, 4, 2**33]
     everything = np.ones(layout.image_tokens, dtype=bool)
     masked = np.full((3, layout.image_tokens), layout.mask_code)
     plans = [plan(Schedule(steps=6 + row, guidance=guidance * row), everything, seed) for row, seed in enumerate(seeds)]
-    return decode(way.step(prompts), masked, plans, seeds)
+    return decode(decoder.step(prompts), masked, plans, seeds)
 
 
-def say(way: Way, models: Models, layout: TokenLayout, seed: int) -> list[int]:
+def say(decoder: Decoder, models: Models, layout: TokenLayout, seed: int) -> list[int]:
     rng, c = np.random.default_rng(seed), models.configuration
     shapes = {"semantic": c.semantic, "identity": c.identity}
     features = {name: rng.normal(size=(1, s.vectors, s.width)).astype(np.float32) for name, s in shapes.items() if s is not None}
-    extend, state = way.reading(rng.integers(0, layout.codes, (1, layout.image_tokens)), features)
+    extend, state = decoder.prefill(rng.integers(0, layout.codes, (1, layout.image_tokens)), features)
     question = left_pad([layout.question([8, 40, 41, 12])], layout.pad)
     return answer(extend, state, *question, end_of_text=END, max_tokens=6)[0]
 
 
-def test_all_ways_draw_the_same_pictures(models: Models) -> None:
+def test_all_decoders_generate_the_same_pictures(models: Models) -> None:
     layout = layout_of(models.configuration)
-    wanted = draw(Graphs(TorchBackend(models), layout), layout)
+    wanted = draw(GraphDecoder(TorchBackend(models), layout), layout)
     assert np.array_equal(draw(Lineage(models, layout), layout), wanted)
-    assert np.array_equal(draw(Graphs(CachedTorch(models), layout), layout), wanted)
+    assert np.array_equal(draw(GraphDecoder(CachedTorch(models), layout), layout), wanted)
     assert np.unique(wanted).size > 8
     assert not np.array_equal(draw(Lineage(models, layout), layout, guidance=4.0), wanted)
 
 
-def test_all_ways_say_the_same_words(models: Models) -> None:
+def test_all_decoders_give_the_same_answers(models: Models) -> None:
     layout = layout_of(models.configuration)
-    ways: list[Way] = [Graphs(TorchBackend(models), layout), Lineage(models, layout), Graphs(CachedTorch(models), layout)]
-    said = [[say(way, models, layout, seed) for seed in (1, 2)] for way in ways]
+    decoders: list[Decoder] = [
+        GraphDecoder(TorchBackend(models), layout),
+        Lineage(models, layout),
+        GraphDecoder(CachedTorch(models), layout),
+    ]
+    said = [[say(decoder, models, layout, seed) for seed in (1, 2)] for decoder in decoders]
     assert said[0] == said[1] == said[2]
     assert said[0][0] != said[0][1]
 
@@ -80,6 +84,6 @@ def test_the_loop_over_experts_is_the_layer() -> None:
 @pytest.mark.long
 def test_compiled_modules_draw_and_say_the_same(models: Models) -> None:
     layout = layout_of(models.configuration)
-    plain, compiled = (Graphs(backend, layout) for backend in (TorchBackend(models), CachedTorch(models, compiled=True)))
+    plain, compiled = (GraphDecoder(backend, layout) for backend in (TorchBackend(models), CachedTorch(models, compiled=True)))
     assert np.array_equal(draw(compiled, layout), draw(plain, layout))
     assert say(compiled, models, layout, 1) == say(plain, models, layout, 1)

@@ -93,7 +93,7 @@ def test_a_pod_has_time_to_end_in_order(documents: dict[str, Any]) -> None:
     assert command[0] == "sleep"
     readiness = container(documents)["readinessProbe"]
     assert float(command[1]) >= readiness["periodSeconds"]
-    drain_s = float(given["--lame-duck"]) + float(given["--grace"]) + lifecycle._LAST_S + ENGINE_S
+    drain_s = float(given["--lame-duck"]) + float(given["--grace"]) + lifecycle.LAST_S + ENGINE_S
     assert pod(documents)["terminationGracePeriodSeconds"] > float(command[1]) + drain_s
     assert float(given["--grace"]) > float(given["--deadline"])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engines.plugins.compile_kernels import all_kernels
 from engines.plugins.fused_moe import MoEShape, for_target
-from engines.plugins.kernel_folder import DOCUMENT, FORMAT, Compiled
+from engines.plugins.kernel_folder import DOCUMENT, FORMAT, CompiledKernel
 
 
 def write_folder(root: Path, shape: MoEShape, targets: Sequence[int]) -> None:
@@ -24,7 +24,7 @@ def write_folder(root: Path, shape: MoEShape, targets: Sequence[int]) -> None:
             data = {kind: f"{kind} {target} {kernel.file}".encode() for kind in ("cubin", "ptx")}
             for kind, content in data.items():
                 (folder / f"{kernel.file}.{kind}").write_bytes(content)
-            rows[str(target)][kernel.file] = Compiled(
+            rows[str(target)][kernel.file] = CompiledKernel(
                 kernel=kernel.name,
                 file=kernel.file,
                 target=target,

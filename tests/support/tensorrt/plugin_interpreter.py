@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.plugins.fused_moe import MoEShape, Plan, Tile
+from engines.plugins.fused_moe import KernelPlan, MoEShape, Tile
 
 Array = NDArray[Any]
 Result = TypeVar("Result")
@@ -43,7 +43,7 @@ def interpreter() -> Iterator[Interpreter]:
         yield Interpreter(pool)
 
 
-def allocate(plan: Plan, tokens: int) -> dict[str, Array]:
+def allocate(plan: KernelPlan, tokens: int) -> dict[str, Array]:
     """Workspace and output of a run, filled with what must not be read: NaN, and numbers of no expert or row."""
     shape = plan.shape
     A = tokens * shape.active
@@ -59,7 +59,7 @@ def allocate(plan: Plan, tokens: int) -> dict[str, Array]:
     }
 
 
-def launch(plan: Plan, tensors: Mapping[str, Any], tokens: int, *, reverse: bool = False) -> None:
+def launch(plan: KernelPlan, tensors: Mapping[str, Any], tokens: int, *, reverse: bool = False) -> None:
     """Launch all kernels on torch tensors; ``reverse`` runs the programs of every grid from the last to the first."""
     from triton.runtime import interpreter as triton_interpreter
 
@@ -95,7 +95,7 @@ def run(shape: MoEShape, x: Array, weights: Mapping[str, Array], tile: Tile, *, 
     """Every tensor that the kernels write, for x (T, D) of fp16 or fp32."""
     import torch
 
-    plan = Plan(shape, "fp32" if x.dtype == np.float32 else "fp16", tile)
+    plan = KernelPlan(shape, "fp32" if x.dtype == np.float32 else "fp16", tile)
     arrays = allocate(plan, len(x))
     tensors = {name: torch.from_numpy(array) for name, array in {**arrays, **weights, "x": x}.items()}
     launch(plan, tensors, len(x), reverse=reverse)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from export.data.slots import sample_slots, visible
 from export.data.text.captions import caption, describe_text, full_caption, is_plain, mentioned_in
 from export.data.text.phrases import BEFORE_NOUN, NEGATABLE, NOUN_GROUPS, PHRASES
+from export.data.text.wording import Dice, misspelt
 from f2edge.errors import InputError, UnknownAttributeError
 from f2edge.spec.attributes import F2EDGE_SCHEMA
 
@@ -181,3 +182,28 @@ def test_a_caption_takes_a_fraction_of_a_millisecond() -> None:
             caption(slots, rng)
         rounds.append((time.process_time() - start) / len(faces))
     assert min(rounds) < 1e-3  # about 0.05 ms; the bound leaves room for a busy machine
+
+
+def test_a_noun_is_said_of_faces_that_have_it_at_least_as_often_as_of_those_that_lack_it() -> None:
+    """A noun heard mostly behind "no" comes to mean its absence: "old man with glasses" then draws none."""
+    rng = np.random.default_rng(7)
+    heard: Counter[tuple[str, bool]] = Counter()
+    nouns = {noun.removeprefix("a "): slot for slot, several in NEGATABLE.items() for noun in several[:1]}
+    for draw in range(12000):
+        made = caption(visible(sample_slots(rng)), rng, even=draw % 2 == 0, attributes=12 if draw % 2 == 0 else None)
+        words = f" {' '.join(made.text.lower().replace('.', ' ').replace(',', ' ').split())} "
+        for noun in nouns:
+            denied = sum(words.count(f" {lead}{noun} ") for lead in ("no ", "without a ", "without ", "not wearing a ", "not wearing "))
+            heard[noun, False] += denied
+            heard[noun, True] += words.count(f" {noun} ") - denied
+    assert heard.total() > 5000
+    assert {noun for noun in nouns if heard[noun, True] < heard[noun, False]} == set()
+
+
+def test_slips_of_the_fingers_are_mostly_read_as_what_was_meant() -> None:
+    rng = np.random.default_rng(8)
+    same = 0
+    for _ in range(400):
+        made = caption(visible(sample_slots(rng)), rng, attributes=6)
+        same += mentioned_in(misspelt(made.text.lower(), Dice(rng))) == mentioned_in(made.text)
+    assert same > 0.85 * 400

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from export.data.slots import sample_slots, visible
 from export.data.text.captions import mentioned_in
 from export.data.text.questions import (
+    CANNOT_TELL,
     DESCRIBE_QUESTION,
     DESCRIBE_QUESTIONS,
     QuestionAnswer,
@@ -31,7 +32,7 @@ def drawn(seed: int, faces: int, count: int = 8) -> list[tuple[dict[str, str], Q
     pairs: list[tuple[dict[str, str], QuestionAnswer]] = []
     for _ in range(faces):
         slots = visible(sample_slots(rng))
-        pairs.extend((slots, item) for item in questions(slots, rng, count))
+        pairs.extend((slots, item) for item in questions(slots, rng, count, as_typed=False))
     return pairs
 
 
@@ -40,9 +41,13 @@ def drawn(seed: int, faces: int, count: int = 8) -> list[tuple[dict[str, str], Q
 def test_questions_ask_only_for_visible_slots_and_answer_in_the_words_of_the_schema(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     slots = visible(sample_slots(rng))
-    items = questions(slots, rng, count)
+    items = questions(slots, rng, count, as_typed=False)
     assert len(items) == count
     for item in items:
+        if item.kind == "unanswerable":
+            assert item.answer == CANNOT_TELL
+            assert item.slot not in slots
+            continue
         slot = F2EDGE_SCHEMA[item.slot]
         assert item.slot in slots
         true = slot.answers[slot.index(slots[item.slot])]
@@ -77,7 +82,7 @@ def test_what_could_be_heard_both_ways_is_not_asked() -> None:
     """Sunglasses are glasses to some, a bow tie is a tie to some."""
     rng = np.random.default_rng(5)
     for slots, words in (({"eyewear": "sunglasses"}, "glasses?"), ({"necktie": "bow_tie"}, " a tie?")):
-        asked = [item.question for item in questions(slots, rng, 500) if item.kind == "yes_no"]
+        asked = [item.question for item in questions(slots, rng, 500, as_typed=False) if item.kind == "yes_no"]
         assert len(asked) > 50
         assert not [question for question in asked if question.endswith((f" {words.strip()}", f"wear{words}"))]
 
@@ -86,9 +91,20 @@ def test_yes_and_no_are_balanced_and_the_schemas_own_questions_are_the_commonest
     items = [item for _, item in drawn(1, 1500)]
     kinds = Counter(item.kind for item in items)
     answers = Counter(item.answer for item in items if item.kind == "yes_no")
-    assert set(kinds) == {"slot", "yes_no", "which", "open"}
-    assert kinds["slot"] / len(items) == pytest.approx(0.4, abs=0.02)
+    assert set(kinds) == {"slot", "yes_no", "which", "open", "unanswerable"}
+    assert kinds["slot"] / len(items) == pytest.approx(0.35 * 0.92, abs=0.02)
+    assert kinds["unanswerable"] / len(items) == pytest.approx(0.08, abs=0.01)
     assert answers["yes"] / answers.total() == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_question_as_typed_keeps_its_answer_and_is_worded_in_many_ways() -> None:
+    slots = {"gender_presentation": "feminine", "hair_color": "red", "eyewear": "none"}
+    items = questions(slots, np.random.default_rng(8), 3000)
+    by_slot = {slot: {item.question for item in items if item.slot == slot} for slot in slots}
+    assert all(len(wordings) > 40 for wordings in by_slot.values()), {slot: len(w) for slot, w in by_slot.items()}
+    assert any("she" in wording.split() for wording in by_slot["eyewear"])
+    answers = {item.answer for item in items if item.slot == "hair_color" and item.kind in {"slot", "open", "which"}}
+    assert answers == {"red"}
 
 
 def test_which_names_the_answer_and_one_other_value() -> None:

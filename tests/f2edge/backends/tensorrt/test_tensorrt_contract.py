@@ -24,7 +24,7 @@ from tests.support.tensorrt.tensorrt_api import compile_stubs, read_bindings
 from tests.support.tensorrt.tensorrt_double import VERSIONS, table, tensorrt_double
 
 ROOT = Path(__file__).parents[4]
-SOURCES = sorted([*(ROOT / "engines").glob("*.py"), *(ROOT / "f2edge" / "backends").glob("*.py")])
+SOURCES = sorted([*(ROOT / "engines").glob("*.py"), *(ROOT / "f2edge" / "backends").rglob("*.py")])
 #: Enumerators and attributes that only some versions have, each behind a question to its class (``__members__``, ``hasattr``).
 ASKED_FOR = {"SAME_COMPUTE_CAPABILITY"}
 
@@ -62,6 +62,7 @@ def test_the_installed_bindings_are_as_the_table_says(tmp_path: Path) -> None:
 def test_nothing_is_used_that_a_version_lacks(version: str) -> None:
     """Every ``trt.…`` in the sources, whether a test runs it or not."""
     module, missing = tensorrt_double(version), set()
+    assert len(SOURCES) > 10
     for source in SOURCES:
         for names in chains(source.read_text(encoding="utf-8"), "trt"):
             value: Any = module
@@ -114,7 +115,7 @@ def test_every_enumerator_counts_by_name_not_by_number() -> None:
 
 
 def test_pycuda_has_what_is_used_of_it() -> None:
-    source = (ROOT / "f2edge" / "backends" / "cuda.py").read_text(encoding="utf-8")
+    source = (ROOT / "f2edge" / "backends" / "tensorrt" / "cuda.py").read_text(encoding="utf-8")
     rows = json.loads(PYCUDA.read_text())
     outer = {*rows["functions"], *rows["classes"], "device_attribute"}
     used = {names[0] for names in chains(source, "cuda")}
@@ -153,7 +154,7 @@ def test_the_double_of_cuda_bindings_is_cuda_bindings() -> None:
 
 
 def test_the_runner_uses_no_other_function_of_cuda_bindings() -> None:
-    source = (ROOT / "f2edge" / "backends" / "cuda.py").read_text(encoding="utf-8")
+    source = (ROOT / "f2edge" / "backends" / "tensorrt" / "cuda.py").read_text(encoding="utf-8")
     called = {
         node.args[0].value
         for node in ast.walk(ast.parse(source))
