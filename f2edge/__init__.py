@@ -1,9 +1,9 @@
-"""Text to face, face to words: a unified masked-token face model on small machines.
+"""Text to face, face to text: a unified masked-token face model for small machines.
 
 >>> from f2edge import FacePipeline                                                         # doctest: +SKIP
 >>> FacePipeline.load().generate("a smiling woman with red hair", seeds=7)[0].image.save("face.png")   # doctest: +SKIP
 
-Names are imported when they are first used, so that ``import f2edge`` costs nothing.
+Public names are imported on first use, so ``import f2edge`` loads no heavy library.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# ONNX Runtime's wheels (seen in 1.31.1) report to their maker from the moment they are loaded and keep an identifier in the user's cache,
-# unless this is said before.  A setting of the user's own stays as it is.
+# ONNX Runtime's wheels (seen in 1.31.1) send telemetry from the moment they are loaded and keep an identifier in the user's cache,
+# unless this variable is set first.  A value that the user has set is kept.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # gRPC's own library writes to stderr what its peers send it, escape sequences and line ends included (a GOAWAY's text, for one).
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -1,4 +1,4 @@
-"""``python -m f2edge``."""
+"""Entry point of ``python -m f2edge``."""
 
 from __future__ import annotations
 

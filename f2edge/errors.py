@@ -1,25 +1,25 @@
-"""Every failure has a class of its own, which is also a builtin, and a message that names the input, what is wrong and the cure.
+"""Exceptions: one class per failure, each also a builtin; the message names the input, what is wrong and the cure.
 
-The command line turns :class:`InputError` (the caller can mend it) into exit code 2 and everything else into 1.
+The command line exits with 2 on an :class:`InputError` (the caller can correct it) and with 1 on everything else.
 """
 
 from __future__ import annotations
 
 
 class F2EdgeError(Exception):
-    """Base of every error that f2edge raises on purpose."""
+    """Base class of the errors that f2edge raises on purpose."""
 
 
 class InputError(F2EdgeError, ValueError):
-    """What the caller gave cannot be used as it is."""
+    """Input that cannot be used as it was given."""
 
 
 class UnknownAttributeError(InputError, LookupError):
-    """An attribute or a value of one that the schema does not have."""
+    """An attribute, or a value of an attribute, that the schema does not have."""
 
 
 class UnknownRegionError(InputError, LookupError):
-    """A region of the face that is not among the known names and is no box or mask."""
+    """A region that is neither a known name nor a box nor a mask."""
 
 
 class PromptError(InputError):
@@ -31,7 +31,7 @@ class ImageError(InputError):
 
 
 class OutputError(InputError, OSError):
-    """A file cannot be written where it was asked for."""
+    """A file that cannot be written at the requested path."""
 
 
 class BundleError(InputError):
@@ -39,11 +39,11 @@ class BundleError(InputError):
 
 
 class BundleNotFoundError(BundleError, FileNotFoundError):
-    """No bundle of that name or at that path."""
+    """A bundle that was not found by its name or path."""
 
 
 class ChecksumError(BundleError):
-    """A file of a bundle that differs from what its manifest promises."""
+    """A file whose size or checksum differs from the bundle's manifest."""
 
 
 class BackendError(F2EdgeError, RuntimeError):
@@ -51,14 +51,14 @@ class BackendError(F2EdgeError, RuntimeError):
 
 
 class CancelledError(F2EdgeError, RuntimeError):
-    """The caller stopped the work between two steps."""
+    """Work that the caller stopped between two steps."""
 
 
 class QueueFullError(F2EdgeError, RuntimeError):
-    """The engine has as much work as it accepts.
+    """A full queue: the engine accepts no more work now.
 
     Attributes:
-        retry_after_ms: when to try again, from measured step times.
+        retry_after_ms: milliseconds until a retry may succeed, estimated from measured step times.
     """
 
     def __init__(self, message: str, retry_after_ms: float) -> None:
@@ -67,24 +67,24 @@ class QueueFullError(F2EdgeError, RuntimeError):
 
 
 class DeadlineUnreachableError(F2EdgeError, TimeoutError):
-    """Refused at once: by measured step times the work cannot be done before its deadline."""
+    """Work refused on arrival because, by measured step times, it cannot finish before its deadline."""
 
 
 class DeadlineExceededError(F2EdgeError, TimeoutError):
-    """The deadline passed while the work was queued or running; it was stopped between two steps."""
+    """Work stopped between two steps because its deadline passed while it was queued or running."""
 
 
 class EngineClosedError(F2EdgeError, RuntimeError):
-    """The engine is draining or closed and takes no new work, or was closed before this work was done."""
+    """Work refused or ended because the engine is draining or closed."""
 
 
 class ServerUnavailableError(F2EdgeError, ConnectionError):
-    """No server answers at the address, or it is starting or shutting down."""
+    """A server that does not answer, is starting or is shutting down."""
 
 
 class AccessError(InputError, PermissionError):
-    """A server that does not let the caller in: no token, or a wrong one."""
+    """A missing, wrong or revoked token."""
 
 
 class ServerError(F2EdgeError, RuntimeError):
-    """A server that failed, or that does not speak the contract."""
+    """A server that failed or broke the protocol."""

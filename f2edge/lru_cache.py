@@ -1,4 +1,4 @@
-"""A small memory of recent results, safe between threads."""
+"""Thread-safe least-recently-used cache."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ Key = TypeVar("Key", bound=Hashable)
 Result = TypeVar("Result")
 
 
-class Recent(Generic[Key, Result]):
-    """Keeps the ``size`` results used last.  Two threads that miss at once both compute; results are values, so either serves.
+class LRUCache(Generic[Key, Result]):
+    """Cache of the ``size`` results used last.
+
+    Two threads that miss the same key at once both compute it; either result is valid.
 
     Attributes:
-        hits, misses: of :meth:`get` so far.
+        hits, misses: counts of :meth:`get`.
     """
 
     def __init__(self, size: int) -> None:
@@ -33,7 +35,7 @@ class Recent(Generic[Key, Result]):
             return len(self._results)
 
     def get(self, key: Key, make: Callable[[], Result]) -> Result:
-        """The result of ``key``, made by ``make`` where it is not remembered."""
+        """Return the cached result of ``key``; on a miss, compute it with ``make`` and cache it."""
         with self._lock:
             if key in self._results:
                 self._results.move_to_end(key)
@@ -46,3 +48,12 @@ class Recent(Generic[Key, Result]):
             while len(self._results) > self._size:
                 self._results.popitem(last=False)
         return result
+
+    def reset_counts(self) -> None:
+        """Count hits and misses from zero again."""
+        self.hits = self.misses = 0
+
+    def clear(self) -> None:
+        """Drop every result; the counts stay."""
+        with self._lock:
+            self._results.clear()

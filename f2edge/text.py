@@ -1,7 +1,7 @@
-"""Prompts and questions: the rules that text must keep, and the tokenizer behind them; and text of strangers as it may be shown.
+"""Validation of prompts and questions, the tokenizer, and escaping of untrusted text for display.
 
-Text is taken whole or refused; it is never cut without a word (:meth:`f2edge.spec.layout.TokenLayout.prompt` refuses what has too many
-tokens).  What looks like a special token (``<|endoftext|>``) is read as plain characters, so a prompt cannot end itself early.
+Text is accepted whole or refused, never truncated (:meth:`f2edge.spec.layout.TokenLayout.prompt` refuses too many tokens).  A special
+token's spelling (``<|endoftext|>``) is encoded as plain characters, so a prompt cannot end itself early.
 
 >>> check_text("  a smiling woman ", "prompt")
 'a smiling woman'
@@ -21,15 +21,15 @@ _EXAMPLES = {"prompt": "a smiling woman with red hair", "question": "what color 
 
 
 def check_text(text: str, kind: str = "prompt") -> str:
-    """Text as the tokenizer may see it: outer blanks removed, NFC.
+    """Return the text with outer white space removed, in Unicode NFC.
 
     Args:
-        text: what the user wrote.
-        kind: what it is, for the message: "prompt", "question".
+        text: user input.
+        kind: name of the input in error messages: "prompt" or "question".
 
     Raises:
-        PromptError: no string, empty, above 2000 code points, or with a character that is no text: a control character (tab and line
-            feed included), half of a surrogate pair, a Unicode noncharacter.
+        PromptError: not a string, empty, longer than 2000 code points, or containing a control character (tab and line feed included),
+            a lone surrogate or a Unicode noncharacter.
     """
     if not isinstance(text, str):
         raise PromptError(f"the {kind} must be text, got {type(text).__name__}")
@@ -46,24 +46,35 @@ def check_text(text: str, kind: str = "prompt") -> str:
     return unicodedata.normalize("NFC", stripped)
 
 
+def printable(text: object) -> str:
+    """Return untrusted text with every unprintable character as a blank, so that it cannot control a terminal or forge a log line.
+
+    Unprintable are control characters (escape sequences, line ends), bidirectional overrides and other format characters.
+    """
+    return "".join(character if character.isprintable() else " " for character in str(text))
+
+
 def one_line(text: object, longest: int | None = None) -> str:
-    """Text of anybody for a terminal, a log or a header: one line that steers nothing, cut off after ``longest`` characters."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    """Return untrusted text as one printable line for a terminal, a log or a header, at most ``longest`` characters.
+
+    Control characters, escape sequences, line ends and bidirectional overrides become blanks; runs of blanks become one.
+    """
+    line = " ".join(printable(text).split())
     return line if longest is None or len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 def _refused(character: str) -> str | None:
-    """What a character that is no text is called.  Unassigned ones pass: they may be assigned in a newer Unicode than Python's."""
+    """Return the name of a refused character's kind, or None.  Unassigned code points pass: a newer Unicode may assign them."""
     kind = {"Cc": "control character", "Cs": "half of a surrogate pair"}.get(unicodedata.category(character))
     code = ord(character)
     return "noncharacter" if code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF else kind
 
 
 class TextTokenizer:
-    """A bundle's ``tokenizer.json`` (Hugging Face ``tokenizers``): text to ids of the text vocabulary and back.
+    """Tokenizer of a bundle's ``tokenizer.json`` (Hugging Face ``tokenizers``).
 
     Raises:
-        BundleError: the file cannot be read as a tokenizer.
+        BundleError: the file is not a readable tokenizer.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -79,13 +90,13 @@ class TextTokenizer:
 
     @property
     def vocabulary(self) -> int:
-        """Ids that :meth:`encode` can give are below this."""
+        """Number of token ids; :meth:`encode` returns ids in ``[0, vocabulary)``."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without start and end; nothing is cut."""
+        """Return the token ids of a text, without start and end tokens; never truncates."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; start and end of text are left out."""
+        """Return the text of token ids, without start and end tokens."""
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))

@@ -23,7 +23,7 @@ from export.defaults import defaults_of
 from f2edge.backends.base import Backend
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend, usable_cores
 from f2edge.bundle.bundle import Bundle
-from f2edge.decoding.parallel import Row, advance
+from f2edge.decoding.parallel import GridRow, advance
 from f2edge.decoding.schedule import Schedule, plan
 from f2edge.errors import InputError
 from f2edge.spec.configuration import CONFIGURATIONS, ModelConfiguration
@@ -96,7 +96,7 @@ def time_steps(decoder: Decoder, layout: TokenLayout, schedule: Schedule, repeat
     prompt_ms = 1e3 * (perf_counter() - start)
     everything = np.ones(layout.image_tokens, dtype=bool)
     longer = replace(schedule, steps=max(schedule.steps, repeats + 1))
-    rows = [Row(np.full(layout.image_tokens, layout.mask_code), plan(longer, everything, 7), 7)]
+    rows = [GridRow(np.full(layout.image_tokens, layout.mask_code), plan(longer, everything, 7), 7)]
 
     def one() -> None:
         nonlocal rows

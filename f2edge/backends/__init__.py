@@ -1,1 +1,1 @@
-"""Backends: one call signature, several runtimes."""
+"""Runtime backends with one call signature."""

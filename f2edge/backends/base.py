@@ -1,7 +1,7 @@
-"""What every backend offers: run a graph by name.  The caller never asks which backend it has.
+"""Backend interface: run a graph by name, independent of the runtime.
 
-A value is a NumPy array, or something that a backend keeps on its device (:class:`DeviceValue`) and takes back as an input; ``host``
-brings either to NumPy.  Outputs of a graph may be of either kind.
+A value is a NumPy array or a tensor on the backend's device (:class:`DeviceValue`), which the backend accepts as input; ``host`` converts
+either to NumPy.  Outputs may be of either kind.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Result = TypeVar("Result")
 
 
 class DeviceValue(Protocol):
-    """A tensor in a device's memory, readable by the backend that made it."""
+    """Tensor in a device's memory, usable by the backend that made it."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
 
     def numpy(self) -> Array:
-        """A copy in host memory."""
+        """Return a copy in host memory."""
         ...
 
 
@@ -32,7 +32,7 @@ Value: TypeAlias = Array | DeviceValue
 
 
 class Backend(Protocol):
-    """Runs the graphs of one bundle (:mod:`f2edge.spec.graphs`) on one device; safe to call from several threads."""
+    """Thread-safe runner of one bundle's graphs (:mod:`f2edge.spec.graphs`) on one device."""
 
     @property
     def name(self) -> str:
@@ -40,43 +40,43 @@ class Backend(Protocol):
         ...
 
     def run(self, graph: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
-        """Outputs by name; raises :class:`~f2edge.errors.BackendError` naming the graph."""
+        """Run a graph and return its outputs by name; raises :class:`~f2edge.errors.BackendError` naming the graph."""
         ...
 
     def pack(self, caches: Sequence[Value]) -> Value:
-        """Keys or values of single sequences, each (L, 1, H, P_b, W), as one (L, B, H, max P, W), right-aligned, zeros before."""
+        """Stack caches of single sequences, each (L, 1, H, P_b, W), to (L, B, H, max P, W), right-aligned and zero-padded."""
         ...
 
     @property
-    def lanes(self) -> int:
-        """How many pieces of work :meth:`each` does side by side in about the time of one."""
+    def workers(self) -> int:
+        """Number of calls that :meth:`each` runs in parallel in about the time of one."""
         ...
 
     def each(self, call: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """``call`` of every item, in order: work on this backend that is apart for each item, side by side where the device gains by it."""
+        """Return ``call(item)`` for every item, in order, run in parallel if the device benefits."""
         ...
 
 
-class InTurn:
-    """:meth:`Backend.each` of a device whose pieces of work wait for each other in any case."""
+class Sequential:
+    """:meth:`Backend.each` for a device that runs one call at a time."""
 
     @property
-    def lanes(self) -> int:
-        """One."""
+    def workers(self) -> int:
+        """Always 1."""
         return 1
 
     def each(self, call: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """One after another."""
+        """Return ``call(item)`` for every item, one after another."""
         return [call(item) for item in items]
 
 
 def host(value: Value) -> Array:
-    """The value as a NumPy array, copied only if it lies on a device."""
+    """Return the value as a NumPy array, copied only from a device."""
     return value if isinstance(value, np.ndarray) else value.numpy()
 
 
 def pack_arrays(caches: Sequence[Array]) -> Array:
-    """:meth:`Backend.pack` for arrays in host memory."""
+    """Stack caches in host memory as :meth:`Backend.pack`."""
     L, _, H, _, W = caches[0].shape
     columns = max(c.shape[3] for c in caches)
     packed = np.zeros((L, len(caches), H, columns, W), dtype=caches[0].dtype)

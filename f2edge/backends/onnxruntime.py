@@ -1,28 +1,25 @@
 """Graphs on a CPU through ONNX Runtime.
 
-Sessions are made when a graph is first run, so that ``generate`` never loads what only ``ask`` needs.  Arrays go in and out of a session
-without a copy on this device (4 MB through one node: 0.12 ms by ``run``, 0.14 ms by bound ``OrtValue``), hence values are plain arrays.
+A session is created when its graph is first run, so ``generate`` does not load the graphs of ``ask``.  Arrays enter and leave a session
+without a copy (4 MB through one node: 0.12 ms by ``run``, 0.14 ms by bound ``OrtValue``), so values are plain arrays.
 
-Settings that differ from ONNX Runtime's own, and why, measured on nano in int8:
+Settings that differ from ONNX Runtime's defaults, measured on nano in int8:
 
-* Idle threads sleep instead of spinning.  Every session has its own threads, and spinning ones take the cores from the next session and
-  from everybody else: with the machine's two cores shared, ``analyze`` took 544 ms spinning and 87 ms sleeping.
-* A decoding step of many requests runs in pairs, and without the memory arena.  A face costs the same alone and in a batch (about 120 ms of
-  one core), while memory grows with the batch: sixteen faces at once, then ``analyze``, leave 180 MB; in pairs with the arena 248 MB; the
-  whole batch with the arena peaked at 514 MB.
-* Pairs of a small model run side by side, each on one core (:mod:`f2edge.backends.worker_pool`), in sessions of one thread that stand
-beside the
-  usual ones (57 MB on two cores); so do pictures in the encoders.  Of a model with large weights there are no second sessions: their
-  weights would be in memory twice.
-* Of a model with large weights, the two prefill graphs are opened without a copy of their weights in the order that the processor likes:
-  they run once for a prompt or a face, straight from the mapped file, beside the graph that does the work and has such a copy.  Products
-  with four-bit weights are three times slower without it and have it in any case.  Where memory is scarce (``F2EDGE_LEAN``), these graphs
-  are moreover closed after each run.  Show-o in int8, a picture and a question: 0.7 s kept open, 1.6 s closed in between.
-* ONNX Runtime would cut keys and values into layers all at once, copying 100 MB of Show-o's for each answer token into memory that the
-  system has to find anew: 63 ms a token.  Cut layer by layer: 34 ms.
-* A decoding step of one branch runs as two alike.  A product of one row is summed in another order than the same row among others; in int8
-  the difference becomes a step, and a face would depend on its company.  Guided steps have two branches anyway.
-* Nothing is logged: errors are raised, and what is logged would land in a user's terminal.
+* Idle threads sleep instead of spinning.  Every session has its own threads, and spinning ones compete with the next session: with the two
+  cores shared, ``analyze`` took 544 ms spinning and 87 ms sleeping.
+* A decoding step of many requests runs in pairs, without the memory arena.  A face costs the same alone and in a batch (about 120 ms of
+  one core), but memory grows with the batch: sixteen faces and an ``analyze`` leave 180 MB; in pairs with the arena 248 MB; the whole batch
+  with the arena peaked at 514 MB.
+* Pairs of a small model run in parallel, one core each (:mod:`f2edge.backends.worker_pool`), in additional single-thread sessions (57 MB
+  on two cores); so do pictures in the encoders.  A large model has no additional sessions: its weights would be in memory twice.
+* The two prefill graphs of a large model run once per prompt or face, directly from the mapped file, without prepacked weights; the other
+  graphs are prepacked.  Four-bit products are three times slower unpacked and are always prepacked.  If memory is scarce (``F2EDGE_LEAN``),
+  the prefill graphs are also closed after each run.  Show-o in int8, a picture and a question: 0.7 s kept open, 1.6 s closed in between.
+* The optimizer that splits keys and values into all layers at once is off: it copies 100 MB of Show-o's cache per answer token into freshly
+  mapped memory, 63 ms a token; layer by layer takes 34 ms.
+* A decoding step of one branch runs as two equal branches.  A product of one row is summed in another order than the same row in a batch;
+  int8 rounding amplifies the difference, and a face would depend on other requests in the batch.  Guided steps have two branches anyway.
+* Logging is off: errors are raised, and log lines would appear in the user's terminal.
 """
 
 from __future__ import annotations
@@ -38,38 +35,38 @@ import onnxruntime
 
 from f2edge.backends.base import Array, Item, Result, Value, host, pack_arrays
 from f2edge.backends.row_groups import paired_branch, row_groups
-from f2edge.backends.worker_pool import Lanes
+from f2edge.backends.worker_pool import WorkerPool
 from f2edge.errors import BackendError
 from f2edge.memory import give_back
 from f2edge.spec.graphs import IMAGE_ENCODE, MMU_PREFILL, SEMANTIC, T2I_PREFILL, T2I_STEP
 
 #: Requests in one run of the step graph; more are split.
 ROWS_PER_STEP = 2
-#: Graphs of pictures, which know nothing of each other.
+#: Graphs that process each picture independently.
 ENCODERS = (IMAGE_ENCODE.name, SEMANTIC.name)
 #: Graphs that run once for a prompt or a face.
 PASSING = (T2I_PREFILL.name, MMU_PREFILL.name)
-#: "1": large models take less memory and more time; "0": the other way; neither: by the memory that is available when a model is loaded.
+#: "1": large models use less memory and more time; "0": the opposite; unset: decided by the available memory at loading.
 LEAN = "F2EDGE_LEAN"
-#: Memory is plenty where so many times a model's weights are available.
+#: Memory is scarce below this multiple of the model's weights.
 PLENTY = 4
-#: ONNX Runtime's optimizers that cost more than they save.
+#: Disabled optimizers of ONNX Runtime.
 DISABLED = ("GatherSliceToSplitFusion",)
-#: A model is large from so many bytes on.
+#: Weights from which a model counts as large.
 LARGE_BYTES = 1 << 29
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class OnnxRuntimeBackend:
-    """Runs a bundle's ONNX graphs on the CPU.
+    """Runner of a bundle's ONNX graphs on the CPU.
 
     Args:
-        path: where a graph's file is; raises :class:`~f2edge.errors.BundleError` for a graph that the bundle lacks.
-        threads: of each session, and runs side by side at most; None takes every usable core.
+        path: returns the file of a graph; raises :class:`~f2edge.errors.BundleError` for a graph that the bundle lacks.
+        threads: threads of each session and maximum number of parallel runs; None uses every usable core.
         split: whether large steps and batches of pictures are split into several runs; False runs every graph on its inputs as they are,
             as measurements of a modified graph need it.
     """
@@ -83,7 +80,7 @@ class OnnxRuntimeBackend:
         self._path = path
         self._sessions: dict[tuple[str, int], Any] = {}
         self._lock = Lock()
-        self._lanes = Lanes(self.threads)
+        self._pool = WorkerPool(self.threads)
         self._large: bool | None = None  # known from the first graph's folder
         self._lean = False
 
@@ -96,7 +93,7 @@ class OnnxRuntimeBackend:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _groups(self, graph: str, arrays: Mapping[str, Array]) -> Iterator[Mapping[str, Array]]:
-        """The inputs of a graph, cut into what its runs take."""
+        """Yield a graph's inputs split into the groups of its runs."""
         if not self._split:
             yield arrays
         elif graph == T2I_STEP.name:
@@ -115,7 +112,7 @@ class OnnxRuntimeBackend:
         session, names = self._session(graph)
         try:
             return dict(zip(names, session.run(names, arrays), strict=True))
-        except Exception as error:  # ONNX Runtime raises its own classes and builtins alike
+        except Exception as error:  # ONNX Runtime raises its own classes and builtins
             raise BackendError(f"graph {graph!r} failed in ONNX Runtime: {first_line(error)}") from error
         finally:
             if self._lean and self._split and graph in PASSING:
@@ -126,16 +123,16 @@ class OnnxRuntimeBackend:
         return pack_arrays([host(c) for c in caches])
 
     @property
-    def lanes(self) -> int:
-        return self._lanes.count if self._large is False else 1
+    def workers(self) -> int:
+        return self._pool.count if self._large is False else 1
 
     def each(self, call: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        return self._lanes.each(call, items) if self.lanes > 1 else [call(item) for item in items]
+        return self._pool.each(call, items) if self.workers > 1 else [call(item) for item in items]
 
     def _rows_at_once(self, rows: int) -> int:
-        """Rows of each part of a step: all lanes have work, and none of them more than ``ROWS_PER_STEP`` rows at once."""
-        lanes = 1 if self._lanes.inside else self.lanes
-        return min(ROWS_PER_STEP, -(-rows // lanes))
+        """Return the rows per part of a step: spread over all workers, at most ``ROWS_PER_STEP``."""
+        workers = 1 if self._pool.in_worker else self.workers
+        return min(ROWS_PER_STEP, -(-rows // workers))
 
     def _weigh(self, graph: Path) -> None:
         if self._large is None:
@@ -144,7 +141,7 @@ class OnnxRuntimeBackend:
             self._large = weights >= LARGE_BYTES
 
     def _session(self, graph: str) -> tuple[Any, list[str]]:
-        key = graph, 1 if self._lanes.inside else self.threads
+        key = graph, 1 if self._pool.in_worker else self.threads
         with self._lock:
             if key in self._sessions:
                 found: tuple[Any, list[str]] = self._sessions[key]
@@ -177,12 +174,12 @@ class OnnxRuntimeBackend:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its class."""
+    """Return the first line of an error's message, or its class name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _lean(weights: int) -> bool:
-    """Whether a model of so many bytes shall spare memory."""
+    """Return whether a model of ``weights`` bytes should save memory."""
     chosen = os.environ.get(LEAN, "")
     if chosen in ("0", "1"):
         return chosen == "1"

@@ -1,7 +1,7 @@
 """Graphs on an NVIDIA GPU through ONNX Runtime: its CUDA provider, or its TensorRT provider, which builds engines on the way.
 
-The second GPU route, for machines where a wheel must do: any bundle runs, ONNX Runtime's own operators included, no plans are built
-beforehand.  Inputs and outputs are bound: keys and values stay on the device as ``OrtValue`` from run to run, everything else is an array.
+Alternative to TensorRT plans where only wheels can be installed: any bundle runs, including ONNX Runtime's own operators, without building
+plans.  Inputs and outputs are bound: keys and values stay on the device as ``OrtValue`` between runs, everything else is an array.
 
 >>> FacePipeline.load("nano", backend="onnxruntime-cuda")                                                       # doctest: +SKIP
 
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from f2edge.backends.base import Array, InTurn, Value, host, pack_arrays
+from f2edge.backends.base import Array, Sequential, Value, host, pack_arrays
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend, first_line
 from f2edge.errors import BackendError
 from f2edge.spec.graphs import SIGNATURES
@@ -41,13 +41,13 @@ INSTALL = (
 
 @dataclass(frozen=True)
 class Provider:
-    """Execution providers and where they keep tensors.
+    """Execution providers of a backend.
 
     Attributes:
-        name: of the backend.
-        chain: execution providers with their options, the preferred one first; what it cannot run, the next does.
-        device: ONNX Runtime's name of the memory.
-        cached: options whose value is a folder, made in the user's cache.
+        name: name of the backend.
+        chain: execution providers with their options in order of preference; each runs what the earlier ones cannot.
+        device: ONNX Runtime's name of the device memory.
+        cached: options whose value is a folder in the user's cache.
     """
 
     name: str
@@ -76,7 +76,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
 
 
 class OrtTensor:
-    """A tensor in the memory of an execution provider; a :class:`~f2edge.backends.base.DeviceValue`."""
+    """Tensor in the memory of an execution provider; a :class:`~f2edge.backends.base.DeviceValue`."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -86,20 +86,20 @@ class OrtTensor:
         return tuple(self.value.shape())
 
     def numpy(self) -> Array:
-        """A copy in host memory."""
+        """Return a copy in host memory."""
         return np.asarray(self.value.numpy())
 
 
-class OnnxRuntimeGpuBackend(InTurn, OnnxRuntimeBackend):
-    """Runs a bundle's ONNX graphs on a GPU.
+class OnnxRuntimeGpuBackend(Sequential, OnnxRuntimeBackend):
+    """Runner of a bundle's ONNX graphs on a GPU.
 
     Args:
-        path: where a graph's file is.
+        path: returns the file of a graph.
         provider: one of :data:`PROVIDERS`.
-        threads: for what stays on the CPU.
+        threads: CPU threads for operators without a GPU kernel.
 
     Raises:
-        BackendError: the installed ONNX Runtime has no such provider, or it does not start on this machine.
+        BackendError: the installed ONNX Runtime lacks the provider, or it does not start on this machine.
     """
 
     def __init__(self, path: Callable[[str], Path], provider: Provider, threads: int | None = None) -> None:
@@ -150,7 +150,7 @@ class OnnxRuntimeGpuBackend(InTurn, OnnxRuntimeBackend):
 
     def _load(self, graph: str, path: Path, threads: int, *, packed: bool) -> tuple[Any, list[str]]:
         session, names = super()._load(graph, path, threads, packed=packed)
-        if session.get_providers()[0] != self._wanted:  # ONNX Runtime goes on without one that does not start
+        if session.get_providers()[0] != self._wanted:  # ONNX Runtime continues without a provider that does not start
             raise BackendError(
                 f"backend {self.name!r}: {self._wanted} does not start on this machine; are the driver, CUDA and cuDNN of the versions "
                 f"that ONNX Runtime {onnxruntime.__version__} needs installed? (onnxruntime.ai/docs/execution-providers)"
@@ -165,5 +165,5 @@ def _cache_folder() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BackendError(f"{folder}: cannot be made ({error.strerror}), but engines are kept there; set XDG_CACHE_HOME") from error
+        raise BackendError(f"{folder}: cannot be created ({error.strerror}), but engines are cached there; set XDG_CACHE_HOME") from error
     return folder

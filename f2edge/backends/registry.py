@@ -1,4 +1,4 @@
-"""Which backend runs a bundle: chosen once, by name or by what the machine has, and never without saying why.
+"""Selection of the backend, by name or by the machine's hardware, with a logged reason.
 
 >>> choose_backend("auto", Bundle.load("nano"))[1]
 'auto: onnxruntime, the CPU backend, runs everywhere'
@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 class GraphFiles(Protocol):
-    """What a backend needs of a bundle."""
+    """Bundle interface of a backend."""
 
     def path(self, graph_name: str, /) -> Path:
-        """The graph's file; raises :class:`~f2edge.errors.BundleError` where the bundle lacks it."""
+        """Return the graph's file; raises :class:`~f2edge.errors.BundleError` where the bundle lacks it."""
         ...
 
 
@@ -50,11 +50,11 @@ def _tensorrt(bundle: GraphFiles, _threads: int | None) -> Backend:
     from f2edge.bundle.bundle import Bundle
 
     if not isinstance(bundle, Bundle):
-        raise BackendError("backend 'tensorrt' needs an opened bundle, in whose folder its plans are looked for")
+        raise BackendError("backend 'tensorrt' needs an opened bundle, because plans are stored in its folder")
     return TensorRTBackend(bundle)
 
 
-#: Name → how to make it.  Modules are imported only when chosen.
+#: Name → factory.  Modules are imported only when selected.
 BACKENDS: Mapping[str, Callable[[GraphFiles, int | None], Backend]] = MappingProxyType(
     {
         "onnxruntime": _onnxruntime,
@@ -66,20 +66,20 @@ BACKENDS: Mapping[str, Callable[[GraphFiles, int | None], Backend]] = MappingPro
 
 
 def choose_backend(name: str, bundle: GraphFiles, threads: int | None = None) -> tuple[Backend, str]:
-    """The backend of that name ("auto" picks), and the reason, which is also logged.
+    """Return the backend of a name ("auto" selects one) and the reason, which is also logged.
 
     Raises:
-        BackendError: an unknown name, or a backend that this machine cannot run.
+        BackendError: unknown name, or a backend that this machine cannot run.
     """
     if name != "auto" and name not in BACKENDS:
         raise BackendError(f"unknown backend {name!r}; choose one of: auto, {', '.join(BACKENDS)}")
-    backend, reason = _automatic(bundle, threads) if name == "auto" else (BACKENDS[name](bundle, threads), f"{name}: asked for by name")
+    backend, reason = _automatic(bundle, threads) if name == "auto" else (BACKENDS[name](bundle, threads), f"{name}: requested by name")
     logger.info("backend %s", reason)
     return backend, reason
 
 
 def _automatic(bundle: GraphFiles, threads: int | None) -> tuple[Backend, str]:
-    """TensorRT where somebody has built plans of this bundle for this machine, otherwise the CPU."""
+    """Return TensorRT if there are plans of this bundle for this machine, otherwise the CPU backend."""
     from f2edge.backends.tensorrt.plans import find_plans
     from f2edge.bundle.bundle import Bundle
 

@@ -1,6 +1,6 @@
-"""Cutting a decoding step of many requests into steps of a few.
+"""Splitting of a decoding step of many requests into steps of a few.
 
-Where a batch is no faster per request than a pair (a CPU), small groups keep the working set in the caches and the memory low.
+On a CPU a batch is no faster per request than a pair, and small groups keep the working set in the caches and the memory low.
 R requests, B branches; names and axes are those of :data:`f2edge.spec.graphs.T2I_STEP`.
 """
 
@@ -21,7 +21,7 @@ def _branches(cache: Value, branches: Array) -> Value:
 
 
 def paired_branch(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-    """The inputs of ``t2i_step``, its only branch twice where it has but one; the second is nobody's and changes no output."""
+    """Return the inputs of ``t2i_step`` with a single branch duplicated; the copy belongs to no request and changes no output."""
     if len(feeds.get("branch_row", ())) != 1:
         return feeds
     return {
@@ -34,9 +34,9 @@ def paired_branch(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
 
 
 def row_groups(feeds: Mapping[str, Any], size: int, take: Callable[[Value, Array], Value] = _branches) -> Iterator[dict[str, Any]]:
-    """The inputs of ``t2i_step`` for requests 0 … size - 1, then for the next, each group with its own branches only.
+    """Yield the inputs of ``t2i_step`` in groups of ``size`` requests, each with its branches only.
 
-    ``take`` gives some branches of a prefix's keys or values.
+    ``take`` selects branches of a prefix's keys or values.
     """
     other = feeds["unconditional_branch"]
     for first in range(0, len(other), size):

@@ -1,7 +1,7 @@
-"""Work side by side: as many pieces at once as there are cores, each on one core.
+"""Worker threads that run independent calls in parallel, one core each.
 
-One piece on two cores is not twice as fast as on one: nano's decoding step of a pair takes 16.8 ms on one core and 13.0 ms on two, two
-pairs at once on a core each take 17.5 ms.  The layers are small, and threads wait for each other in every one of them.
+One call does not run twice as fast on two cores: nano's decoding step of a pair takes 16.8 ms on one core and 13.0 ms on two, but two
+pairs on one core each take 17.5 ms.  The layers are small, and threads synchronise in each of them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from threading import Lock, local
 from f2edge.backends.base import Item, Result
 
 
-class Lanes:
-    """Threads for pieces of work that need nothing of each other.
+class WorkerPool:
+    """Pool of threads for independent calls.
 
     Args:
-        count: pieces at once, 1 or more; the threads start with the first work for them.
+        count: maximum number of parallel calls, at least 1; threads start on first use.
     """
 
     def __init__(self, count: int) -> None:
@@ -27,16 +27,16 @@ class Lanes:
         self._pool: ThreadPoolExecutor | None = None
 
     @property
-    def inside(self) -> bool:
-        """Whether the calling thread is a lane, which has one core to itself."""
-        return getattr(self._here, "lane", False)
+    def in_worker(self) -> bool:
+        """Whether the calling thread is a worker of this pool."""
+        return getattr(self._here, "worker", False)
 
     def each(self, call: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """``call`` of every item, in order; the first error is raised when all have ended.  From a lane: one after another."""
-        if self.count < 2 or len(items) < 2 or self.inside:
+        """Return ``call(item)`` for every item, in order; the first error is raised after all have ended.  Workers run items in turn."""
+        if self.count < 2 or len(items) < 2 or self.in_worker:
             return [call(item) for item in items]
         with self._lock:
-            self._pool = self._pool or ThreadPoolExecutor(self.count, "f2edge-lane", initializer=self._enter)
+            self._pool = self._pool or ThreadPoolExecutor(self.count, "f2edge-worker", initializer=self._enter)
         futures = [self._pool.submit(call, item) for item in items]
         errors = [error for future in futures if (error := future.exception()) is not None]
         if errors:
@@ -44,4 +44,4 @@ class Lanes:
         return [future.result() for future in futures]
 
     def _enter(self) -> None:
-        self._here.lane = True
+        self._here.worker = True

@@ -1,4 +1,4 @@
-"""Bundles: the folder that export writes and every backend reads."""
+"""Model bundles: the folder that export writes and every backend reads."""
 
 from f2edge.bundle.bundle import Bundle, list_bundles
 

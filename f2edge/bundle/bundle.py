@@ -1,10 +1,10 @@
-"""A bundle: the folder that export writes and every backend reads, checked before a byte of it is used.
+"""Model bundles: the folder that export writes and every backend reads, verified before use.
 
 >>> bundle = Bundle.load("nano")                                                            # doctest: +SKIP
 >>> bundle.path("t2i_step"), bundle.layout.image_tokens                                     # doctest: +SKIP
 
-A name is looked for among the embedded bundles (``f2edge/bundles``), then in the user's folder (``f2edge bundles`` prints it); anything
-else is a path.  Loading compares every file with its size and sha256 (10 to 15 ms for 16 MB) and refuses by name what differs.
+A name is looked up among the embedded bundles (``f2edge/bundles``), then in the user's folder (``f2edge bundles`` prints it); anything
+else is a path.  Loading compares the size and SHA-256 of every file (10 to 15 ms for 16 MB) and names the file that differs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose manifest holds together and whose files are those it promises."""
+    """A bundle with a validated manifest and verified files."""
 
     folder: Path
     manifest: Manifest
@@ -50,12 +50,12 @@ class Bundle:
 
         Args:
             source: a name ("nano"), a folder, or a bundle that is already open.
-            verify: compare every file's sha256; sizes and paths are compared in any case.
+            verify: compare every file's SHA-256; sizes and paths are always compared.
 
         Raises:
-            BundleNotFoundError: no such name or folder, or no manifest in it.
-            ChecksumError: a file is truncated or differs by a byte.
-            BundleError: anything else that is wrong with it, named.
+            BundleNotFoundError: no such name or folder, or a folder without a manifest.
+            ChecksumError: a file differs in size or content.
+            BundleError: any other defect; the message names it.
         """
         if isinstance(source, Bundle):
             return source
@@ -90,17 +90,17 @@ class Bundle:
 
     @property
     def regions(self) -> tuple[str, ...]:
-        """Names of the parser's regions, in the order of its channels K."""
+        """Names of the face parser's regions, in the order of its K channels."""
         return self.manifest.regions
 
     @property
     def generation(self) -> Schedule:
-        """What ``generate`` uses where the caller says nothing."""
+        """Default schedule of ``generate``."""
         return self.manifest.generation
 
     @property
     def editing(self) -> Schedule:
-        """What ``edit`` uses where the caller says nothing."""
+        """Default schedule of ``edit``."""
         return self.manifest.editing
 
     def domain(self) -> Domain | None:
@@ -125,11 +125,11 @@ class Bundle:
         return self.folder / TOKENIZER
 
     def has(self, graph: str) -> bool:
-        """Whether the bundle carries this graph."""
+        """Return whether the bundle has this graph."""
         return graph in self.manifest.graphs
 
     def path(self, graph: str) -> Path:
-        """File of a graph; :class:`BundleError` where the bundle does not carry it."""
+        """Return the file of a graph; raises :class:`BundleError` if the bundle lacks it."""
         if graph not in self.manifest.graphs:
             known = ", ".join(self.manifest.graphs)
             raise BundleError(f"bundle {self.name!r} has no graph {graph!r} (it has {known or 'none'}); export it with that graph")
@@ -137,13 +137,13 @@ class Bundle:
 
     @property
     def total_bytes(self) -> int:
-        """Size of all files that the manifest lists."""
+        """Total size of the files listed in the manifest."""
         return sum(entry.size for entry in self.manifest.files.values())
 
 
 @dataclass(frozen=True)
 class FoundBundle:
-    """A bundle that can be asked for by name; ``origin`` is "embedded" or "user"."""
+    """An installed bundle; ``origin`` is "embedded" or "user"."""
 
     name: str
     folder: Path
@@ -151,19 +151,19 @@ class FoundBundle:
 
 
 def embedded_folder() -> Path:
-    """Where the wheel keeps its bundles."""
+    """Return the folder of the bundles in the wheel."""
     return Path(str(resources.files("f2edge"))) / "bundles"
 
 
 def user_folder() -> Path:
-    """Where the user's own bundles are found by name; need not exist."""
+    """Return the folder of the user's bundles; it may not exist."""
     from platformdirs import user_data_dir
 
     return Path(user_data_dir("f2edge", appauthor=False)) / "bundles"
 
 
 def list_bundles() -> list[FoundBundle]:
-    """Every bundle that can be asked for by name; an embedded one hides the user's of the same name."""
+    """Return the installed bundles; an embedded bundle hides a user's bundle of the same name."""
     found: dict[str, FoundBundle] = {}
     for origin, root in (("embedded", embedded_folder()), ("user", user_folder())):
         for folder in _subfolders(root):
@@ -173,7 +173,7 @@ def list_bundles() -> list[FoundBundle]:
 
 
 def find(source: str | os.PathLike[str]) -> Path:
-    """Folder of a bundle given by name or path; raises :class:`BundleNotFoundError` saying where it was looked for."""
+    """Return the folder of a bundle given by name or path; raises :class:`BundleNotFoundError` listing the known names."""
     text = os.fspath(source)
     if isinstance(source, str) and _NAME.fullmatch(text):
         for found in list_bundles():
@@ -224,7 +224,7 @@ def write_manifest(folder: str | os.PathLike[str], document: Mapping[str, Any]) 
 def _subfolders(root: Path) -> Iterator[Path]:
     try:
         yield from sorted(entry for entry in root.iterdir() if entry.is_dir())
-    except OSError:  # no such folder, or not ours to read: then there are no bundles in it
+    except OSError:  # the folder is missing or unreadable: no bundles
         return
 
 
@@ -232,10 +232,10 @@ def _manifest_bytes(folder: Path) -> bytes:
     path = folder / MANIFEST
     try:
         if path.stat().st_size > LARGEST_MANIFEST_BYTES:
-            raise BundleError(f"{path}: larger than {LARGEST_MANIFEST_BYTES >> 20} MiB; this is no manifest of a bundle")
+            raise BundleError(f"{path}: larger than {LARGEST_MANIFEST_BYTES >> 20} MiB; this is not a bundle's manifest")
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise BundleNotFoundError(f"{folder}: no {MANIFEST} in it, so it is no bundle; give the folder that export wrote") from error
+        raise BundleNotFoundError(f"{folder}: no {MANIFEST} in it, so it is not a bundle; give the folder that export wrote") from error
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror}); copy or export the bundle again") from error
 
@@ -249,9 +249,9 @@ def _check_file(folder: Path, name: str, entry: FileEntry, *, verify: bool) -> N
             raise BundleError(f"{path}: missing from the bundle; copy or export the bundle again")
         size = path.stat().st_size
         if size != entry.size:
-            raise ChecksumError(f"{path}: has {size} bytes, the manifest promises {entry.size}; copy or export the bundle again")
+            raise ChecksumError(f"{path}: has {size} bytes, the manifest says {entry.size}; copy or export the bundle again")
         if verify and _sha256(path) != entry.sha256:
-            raise ChecksumError(f"{path}: its sha256 differs from the manifest's: the file is damaged; copy or export the bundle again")
+            raise ChecksumError(f"{path}: its SHA-256 differs from the manifest's: the file is damaged; copy or export the bundle again")
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
         raise BundleError(f"{path}: cannot be read ({type(error).__name__}); copy or export the bundle again") from error
 

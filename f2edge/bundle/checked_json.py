@@ -1,4 +1,4 @@
-"""JSON that nobody vouches for, checked against types before any arithmetic sees it (a string times a million is a valid product).
+"""Type checks for untrusted JSON, applied before any arithmetic (a string times a million is a valid product in Python).
 
 Every function raises :class:`~f2edge.errors.BundleError` naming the key, the value found and what it should be.
 """
@@ -20,10 +20,10 @@ LARGEST_INTEGER = 2**31 - 1
 
 
 def load(data: bytes) -> Any:
-    """Parse UTF-8 JSON; NaN and infinities are refused, as the standard does."""
+    """Parse UTF-8 JSON; NaN and infinities are refused."""
 
     def refuse(token: str) -> NoReturn:
-        raise ValueError(f"{token} is no JSON")
+        raise ValueError(f"{token} is not JSON")
 
     try:
         return json.loads(data.decode("utf-8"), parse_constant=refuse)
@@ -32,7 +32,7 @@ def load(data: bytes) -> Any:
 
 
 def require(rules: Mapping[str, bool], where: str) -> None:
-    """Raise for the first rule that is not kept; the keys say what is needed."""
+    """Raise for the first rule that is False; its key is the requirement in the message."""
     for rule, kept in rules.items():
         if not kept:
             raise BundleError(f"manifest: {where} needs {rule}")
@@ -78,20 +78,20 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def show(value: object) -> str:
-    """At most 60 characters of a value, for a message."""
+    """Return the ``repr`` of a value, cut to 60 characters, for a message."""
     form = repr(value)
     return form if len(form) <= 60 else form[:59] + "…"
 
 
 def table(value: Any, where: str) -> Mapping[str, Any]:
-    """A JSON object."""
+    """Return a value that must be a JSON object."""
     if not isinstance(value, Mapping):
         raise BundleError(f"manifest: {where} must be an object, got {show(value)}")
     return value
 
 
 def get(value: Any, key: str, where: str = "") -> Any:
-    """A required key of an object; ``where`` is the object's place, empty for the document itself."""
+    """Return a required key of an object; ``where`` is the object's location, empty for the document itself."""
     row = table(value, where or "the document")
     if key not in row:
         raise BundleError(f"manifest: {where + '.' if where else ''}{key} is missing; export the bundle again")
@@ -99,33 +99,33 @@ def get(value: Any, key: str, where: str = "") -> Any:
 
 
 def sequence(value: Any, where: str) -> Sequence[Any]:
-    """A JSON list."""
+    """Return a value that must be a JSON list."""
     if not isinstance(value, list | tuple):
         raise BundleError(f"manifest: {where} must be a list, got {show(value)}")
     return value
 
 
 def text(value: Any, where: str, *, empty: bool = False) -> str:
-    """A string without control characters other than line feeds."""
+    """Return a value that must be a string without control characters other than line feeds."""
     if not isinstance(value, str) or not (value or empty) or not value.replace("\n", " ").isprintable():
         raise BundleError(f"manifest: {where} must be plain text, got {show(value)}")
     return value
 
 
 def texts(value: Any, where: str) -> tuple[str, ...]:
-    """A list of strings."""
+    """Return a value that must be a list of strings."""
     return tuple(text(item, where) for item in sequence(value, where))
 
 
 def number(value: Any, where: str) -> float:
-    """A finite number of at most 1e9 in size."""
+    """Return a value that must be a finite number of magnitude at most 1e9."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or abs(value) > 1e9:
         raise BundleError(f"manifest: {where} must be a number, got {show(value)}")
     return float(value)
 
 
 def numbers(value: Any, count: int, where: str) -> tuple[float, ...]:
-    """A list of ``count`` numbers."""
+    """Return a value that must be a list of ``count`` numbers."""
     items = sequence(value, where)
     if len(items) != count:
         raise BundleError(f"manifest: {where} needs {count} numbers, got {show(value)}")
@@ -133,9 +133,9 @@ def numbers(value: Any, count: int, where: str) -> tuple[float, ...]:
 
 
 def inner_path(name: str) -> str:
-    """A relative POSIX path that stays inside its folder, in its only spelling."""
+    """Return a name that must be a normalised relative POSIX path inside its folder."""
     path = PurePosixPath(name)
     plain = name.isprintable() and "\\" not in name and ":" not in name
     if not plain or path.is_absolute() or ".." in path.parts or not path.parts or str(path) != name:
-        raise BundleError(f"manifest: files names {show(name)}, which is no path inside the bundle's folder")
+        raise BundleError(f"manifest: files names {show(name)}, which is not a path inside the bundle's folder")
     return name

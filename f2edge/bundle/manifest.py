@@ -1,6 +1,6 @@
-"""What a bundle's ``manifest.json`` says, read from bytes that nobody vouches for.
+"""Parser of a bundle's untrusted ``manifest.json``.
 
-Keys of the document; those up to ``files`` are required, but for ``editing``::
+Keys of the document; those up to ``files`` are required, except ``editing``::
 
     format_version  1
     name            identifier of the model
@@ -21,7 +21,7 @@ Keys of the document; those up to ``files`` are required, but for ``editing``::
     describe_question               how ``describe`` asks
     licence, description, created   text for people; with parity, quality and experts, any JSON, kept in ``document``
 
-Whatever the bytes, the outcome is a :class:`Manifest` or a :class:`~f2edge.errors.BundleError` that says which key is wrong.
+Any bytes give either a :class:`Manifest` or a :class:`~f2edge.errors.BundleError` that names the wrong key.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from f2edge.errors import BundleError, InputError
 from f2edge.imaging.laws import LAWS, PictureLaw, law_named
 from f2edge.spec.attributes import AttributeSchema
 from f2edge.spec.configuration import ModelConfiguration
-from f2edge.spec.graph_checks import Fit, GraphEntry, Port
+from f2edge.spec.graph_checks import GraphEntry, Port, SignatureCheck
 from f2edge.spec.graphs import SIGNATURES
 from f2edge.spec.layout import TokenLayout
 
@@ -52,7 +52,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class FileEntry:
-    """What a file must be: its sum in lower-case hex, its size in bytes."""
+    """Expected SHA-256 (lower-case hex) and size (bytes) of a file."""
 
     sha256: str
     size: int
@@ -60,12 +60,12 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Alignment:
-    """How training pictures were cropped.
+    """Crop geometry of the training pictures.
 
     Attributes:
         landmarks: image-left eye, image-right eye, nose tip, image-left and image-right mouth corner as ``(x, y)`` in a picture of
             128 by 128 pixels; scale by ``size / 128``.
-        margins: left, top, right, bottom: how far the crop reaches beyond a detected face box, in parts of the box's sides.
+        margins: left, top, right, bottom: how far the crop reaches beyond a detected face box, as a share of the box's sides.
     """
 
     landmarks: tuple[tuple[float, float], ...]
@@ -74,9 +74,9 @@ class Alignment:
 
 @dataclass(frozen=True)
 class SmokeVector:
-    """The tokens that the exporting machine got for one prompt and seed, and the share of them another machine must agree on.
+    """Tokens of one prompt and seed on the exporting machine, and the share that another machine must reproduce.
 
-    Integer kernels round differently from one CPU to the next, so the share is below 1; tokens that agree by luck are 1 in V.
+    Integer kernels round differently between CPUs, so the share is below 1; by chance 1 token in V agrees.
     """
 
     prompt: str
@@ -105,10 +105,9 @@ class Reading:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest whose parts fit together.
+    """A validated manifest.
 
-    ``generation`` is what ``generate`` uses where the caller says nothing, ``editing`` what ``edit`` uses, ``document`` the JSON as it was
-    written.
+    ``generation`` and ``editing`` are the default schedules of ``generate`` and ``edit``; ``document`` is the parsed JSON.
     """
 
     name: str
@@ -129,12 +128,12 @@ class Manifest:
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """Read the bytes of ``manifest.json``; raises :class:`BundleError` naming the key that is wrong."""
+    """Parse the bytes of ``manifest.json``; raises :class:`BundleError` naming the wrong key."""
     return check_manifest(load(data))
 
 
 def check_manifest(document: Any) -> Manifest:
-    """The same for a document that is already parsed."""
+    """Validate a parsed document; raises :class:`BundleError` naming the wrong key."""
     row = table(document, "the document")
     version = row.get("format_version")
     if type(version) is not int or version not in KNOWN_VERSIONS:
@@ -162,7 +161,7 @@ def _parse(row: Mapping[str, Any]) -> Manifest:
     flavour = text(row.get("flavour", FLAVOURS[0]), "flavour")
     if flavour not in FLAVOURS:
         raise BundleError(f"manifest: flavour {show(flavour)} is unknown; this f2edge reads {', '.join(FLAVOURS)}; update f2edge")
-    fit = Fit(model, layout, regions)
+    fit = SignatureCheck(model, layout, regions)
     for entry in graphs.values():
         if entry.file not in files:
             raise BundleError(f"manifest: graphs.{entry.name}.file {show(entry.file)} is not among files; export the bundle again")
@@ -279,7 +278,7 @@ def _file(row: Any, where: str) -> FileEntry:
 def _graph(name: str, row: Any) -> GraphEntry:
     where = f"graphs.{name}"
     if name not in SIGNATURES:
-        raise BundleError(f"manifest: {show(name)} is no graph that this f2edge knows ({', '.join(SIGNATURES)}); update f2edge")
+        raise BundleError(f"manifest: {show(name)} is not a graph that this f2edge knows ({', '.join(SIGNATURES)}); update f2edge")
     return GraphEntry(
         name=name,
         file=text(get(row, "file", where), f"{where}.file"),

@@ -1,8 +1,11 @@
-"""Live faces in, structured answers out, on the device: ``f2edge camera``.
+"""Structured descriptions of live faces, on the device: ``f2edge camera``.
 
-Frames go through four stages, capture → detect and track → ask the model → show, write and record.  For a live source each stage runs in a
-thread of its own and hands on through a slot of one place in which the newest wins, so nothing can fall behind: a slow stage skips.
+Frames pass four stages: capture → detect and track → describe → show, write and record.  For a live source each stage runs in its own
+thread; stages are connected by slots that keep only the newest item, so a slow stage skips frames instead of falling behind.
 """
 
-#: Name of the threads that read a source; one that hangs in its driver cannot be ended from outside.
-READING = "camera-read"
+from threading import Thread
+from weakref import WeakSet
+
+#: Threads that read a source.  One that hangs in its driver cannot be stopped, and the interpreter cannot shut down normally beside it.
+READ_THREADS: WeakSet[Thread] = WeakSet()

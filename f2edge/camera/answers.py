@@ -1,7 +1,7 @@
-"""What is known about each track: smoothed probabilities, answers in words, and how old each of them is.
+"""Answers about each track: smoothed attribute probabilities, text answers, and their ages.
 
-A face is asked about when nothing is known, when what is known is old, or when the face has changed; in between the answers are remembered.
-New probabilities are mixed into old ones in the log domain, and the value that is shown changes only when another one is clearly ahead.
+A face is analyzed when it has no answers, when they are old, or when the face has changed; otherwise the stored answers are used.  New
+probabilities are averaged with old ones in the log domain, and the displayed value changes only when another one leads clearly.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from f2edge.results import FaceReport
 Signature = NDArray[np.float32]
 _SMALLEST = 1e-6
 _LEAST_WEIGHT = 0.3
-_ANOTHER_FACE = (
-    0.9  # of drift; on the demo a face differs from itself a quarter second ago by 0.07, at most 0.80, from others by 1.2, at least 0.94
-)
+#: Drift above which a face is another person's.  In the demo a face changes in 0.25 s by 0.07 (at most 0.8), from others by 1.2
+#: (at least 0.94).
+_ANOTHER_FACE = 0.9
 
 
 @dataclass(frozen=True)
 class Freshness:
-    """When to ask again.
+    """Conditions for a new analysis.
 
     Attributes:
-        refresh_s: attributes older than this are asked again.
-        drift: a face that changed more (:func:`~f2edge.camera.crops.drift`) is asked again,
-        patience_s: but not before this.
-        words_s: answers to questions older than this are asked again.
-        smoothing_s: time constant of the probabilities; 0 shows the latest alone.
-        lead: by how much of probability another value must lead before it is shown.
+        refresh_s: age in seconds at which attributes are analyzed again.
+        drift: change of a face (:func:`~f2edge.camera.crops.drift`) above which it is analyzed again,
+        patience_s: at the earliest after this many seconds.
+        words_s: age in seconds at which questions are asked again.
+        smoothing_s: time constant of the probabilities; 0 disables smoothing.
+        lead: probability margin by which another value must lead to be displayed.
     """
 
     refresh_s: float = 0.3
@@ -54,7 +54,7 @@ class Freshness:
 
 @dataclass(frozen=True)
 class Shown:
-    """The value of one attribute and its smoothed probability."""
+    """Displayed value of one attribute and its smoothed probability."""
 
     value: str
     probability: float
@@ -62,7 +62,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Words:
-    """An answer to a question, and when the frame it is about was captured."""
+    """Answer to a question, and the capture time of its frame."""
 
     text: str
     captured_s: float
@@ -70,13 +70,13 @@ class Words:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known about a track at one moment.
+    """Snapshot of the answers about a track.
 
     Attributes:
-        shown: the value of each slot.
-        captured_s: of the newest frame that the attributes come from; None before the first.
-        latency_s: from that capture to the answer.
-        words: by question.
+        shown: displayed value of each slot.
+        captured_s: capture time of the newest frame analyzed; None before the first.
+        latency_s: seconds from that capture to the answer.
+        words: text answers by question.
     """
 
     shown: Mapping[str, Shown]
@@ -96,7 +96,7 @@ class _Known:
 
 
 class AnswerBook:
-    """What is known about every track alive.  Safe to use from several threads."""
+    """Thread-safe store of the answers about live tracks."""
 
     def __init__(self, freshness: Freshness | None = None) -> None:
         self.freshness = freshness or Freshness()
@@ -104,19 +104,19 @@ class AnswerBook:
         self._lock = Lock()
 
     def follow(self, tracks: Iterable[int]) -> None:
-        """These tracks are alive; everybody else is forgotten: nothing about a face outlives its track."""
+        """Keep the answers of these tracks and delete all others: nothing about a face outlives its track."""
         with self._lock:
             self._known = {number: self._known.get(number) or _Known() for number in tracks}
 
     def take(self, track: int, report: FaceReport, captured_s: float, latency_s: float, signature: Signature) -> bool:
-        """Mix a report in.  False, and nothing happens, where the track is gone or something newer is known."""
+        """Merge a report into a track's answers; return False without effect if the track is gone or has newer answers."""
         with self._lock:
             known = self._known.get(track)
             if known is None or (known.captured_s is not None and captured_s < known.captured_s):
                 return False
             another = known.signature is not None and drift(signature, known.signature) > _ANOTHER_FACE
             weight = 1.0 if another else self._weight(known.captured_s, captured_s)
-            if another:  # somebody stepped into the place of the one before: nothing that was known holds
+            if another:  # another person in the same place: earlier answers do not apply
                 known.shown.clear()
                 known.words.clear()
             for slot, values in report.probabilities.items():
@@ -126,13 +126,13 @@ class AnswerBook:
             return True
 
     def answer(self, track: int, question: str, text: str, captured_s: float) -> None:
-        """Note an answer in words; nothing happens where the track is gone."""
+        """Store a text answer; no effect if the track is gone."""
         with self._lock:
             if track in self._known:
                 self._known[track].words[question] = Words(text, captured_s)
 
     def urgency(self, track: int, now_s: float, signature: Signature) -> float:
-        """How much a face needs asking: infinite where nothing is known, 0 where the answers are still good, else their age in seconds."""
+        """Return the priority of a new analysis: infinite without answers, 0 while they are fresh, else their age in seconds."""
         with self._lock:
             known = self._known.get(track)
             if known is None or known.captured_s is None or known.signature is None:
@@ -142,13 +142,13 @@ class AnswerBook:
         return max(age, 1e-9) if changed or age >= self.freshness.refresh_s else 0.0
 
     def is_fresh(self, track: int, now_s: float) -> bool:
-        """Whether the answers are so new that no change of the face would have it asked about again: it need not be looked at."""
+        """Return whether the answers are younger than ``patience_s``, so that the face need not be cropped."""
         with self._lock:
             known = self._known.get(track)
             return known is not None and known.captured_s is not None and now_s - known.captured_s < self.freshness.patience_s
 
     def oldest_words(self, tracks: Iterable[int], questions: Iterable[str], now_s: float) -> tuple[int, str] | None:
-        """The track and question whose answer is missing or has been old for longest; None where all are fresh."""
+        """Return the track and question whose answer is missing or oldest; None if all are fresh."""
         questions, alive = tuple(questions), set(tracks)
         with self._lock:
             ages = [
@@ -161,7 +161,7 @@ class AnswerBook:
         return (-number, question) if age >= self.freshness.words_s else None
 
     def facts(self, track: int) -> Facts:
-        """A copy of what is known about a track; empty where it is gone."""
+        """Return a snapshot of a track's answers; empty if it is gone."""
         with self._lock:
             known = self._known.get(track) or _Known()
             return Facts(dict(known.shown), known.captured_s, known.latency_s, dict(known.words))
@@ -176,7 +176,7 @@ class AnswerBook:
 
 
 def _mixed(old: Mapping[str, float] | None, new: Mapping[str, float], weight: float) -> dict[str, float]:
-    """The normalised geometric mean of two distributions, ``weight`` for the new one."""
+    """Return the normalised geometric mean of two distributions, the new one weighted by ``weight``."""
     if old is None:
         return dict(new)
     logs = {v: (1 - weight) * math.log(max(old.get(v, 0.0), _SMALLEST)) + weight * math.log(max(p, _SMALLEST)) for v, p in new.items()}

@@ -1,4 +1,4 @@
-"""Small panels of text with bars, drawn by Pillow in its own font, laid over frames half transparent."""
+"""Semi-transparent panels of text and bars, drawn with Pillow's built-in font and composed over frames."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from f2edge.camera.frames import Picture
 
 Color = tuple[int, int, int]
-#: Multiplied by alpha: (Y, X, 4) uint8, BGR and alpha.
+#: Premultiplied BGR and alpha: (Y, X, 4) uint8.
 Panel = NDArray[np.uint8]
 
 _GROUND = (16, 19, 27, 205)
@@ -23,8 +23,8 @@ _TROUGH = (58, 66, 84)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One attribute: its name, its value and how sure it is, in steps of a fiftieth."""
+class CardRow:
+    """One attribute of a card: name, value and probability in fiftieths."""
 
     label: str
     value: str
@@ -33,11 +33,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Card:
-    """What a panel about a face says; equal cards are drawn once."""
+    """Content of a panel about a face; equal cards are drawn once."""
 
     title: str
     aside: str
-    rows: tuple[Row, ...]
+    rows: tuple[CardRow, ...]
     words: tuple[tuple[str, str], ...]
     color: Color
     scale: float
@@ -49,7 +49,7 @@ def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 @lru_cache(maxsize=16)
 def _sheet(width: int, height: int, radius: int, accent: Color | None) -> Image.Image:
-    """An empty panel with smooth corners, and a stripe of the accent's color on its left."""
+    """Return an empty panel with rounded corners and an accent-colored stripe on its left."""
     big = Image.new("RGBA", (3 * width, 3 * height), (0, 0, 0, 0))
     draw = ImageDraw.Draw(big)
     draw.rounded_rectangle((0, 0, 3 * width - 1, 3 * height - 1), 3 * radius, fill=_GROUND)
@@ -61,7 +61,7 @@ def _sheet(width: int, height: int, radius: int, accent: Color | None) -> Image.
 
 @lru_cache(maxsize=96)
 def draw_card(card: Card) -> Panel:
-    """The panel of a card."""
+    """Return the panel of a card."""
     s = card.scale
     width, pad, row_height = round(184 * s), round(13 * s), round(25 * s)
     lines = [(question, line) for question, text in card.words for line in _wrapped(text, 22)]
@@ -97,7 +97,7 @@ def draw_card(card: Card) -> Panel:
 
 @lru_cache(maxsize=64)
 def draw_strip(parts: tuple[tuple[str, bool], ...], scale: float) -> Panel:
-    """One line of text; the parts that are marked are bright, the others faint."""
+    """Return a one-line panel; parts marked True are bright, the others faint."""
     font, pad, gap = _font(11.5 * scale), round(10 * scale), round(5 * scale)
     parts = tuple((_spaced(text), bright) for text, bright in parts)
     widths = [round(font.getlength(text)) for text, _ in parts]
@@ -112,7 +112,7 @@ def draw_strip(parts: tuple[tuple[str, bool], ...], scale: float) -> Panel:
 
 
 def lay(image: Picture, panel: Panel, x: int, y: int) -> None:
-    """Lay a panel over a frame with its upper left corner at a point, in place; what lies outside is cut off."""
+    """Compose a panel over a frame in place, its upper left corner at a point, clipped to the frame."""
     height, width = image.shape[:2]
     left, top = max(0, x), max(0, y)
     right, bottom = min(width, x + panel.shape[1]), min(height, y + panel.shape[0])
@@ -131,14 +131,14 @@ def _ready(image: Image.Image) -> Panel:
 
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
-    """The text, cut off where it is wider than that."""
+    """Return the text, shortened with an ellipsis if it is wider than ``width``."""
     if font.getlength(text) <= width:
         return text
     return next((cut for end in range(len(text), 0, -1) if font.getlength(cut := text[:end].rstrip() + "...") <= width), "")
 
 
 def _wrapped(text: str, columns: int) -> Sequence[str]:
-    """At most three lines."""
+    """Return the text wrapped to at most three lines."""
     lines = [""]
     for word in text.split():
         if lines[-1] and len(lines[-1]) + 1 + len(word) > columns:
@@ -151,7 +151,7 @@ def _wrapped(text: str, columns: int) -> Sequence[str]:
 
 
 def _spaced(text: str) -> str:
-    """The font's blanks are too narrow to see at such sizes."""
+    """Return the text with doubled blanks: the font's are too narrow at such sizes."""
     return text.replace(" ", "  ")
 
 

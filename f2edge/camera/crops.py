@@ -1,4 +1,4 @@
-"""A face cut out of a frame as the model's training pictures were cut."""
+"""Crops of faces, made as the model's training pictures were."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from f2edge.camera.detect import Detection
 from f2edge.camera.frames import Box, Frame, grown
 from f2edge.imaging.images import align, crop_face
 
-#: A detector's box within a portrait's square: left, top, side, in parts of the square's side.
+#: A detector's box within a portrait's square: left, top, side, as shares of the square's side.
 FACE_IN_PORTRAIT = (0.19, 0.21, 0.62)
 _LEFT, _TOP, _SIDE = FACE_IN_PORTRAIT
-#: Of a detector's box in a portrait, for a manifest that states no margins: left, top, right, bottom in parts of the box.
+#: Default margins around a detector's box if the manifest has none: left, top, right, bottom as shares of the box.
 PORTRAIT_MARGINS = (_LEFT / _SIDE, _TOP / _SIDE, (1 - _LEFT - _SIDE) / _SIDE, (1 - _TOP - _SIDE) / _SIDE)
-_AROUND = 0.7  # of a box, enough for any crop of it, tilted ones too
-#: What goes to a server: so much of a box around it, and so many times the size at which the model sees a face.
+_AROUND = 0.7  # margin around a box, enough for any crop of it, rotated ones too
+#: Pictures sent to a server: margin around the box, and size relative to the model's.
 _BEYOND, _SPARE = 0.5, 1.25
 
 
 @dataclass(frozen=True)
 class Cutter:
-    """Cuts faces.
+    """Cropper of faces.
 
     Attributes:
-        alignment: of the bundle's manifest; None takes the margins of a portrait.
+        alignment: crop geometry of the bundle's manifest; None uses a portrait's margins.
         size: side of the crops in pixels.
     """
 
@@ -37,9 +37,9 @@ class Cutter:
     size: int
 
     def cut(self, frame: Frame, box: Box, detection: Detection) -> Image.Image:
-        """The face as an RGB square: turned upright by its landmarks where the detector found them, else by its box.
+        """Return the face as an RGB square, aligned by its landmarks if the detector found them, else by its box.
 
-        Only the surroundings of the face are touched, so a frame of 8000 pixels costs no more than a small one.
+        Only the surroundings of the face are read, so large frames cost no more than small ones.
         """
         left, top, right, bottom = grown(box, _AROUND, frame.size_wh)
         if right - left < 1 or bottom - top < 1:
@@ -52,9 +52,9 @@ class Cutter:
         return crop_face(near, (box[0] - left, box[1] - top, box[2], box[3]), margins, self.size)
 
     def surroundings(self, frame: Frame, box: Box) -> tuple[Image.Image, Box]:
-        """The face with what is around it, no larger than a crop of it needs, and its box there: for whoever cuts it elsewhere."""
+        """Return the face with its surroundings, scaled to what the model needs, and its box in that picture, for cropping on a server."""
         left, top, right, bottom = grown(box, _BEYOND, frame.size_wh)
-        if right - left < 1 or bottom - top < 1:  # outside of the frame: the pixel nearest to it, never the whole frame
+        if right - left < 1 or bottom - top < 1:  # outside the frame: the nearest pixel, never the whole frame
             width, height = frame.size_wh
             left, top = min(max(left, 0), width - 1), min(max(top, 0), height - 1)
             edge = Image.fromarray(cv2.cvtColor(frame.image[top : top + 1, left : left + 1], cv2.COLOR_BGR2RGB))
@@ -69,11 +69,11 @@ class Cutter:
 
 
 def signature(crop: Image.Image) -> NDArray[np.float32]:
-    """A face in 16 by 16 gray values of mean 0 and spread 1: what :func:`drift` compares.  Never leaves the process."""
+    """Return a face as 16 by 16 gray values of mean 0 and standard deviation 1, for :func:`drift`.  It never leaves the process."""
     gray = np.asarray(crop.convert("L").resize((16, 16), Image.Resampling.BOX), dtype=np.float32)
     return np.asarray((gray - gray.mean()) / max(float(gray.std()), 1.0), dtype=np.float32)
 
 
 def drift(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """How much a face has changed: root mean square difference of two signatures, 0 (none) … 2 (the opposite)."""
+    """Return the root mean square difference of two signatures, 0 (equal) … 2 (opposite)."""
     return float(np.sqrt(np.mean((a - b) ** 2)))

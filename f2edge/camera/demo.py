@@ -1,7 +1,7 @@
-"""A virtual camera: rendered people walk in, look around, turn, come nearer and leave, before changing backgrounds, and all of it is known.
+"""Virtual camera: rendered people walk in, look around, turn and leave before changing backgrounds, with known attributes.
 
-The picture is a function of time alone, so that two runs show the same scene.  The boxes of the faces come with the frame, as from a remote
-detector: these are drawn faces, and the Haar cascade, which was trained on photographs, finds only about a fifth of them.
+The picture is a function of time alone, so two runs show the same scene.  Face boxes come with the frame, because the Haar cascade,
+trained on photographs, finds only about a fifth of these drawn faces.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from f2edge.errors import InputError
 _VISIT_S = 14.0
 _SCENE_S = 9.0
 _FADE_S = 1.0
-_SPARE = 1.15  # width of a background in frames; the rest is for panning
-_HIDDEN = 0.2  # of a face covered by somebody nearer: it is then not counted as seen
+_SPARE = 1.15  # width of a background in frame widths; the excess is for panning
+_HIDDEN = 0.2  # covered share of a face above which it does not count as visible
 #: Backgrounds: upper and lower color, and those of the lights (RGB).
 _SCENES = (
     ((242, 196, 160), (118, 92, 138), ((255, 236, 200), (255, 208, 150), (230, 150, 160))),
@@ -34,7 +34,7 @@ _SCENES = (
 
 @dataclass(frozen=True)
 class Stance:
-    """Where somebody is: upper middle and side of the portrait's square (pixels), its tilt (degrees) and the turn of the head."""
+    """Position of a person: upper middle and side of the portrait's square (pixels), tilt (degrees) and turn of the head."""
 
     person: int
     x: float
@@ -45,11 +45,11 @@ class Stance:
 
 
 class Scene:
-    """What the virtual camera sees.
+    """Scene of the virtual camera.
 
     Args:
-        size_wh: of the frames, each side 64 … 4096.
-        people: in view at once, 1 … 4.
+        size_wh: frame size in pixels, each side 64 … 4096.
+        people: number in view at once, 1 … 4.
     """
 
     def __init__(self, size_wh: tuple[int, int] = (960, 540), people: int = 3) -> None:
@@ -63,7 +63,7 @@ class Scene:
         self._backgrounds = [_background(size_wh, index) for index in range(len(_SCENES))]
 
     def at(self, time_s: float) -> tuple[Picture, tuple[KnownFace, ...]]:
-        """The picture at a time, BGR, and the faces that can be seen in it."""
+        """Return the picture (BGR) at a time and the faces visible in it."""
         image = self._behind(time_s)
         stances = sorted((self._stance(place, time_s) for place in range(self._people)), key=lambda stance: stance.side)
         known: list[KnownFace] = []
@@ -78,7 +78,7 @@ class Scene:
         return image, tuple(known)
 
     def _stance(self, place: int, time_s: float) -> Stance:
-        """Whoever holds a place now: in from the nearer side, a while of looking around, and out again."""
+        """Return the stance of the person at a place: enters from the nearer side, looks around, leaves."""
         width, height = self.size_wh
         clock = time_s / _VISIT_S + 0.31 * place + 0.16
         visit, phase = math.floor(clock), clock % 1.0
@@ -97,13 +97,13 @@ class Scene:
         return Stance(person, x * width, y, side, 3.2 * math.sin(0.9 * time_s + place), yaw)
 
     def _placement(self, stance: Stance, picture_height: int) -> NDArray[np.float64]:
-        """The (2, 3) map from a picture's pixels to the frame's."""
+        """Return the (2, 3) affine map from a picture's pixels to the frame's."""
         cast, scale = self._cast, stance.side / self._cast.side
         pivot = (cast.left + cast.side / 2, cast.side * 0.9)
         matrix = np.asarray(cv2.getRotationMatrix2D(pivot, stance.tilt, scale), dtype=np.float64)
         matrix[:, 2] += (stance.x - pivot[0], stance.y + 0.9 * stance.side - pivot[1])
         lowest = matrix[1, 1] * picture_height + matrix[1, 2]
-        matrix[1, 2] += max(0.0, self.size_wh[1] - lowest + 8)  # nobody floats: the chest reaches the lower edge
+        matrix[1, 2] += max(0.0, self.size_wh[1] - lowest + 8)  # the chest reaches the lower edge
         return matrix
 
     def _face_box(self, matrix: NDArray[np.float64], stance: Stance) -> Box:
@@ -130,7 +130,7 @@ def _smooth(x: float) -> float:
 
 
 def _paste(image: Picture, picture: NDArray[np.uint8], matrix: NDArray[np.float64]) -> tuple[int, int, NDArray[np.uint8]]:
-    """Lay a picture over the frame through a map; returns left, top and alpha of the part that changed."""
+    """Compose a picture over the frame through an affine map; return left, top and alpha of the changed part."""
     height, width = image.shape[:2]
     corners = matrix @ np.array([[0, picture.shape[1], 0, picture.shape[1]], [0, 0, picture.shape[0], picture.shape[0]], [1, 1, 1, 1]])
     left, top = (int(v) for v in np.clip(np.floor(corners.min(1)), 0, (width, height)))
@@ -147,7 +147,7 @@ def _paste(image: Picture, picture: NDArray[np.uint8], matrix: NDArray[np.float6
 
 
 def _covered(box: Box, cover: tuple[int, int, NDArray[np.uint8]]) -> float:
-    """The share of a box that lies under something pasted later."""
+    """Return the share of a box covered by a picture pasted later."""
     left, top, alpha = cover
     x, y = int(box[0]) - left, int(box[1]) - top
     part = alpha[max(0, y) : max(0, y + int(box[3])), max(0, x) : max(0, x + int(box[2]))]
@@ -155,7 +155,7 @@ def _covered(box: Box, cover: tuple[int, int, NDArray[np.uint8]]) -> float:
 
 
 def _background(size_wh: tuple[int, int], index: int) -> Picture:
-    """A soft gradient with lights out of focus, wider than the frame; painted at a quarter of the size, there is nothing sharp in it."""
+    """Return a soft gradient with out-of-focus lights, wider than the frame, painted at a quarter of its size."""
     full = (round(size_wh[0] * _SPARE), size_wh[1])
     width, height = max(8, full[0] // 4), max(8, full[1] // 4)
     above, below, lights = _SCENES[index]

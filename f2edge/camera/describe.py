@@ -1,4 +1,4 @@
-"""The third stage: asks the model about the faces that need it, the most urgent first, as many as fit into the budget, all in one call."""
+"""Third stage: analyze the faces that need it, most urgent first, in one batch within the time budget."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ from f2edge.errors import InputError
 from f2edge.results import Answer, FaceReport
 
 _ANSWER_TOKENS = 24
-_PATIENT_TURNS = 4  # of a crowd that is never done: its questions wait no longer than this
+_PATIENT_TURNS = 4  # turns after which a question is asked although faces still wait
 _NEW_COST = 0.3  # weight of the newest measurement in the estimate of what a face costs
 
 
-class FaceModel(Protocol):
-    """What the camera needs of a model: :class:`~f2edge.pipeline.FacePipeline` is one, a client of a server another."""
+class CameraModel(Protocol):
+    """Model interface of the camera, implemented by :class:`~f2edge.pipeline.FacePipeline` and by a server's client."""
 
     def analyze(self, images: Sequence[Image.Image], *, attributes: Sequence[str] | None = None) -> list[FaceReport]:
-        """A report for each face, in their order."""
+        """Return a report for each face, in order."""
         ...
 
     def ask(self, image: Image.Image, question: str, *, max_tokens: int = 64) -> Answer:
-        """An answer in words."""
+        """Return an answer as text."""
         ...
 
 
 @runtime_checkable
 class AroundModel(Protocol):
-    """A model that cuts faces itself, such as :class:`~f2edge.camera.remote.RemoteModel`: it is given them with their surroundings."""
+    """Model that crops faces itself, such as :class:`~f2edge.camera.remote.RemoteModel`; it receives them with their surroundings."""
 
     def analyze_around(self, faces: Sequence[tuple[Image.Image, Box]], *, attributes: Sequence[str]) -> list[FaceReport]:
-        """A report for each face, in their order."""
+        """Return a report for each face, in order."""
         ...
 
 
 @dataclass(frozen=True)
-class Work:
-    """What is asked.
+class DescribeOptions:
+    """Options of the describing stage.
 
     Attributes:
-        attributes: slots; none asks for no attributes.
-        questions: in words, about every face.
-        budget_ms: of one turn's model time; at least one face is always asked about.
-        most_faces: in one call.
+        attributes: slots to analyze; empty for none.
+        questions: questions about every face.
+        budget_ms: model time per turn in ms; at least one face is always analyzed.
+        most_faces: maximum number of faces per call.
     """
 
     attributes: tuple[str, ...]
@@ -73,21 +73,22 @@ class _Candidate:
 
 
 class Describer:
-    """Keeps the answer book fresh.
+    """Updater of the answer book.
 
     Args:
-        model: what answers.
-        cutter: cuts faces as the model was trained.
-        book: what is known.
+        model: model that answers.
+        cutter: cropper of faces.
+        book: stored answers.
+        work: options of this stage.
         clock: seconds on the scale of the frames' ``captured_s``.
 
     Attributes:
-        calls: of the model for attributes.
-        faces: asked about in them.
-        questions: asked in words.
+        calls: number of analysis calls.
+        faces: number of faces analyzed.
+        questions: number of questions asked.
     """
 
-    def __init__(self, model: FaceModel, cutter: Cutter, book: AnswerBook, work: Work, clock: Callable[[], float]) -> None:
+    def __init__(self, model: CameraModel, cutter: Cutter, book: AnswerBook, work: DescribeOptions, clock: Callable[[], float]) -> None:
         self._model = model
         self._cutter = cutter
         self._book = book
@@ -98,7 +99,7 @@ class Describer:
         self.calls = self.faces = self.questions = 0
 
     def turn(self, view: View) -> bool:
-        """Ask what needs asking about a view; False where nothing did.  Whatever the model raises is passed on, nothing is then noted."""
+        """Analyze the faces of a view that need it; return whether any did.  Errors of the model are passed on and change nothing."""
         good = [track for track in view.tracks if track.number in view.quality and view.quality[track.number].good]
         candidates = self._candidates(view, good)
         urgent = [c for c in candidates if c.urgency > 0] if self._work.attributes else []
@@ -112,7 +113,7 @@ class Describer:
         return bool(chosen) or asked
 
     def _candidates(self, view: View, good: Sequence[Track]) -> list[_Candidate]:
-        """Good faces that may need asking, the most urgent first; among equals the larger."""
+        """Return the good faces that may need an analysis, most urgent first, larger ones first among equals."""
         found, now_s = [], view.frame.captured_s
         for track in good:
             if not self._work.questions and self._book.is_fresh(track.number, now_s):
@@ -144,7 +145,7 @@ class Describer:
         return self._model.analyze([c.crop for c in chosen], attributes=self._work.attributes)
 
     def _ask(self, view: View, candidates: Sequence[_Candidate]) -> bool:
-        """One question in words, so that the attributes never wait for more than one."""
+        """Ask at most one question, so that attributes never wait for more than one; return whether one was asked."""
         crops = {c.track.number: c.crop for c in candidates}
         due = self._book.oldest_words(crops, self._work.questions, view.frame.captured_s)
         if due is None:

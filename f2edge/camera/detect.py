@@ -1,11 +1,11 @@
-"""Where the faces are: the Haar cascade of OpenCV 4, a YuNet network from a file, a fixed region, or boxes that came with the frame.
+"""Face detectors: OpenCV 4's Haar cascade, a YuNet network from a file, a fixed region, or boxes supplied with the frame.
 
     detector = open_detector("haar", smallest=48)
     detector = open_detector("yunet:face_detection_yunet_2023mar.onnx@sha256=8f2383e4…")
     detector = open_detector("region:0.3,0.1,0.4,0.7")
 
 Haar is in every wheel of OpenCV 4 and finds upright frontal faces in photographs; drawn faces it mostly misses.  YuNet is better and gives
-landmarks, but its file is in no wheel: fetch it yourself (opencv_zoo, MIT) and name it with its sum.  Nothing is ever downloaded.
+landmarks, but no wheel contains its file: download it (opencv_zoo, MIT) and give its checksum.  f2edge downloads nothing.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _YUNET_GROWTH = 1.25
 
 @dataclass(frozen=True)
 class Detection:
-    """A face in a frame.
+    """Detected face.
 
     Attributes:
-        box: in pixels of the frame.
-        score: in [0, 1]; 1 where the detector has none.
-        landmarks: image-left eye, image-right eye, nose tip, image-left and image-right mouth corner, where the detector finds them.
+        box: x, y, width, height in pixels of the frame.
+        score: confidence in [0, 1]; 1 if the detector has none.
+        landmarks: image-left eye, image-right eye, nose tip, image-left and image-right mouth corner, or None.
     """
 
     box: Box
@@ -45,12 +45,12 @@ class Detection:
 
 
 class Detector(Protocol):
-    """Finds faces; ``name`` is what status lines show."""
+    """Face detector; ``name`` appears in status lines."""
 
     name: str
 
     def detect(self, frame: Frame) -> list[Detection]:
-        """The faces of a frame, in no particular order."""
+        """Return the faces of a frame, in any order."""
         ...
 
 
@@ -58,7 +58,7 @@ class HaarDetector:
     """OpenCV's frontal-face cascade (Viola and Jones, CVPR 2001).
 
     Args:
-        smallest: side of the smallest face looked for, in parts of the frame's shorter side; smaller ones cost more time.
+        smallest: smallest side of a face as a share of the frame's shorter side; smaller values cost more time.
     """
 
     name = "haar"
@@ -86,10 +86,10 @@ class HaarDetector:
 
 
 class YuNetDetector:
-    """YuNet (Wu et al., 2023) from an ONNX file whose SHA-256 is known.
+    """YuNet (Wu et al., 2023) from an ONNX file with a known SHA-256.
 
     Raises:
-        InputError: the file is missing or is another one than its sum says.
+        InputError: the file is missing or its checksum differs.
         BackendError: this OpenCV cannot run it.
     """
 
@@ -117,7 +117,7 @@ class YuNetDetector:
 
 
 def _yunet_row(row: NDArray[np.float32], scale: float) -> Detection:
-    """A row: box, five points (right eye of the person first, which is the image's left one), score."""
+    """Return the detection of a row: box, five points (the image-left eye first), score."""
     x, y, width, height = (float(v) * scale for v in row[:4])
     side = max(width, height) * _YUNET_GROWTH
     box = (x + width / 2 - side / 2, y + height / 2 - side / 2, side, side)
@@ -126,10 +126,10 @@ def _yunet_row(row: NDArray[np.float32], scale: float) -> Detection:
 
 
 class RegionDetector:
-    """The face is always at one place, as before a kiosk.
+    """Fixed region, for example of a kiosk.
 
     Args:
-        region: x, y, width, height in parts of the frame, within it.
+        region: x, y, width, height as shares of the frame.
     """
 
     name = "region"
@@ -147,7 +147,7 @@ class RegionDetector:
 
 
 class GivenDetector:
-    """Takes the boxes that came with the frame: the demo's, or a remote detector's."""
+    """Boxes supplied with the frame, by the demo or a remote detector."""
 
     name = "given"
 
@@ -156,10 +156,10 @@ class GivenDetector:
 
 
 def open_detector(text: str, *, smallest: float = 0.12) -> Detector:
-    """A detector from its description: ``haar``, ``given``, ``yunet:FILE@sha256=HEX`` or ``region:X,Y,W,H``.
+    """Return the detector of a description: ``haar``, ``given``, ``yunet:FILE@sha256=HEX`` or ``region:X,Y,W,H``.
 
     Raises:
-        InputError: no such detector, or its description is incomplete.
+        InputError: unknown or incomplete description.
         BackendError: this OpenCV cannot run it.
     """
     kind, _, rest = text.partition(":")
@@ -186,7 +186,7 @@ def open_detector(text: str, *, smallest: float = 0.12) -> Detector:
 
 
 def _shrunk(image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], float]:
-    """The frame at most :data:`_WIDEST` wide, and how much larger the original is."""
+    """Return the frame scaled to at most :data:`_WIDEST` pixels, and the factor back to the original."""
     scale = max(1.0, max(image.shape[:2]) / _WIDEST)
     if scale == 1.0:
         return image, 1.0

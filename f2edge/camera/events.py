@@ -1,43 +1,47 @@
-"""What the camera writes: one JSON document per line, as ``assets/events.schema.json`` describes them.
+"""JSON lines of the camera, one document per line (``assets/events.schema.json``).
 
-``frame`` lines say what is seen, ``event`` lines what happens to the source and the outputs, and one ``summary`` line ends the stream.
+``frame`` lines report faces, ``event`` lines changes of the source and the outputs; one ``summary`` line ends the stream.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.resources import files
+from io import FileIO
 from pathlib import Path
-from typing import Any, Protocol, TextIO, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from f2edge.camera.reports import FaceNow, Seen
 from f2edge.errors import OutputError
 
-#: Hears of an event: its kind and the reason.
+#: Called for each event with its kind and reason.
 Notify: TypeAlias = Callable[[str, str], None]
 KINDS = ("connected", "lost", "corrupt", "model", "record", "output", "ended")
 VERSION = 1
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of a line (draft 2020-12)."""
+    """Return the JSON schema of a line (draft 2020-12)."""
     text = (files("f2edge.camera") / "assets" / "events.schema.json").read_text(encoding="utf-8")
     document: dict[str, Any] = json.loads(text)
     return document
 
 
 def event_line(camera: str, kind: str, reason: str) -> dict[str, Any]:
+    """Return the line of an event."""
     return {"type": "event", "version": VERSION, "camera": camera, "time": _now(), "kind": kind, "reason": reason}
 
 
-def summary_line(camera: str, figures: Mapping[str, float | int | None]) -> dict[str, Any]:
-    return {"type": "summary", "version": VERSION, "camera": camera, "time": _now(), "figures": dict(figures)}
+def summary_line(camera: str, stats: Mapping[str, float | int | None]) -> dict[str, Any]:
+    """Return the last line: the statistics of the run."""
+    return {"type": "summary", "version": VERSION, "camera": camera, "time": _now(), "figures": dict(stats)}
 
 
 def frame_line(camera: str, seen: Seen) -> dict[str, Any]:
-    """A frame with its faces; probabilities to four digits, ages to a tenth of a millisecond."""
+    """Return the line of a frame with its faces; probabilities to four digits, ages to 0.1 ms."""
     return {
         "type": "frame",
         "version": VERSION,
@@ -71,7 +75,7 @@ def _face(face: FaceNow) -> dict[str, Any]:
 
 
 class TextSink(Protocol):
-    """Where text goes: a stream, or a :class:`NewFile`."""
+    """Text output: a stream or a :class:`NewFile`."""
 
     def write(self, text: str, /) -> object: ...
 
@@ -79,31 +83,43 @@ class TextSink(Protocol):
 
 
 class NewFile:
-    """A text file that begins, and replaces one that was there, with the first text: a run that is refused before leaves all as it was."""
+    """Text file or named pipe that is opened, and replaces an existing file, on the first write, so that a refused run changes nothing.
+
+    A write that fails (disk full, size limit) leaves the texts before it and nothing of its own in a file.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file: TextIO | None = None
+        self._file: FileIO | None = None
+        self._whole_bytes = 0
 
     def write(self, text: str, /) -> None:
         if self._file is None:
-            self._file = self._path.open("w", encoding="utf-8", errors="replace")
-        self._file.write(text)
+            self._file = FileIO(self._path, "wb")
+        rest = memoryview(text.encode("utf-8", errors="replace"))
+        size = len(rest)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) or 0 :]
+        except OSError:
+            with suppress(OSError):  # a pipe has no length
+                self._file.truncate(self._whole_bytes)
+            raise
+        self._whole_bytes += size
 
     def flush(self) -> None:
-        if self._file is not None:
-            self._file.flush()
+        """Do nothing: writes are not buffered."""
 
     def close(self) -> None:
-        """Finish the file, if it was begun."""
+        """Close the file if it was opened."""
         if self._file is not None:
             self._file.close()
 
 
 class LineWriter:
-    """Writes documents, each on a line of its own, and flushes so that a reader sees them at once.
+    """Writer of one document per line, flushed after each.
 
-    A failure of the output (disk full, reader gone) raises :class:`~f2edge.errors.OutputError` once; after it everything is dropped.
+    A failure of the output (disk full, reader gone) raises :class:`~f2edge.errors.OutputError` once; later documents are dropped.
     """
 
     def __init__(self, file: TextSink, name: str) -> None:
@@ -115,7 +131,7 @@ class LineWriter:
         if self.broken:
             return
         try:
-            self._file.write(json.dumps(document, allow_nan=False, ensure_ascii=False, separators=(",", ":")) + "\n")
+            self._file.write(json.dumps(document, allow_nan=False, separators=(",", ":")) + "\n")
             self._file.flush()
         except OSError as error:
             self.broken = True

@@ -1,4 +1,4 @@
-"""A frame, and boxes in it.  Boxes are ``(x, y, width, height)`` in pixels of the frame, x to the right, y down."""
+"""Frames and boxes.  Boxes are ``(x, y, width, height)`` in pixels of the frame, x to the right, y down."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Box: TypeAlias = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class KnownFace:
-    """A face that the source itself vouches for: its box and, for the demo, what is true about it."""
+    """Face known to the source: its box and, in the demo, its true attributes."""
 
     box: Box
     slots: Mapping[str, str]
@@ -26,10 +26,10 @@ class Frame:
     """One picture of a source.
 
     Attributes:
-        image: (Y, X, 3) uint8, BGR as OpenCV has it.
-        number: counts from 0 within a source, across reconnects.
-        captured_s: when it was taken: of the monotonic clock for live sources, of the recording for files.
-        known: the faces in it where the source knows them, else None.
+        image: (Y, X, 3) uint8, BGR.
+        number: index from 0 within a source, across reconnects.
+        captured_s: capture time in seconds: monotonic clock for live sources, media time for files.
+        known: faces known to the source, or None.
     """
 
     image: Picture
@@ -43,7 +43,7 @@ class Frame:
 
 
 def overlap(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes, in [0, 1]; 0 where either has no area."""
+    """Return the intersection over union of two boxes, in [0, 1]; 0 if either has no area."""
     width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:
@@ -53,7 +53,7 @@ def overlap(a: Box, b: Box) -> float:
 
 
 def inside(box: Box, size_wh: tuple[int, int]) -> float:
-    """The share of a box that lies within the frame, in [0, 1]."""
+    """Return the share of a box within the frame, in [0, 1]."""
     width = min(box[0] + box[2], size_wh[0]) - max(box[0], 0)
     height = min(box[1] + box[3], size_wh[1]) - max(box[1], 0)
     area = box[2] * box[3]
@@ -61,7 +61,7 @@ def inside(box: Box, size_wh: tuple[int, int]) -> float:
 
 
 def grown(box: Box, by: float, size_wh: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The box with ``by`` of its sides added all around, as whole pixels left, top, right, bottom within the frame."""
+    """Return the box enlarged by ``by`` of its sides on every side, as integer left, top, right, bottom within the frame."""
     x, y, width, height = box
     left, top = max(0, round(x - by * width)), max(0, round(y - by * height))
     right, bottom = min(size_wh[0], round(x + (1 + by) * width)), min(size_wh[1], round(y + (1 + by) * height))

@@ -1,7 +1,7 @@
-"""The loop: capture → watch → describe → show, as threads with one-place slots between them, or one after another for recordings.
+"""Camera loop: capture → watch → describe → show, as threads connected by slots, or sequentially for recordings.
 
-A live camera goes through :meth:`Loop.live`: no stage waits for a later one, whatever is late is dropped and counted.  A file or folder
-goes through :meth:`Loop.every`: each frame passes all stages, and time is the recording's, so results do not depend on the machine.
+:meth:`Loop.live` runs a live source: no stage waits for a later one; late frames are dropped and counted.  :meth:`Loop.every` runs a file
+or folder: each frame passes all stages in media time, so results do not depend on the machine.
 """
 
 from __future__ import annotations
@@ -18,44 +18,44 @@ from f2edge.camera.events import Notify
 from f2edge.camera.frames import Frame
 from f2edge.camera.reader import Reader
 from f2edge.camera.reports import Seen, View, report
-from f2edge.camera.slots import Slot
+from f2edge.camera.slots import LatestSlot
 from f2edge.camera.source_errors import FrameError
 from f2edge.camera.source_url import redact
 from f2edge.camera.sources import Source
-from f2edge.camera.stats import Ages, Agreement, Rate
+from f2edge.camera.stats import Accuracy, AgeHistogram, Rate
 from f2edge.camera.watch import Watcher
 from f2edge.errors import F2EdgeError
 
 _TAKE_S = 0.1
-_JOIN_S = 15.0  # a model call in progress ends by itself; leaving it behind would abort the interpreter
+_JOIN_S = 15.0  # a running model call ends by itself; abandoning it would abort the interpreter
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0
 
 
 class Sink(Protocol):
-    """Takes what the loop has to say.  ``event`` may be called from any thread, ``show`` from one."""
+    """Outputs of the loop.  ``event`` may be called from any thread, ``show`` from one."""
 
-    def show(self, seen: Seen, figures: Figures) -> bool:
+    def show(self, seen: Seen, stats: RunStats) -> bool:
         """Show, record and write a frame; False ends the loop."""
         ...
 
     def event(self, kind: str, reason: str) -> None:
-        """Something happened."""
+        """Report an event."""
         ...
 
 
-class Figures:
-    """What the run came to so far; written by the showing stage, read by anybody."""
+class RunStats:
+    """Statistics of a run; written by the showing stage only."""
 
     def __init__(self, began_s: float) -> None:
         self._began_s = self._now_s = began_s
-        self.frame_ages, self.answer_ages = Ages(), Ages()
+        self.frame_ages, self.answer_ages = AgeHistogram(), AgeHistogram()
         self.frames_rate, self.faces_rate = Rate(), Rate()
-        self.agreement = Agreement()
+        self.agreement = Accuracy()
         self.frames = self.dropped = self.face_frames = self.connections = 0
         self._asked_before = 0
 
     def add(self, seen: Seen, now_s: float, asked: int) -> None:
-        """Count a frame; ``asked`` faces have been asked about so far."""
+        """Count a frame; ``asked`` is the number of faces analyzed so far."""
         self._now_s = now_s
         self.frames += 1
         self.dropped = seen.dropped
@@ -74,7 +74,7 @@ class Figures:
                 self.agreement.add(sum(face.shown[name].value == face.truth[name] for name in judged), len(judged))
 
     def document(self, describer: Describer) -> dict[str, float | int | None]:
-        """All figures by name; None for what was never measured."""
+        """Return all statistics by name; None for what was never measured."""
         seconds = max(self._now_s - self._began_s, 1e-9)
         return {
             "seconds": round(seconds, 3),
@@ -96,14 +96,14 @@ class Figures:
 
 
 class Loop:
-    """Runs the stages.
+    """Runner of the stages.
 
     Args:
         watcher: detection and tracking.
-        describer: the model.
-        book: what both know.
-        sink: the outputs.
-        duration_s: end so long after the first frame; of a recording, by its own time.
+        describer: analysis by the model.
+        book: stored answers.
+        sink: outputs.
+        duration_s: seconds after the first frame at which to stop; media time for recordings.
     """
 
     def __init__(self, watcher: Watcher, describer: Describer, book: AnswerBook, sink: Sink, duration_s: float | None = None) -> None:
@@ -112,19 +112,19 @@ class Loop:
         self._stopped = Flag()
         self._failure: BaseException | None = None
         self._lock = Lock()
-        self.figures = Figures(monotonic())
+        self.stats = RunStats(monotonic())
 
     def stop(self) -> None:
-        """End soon; from any thread."""
+        """Request the end of the run; callable from any thread."""
         self._stopped.set()
 
-    def live(self, make_reader: Callable[[Slot[Frame], Notify], Reader]) -> None:
-        """Run a live source to its end, to :meth:`stop` or for the duration.
+    def live(self, make_reader: Callable[[LatestSlot[Frame], Notify], Reader]) -> None:
+        """Run a live source until its end, :meth:`stop` or the duration.
 
         Raises:
             F2EdgeError: the source cannot be read at all, or a stage failed.
         """
-        frames, asked, shown = Slot[Frame](), Slot[View](), Slot[View]()
+        frames, asked, shown = LatestSlot[Frame](), LatestSlot[View](), LatestSlot[View]()
         reader = make_reader(frames, self._sink.event)
         stages = [
             Thread(target=self._guarded, args=(self._watch, frames, asked, shown), name="camera-detect", daemon=True),
@@ -148,10 +148,10 @@ class Loop:
         self._sink.event("ended", "")
 
     def every(self, source: Source) -> None:
-        """Take every frame of a recording through all stages."""
+        """Run every frame of a recording through all stages."""
         number, last_s, first_s = 0, 0.0, None
         pauses = _Pauses()
-        self.figures = Figures(0.0)
+        self.stats = RunStats(0.0)
         try:
             while not self._stopped.is_set():
                 try:
@@ -174,7 +174,7 @@ class Loop:
             source.close()
         self._sink.event("ended", "")
 
-    def _watch(self, frames: Slot[Frame], asked: Slot[View], shown: Slot[View]) -> None:
+    def _watch(self, frames: LatestSlot[Frame], asked: LatestSlot[View], shown: LatestSlot[View]) -> None:
         while not frames.finished and not self._stopped.is_set():
             frame = frames.take(_TAKE_S)
             if frame is not None:
@@ -184,7 +184,7 @@ class Loop:
         asked.close()
         shown.close()
 
-    def _describe(self, asked: Slot[View]) -> None:
+    def _describe(self, asked: LatestSlot[View]) -> None:
         pauses = _Pauses()
         while not asked.finished and not self._stopped.is_set():
             view = asked.take(_TAKE_S)
@@ -192,7 +192,7 @@ class Loop:
                 self._stopped.wait(pauses.last_s)
 
     def _turn(self, view: View, pauses: _Pauses) -> bool:
-        """Ask the model; False, with an event, where it refused or failed, and then ever longer pauses are due."""
+        """Run the describing stage; on failure emit an event, lengthen the pause and return False."""
         try:
             self._describer.turn(view)
         except F2EdgeError as error:
@@ -202,7 +202,7 @@ class Loop:
         pauses.over()
         return True
 
-    def _show(self, frames: Slot[Frame], shown: Slot[View], reader: Reader) -> None:
+    def _show(self, frames: LatestSlot[Frame], shown: LatestSlot[View], reader: Reader) -> None:
         began: float | None = None
         while not shown.finished and not self._stopped.is_set():
             if self._duration_s is not None and began is not None and monotonic() - began >= self._duration_s:
@@ -212,18 +212,18 @@ class Loop:
                 continue
             if began is None:
                 began = monotonic()
-                self.figures = Figures(began)
-            self.figures.connections = reader.connections
+                self.stats = RunStats(began)
+            self.stats.connections = reader.connections
             if not self._report(view, monotonic(), frames.dropped + shown.dropped):
                 return
 
     def _report(self, view: View, now_s: float, dropped: int) -> bool:
         seen = report(view, self._book, now_s, dropped)
-        self.figures.add(seen, now_s, self._describer.faces)
-        return self._sink.show(seen, self.figures)
+        self.stats.add(seen, now_s, self._describer.faces)
+        return self._sink.show(seen, self.stats)
 
-    def _guarded(self, stage: Callable[..., None], *slots: Slot[Frame] | Slot[View]) -> None:
-        """A stage in its thread; what it fails of ends the loop and is raised there."""
+    def _guarded(self, stage: Callable[..., None], *slots: LatestSlot[Frame] | LatestSlot[View]) -> None:
+        """Run a stage in its thread; its failure ends the loop, which raises it."""
         try:
             stage(*slots)
         except BaseException as error:  # noqa: BLE001  raised again by the loop's own thread
@@ -233,7 +233,7 @@ class Loop:
 
 
 class _Pauses:
-    """How long to leave a failing model alone: doubled with each failure, gone with the first success."""
+    """Exponential backoff of a failing model, reset by a success."""
 
     def __init__(self) -> None:
         self.last_s = 0.0

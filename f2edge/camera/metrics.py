@@ -1,6 +1,6 @@
-"""Rates and ages for Prometheus: as text for a node exporter's folder, or served by HTTP on this machine.
+"""Camera metrics for Prometheus, as text for a node exporter's folder or by HTTP on the loopback address.
 
-Ages are those of the whole run so far; counters only grow.
+Ages cover the whole run; counters only grow.
 """
 
 from __future__ import annotations
@@ -13,48 +13,48 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from f2edge.errors import OutputError
 
-#: What each figure of a summary is, for people who read a dashboard; those in ``_COUNTED`` only grow.
+#: Help text of each metric; those in ``_COUNTED`` are counters.
 HELP: Mapping[str, str] = {
-    "seconds": "Since the first frame.",
+    "seconds": "Seconds since the first frame.",
     "frames": "Frames shown.",
     "frames_per_second": "Frames shown, on average over the run.",
-    "dropped": "Frames that a newer one replaced before anybody looked at them.",
-    "connections": "How often the source gave a first frame.",
+    "dropped": "Frames replaced by a newer one before they were processed.",
+    "connections": "Connections of the source that delivered a frame.",
     "frame_age_ms_p50": "From capture to display, median.",
     "frame_age_ms_p99": "From capture to display, 99th percentile.",
     "answer_age_ms_p50": "From the capture that an answer is about to its display, median.",
     "answer_age_ms_p99": "From the capture that an answer is about to its display, 99th percentile.",
     "good_faces": "Faces of good quality, counted in every frame.",
-    "model_calls": "Calls of the model for attributes.",
-    "faces_asked": "Faces asked about in them.",
-    "questions_asked": "Questions asked in words.",
-    "asked_per_good_face": "Share of the good faces that the model was asked about.",
-    "accuracy": "Share of the attributes shown that are what the source knows to be true (demo only).",
+    "model_calls": "Analysis calls of the model.",
+    "faces_asked": "Faces analyzed in them.",
+    "questions_asked": "Questions asked.",
+    "asked_per_good_face": "Share of the good faces that were analyzed.",
+    "accuracy": "Share of the displayed attributes that are correct (demo only).",
 }
 _COUNTED = ("frames", "dropped", "connections", "good_faces", "model_calls", "faces_asked", "questions_asked")
 
 
-class Metrics:
-    """The latest figures of one camera.
+class CameraMetrics:
+    """Latest metrics of one camera.
 
     Args:
-        camera: label of every sample; without credentials.
+        camera: label of every sample, without credentials.
     """
 
     def __init__(self, camera: str) -> None:
         self._camera = camera
-        self._figures: Mapping[str, float | int | None] = {}
+        self._stats: Mapping[str, float | int | None] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self._server: Any = None
 
-    def update(self, figures: Mapping[str, float | int | None]) -> None:
-        """Take the figures of now."""
-        self._figures = dict(figures)
+    def update(self, stats: Mapping[str, float | int | None]) -> None:
+        """Replace the current values."""
+        self._stats = dict(stats)
 
     def collect(self) -> Iterable[Metric]:
-        """For the registry; what is not known yet is left out."""
-        for name, value in self._figures.items():
+        """Yield the metrics for the registry, without unknown values."""
+        for name, value in self._stats.items():
             if value is not None:
                 family = CounterMetricFamily if name in _COUNTED else GaugeMetricFamily
                 metric = family(f"f2edge_camera_{name}", HELP[name], labels=["camera"])
@@ -62,11 +62,11 @@ class Metrics:
                 yield metric
 
     def text(self) -> str:
-        """The exposition format."""
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self._registry).decode("utf-8")
 
     def serve(self, port: int, address: str = "127.0.0.1") -> int:
-        """Answer scrapes by HTTP until :meth:`close`; port 0 takes a free one, which is returned.
+        """Serve scrapes by HTTP until :meth:`close` and return the port; port 0 selects a free one.
 
         Raises:
             OutputError: the port is taken.

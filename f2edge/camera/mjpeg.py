@@ -1,4 +1,4 @@
-"""JPEG pictures one after another from a pipe, as ``ffmpeg -f mjpeg -`` writes them."""
+"""JPEG pictures in sequence from a pipe, as ``ffmpeg -f mjpeg -`` writes them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _POLL_S = 0.05
 
 
 class MjpegPipe:
-    """Splits a byte stream into JPEG files.
+    """Splitter of a byte stream into JPEG files.
 
     Args:
-        descriptor: of a pipe; bytes before the first picture are passed over.
-        timeout_s: longest wait for more bytes.
-        owned: close it in :meth:`close`.
+        descriptor: file descriptor of a pipe; bytes before the first picture are skipped.
+        timeout_s: maximum wait for more bytes, in seconds.
+        owned: whether :meth:`close` closes the descriptor.
     """
 
     def __init__(self, descriptor: int, timeout_s: float, *, owned: bool = True) -> None:
@@ -32,11 +32,11 @@ class MjpegPipe:
         self._began = False
 
     def next_jpeg(self) -> bytes | None:
-        """The bytes of the next picture; None where the writer has closed the pipe.
+        """Return the bytes of the next picture; None once the writer has closed the pipe.
 
         Raises:
-            SourceLostError: nothing came for the timeout.
-            FrameError: a picture larger than 16 MiB, which is passed over.
+            SourceLostError: no data within the timeout.
+            FrameError: a picture larger than 16 MiB, which is skipped.
         """
         while True:
             picture = self._split()
@@ -75,7 +75,7 @@ class MjpegPipe:
         return picture
 
     def _more(self) -> bytes:
-        """Some bytes; none once the writer has left.  A named pipe that has no writer yet is waited for."""
+        """Return available bytes; empty once the writer has closed.  Waits for the first writer of a named pipe."""
         end = monotonic() + self._timeout_s
         while (rest := end - monotonic()) > 0:
             if not select.select([self._descriptor], [], [], rest)[0]:

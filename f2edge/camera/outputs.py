@@ -1,4 +1,4 @@
-"""Where reports go: a window, a recording, JSON lines, a file of figures.  One that fails is closed with an event, the others go on."""
+"""Outputs of the camera: window, recording, JSON lines, statistics file.  One that fails is closed with an event; the others continue."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import cv2
 from f2edge.camera.describe import Describer
 from f2edge.camera.events import LineWriter, event_line, frame_line, summary_line
 from f2edge.camera.frames import Picture
-from f2edge.camera.loop import Figures
-from f2edge.camera.metrics import Metrics
+from f2edge.camera.loop import RunStats
+from f2edge.camera.metrics import CameraMetrics
 from f2edge.camera.overlay import Overlay
 from f2edge.camera.record import Recorder, save_still
 from f2edge.camera.reports import Seen
 from f2edge.errors import BackendError, OutputError
 from f2edge.provenance.saving import write_atomically
 
-_FIGURES_EVERY_S = 1.0
-_SAY_EVERY_S = 1.0
+_STATS_EVERY_S = 1.0
+_PRINT_EVERY_S = 1.0
 _QUIT_KEYS = (27, ord("q"))
 
 
 class Window:
-    """A window of OpenCV's.
+    """OpenCV window.
 
     Raises:
-        BackendError: this OpenCV has none.
+        BackendError: this OpenCV has no windows.
     """
 
     def __init__(self, title: str) -> None:
@@ -43,7 +43,7 @@ class Window:
             ) from error
 
     def show(self, image: Picture) -> bool:
-        """Show a picture; False once the window was closed or q or Escape pressed."""
+        """Show a picture; return False once the window is closed or q or Escape is pressed."""
         cv2.imshow(self._title, image)
         return (cv2.waitKey(1) & 0xFF) not in _QUIT_KEYS and cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) >= 1
 
@@ -51,36 +51,36 @@ class Window:
         cv2.destroyWindow(self._title)
 
 
-class Speaker:
-    """Says in words what faces look like, a line for each face whenever that changes, at most once a second for each."""
+class TextReporter:
+    """Printer of one line per face when its description changes, at most once per second."""
 
-    def __init__(self, say: Callable[[str], None], overlay: Overlay) -> None:
-        self._say = say
+    def __init__(self, print_line: Callable[[str], None], overlay: Overlay) -> None:
+        self._print = print_line
         self._overlay = overlay
-        self._said: dict[int, tuple[float, str]] = {}
+        self._printed: dict[int, tuple[float, str]] = {}
 
-    def tell(self, seen: Seen) -> None:
+    def report(self, seen: Seen) -> None:
         now = seen.frame.captured_s
         for face in seen.faces:
             parts = [f"{row.label} {row.value}" for row in self._overlay.rows(face.shown)]
             parts += [f"{question} {text}" for question, text, _ in face.words]
             text = ", ".join(parts)
-            before_s, before = self._said.get(face.number, (-_SAY_EVERY_S, ""))
-            if text and text != before and now - before_s >= _SAY_EVERY_S:
-                self._say(f"#{face.number}: {text}")
-                self._said[face.number] = now, text
+            before_s, before = self._printed.get(face.number, (-_PRINT_EVERY_S, ""))
+            if text and text != before and now - before_s >= _PRINT_EVERY_S:
+                self._print(f"#{face.number}: {text}")
+                self._printed[face.number] = now, text
         alive = {face.number for face in seen.faces}
-        self._said = {number: said for number, said in self._said.items() if number in alive}
+        self._printed = {number: last for number, last in self._printed.items() if number in alive}
 
 
 class Outputs:
-    """All that was asked for.
+    """All requested outputs.
 
     Args:
-        camera: how the source is called; without credentials.
-        describer: for its counts.
-        overlay: draws what window and recording show.
-        hear: told every event as (kind, reason), for a person.
+        camera: display name of the source, without credentials.
+        describer: provides the counts of analyses.
+        overlay: draws the pictures of window and recording.
+        on_event: called with (kind, reason) of every event.
     """
 
     def __init__(
@@ -88,52 +88,56 @@ class Outputs:
         camera: str,
         describer: Describer,
         overlay: Overlay,
-        hear: Callable[[str, str], None],
+        on_event: Callable[[str, str], None],
         *,
         lines: LineWriter | None = None,
         recorder: Recorder | None = None,
         window: Window | None = None,
         still: Path | None = None,
-        figures_file: Path | None = None,
-        metrics: Metrics | None = None,
-        speaker: Speaker | None = None,
+        stats_file: Path | None = None,
+        metrics: CameraMetrics | None = None,
+        reporter: TextReporter | None = None,
     ) -> None:
-        self._camera, self._describer, self._overlay, self._hear = camera, describer, overlay, hear
+        self._camera, self._describer, self._overlay, self._on_event = camera, describer, overlay, on_event
         self._lines, self._recorder, self._window = lines, recorder, window
-        self._figures_file, self._metrics, self._speaker = figures_file, metrics, speaker
+        self._stats_file, self._metrics, self._reporter = stats_file, metrics, reporter
         self._still = still
         self._last: Picture | None = None
         self._lock = Lock()
         self.failed = False
-        self._figures_at = -_FIGURES_EVERY_S
+        self._stats_at = -_STATS_EVERY_S
 
-    def show(self, seen: Seen, figures: Figures) -> bool:
+    def show(self, seen: Seen, stats: RunStats) -> bool:
         if self._lines is not None:
             self._write(frame_line(self._camera, seen))
-        if self._speaker is not None:
-            self._speaker.tell(seen)
+        if self._reporter is not None:
+            self._reporter.report(seen)
         going = not self._all_failed
         if self._recorder is not None or self._window is not None or self._still is not None:
-            image = self._overlay.draw(seen, self._status(seen, figures))
+            image = self._overlay.draw(seen, self._status(seen, stats))
             self._record(image, seen.frame.captured_s)
             self._last = image if self._still is not None else None
             going = self._window.show(image) if self._window is not None else not self._all_failed
-        self._expose(figures)
+        self._expose(stats)
         return going
 
     def event(self, kind: str, reason: str) -> None:
-        self._hear(kind, reason)
+        self._on_event(kind, reason)
         self._write(event_line(self._camera, kind, reason))
 
-    def close(self, figures: Figures) -> None:
-        """Write the summary and finish every file; ``failed`` then says whether nothing was left to write to."""
+    def close(self, stats: RunStats) -> None:
+        """Write the summary and close every output; ``failed`` is then True if no output could be written any more."""
         self.failed = self._all_failed
         self._keep()
-        self._write(summary_line(self._camera, figures.document(self._describer)))
-        self._figures_at = -_FIGURES_EVERY_S
-        self._expose(figures)
+        self._write(summary_line(self._camera, stats.document(self._describer)))
+        self._stats_at = -_STATS_EVERY_S
+        self._expose(stats)
         if self._recorder is not None:
-            self._recorder.close()
+            try:
+                self._recorder.close()
+            except OutputError as error:
+                self.failed = True
+                self._on_event("record", str(error))
         if self._window is not None:
             self._window.close()
         if self._metrics is not None:
@@ -141,11 +145,11 @@ class Outputs:
 
     @property
     def _all_failed(self) -> bool:
-        """Lines or a recording were asked for, and whatever was can no longer be written: there is nothing left to run for."""
+        """Whether lines or a recording were requested and none of them can be written any more."""
         written = [lines.broken for lines in (self._lines,) if lines] + [recorder.closed for recorder in (self._recorder,) if recorder]
         return bool(written) and all(written) and self._window is None
 
-    def _status(self, seen: Seen, figures: Figures) -> list[tuple[str, bool]]:
+    def _status(self, seen: Seen, stats: RunStats) -> list[tuple[str, bool]]:
         now = seen.frame.captured_s + seen.age_ms / 1e3
         described = sum(face.described and face.unseen_ms == 0 for face in seen.faces)
         oldest = max((face.answer_age_ms for face in seen.faces if face.answer_age_ms is not None and not face.gate), default=None)
@@ -153,11 +157,11 @@ class Outputs:
         return [
             ("f2edge", True),
             (self._camera, False),
-            (f"  {figures.frames_rate.per_second(now):.0f}", True),
+            (f"  {stats.frames_rate.per_second(now):.0f}", True),
             ("fps", False),
             (f"  {described}", True),
             ("face" if described == 1 else "faces", False),
-            (f"  {figures.faces_rate.per_second(now):.0f}", True),
+            (f"  {stats.faces_rate.per_second(now):.0f}", True),
             ("asked/s", False),
             *age,
         ]
@@ -171,7 +175,7 @@ class Outputs:
             self.event("record", str(error))
 
     def _keep(self) -> None:
-        """The last picture as a file."""
+        """Write the last picture to the still file."""
         if self._still is None or self._last is None:
             return
         try:
@@ -186,18 +190,18 @@ class Outputs:
             with self._lock:
                 self._lines.write(document)
         except OutputError as error:
-            self._hear("output", str(error))
+            self._on_event("output", str(error))
 
-    def _expose(self, figures: Figures) -> None:
-        """Renew the metrics once a second; their file is replaced as a whole, so that no reader sees half of it."""
-        if self._metrics is None or monotonic() - self._figures_at < _FIGURES_EVERY_S:
+    def _expose(self, stats: RunStats) -> None:
+        """Update the metrics once per second; their file is replaced atomically."""
+        if self._metrics is None or monotonic() - self._stats_at < _STATS_EVERY_S:
             return
-        self._figures_at = monotonic()
-        self._metrics.update(figures.document(self._describer))
-        if self._figures_file is None:
+        self._stats_at = monotonic()
+        self._metrics.update(stats.document(self._describer))
+        if self._stats_file is None:
             return
         try:
-            write_atomically(self._figures_file, self._metrics.text().encode())
+            write_atomically(self._stats_file, self._metrics.text().encode())
         except OutputError as error:
-            self._figures_file = None
-            self.event("output", f"figures: {error}")
+            self._stats_file = None
+            self.event("output", f"stats: {error}")

@@ -1,4 +1,4 @@
-"""The picture that people look at: corners around faces, a card beside each with what is known of it, a line with rates and ages."""
+"""Annotated picture: corners around faces, a card with the answers beside each, and a status line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import cv2
 
 from f2edge.camera.answers import Shown
-from f2edge.camera.cards import Card, Color, Row, draw_card, draw_strip, lay
+from f2edge.camera.cards import Card, CardRow, Color, draw_card, draw_strip, lay
 from f2edge.camera.frames import Box, Picture, grown
 from f2edge.camera.privacy import blur
 from f2edge.camera.reports import FaceNow, Seen
@@ -16,23 +16,23 @@ from f2edge.spec.attributes import AttributeSchema, Slot
 _COLORS: tuple[Color, ...] = ((45, 212, 191), (251, 191, 36), (167, 139, 250), (251, 113, 133), (56, 189, 248), (163, 230, 53))
 _QUIET = (150, 156, 170)
 _WHY = {"small": "too small", "cut": "at the edge", "light": "bad light", "blurred": "blurred", "turned": "turned away", "unseen": "lost"}
-#: What a viewer wants to read first; slots of other groups follow, those of the last ones are not shown.
+#: Display order of the groups; other groups follow, those of ``_UNSHOWN`` are not shown.
 _GROUPS = ("mood and action", "hair", "worn", "beard", "person", "brows and eyes", "nose and mouth")
 _UNSHOWN = ("scene",)
 _ALWAYS = frozenset({"hair_color", "eye_color", "head_pose"})
-_FEW = 2  # faces; beside more of them there is room for short cards only
+_FEW = 2  # number of faces up to which cards are long
 _ROWS, _ROWS_OF_MANY = 5, 4
-_STRIP = 44  # units kept free below for the line of figures
+_STRIP = 44  # units kept free below for the status line
 _LEAST = 0.5
-_LONGEST_UNSEEN_MS = 200.0  # a face that is gone for longer is still remembered, but no longer drawn
+_LONGEST_UNSEEN_MS = 200.0  # a face unseen for longer is not drawn
 
 
 class Overlay:
-    """Draws reports.
+    """Renderer of reports.
 
     Args:
-        schema: of the attributes that are asked for.
-        blur_others: blur every face about which nothing is said.
+        schema: slots that are analyzed.
+        blur_others: blur every face without a description.
     """
 
     def __init__(self, schema: AttributeSchema, *, blur_others: bool = False) -> None:
@@ -43,15 +43,15 @@ class Overlay:
         self._sides: dict[int, int] = {}
         self._colors: dict[int, int] = {}
 
-    def rows(self, shown: Mapping[str, Shown], most: int = _ROWS) -> tuple[Row, ...]:
-        """The first few attributes that are worth a word (not the unremarkable value, and rather likely), one of each group first."""
+    def rows(self, shown: Mapping[str, Shown], most: int = _ROWS) -> tuple[CardRow, ...]:
+        """Return the first ``most`` remarkable attributes (likely, and not the default value), one of each group first."""
         worth = [slot for slot in self._slots if slot.name in shown and _remarkable(slot, shown[slot.name])]
         before = [sum(other.group == slot.group for other in worth[:place]) for place, slot in enumerate(worth)]
         first = [slot for _, slot in sorted(zip(before, worth, strict=True), key=lambda entry: entry[0])]
         return tuple(_row(slot, shown[slot.name]) for slot in first[:most])
 
     def draw(self, seen: Seen, status: Sequence[tuple[str, bool]]) -> Picture:
-        """A copy of the frame with everything on it."""
+        """Return an annotated copy of the frame."""
         image: Picture = seen.frame.image.copy()
         height, width = image.shape[:2]
         scale = max(0.5, round(4 * min(height / 540, width / 720)) / 4)
@@ -79,7 +79,7 @@ class Overlay:
         return image
 
     def _dye(self, faces: Sequence[FaceNow]) -> None:
-        """Give every face a color that no other one in view has, as long as there are enough of them, and let it keep it."""
+        """Assign each face a color that no other visible face has, as far as possible, and keep it."""
         self._colors = {face.number: self._colors[face.number] for face in faces if face.number in self._colors}
         for face in faces:
             if face.number not in self._colors:
@@ -104,8 +104,8 @@ class Overlay:
         lay(image, panel, round(x), round(y))
 
 
-def _row(slot: Slot, shown: Shown) -> Row:
-    return Row(slot.name.replace("_", " "), shown.value.replace("_", " "), round(50 * shown.probability))
+def _row(slot: Slot, shown: Shown) -> CardRow:
+    return CardRow(slot.name.replace("_", " "), shown.value.replace("_", " "), round(50 * shown.probability))
 
 
 def _remarkable(slot: Slot, shown: Shown) -> bool:
@@ -113,7 +113,7 @@ def _remarkable(slot: Slot, shown: Shown) -> bool:
 
 
 def _corners(image: Picture, face: FaceNow, scale: float, dye: Color) -> None:
-    """The four corners of a box, with a dark edge so that they show on any background."""
+    """Draw the four corners of a box, with a dark outline for contrast."""
     left, top, right, bottom = grown(face.box, 0.0, (image.shape[1], image.shape[0]))
     arm = max(6, round(0.18 * min(right - left, bottom - top)))
     color = dye if face.described else _QUIET
@@ -125,7 +125,7 @@ def _corners(image: Picture, face: FaceNow, scale: float, dye: Color) -> None:
 
 
 def _places(box: Box, size_wh: tuple[int, int], room_wh: tuple[int, int]) -> list[Box]:
-    """Where a card may stand, best first: below, right, left, above; pushed into the frame."""
+    """Return possible places of a card, best first: below, right, left, above; moved into the frame."""
     (x, y, w, h), (width, height) = box, size_wh
     gap = 10.0
     wanted = ((x + w / 2 - width / 2, y + h + gap), (x + w + gap, y), (x - width - gap, y), (x + w / 2 - width / 2, y - height - gap))
@@ -137,7 +137,7 @@ def _places(box: Box, size_wh: tuple[int, int], room_wh: tuple[int, int]) -> lis
 
 
 def _shared(place: Box, boxes: Sequence[Box]) -> float:
-    """Pixels that a place shares with boxes."""
+    """Return the area in pixels that a place shares with boxes."""
     total = 0.0
     for x, y, w, h in boxes:
         across = min(place[0] + place[2], x + w) - max(place[0], x)

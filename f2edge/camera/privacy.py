@@ -1,7 +1,7 @@
-"""What is not asked, and who is not shown.
+"""Privacy rules: attributes and questions that are refused by default, and blurring of faces.
 
-Nothing is stored unless a recording or a file is asked for, and no features of a face ever leave the process.  Sensitive attributes are off
-until somebody says otherwise, in words as well as in attributes.
+Nothing is stored unless an output file is requested, and features of a face never leave the process.  Sensitive attributes and questions
+need ``--include-sensitive``.
 """
 
 from __future__ import annotations
@@ -23,39 +23,39 @@ _WORDS = frozenset(
     feels mood happy sad angry afraid scared surprised disgusted contemptuous religion religious sick ill disabled attractive beautiful ugly
     """.split()  # noqa: SIM905  sixty words are easier to read than sixty strings
 )
-_AROUND = 0.3  # of a box, blurred with it: hair and chin
+_AROUND = 0.3  # margin around a box that is blurred too: hair and chin
 _MOSAIC = 8  # cells across a blurred face
 
 
 def chosen_attributes(schema: AttributeSchema, names: Iterable[str] | None, *, include_sensitive: bool) -> tuple[str, ...]:
-    """The slots to ask for: those named, or all that may be asked.
+    """Return the slots to analyze: the named ones, or all permitted ones.
 
     Raises:
-        UnknownAttributeError: a name that the schema does not have.
-        InputError: a sensitive one without ``include_sensitive``.
+        UnknownAttributeError: a name is not in the schema.
+        InputError: a sensitive slot is named without ``include_sensitive``.
     """
     if names is None:
         return tuple(slot.name for slot in schema.values() if include_sensitive or not slot.sensitive)
     chosen = schema.select(names)
     refused = [slot.name for slot in chosen.values() if slot.sensitive and not include_sensitive]
     if refused:
-        raise InputError(f"sensitive: {', '.join(refused)}; leave them out, or say --include-sensitive (and read why it is off: --help)")
+        raise InputError(f"sensitive: {', '.join(refused)}; leave them out, or give --include-sensitive (--help explains why it is off)")
     return tuple(chosen)
 
 
 def check_question(question: str, *, include_sensitive: bool) -> None:
-    """Refuse a question about a sensitive trait; it looks for telling words, and can be wrong both ways.
+    """Refuse a question about a sensitive trait, recognised by key words (with false positives and negatives).
 
     Raises:
-        InputError: it has such a word, and ``include_sensitive`` is off.
+        InputError: the question has such a word, and ``include_sensitive`` is off.
     """
     found = sorted(_WORDS & set(re.findall(r"[a-z]+", question.lower())))
     if found and not include_sensitive:
-        raise InputError(f"--ask {question!r} asks about something sensitive ({', '.join(found)}); reword it, or say --include-sensitive")
+        raise InputError(f"--ask {question!r} asks about a sensitive trait ({', '.join(found)}); reword it, or give --include-sensitive")
 
 
 def blur(image: Picture, boxes: Iterable[Box]) -> None:
-    """Make the faces in boxes unrecognisable, in place: first 8 coarse cells across, then smoothed, so that there is nothing to sharpen."""
+    """Make the faces in boxes unrecognisable, in place: reduced to 8 cells across, then interpolated."""
     height, width = image.shape[:2]
     for box in boxes:
         left, top, right, bottom = grown(box, _AROUND, (width, height))

@@ -1,4 +1,4 @@
-"""Whether a face is worth asking about: large enough, sharp enough, inside the frame, looking this way."""
+"""Quality gate: a face must be large, sharp, inside the frame and facing the camera to be analyzed."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from f2edge.camera.detect import Detection
 from f2edge.camera.frames import Box, Frame, grown, inside
 from f2edge.errors import InputError
 
-_PATCH = 96  # pixels of the side at which sharpness is measured, so that it does not depend on the face's size
+_PATCH = 96  # side in pixels at which sharpness is measured, so that it is independent of the face's size
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What is asked of a face.
+    """Thresholds of the quality gate.
 
     Attributes:
-        smallest_px: shorter side of its box.
-        least_inside: share of the box within the frame.
-        least_sharpness: of :func:`sharpness`; 0 takes everything.
-        largest_turn: of :func:`turn`, where there are landmarks.
-        light: darkest and brightest mean of its gray values, 0 … 255.
+        smallest_px: minimum shorter side of the box, in pixels.
+        least_inside: minimum share of the box within the frame.
+        least_sharpness: minimum :func:`sharpness`; 0 accepts everything.
+        largest_turn: maximum :func:`turn`, if there are landmarks.
+        light: minimum and maximum mean gray value, 0 … 255.
     """
 
     smallest_px: float = 48.0
@@ -39,9 +39,8 @@ class Gate:
 
 @dataclass(frozen=True)
 class Quality:
-    """A face, measured.  ``reason`` is "" where it passes, else what is wrong with it: small, cut, blurred, turned or light."""
+    """Measurements of a face.  ``reason`` is "" if it passes, else the defect: small, cut, blurred, turned or light."""
 
-    size_px: float
     inside: float
     sharpness: float
     turn: float | None
@@ -53,13 +52,13 @@ class Quality:
 
 
 def judge(frame: Frame, box: Box, detection: Detection, gate: Gate) -> Quality:
-    """Measure a face and compare it with the gate; cheap tests come first and the first failure is the reason."""
+    """Measure a face and compare it with the gate; the first failed test, cheap ones first, is the reason."""
     size, part = min(box[2], box[3]), inside(box, frame.size_wh)
     turned = None if detection.landmarks is None else turn(detection.landmarks)
     if size < gate.smallest_px:
-        return Quality(size, part, 0.0, turned, "small")
+        return Quality(part, 0.0, turned, "small")
     if part < gate.least_inside:
-        return Quality(size, part, 0.0, turned, "cut")
+        return Quality(part, 0.0, turned, "cut")
     left, top, right, bottom = grown(box, 0.0, frame.size_wh)
     gray = cv2.cvtColor(frame.image[top:bottom, left:right], cv2.COLOR_BGR2GRAY)
     patch = np.asarray(cv2.resize(gray, (_PATCH, _PATCH), interpolation=cv2.INTER_AREA), dtype=np.uint8)
@@ -71,17 +70,17 @@ def judge(frame: Frame, box: Box, detection: Detection, gate: Gate) -> Quality:
         reason = "blurred"
     elif turned is not None and turned > gate.largest_turn:
         reason = "turned"
-    return Quality(size, part, sharp, turned, reason)
+    return Quality(part, sharp, turned, reason)
 
 
 def sharpness(gray: np.ndarray[tuple[int, int], np.dtype[np.uint8]]) -> float:
-    """Variance of the Laplacian (Pech-Pacheco et al., ICPR 2000) of a gray patch, divided by the patch's own variance and times 100."""
+    """Return the variance of the Laplacian (Pech-Pacheco et al., ICPR 2000) of a gray patch, divided by the patch's variance, times 100."""
     spread = float(gray.astype(np.float32).var())
     return 100 * float(cv2.Laplacian(gray, cv2.CV_32F).var()) / max(spread, 25.0)
 
 
 def turn(landmarks: tuple[tuple[float, float], ...]) -> float:
-    """How far the nose lies off the eyes' middle, in half distances of the eyes: 0 is frontal, about 1 a profile."""
+    """Return the nose's offset from the middle of the eyes, in half eye distances: 0 is frontal, about 1 a profile."""
     (left, _), (right, _), (nose, _) = landmarks[:3]
     half = abs(right - left) / 2
     return 9.0 if half < 1e-6 else abs(nose - (left + right) / 2) / half

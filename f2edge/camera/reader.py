@@ -1,7 +1,7 @@
-"""Keeps a live source going: reads it in a thread, hands the newest frame on, notices when it stalls, and opens it again.
+"""Reader of a live source: a thread that delivers the newest frame, detects stalls and reconnects.
 
-A read that hangs for ever (drivers and RTSP do that) cannot be ended from outside.  Its thread is left behind and told so; when it returns
-one day it closes its source and ends.  At most three are left behind at a time, so a dead camera costs no memory.
+A read that hangs (drivers and RTSP do) cannot be interrupted.  Its thread is abandoned; if the read returns, the thread closes its source
+and ends.  At most three threads are abandoned at a time, so a dead camera does not leak memory.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from threading import Event as Flag
 from threading import Lock, Thread
 from time import monotonic
 
-from f2edge.camera import READING
+from f2edge.camera import READ_THREADS
 from f2edge.camera.events import Notify
 from f2edge.camera.frames import Frame
-from f2edge.camera.slots import Slot
+from f2edge.camera.slots import LatestSlot
 from f2edge.camera.source_errors import FrameError, SourceLostError
 from f2edge.camera.source_url import redact
 from f2edge.camera.sources import Source
@@ -31,15 +31,15 @@ _BAD_IN_A_ROW = 200
 
 @dataclass(frozen=True)
 class ReaderSettings:
-    """How a source is watched.
+    """Timeouts of a reader, in seconds.
 
     Attributes:
-        stall_s: without a frame for longer, the source is opened anew.
-        open_s: likewise before its first frame, for opening may take long on a busy machine.
-        first_wait_s: before the first attempt to reconnect; doubled each time,
+        stall_s: time without a frame after which the source is reopened.
+        open_s: the same before the first frame, since opening may be slow on a busy machine.
+        first_wait_s: wait before the first reconnect, doubled after each failure
         longest_wait_s: up to this.
-        give_up_s: a source that never gave a frame is given up after this; one that once did is waited for as long as it takes.
-        most_fps: frames that come faster are passed over; None takes all.
+        give_up_s: time after which a source that never delivered a frame is given up; one that did is retried for ever.
+        most_fps: maximum frame rate; faster frames are skipped; None for no limit.
     """
 
     stall_s: float = 6.0
@@ -55,28 +55,29 @@ class ReaderSettings:
             raise InputError(f"reader settings are out of range: {self}")
 
     def wait_s(self, failures: int) -> float:
-        """Before the attempt after so many failures in a row, at least one."""
+        """Return the wait in seconds after a number (at least 1) of consecutive failures."""
         return min(self.longest_wait_s, self.first_wait_s * 2.0 ** min(failures - 1, 30))
 
 
 class Reader:
-    """Reads one live source until :meth:`stop`, its end, or a failure that no reconnecting mends.
+    """Reader of one live source until :meth:`stop`, its end or a permanent failure.
 
     Args:
-        open_source: opens it anew; called in the reading thread.
-        slot: gets the frames, and is closed when no more will come.
-        notify: hears of every change of the connection; called from several threads.
-        reconnects: whether the end of the source means that it was lost (a camera) or that it is over (a pipe).
+        open_source: opens the source; called in the reading thread.
+        slot: receives the frames; closed at the end.
+        notify: called on every change of the connection, from several threads.
+        settings: timeouts.
+        reconnects: whether the end of the source means a lost connection (camera) or the end of the data (pipe).
 
     Attributes:
-        failure: why it ended for good, where that was no ordinary end.
-        connections: how often the source gave a first frame.
+        failure: permanent failure, or None.
+        connections: number of connections that delivered a frame.
     """
 
     def __init__(
         self,
         open_source: Callable[[], Source],
-        slot: Slot[Frame],
+        slot: LatestSlot[Frame],
         notify: Notify,
         settings: ReaderSettings | None = None,
         *,
@@ -100,7 +101,7 @@ class Reader:
         self._supervisor.start()
 
     def stop(self, timeout_s: float = 2.0) -> None:
-        """End reading and close the slot; a read that hangs is left behind."""
+        """End reading and close the slot; a read that hangs is abandoned."""
         self._stopped.set()
         if self._supervisor.is_alive():
             self._supervisor.join(timeout_s)
@@ -128,7 +129,7 @@ class Reader:
             self._slot.close()
 
     def _watch(self, attempt: _Attempt) -> str | None:
-        """Follow an attempt to its end: why the source was lost; None where it is over."""
+        """Wait for the end of an attempt; return why the source was lost, or None if it ended."""
         attempt.thread.start()
         while attempt.thread.is_alive():
             attempt.thread.join(_TICK_S)
@@ -144,7 +145,7 @@ class Reader:
         return attempt.reason
 
     def take(self, source: Source, attempt: _Attempt) -> bool:
-        """Read one frame for an attempt; False at the end."""
+        """Read one frame for an attempt; return False at the end."""
         capture = source.read()
         if capture is None:
             return False
@@ -166,13 +167,13 @@ class Reader:
         return True
 
     def damaged(self, error: FrameError, bad: int) -> None:
-        """A frame was damaged; told at the first of a row and then ever more rarely."""
+        """Report a damaged frame: the 1st, 2nd, 4th, 8th … in a row."""
         if bad & (bad - 1) == 0:
             self._notify("corrupt", f"{redact(str(error))}" + (f" ({bad} in a row)" if bad > 1 else ""))
 
 
 class _Attempt:
-    """One opening of the source, in a thread of its own."""
+    """One connection to the source, in its own thread."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
@@ -180,12 +181,13 @@ class _Attempt:
         self.last_s = monotonic()
         self.frames = 0
         self.reason: str | None = None
-        self.thread = Thread(target=self._run, name=READING, daemon=True)
+        self.thread = Thread(target=self._run, name="camera-read", daemon=True)
+        READ_THREADS.add(self.thread)
 
     def _run(self) -> None:
         reader = self._reader
         try:
-            source = reader._open()  # noqa: SLF001  the two are one thing in two threads
+            source = reader._open()  # noqa: SLF001  one object in two threads
         except (SourceLostError, OSError) as error:
             self.reason = redact(str(error))
             return

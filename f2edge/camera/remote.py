@@ -1,7 +1,7 @@
-"""A server's model for the camera: faces go up one stream (``AnalyzeStream``), several in one picture, and reports come back.
+"""Camera model on a server: faces are sent in one ``AnalyzeStream``, several per picture, and reports come back.
 
-What is sent are the faces with some of their surroundings, side by side, never the frame: the rest of the scene stays on the device.  The
-server cuts each face out of them as its model was trained.
+Only faces with some surroundings are sent, side by side, never the frame: the rest of the scene stays on the device.  The server crops
+each face as its model requires.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from threading import Lock, Thread
 from PIL import Image
 
 from f2edge.camera.frames import Box
-from f2edge.client.messages import Frame, FrameAnswer
+from f2edge.client.messages import FrameAnswer, FrameRequest
 from f2edge.client.sync import Client
 from f2edge.errors import BackendError, DeadlineExceededError, F2EdgeError
 from f2edge.results import Answer, FaceReport
 
-#: A face with what is around it, and its box in that picture.
+#: A face with its surroundings, and its box in that picture.
 Around = tuple[Image.Image, Box]
 
 
 class RemoteModel:
-    """A server's model.  The stream is opened when it is first needed, and again after a failure.
+    """Model on a server.  The stream is opened on first use and reopened after a failure.
 
     Args:
-        client: of the server; closing it ends the stream.
-        timeout_s: longest wait for a report; the server then counts as gone until it answers a later one.
+        client: client of the server; closing it ends the stream.
+        timeout_s: maximum wait for a report, in seconds.
     """
 
     def __init__(self, client: Client, timeout_s: float = 5.0) -> None:
@@ -38,14 +38,14 @@ class RemoteModel:
         self._number = 0
 
     def analyze(self, images: Sequence[Image.Image], *, attributes: Sequence[str] | None = None) -> list[FaceReport]:
-        """Reports of faces that are cut already, by calls of their own."""
+        """Return reports of cropped faces, one unary call each."""
         return self._client.analyze(images, attributes=attributes, timeout_s=self._timeout_s)
 
     def analyze_around(self, faces: Sequence[Around], *, attributes: Sequence[str]) -> list[FaceReport]:
-        """Reports of at most 8 faces, in their order, from one message of the stream.
+        """Return reports of at most 8 faces, in order, from one message of the stream.
 
         Raises:
-            F2EdgeError: what the server refused, or :class:`~f2edge.errors.DeadlineExceededError` where nothing came in time.
+            F2EdgeError: the server refused, or did not answer in time (:class:`~f2edge.errors.DeadlineExceededError`).
         """
         picture, boxes = mosaic(faces)
         with self._lock:
@@ -54,12 +54,12 @@ class RemoteModel:
                 self._stream = _Stream(self._client, tuple(attributes))
             self._number += 1
             try:
-                answer = self._stream.ask(Frame(picture, boxes, self._number), self._timeout_s)
+                answer = self._stream.ask(FrameRequest(picture, boxes, self._number), self._timeout_s)
             except F2EdgeError:
                 self._drop()
                 raise
         if answer.problem or len(answer.reports) != len(faces):
-            raise BackendError(f"the server says of a frame: {answer.problem or f'{len(answer.reports)} reports of {len(faces)} faces'}")
+            raise BackendError(f"the server refused a frame: {answer.problem or f'{len(answer.reports)} reports of {len(faces)} faces'}")
         return list(answer.reports)
 
     def ask(self, image: Image.Image, question: str, *, max_tokens: int = 64) -> Answer:
@@ -72,17 +72,17 @@ class RemoteModel:
 
 
 class _Stream:
-    """One ``AnalyzeStream``, one frame in it at a time; a thread reads the answers."""
+    """One ``AnalyzeStream`` with one frame in flight; a thread reads the answers."""
 
     def __init__(self, client: Client, attributes: tuple[str, ...]) -> None:
         self.attributes = attributes
         self._client = client
-        self._frames: SimpleQueue[Frame | None] = SimpleQueue()
+        self._frames: SimpleQueue[FrameRequest | None] = SimpleQueue()
         self._answers: SimpleQueue[FrameAnswer | F2EdgeError] = SimpleQueue()
         Thread(target=self._read, name="camera-remote", daemon=True).start()
 
-    def ask(self, frame: Frame, timeout_s: float) -> FrameAnswer:
-        """The answer to a frame."""
+    def ask(self, frame: FrameRequest, timeout_s: float) -> FrameAnswer:
+        """Send a frame and return its answer."""
         self._frames.put(frame)
         while True:
             try:
@@ -97,7 +97,7 @@ class _Stream:
     def close(self) -> None:
         self._frames.put(None)
 
-    def _sent(self) -> Iterator[Frame]:
+    def _sent(self) -> Iterator[FrameRequest]:
         while (frame := self._frames.get()) is not None:
             yield frame
 
@@ -111,7 +111,7 @@ class _Stream:
 
 
 def mosaic(faces: Sequence[Around]) -> tuple[Image.Image, list[Box]]:
-    """Pictures side by side as one, and where the faces' boxes are in it."""
+    """Return the pictures side by side as one, and the faces' boxes in it."""
     sheet = Image.new("RGB", (sum(picture.width for picture, _ in faces), max(picture.height for picture, _ in faces)))
     boxes, left = [], 0
     for picture, (x, y, width, height) in faces:

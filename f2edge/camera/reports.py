@@ -1,4 +1,4 @@
-"""What is said about a frame: its faces with what is known of each, and how old everything is."""
+"""Reports of frames: the faces, their answers and all ages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SAME_FACE = 0.4
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A frame after detection and tracking: tracks alive, and the quality of those seen in this frame and confirmed."""
+    """Frame after detection and tracking: live tracks, and the quality of the confirmed ones in this frame."""
 
     frame: Frame
     tracks: tuple[Track, ...]
@@ -24,19 +24,19 @@ class View:
 
 @dataclass(frozen=True)
 class FaceNow:
-    """A face at the time of a report.
+    """Face at the time of a report.
 
     Attributes:
-        number: of its track.
-        box: in pixels.
-        seen_for_s: since its first detection.
-        unseen_ms: since its last detection; 0 where it is in this frame.
-        score: of its last detection.
-        gate: "" where its quality is good in this frame, else the reason why not; "unseen" and "new" are reasons too.
+        number: track number.
+        box: x, y, width, height in pixels.
+        seen_for_s: seconds since its first detection.
+        unseen_ms: ms since its last detection; 0 if it is in this frame.
+        score: confidence of its last detection.
+        gate: "" if its quality is good in this frame, else the reason; also "unseen" and "new".
         shown: attributes by slot; empty before the first answer.
-        answer_age_ms: since the capture of the newest frame that they come from.
+        answer_age_ms: ms since the capture of the newest analyzed frame.
         words: question, answer and its age in ms.
-        truth: what the source knows to be true; demo only.
+        truth: true attributes; demo only.
     """
 
     number: int
@@ -52,17 +52,17 @@ class FaceNow:
 
     @property
     def described(self) -> bool:
-        """Whether anything about it is said."""
+        """Whether it has attributes or answers."""
         return bool(self.shown or self.words)
 
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """A frame as it is reported.
+    """Report of a frame.
 
     Attributes:
-        age_ms: from capture to the report.
-        dropped: frames so far that were replaced by a later one before they were looked at.
+        age_ms: ms from capture to the report.
+        dropped: number of frames so far that were replaced before they were processed.
     """
 
     frame: Frame
@@ -72,7 +72,7 @@ class Seen:
 
 
 def report(view: View, book: AnswerBook, now_s: float, dropped: int) -> Seen:
-    """Put together what is known about a frame at a time."""
+    """Return the report of a view at a time."""
     frame = view.frame
     faces = [_face(track, view, book, now_s) for track in view.tracks]
     return Seen(frame, tuple(faces), max(0.0, 1e3 * (now_s - frame.captured_s)), dropped)

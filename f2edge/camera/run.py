@@ -1,4 +1,4 @@
-"""One camera from its request to its summary: builds the stages, runs the loop, closes the outputs."""
+"""Run of one camera: builds the stages, runs the loop, closes the outputs."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from time import monotonic
 from f2edge.bundle.manifest import Alignment
 from f2edge.camera.answers import AnswerBook, Freshness
 from f2edge.camera.crops import Cutter
-from f2edge.camera.describe import Describer, FaceModel, Work
+from f2edge.camera.describe import CameraModel, DescribeOptions, Describer
 from f2edge.camera.detect import open_detector
 from f2edge.camera.events import LineWriter, Notify, TextSink
 from f2edge.camera.frames import Frame
 from f2edge.camera.loop import Loop
-from f2edge.camera.metrics import Metrics
-from f2edge.camera.outputs import Outputs, Speaker, Window
+from f2edge.camera.metrics import CameraMetrics
+from f2edge.camera.outputs import Outputs, TextReporter, Window
 from f2edge.camera.overlay import Overlay
 from f2edge.camera.quality import Gate
 from f2edge.camera.reader import Reader, ReaderSettings
 from f2edge.camera.record import Recorder
-from f2edge.camera.slots import Slot
+from f2edge.camera.slots import LatestSlot
 from f2edge.camera.source_url import SourceUrl
 from f2edge.camera.sources import SourceOptions, open_source
 from f2edge.camera.track import Tracker
@@ -34,7 +34,7 @@ _FPS = 24
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be watched, asked and written; meanings as in ``f2edge camera --help``; ``people`` are in the demo's view."""
+    """Options of a run, as in ``f2edge camera --help``; ``people`` is the number in the demo's view."""
 
     url: SourceUrl
     detector: str
@@ -48,7 +48,7 @@ class Request:
     show: bool = False
     record: Path | None = None
     still: Path | None = None
-    figures: Path | None = None
+    stats: Path | None = None
     metrics_port: int | None = None
     blur_others: bool = False
     people: int = 3
@@ -56,7 +56,7 @@ class Request:
 
 @dataclass(frozen=True)
 class ModelInput:
-    """What a model understands: attributes, how its faces are cut (None as a portrait), and how large in pixels."""
+    """Input of a model: attribute schema, crop geometry (None for portrait margins) and side in pixels."""
 
     schema: AttributeSchema
     alignment: Alignment | None
@@ -65,26 +65,26 @@ class ModelInput:
 
 def run(
     request: Request,
-    model: FaceModel,
+    model: CameraModel,
     faces: ModelInput,
     lines: TextSink | None,
-    hear: Callable[[str, str], None],
+    on_event: Callable[[str, str], None],
     *,
-    say: Callable[[str], None] | None = None,
+    print_line: Callable[[str], None] | None = None,
 ) -> dict[str, float | int | None]:
-    """Watch until the source ends, the time is up, the window is closed or Ctrl-C; returns the summary's figures.
+    """Run until the source ends, the time is up, the window is closed or Ctrl-C; return the statistics.
 
     Args:
-        request: what is wanted.
-        model: what answers.
-        faces: what it understands.
-        lines: where JSON lines go.
-        hear: told every event as (kind, reason).
-        say: told in words what faces look like, when that changes.
+        request: options.
+        model: model that answers.
+        faces: input of the model.
+        lines: output of JSON lines, or None.
+        on_event: called with (kind, reason) of every event.
+        print_line: called with a text line when a face's description changes.
 
     Raises:
-        OutputError: no output was left to write to.
-        F2EdgeError: the source cannot be read, or this OpenCV lacks what was asked for.
+        OutputError: none of the outputs can be written any more.
+        F2EdgeError: the source cannot be read, or this OpenCV lacks a required feature.
     """
     url = request.url
     book = AnswerBook(Freshness(refresh_s=request.refresh_s))
@@ -93,29 +93,29 @@ def run(
     options = SourceOptions(request.size_wh, fps, people=request.people)
     recording = None if url.live else open_source(url, options)  # before anything is written
     cutter = Cutter(faces.alignment, faces.image_size)
-    work = Work(request.attributes, request.questions, request.budget_ms)
+    work = DescribeOptions(request.attributes, request.questions, request.budget_ms)
     describer = Describer(model, cutter, book, work, monotonic)
     overlay = Overlay(faces.schema.select(request.attributes), blur_others=request.blur_others)
-    metrics = None if request.figures is None and request.metrics_port is None else Metrics(url.shown)
+    metrics = None if request.stats is None and request.metrics_port is None else CameraMetrics(url.shown)
     if metrics is not None and request.metrics_port is not None:
-        hear("metrics", f"http://127.0.0.1:{metrics.serve(request.metrics_port)}/metrics")
+        on_event("metrics", f"http://127.0.0.1:{metrics.serve(request.metrics_port)}/metrics")
     outputs = Outputs(
         url.shown,
         describer,
         overlay,
-        hear,
+        on_event,
         lines=None if lines is None else LineWriter(lines, "--jsonl"),
         still=request.still,
         recorder=None if request.record is None else Recorder(request.record, fps),
         window=Window(f"f2edge {url.shown}") if request.show else None,
-        figures_file=request.figures,
+        stats_file=request.stats,
         metrics=metrics,
-        speaker=None if say is None else Speaker(say, overlay),
+        reporter=None if print_line is None else TextReporter(print_line, overlay),
     )
     loop = Loop(watcher, describer, book, outputs, request.duration_s)
     settings = ReaderSettings(most_fps=request.max_fps)
 
-    def make_reader(slot: Slot[Frame], notify: Notify) -> Reader:
+    def make_reader(slot: LatestSlot[Frame], notify: Notify) -> Reader:
         return Reader(lambda: open_source(url, options), slot, notify, settings, reconnects=url.kind not in ("stdin", "demo"))
 
     try:
@@ -126,7 +126,7 @@ def run(
     except KeyboardInterrupt:
         outputs.event("ended", "interrupted")
     finally:
-        outputs.close(loop.figures)
+        outputs.close(loop.stats)
     if outputs.failed:
         raise OutputError(f"{url.shown}: ended because none of its outputs could be written any more; free some space and start it again")
-    return loop.figures.document(describer)
+    return loop.stats.document(describer)

@@ -1,6 +1,6 @@
-"""A place for one thing between two threads.
+"""Single-item slot between two threads in which the newest item wins.
 
->>> slot = Slot[int]()
+>>> slot = LatestSlot[int]()
 >>> slot.put(1), slot.put(2), slot.take(), slot.dropped
 (True, True, 2, 1)
 """
@@ -15,12 +15,12 @@ from typing import Generic, TypeVar
 Thing = TypeVar("Thing")
 
 
-class Slot(Generic[Thing]):
-    """Holds at most one thing; putting another one in replaces it, so the taker always gets the newest.
+class LatestSlot(Generic[Thing]):
+    """Slot for at most one item; a new item replaces the old one.
 
     Attributes:
-        dropped: things that were replaced before anybody took them.
-        taken: things handed out.
+        dropped: number of items replaced before they were taken.
+        taken: number of items taken.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Slot(Generic[Thing]):
         self.taken = 0
 
     def put(self, thing: Thing) -> bool:
-        """Leave a thing; never waits.  False after :meth:`close`, and the thing is not kept."""
+        """Put an item without waiting; return False, and drop it, after :meth:`close`."""
         with self._changed:
             if self._closed:
                 return False
@@ -41,7 +41,7 @@ class Slot(Generic[Thing]):
             return True
 
     def take(self, timeout_s: float | None = 0.0) -> Thing | None:
-        """The thing, which is then gone; None where there is none within ``timeout_s`` (None waits until there is one or the end)."""
+        """Remove and return the item; None if there is none within ``timeout_s`` seconds (None waits for an item or the end)."""
         end = None if timeout_s is None else monotonic() + timeout_s
         with self._changed:
             while not self._place and not self._closed:
@@ -55,13 +55,13 @@ class Slot(Generic[Thing]):
             return self._place.popleft()
 
     def close(self) -> None:
-        """Nothing comes any more: takers get what is left, then None at once."""
+        """Refuse further items; takers get the remaining one, then None at once."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     @property
     def finished(self) -> bool:
-        """Closed and empty."""
+        """Whether the slot is closed and empty."""
         with self._changed:
             return self._closed and not self._place

@@ -1,4 +1,4 @@
-"""What may be wrong with a source."""
+"""Errors of sources."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from f2edge.errors import F2EdgeError
 
 
 class FrameError(F2EdgeError, ValueError):
-    """One frame is damaged; the source goes on."""
+    """Damaged frame; the source continues."""
 
 
 class SourceLostError(F2EdgeError, ConnectionError):
-    """The source is gone or does not answer; it may come back."""
+    """Lost or unresponsive source; it may come back."""

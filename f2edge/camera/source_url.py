@@ -1,4 +1,4 @@
-"""What ``--source`` means, and how it may be written down: the password of a camera appears in no log, event, error or recording.
+"""Parser of ``--source`` and redaction of credentials, which appear in no log, event, error or recording.
 
 >>> parse_source("rtsp://admin:secret@10.0.0.5/stream").shown
 'rtsp://***@10.0.0.5/stream'
@@ -24,13 +24,13 @@ _KINDS = "demo, a webcam's number, a video file, a folder of images, a named pip
 
 @dataclass(frozen=True)
 class SourceUrl:
-    """A source.
+    """Parsed source.
 
     Attributes:
         kind: demo, webcam, stream, csi, file, folder, pipe or stdin.
-        value: the number, path or address, with its credentials; never shown.
-        shown: how it is called in everything people read.
-        live: frames come whether anybody looks or not, so the newest one wins; otherwise every frame is taken.
+        value: number, path or address with its credentials; never displayed.
+        shown: display name without credentials.
+        live: whether frames arrive in real time, so that late ones are dropped; otherwise every frame is processed.
     """
 
     kind: str
@@ -40,10 +40,10 @@ class SourceUrl:
 
 
 def parse_source(text: str) -> SourceUrl:
-    """Recognise a source.
+    """Parse a source.
 
     Raises:
-        InputError: it is of no known kind, or a file or folder is not there.  The message carries no credentials.
+        InputError: unknown kind, or missing file or folder.  The message contains no credentials.
     """
     if text == "demo":
         return SourceUrl("demo", "", "demo", live=True)
@@ -68,7 +68,7 @@ def _address(text: str) -> SourceUrl:
 
 
 def _encoded(rest: str) -> str:
-    """An address behind its scheme; where a password holds ``/``, ``?`` or ``#`` as it is, FFmpeg would take the user for the host."""
+    """Return an address after its scheme with ``/``, ``?`` and ``#`` in a password encoded; FFmpeg would else misread the host."""
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     port = authority.rpartition(":")[2]
     if "@" in authority or "@" not in rest or ":" not in authority or authority.startswith("[") or port.isdecimal():
@@ -81,7 +81,7 @@ def _path(text: str) -> SourceUrl:
     if not text:
         raise InputError(f"--source is empty; give {_KINDS}")
     path = Path(text)
-    with suppress(OSError):  # a name that is too long, a folder that may not be entered
+    with suppress(OSError):  # a name that is too long, or a folder without permission
         if path.is_fifo():
             return SourceUrl("pipe", text, text, live=True)
         if path.is_dir():
@@ -92,10 +92,10 @@ def _path(text: str) -> SourceUrl:
 
 
 def redact(text: str) -> str:
-    """A text with the credentials of every address in it starred out, whatever characters they have.
+    """Return a text with the credentials of every address in it replaced by ``***``.
 
-    Everything between ``://`` and the last ``@`` goes, for a password may itself contain slashes, question marks or ``@``; so do the values
-    of parameters that are named like secrets.  Rather too much is hidden than too little.
+    Everything between ``://`` and the last ``@`` is replaced, since a password may contain slashes, question marks or ``@``; so are the
+    values of parameters named like secrets.
     """
     return _ADDRESS.sub(lambda found: found[1] + _bare(found[2]), text)
 

@@ -1,9 +1,9 @@
-"""Where frames come from: OpenCV's captures, folders of images, MJPEG from a pipe, and the demo.
+"""Sources of frames: OpenCV captures, folders of images, MJPEG from a pipe, and the demo.
 
     source = open_source(parse_source("rtsp://…"))
     while (capture := source.read()) is not None: ...
 
-A source only reads.  Watching over it, reconnecting and dropping frames is the business of ``reader.py``.
+A source only reads; ``reader.py`` detects stalls, reconnects and drops frames.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from f2edge.imaging.images import load_image
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 _SMALLEST_SIDE, _LARGEST_SIDE = 16, 1920
-# Of network streams.  FFmpeg would else wait for 20 pictures to learn their rate, which nobody asks for: 0.8 s at 25 a second, and a camera
-# of three a second is never opened in time.  Sound is not asked for.  UDP loses packets.
+# FFmpeg options of network streams: TCP (UDP loses packets), no audio, and no probing of the frame rate, which takes 20 pictures (0.8 s at
+# 25 per second) and would time out on slow cameras.
 _STREAM_OPTIONS = "rtsp_transport;tcp|allowed_media_types;video|fpsprobesize;0"
 _UNDECODED_IN_A_ROW = 16
 _PHOTOGRAPHS = ImageLimits(largest_bytes=64 << 20, largest_side=16384, largest_pixels=64_000_000)
@@ -43,7 +43,7 @@ _CSI = (
 
 @dataclass(frozen=True, eq=False)
 class Capture:
-    """What a source read: a picture (Y, X, 3) uint8 BGR, its time in a recording where there is one, its faces where they are known."""
+    """Frame read by a source: picture (Y, X, 3) uint8 BGR, media time of a recording, and known faces if any."""
 
     image: Picture
     media_s: float | None = None
@@ -51,31 +51,31 @@ class Capture:
 
 
 class Source(Protocol):
-    """Something that gives pictures."""
+    """Source of pictures."""
 
     def read(self) -> Capture | None:
-        """The next picture; None at the end.
+        """Return the next picture; None at the end.
 
         Raises:
             FrameError: this picture is damaged; the next one may be good.
-            SourceLostError: nothing more will come; open it again.
+            SourceLostError: no more frames; reopen the source.
         """
         ...
 
     def close(self) -> None:
-        """Let go of the device or file."""
+        """Release the device or file."""
         ...
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How to open a source.
+    """Options for opening a source.
 
     Attributes:
-        size_wh: asked of webcams, CSI cameras and the demo; webcams may grant another one.
-        fps: likewise, and the rate of a folder's images.
-        timeout_s: for opening and for each frame.
-        people: in the demo, 1 … 4.
+        size_wh: frame size requested from webcams, CSI cameras and the demo; webcams may deliver another.
+        fps: requested frame rate, also of a folder's images.
+        timeout_s: seconds for opening and for each frame.
+        people: number of people in the demo, 1 … 4.
     """
 
     size_wh: tuple[int, int] = (960, 540)
@@ -89,12 +89,12 @@ class SourceOptions:
 
 
 def open_source(url: SourceUrl, options: SourceOptions | None = None) -> Source:
-    """Open a source; may take as long as its timeout.
+    """Open a source; blocks up to its timeout.
 
     Raises:
         SourceLostError: it does not answer (now).
-        InputError: a file that is no video, a folder without pictures, or a standard input that is closed.
-        BackendError: this OpenCV cannot read such a source at all.
+        InputError: not a video file, a folder without pictures, or a closed standard input.
+        BackendError: this OpenCV cannot read such a source.
     """
     wanted = options or SourceOptions()
     if url.kind == "demo":
@@ -111,7 +111,7 @@ def open_source(url: SourceUrl, options: SourceOptions | None = None) -> Source:
 
 
 class DemoSource:
-    """The demo's scene in real time."""
+    """Demo scene in real time."""
 
     def __init__(self, scene: Scene, fps: int) -> None:
         self._scene = scene
@@ -127,11 +127,11 @@ class DemoSource:
         return Capture(image, known=known)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing."""
 
 
 class FolderSource:
-    """The images of a folder by name, each checked like any untrusted picture."""
+    """Images of a folder in order of their names, each loaded behind the image guard."""
 
     def __init__(self, folder: Path, fps: int) -> None:
         self._paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _IMAGES)
@@ -152,7 +152,7 @@ class FolderSource:
         return Capture(checked(picture[..., ::-1]), number / self._fps)
 
     def close(self) -> None:
-        """Files are closed as they are read."""
+        """Do nothing: files are closed after reading."""
 
 
 class PipeSource:
@@ -175,7 +175,7 @@ class PipeSource:
 
 
 class VideoSource:
-    """A webcam, an RTSP or HTTP stream, a CSI camera or a video file, by OpenCV."""
+    """Webcam, RTSP or HTTP stream, CSI camera or video file through OpenCV."""
 
     def __init__(self, url: SourceUrl, options: SourceOptions) -> None:
         self._live = url.live
@@ -211,10 +211,10 @@ class VideoSource:
         return Capture(checked(image), media_s)
 
     def _next(self) -> tuple[np.ndarray[Any, Any] | None, int]:
-        """The next picture, None where none comes, and how many before it could not be decoded.
+        """Return the next picture (None if there is none) and the number of undecodable pictures before it.
 
-        OpenCV gives the same answer for a picture that its decoder refuses, a lost connection and a read that took too long.  Only after
-        the first does reading go on, and only the last takes long.
+        OpenCV returns the same for an undecodable picture, a lost connection and a timeout.  Reading continues only after the first, and
+        only the last takes long.
         """
         end = monotonic() + self._timeout_s
         for damaged in range(self._tries):
@@ -233,12 +233,12 @@ _CURE = {
     "webcam": "is it plugged in and free, and may you read /dev/video*?",
     "stream": "check address, credentials and network",
     "csi": "is the camera plugged in, and does nvargus-daemon run?",
-    "file": "it is no video that OpenCV can read; convert it to H.264 or MJPEG",
+    "file": "OpenCV cannot read it as a video; convert it to H.264 or MJPEG",
 }
 
 
 def _opened(url: SourceUrl, options: SourceOptions) -> Any:
-    """An OpenCV capture, opened or not.  FFmpeg's own log is off because it may print addresses with their passwords."""
+    """Return an OpenCV capture, opened or not.  FFmpeg's log is off because it may print addresses with passwords."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(max(1, round(options.timeout_s))))
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -265,13 +265,13 @@ def _opened(url: SourceUrl, options: SourceOptions) -> Any:
 
 
 def checked(image: np.ndarray[Any, Any]) -> Picture:
-    """A picture as the stages take it: 8-bit BGR, contiguous, at most 1920 pixels on its longer side.
+    """Return a picture as contiguous 8-bit BGR of at most 1920 pixels on its longer side.
 
     Raises:
-        FrameError: it is empty, of another kind, or smaller than 16 pixels.
+        FrameError: it is empty, of another type, or smaller than 16 pixels.
     """
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
-        raise FrameError(f"a frame of shape {image.shape} and type {image.dtype} is no picture")
+        raise FrameError(f"a frame of shape {image.shape} and type {image.dtype} is not a picture")
     if min(image.shape[:2]) < _SMALLEST_SIDE:
         raise FrameError(f"a frame of {image.shape[1]}x{image.shape[0]} pixels is too small; {_SMALLEST_SIDE} are needed")
     if image.ndim == 2 or image.shape[2] == 1:

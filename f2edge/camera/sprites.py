@@ -1,4 +1,4 @@
-"""The people of the demo camera: pictures with transparency, made by ``export/data/sprites.py``, and what is true about them."""
+"""People of the demo camera: pictures with transparency, made by ``export/data/sprites.py``, and their true attributes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CHEST = 320
 _HEM = 9
 _COARSE = 4  # rows painted as one; there is nothing sharp in a chest
 _HAIR_TIPS, _PENDANTS = 70, 10  # pixels below the cut at which the longest hair and ties end, and what else hangs from a neck
-#: Roughly the colors of clothes (BGR), by which cloth is told from hair and neckwear.
+#: Approximate colors of clothes (BGR), to separate cloth from hair and neckwear.
 _CLOTHS = {
     "white": (230, 230, 230),
     "black": (35, 30, 30),
@@ -28,17 +28,17 @@ _CLOTHS = {
     "green": (40, 120, 40),
     "yellow": (50, 190, 220),
 }
-#: Beyond it the head counts as turned, within the second it faces the camera; between them the pose is not judged.
+#: Turn beyond which the head counts as turned, and below which it counts as frontal; in between the pose is not judged.
 _TURNED, _FRONT = 0.75, 0.15
 
 
 @dataclass(frozen=True, eq=False)
-class Person:
-    """One person.
+class DemoPerson:
+    """One person of the demo.
 
     Attributes:
-        pictures: for each turn of the head (Y, X, 4) uint8, BGR multiplied by alpha, and alpha.
-        slots: what every picture shows.
+        pictures: (Y, X, 4) uint8 for each turn of the head, premultiplied BGR and alpha.
+        slots: attributes visible in every picture.
     """
 
     pictures: tuple[NDArray[np.uint8], ...]
@@ -47,22 +47,22 @@ class Person:
 
 @dataclass(frozen=True, eq=False)
 class Cast:
-    """Everybody.
+    """All people of the demo.
 
     Attributes:
-        people: in the order of the sheet.
+        people: people in the order of the sheet.
         yaws: turns of the head, ascending, in [-1, 1], one for each picture of a person.
-        left: of the portrait's square within a picture, in pixels; its top is 0.
-        side: of that square.
+        left: left edge of the portrait's square within a picture, in pixels; its top is 0.
+        side: side of that square, in pixels.
     """
 
-    people: tuple[Person, ...]
+    people: tuple[DemoPerson, ...]
     yaws: tuple[float, ...]
     left: int
     side: int
 
     def turn(self, person: int, yaw: float) -> tuple[NDArray[np.uint8], dict[str, str]]:
-        """The picture nearest to a turn of the head, and what it shows, the pose included where it is clear."""
+        """Return the picture nearest to a turn of the head, and its attributes, including the pose if it is clear."""
         index = min(range(len(self.yaws)), key=lambda i: abs(self.yaws[i] - yaw))
         shown, who = self.yaws[index], self.people[person]
         slots = dict(who.slots)
@@ -73,7 +73,7 @@ class Cast:
 
 @cache
 def load_cast() -> Cast:
-    """Read the sheet that ships with the package, once (a fifth of a second); nobody may change its pictures."""
+    """Read the sheet in the package, once (0.2 s); its pictures must not be modified."""
     assets = files("f2edge.camera") / "assets"
     about = json.loads((assets / "people.json").read_text(encoding="utf-8"))
     with (assets / "people.webp").open("rb") as file:
@@ -85,7 +85,7 @@ def load_cast() -> Cast:
         strip = sheet[row * height : (row + 1) * height]
         cloth = np.array(_CLOTHS[slots["clothing_color"]], dtype=np.float32)
         tie = slots.get("necktie") == "tie"
-        people.append(Person(tuple(_prepared(strip[:, i * width : (i + 1) * width], cloth, tie=tie) for i in range(len(yaws))), slots))
+        people.append(DemoPerson(tuple(_prepared(strip[:, i * width : (i + 1) * width], cloth, tie=tie) for i in range(len(yaws))), slots))
     return Cast(tuple(people), yaws, margin * unit, 128 * unit)
 
 
@@ -97,7 +97,7 @@ def _prepared(picture: NDArray[np.uint8], cloth: NDArray[np.float32], *, tie: bo
 
 
 def _chest(ready: NDArray[np.uint8], cloth: NDArray[np.float32], *, tie: bool) -> NDArray[np.uint8]:
-    """What lies below a picture: its last row's cloth, a little wider and darker further down, and hair that ends in tips over it."""
+    """Return the chest below a picture: the cloth of its last row, wider and darker downwards, with the ends of the hair."""
     row = ready[-1].astype(np.float32)  # (X, 4)
     solid = np.flatnonzero(row[:, 3] == 255)
     first, last = int(solid[0]), int(solid[-1])

@@ -1,4 +1,4 @@
-"""Rates and ages over the whole run, in constant memory."""
+"""Rates and age quantiles of a run, in constant memory."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections import deque
 
 import numpy as np
 
-_GROWTH = 1.05  # from one class of a histogram to the next: quantiles are right to 5 %
+_GROWTH = 1.05  # ratio of neighbouring histogram bins: quantiles are exact to 5 %
 _RECENT_S = 3.0
 
 
-class Ages:
-    """Quantiles of durations in milliseconds, from a histogram with classes of equal ratio: 0.1 ms … 10 min."""
+class AgeHistogram:
+    """Quantiles of durations in ms, from a logarithmic histogram of 0.1 ms … 10 min."""
 
     def __init__(self) -> None:
         self._counts = np.zeros(330, dtype=np.int64)
@@ -24,7 +24,7 @@ class Ages:
         self.count += 1
 
     def quantile(self, share: float) -> float | None:
-        """The upper end of the class that holds this quantile; None before the first duration."""
+        """Return the upper edge in ms of the bin that holds a quantile; None before the first duration."""
         if self.count == 0:
             return None
         index = int(np.searchsorted(np.cumsum(self._counts), max(1, math.ceil(share * self.count))))
@@ -49,8 +49,8 @@ class Rate:
         return sum(count for _, count in list(self._times)[1:]) / span
 
 
-class Agreement:
-    """How often what is shown is what the source knows to be true, by slot."""
+class Accuracy:
+    """Share of the displayed attributes that are correct."""
 
     def __init__(self) -> None:
         self._right = self._all = 0

@@ -1,7 +1,7 @@
-"""Faces over time: boxes of one frame are joined to those of earlier ones by overlap, each moving on at constant velocity in between.
+"""Face tracker: boxes are matched to tracks by overlap, with constant velocity in between.
 
-Everything is measured in seconds, never in frames, so that a slow or uneven camera changes nothing.  A face must be seen a few times before
-it counts (``confirm_hits``), and may be missing for a while before it is forgotten (``forget_s``): the two together keep flicker out.
+Times are in seconds, never in frames, so a slow or uneven frame rate changes nothing.  A face is confirmed after a few detections
+(``confirm_hits``) and may be missing for a while (``forget_s``), which suppresses flicker.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from f2edge.errors import InputError
 
 @dataclass(frozen=True)
 class TrackerSettings:
-    """How faces are joined.
+    """Settings of a tracker.
 
     Attributes:
-        least_overlap: of a detection with where a face should be, in (0, 1).
-        confirm_hits: detections until a face counts, at least 1.
-        forget_s: a face not seen for longer is gone; one that never counted goes after a third of it.
-        smoothing_s: time constant of the box and its velocity; 0 takes every detection as it is.
-        most: tracks held at once; further detections start none.
+        least_overlap: minimum overlap of a detection with a predicted box, in (0, 1).
+        confirm_hits: detections until a face is confirmed, at least 1.
+        forget_s: seconds without a detection after which a track ends; a third of it if unconfirmed.
+        smoothing_s: time constant of the box and its velocity; 0 disables smoothing.
+        most: maximum number of tracks; further detections are ignored.
     """
 
     least_overlap: float = 0.25
@@ -42,18 +42,18 @@ class TrackerSettings:
 
 @dataclass(frozen=True)
 class Track:
-    """One face.
+    """One tracked face.
 
     Attributes:
-        number: never given to another face.
-        box: at ``updated_s``.
-        velocity: of the box's x, y, width, height in pixels per second.
-        began_s: first seen.
-        seen_s: last seen in a frame.
-        updated_s: what ``box`` is an estimate for; later than ``seen_s`` while the face is missing.
-        hits: detections joined so far.
-        confirmed: whether it counts.
-        detection: the latest one.
+        number: unique number.
+        box: estimated box at ``updated_s``.
+        velocity: change of the box's x, y, width, height in pixels per second.
+        began_s: time of the first detection.
+        seen_s: time of the last detection.
+        updated_s: time of ``box``; later than ``seen_s`` while the face is missing.
+        hits: number of detections.
+        confirmed: whether it had enough detections.
+        detection: latest detection.
     """
 
     number: int
@@ -67,7 +67,7 @@ class Track:
     detection: Detection
 
     def at(self, time_s: float) -> Track:
-        """The track with its box moved on to a time; speed dies away, for a face that is not seen is not trusted to walk on for long."""
+        """Return the track with its box predicted for a time; the velocity decays while the face is not seen."""
         ahead = max(0.0, time_s - self.seen_s)
         reach = 0.3 * (1 - np.exp(-ahead / 0.3)) - 0.3 * (1 - np.exp(-max(0.0, self.updated_s - self.seen_s) / 0.3))
         x, y, width, height = (float(b + v * reach) for b, v in zip(self.box, self.velocity, strict=True))
@@ -75,7 +75,7 @@ class Track:
 
 
 class Tracker:
-    """Joins detections to tracks.  ``update`` takes frames in order of their time."""
+    """Matcher of detections to tracks; ``update`` takes frames in order of time."""
 
     def __init__(self, settings: TrackerSettings | None = None) -> None:
         self._settings = settings or TrackerSettings()
@@ -83,9 +83,9 @@ class Tracker:
         self._next = 1
 
     def update(self, detections: Sequence[Detection], time_s: float) -> tuple[Track, ...]:
-        """Take the faces of a frame; returns the tracks alive, oldest first, confirmed or not.
+        """Add the detections of a frame and return all live tracks, oldest first.
 
-        A time before that of the previous frame counts as the same time: clocks of files may step back, tracks do not.
+        A time before that of the previous frame counts as the same time, since clocks of files may step back.
         """
         settings = self._settings
         now = max([time_s, *(track.updated_s for track in self._tracks)])
@@ -130,7 +130,7 @@ class Tracker:
 
 
 def _match(tracks: Sequence[Box], detections: Sequence[Box], least: float) -> list[tuple[int, int]]:
-    """Pairs (track, detection) by falling overlap, each in one pair at most; ties go to the older track."""
+    """Return pairs (track, detection) by decreasing overlap, each in at most one pair; ties go to the older track."""
     scored = [(overlap(t, d), i, j) for i, t in enumerate(tracks) for j, d in enumerate(detections)]
     pairs: list[tuple[int, int]] = []
     used_tracks: set[int] = set()

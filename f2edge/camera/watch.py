@@ -1,4 +1,4 @@
-"""The second stage: where the faces of a frame are, who is who, and which of them are worth asking about."""
+"""Second stage: detection, tracking and quality of the faces of a frame."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from f2edge.camera.track import Tracker
 
 
 class Watcher:
-    """Turns frames into views, in order.
+    """Converter of frames into views, in order.
 
     Args:
         detector: finds faces.
-        tracker: joins them.
-        gate: what a face must be like.
-        book: told which tracks are alive.
+        tracker: assigns them to tracks.
+        gate: quality thresholds.
+        book: answers, reduced to the live tracks.
     """
 
     def __init__(self, detector: Detector, tracker: Tracker, gate: Gate, book: AnswerBook) -> None:
@@ -27,6 +27,7 @@ class Watcher:
         self._book = book
 
     def view(self, frame: Frame) -> View:
+        """Return the view of a frame."""
         tracks = self._tracker.update(self._detector.detect(frame), frame.captured_s)
         self._book.follow(track.number for track in tracks)
         seen = [track for track in tracks if track.confirmed and track.seen_s >= frame.captured_s]

@@ -1,1 +1,1 @@
-"""The command line ``f2edge``."""
+"""The ``f2edge`` command line."""

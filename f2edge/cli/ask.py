@@ -1,15 +1,14 @@
-"""``f2edge describe``, ``ask`` and ``analyze``: words and figures about a face."""
+"""``f2edge describe``, ``ask`` and ``analyze``: text and attributes of a face."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from f2edge.cli.console import Output, bar
+from f2edge.cli.console import Output, bar, print_piece
 from f2edge.cli.options import (
     BackendOption,
     BundleOption,
@@ -40,14 +39,14 @@ def describe(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Say what a face looks like."""
+    """Describe a face in words."""
     from f2edge.imaging.images import load_image
 
     picture = load_image(image)
-    speak = output(json, quiet)
+    printer = output(json, quiet)
     pipeline = open_model(bundle, backend, threads, server)
-    answer = pipeline.describe(picture, on_token=_write if speak.streams else None)
-    _report_answer(speak, pipeline, image, answer, None)
+    answer = pipeline.describe(picture, on_token=print_piece if printer.streams else None)
+    _report_answer(printer, pipeline, image, answer, None)
 
 
 def ask(
@@ -67,20 +66,21 @@ def ask(
 
     check_text(question, "question")
     picture = load_image(image)
-    speak = output(json, quiet)
+    printer = output(json, quiet)
     pipeline = open_model(bundle, backend, threads, server)
-    answer = pipeline.ask(picture, question, on_token=_write if speak.streams else None)
-    _report_answer(speak, pipeline, image, answer, question)
+    answer = pipeline.ask(picture, question, on_token=print_piece if printer.streams else None)
+    _report_answer(printer, pipeline, image, answer, question)
 
 
 def analyze(
     image: ImageArgument,
     *,
     attributes: Annotated[
-        str | None, typer.Option("--attributes", metavar="A,B,…", help="Only these, sensitive ones among them.", show_default=False)
+        str | None,
+        typer.Option("--attributes", metavar="A,B,…", help="Only these attributes, sensitive ones included.", show_default=False),
     ] = None,
     include_sensitive: Annotated[
-        bool, typer.Option("--include-sensitive", help="Also guess age, gender presentation, skin tone, build and emotion.")
+        bool, typer.Option("--include-sensitive", help="Also estimate age, gender presentation, skin tone, build and emotion.")
     ] = False,
     bundle: BundleOption = "nano",
     backend: BackendOption = "auto",
@@ -99,13 +99,13 @@ def analyze(
     else:
         names = [name.strip() for name in attributes.split(",")]
     schema = opened.schema.select(names)
-    speak = output(json, quiet)
+    printer = output(json, quiet)
     pipeline = open_pipeline(opened, backend, threads)
     start = perf_counter()
     (report,) = pipeline.analyze(picture, attributes=names)
     total_ms = 1e3 * (perf_counter() - start)
     best = report.best
-    speak.document(
+    printer.document(
         {
             "bundle": opened.name,
             "backend": pipeline.backend.name,
@@ -123,22 +123,17 @@ def analyze(
             "total_ms": round(total_ms, 3),
         }
     )
-    _report_table(speak, schema, report)
+    _report_table(printer, schema, report)
     if report.unfamiliar is not None and report.unfamiliar > 0.5:
-        speak.note(f"this is no face of the kind that the model knows ({100 * report.unfamiliar:.0f} % sure): do not rely on the answers")
+        printer.note(f"this is no face of the kind that the model knows ({100 * report.unfamiliar:.0f} % sure): do not rely on the answers")
     if len(names) < len(opened.schema) and attributes is None:
-        speak.note(f"{total_ms:.0f} ms; age, emotion and other sensitive attributes are left out (--include-sensitive)")
+        printer.note(f"{total_ms:.0f} ms; age, emotion and other sensitive attributes are left out (--include-sensitive)")
     else:
-        speak.note(f"{total_ms:.0f} ms")
+        printer.note(f"{total_ms:.0f} ms")
 
 
-def _write(piece: str) -> None:
-    sys.stdout.write(piece)
-    sys.stdout.flush()
-
-
-def _report_answer(speak: Output, pipeline: FaceModel, image: Path, answer: Answer, question: str | None) -> None:
-    speak.document(
+def _report_answer(printer: Output, pipeline: FaceModel, image: Path, answer: Answer, question: str | None) -> None:
+    printer.document(
         {
             "bundle": pipeline.bundle.name,
             "backend": pipeline.backend.name,
@@ -150,10 +145,10 @@ def _report_answer(speak: Output, pipeline: FaceModel, image: Path, answer: Answ
             "tokens_per_second": round(answer.tokens_per_second, 3),
         }
     )
-    speak.line("" if speak.streams else answer.text)
+    printer.line("" if printer.streams else answer.text)
 
 
-def _report_table(speak: Output, schema: AttributeSchema, report: FaceReport) -> None:
+def _report_table(printer: Output, schema: AttributeSchema, report: FaceReport) -> None:
     best, rows, group = report.best, [], None
     for slot in schema.values():
         value, probability = best[slot.name].replace("_", " "), report.probabilities[slot.name][best[slot.name]]
@@ -161,4 +156,4 @@ def _report_table(speak: Output, schema: AttributeSchema, report: FaceReport) ->
             value, probability = "cannot tell", report.hidden[slot.name]
         heading, group = ("" if slot.group == group else slot.group), slot.group
         rows.append((heading, slot.name.replace("_", " "), value, f"{100 * probability:.0f} %", bar(probability)))
-    speak.table(("", "attribute", "value", ">probability", ""), rows)
+    printer.table(("", "attribute", "value", ">probability", ""), rows)

@@ -1,4 +1,4 @@
-"""``f2edge info``, ``verify`` and ``bundles``: what is installed, and whether it is whole."""
+"""``f2edge info``, ``verify`` and ``bundles``: installed models and their integrity."""
 
 from __future__ import annotations
 
@@ -47,37 +47,37 @@ def info(*, bundle: BundleOption = "nano", server: ServerOption = None, json: Js
         "providers": onnxruntime.get_available_providers(),
         "libraries": {name: _version(name) for name in _LIBRARIES},
     }
-    speak = output(json, quiet)
+    printer = output(json, quiet)
     model = _summary(opened) if isinstance(opened, Bundle) else _summary_of_server(opened)
-    speak.document({**machine, "bundle": model})
+    printer.document({**machine, "bundle": model})
     rows = [*_flat(machine), *(("bundle " + key, value) for key, value in _flat(model))]
-    speak.table(("", "…"), rows)
+    printer.table(("", "…"), rows)
 
 
 def verify(
-    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="A name or a folder.", show_default=False)],
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Name or folder of a model.", show_default=False)],
     *,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Check every sum of a bundle, run every graph, and compare with the exporting machine's tokens."""
+    """Check every checksum of a bundle, run every graph and compare with the exporting machine's tokens."""
     opened = open_bundle(bundle, backend, threads)
     pipeline = open_pipeline(opened, backend, threads)
     checks = [
         ("manifest", f"format {opened.manifest.document['format_version']}, {len(opened.manifest.graphs)} graphs"),
-        ("files", f"{len(opened.manifest.files)} files, {opened.total_bytes / 1e6:.1f} MB: sizes and sha256 agree"),
+        ("files", f"{len(opened.manifest.files)} files, {opened.total_bytes / 1e6:.1f} MB: sizes and SHA-256 match"),
         ("tokens", _check_tokens(pipeline)),
         ("graphs", _run_rest(pipeline)),
     ]
-    speak = output(json, quiet)
-    speak.document({"bundle": opened.name, "folder": str(opened.folder), "ok": True, "checks": dict(checks)})
-    speak.table(("", "…"), checks)
+    printer = output(json, quiet)
+    printer.document({"bundle": opened.name, "folder": str(opened.folder), "ok": True, "checks": dict(checks)})
+    printer.table(("", "…"), checks)
 
 
 def bundles(*, json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """List the models that can be asked for by name."""
+    """List the installed models."""
     from f2edge.bundle.bundle import Bundle, list_bundles, user_folder
     from f2edge.errors import BundleError
 
@@ -90,9 +90,9 @@ def bundles(*, json: JsonOption = False, quiet: QuietOption = False) -> None:
         except BundleError as error:
             row |= {"error": str(error)}
         rows.append(row)
-    speak = output(json, quiet)
-    speak.document({"bundles": rows, "user_folder": str(user_folder())})
-    speak.table(
+    printer = output(json, quiet)
+    printer.document({"bundles": rows, "user_folder": str(user_folder())})
+    printer.table(
         ("name", "origin", ">size", "description…"),
         [
             (
@@ -104,27 +104,27 @@ def bundles(*, json: JsonOption = False, quiet: QuietOption = False) -> None:
             for row in rows
         ],
     )
-    speak.note(f"bundles of your own are found by name in {user_folder()}")
+    printer.note(f"put your own bundles in {user_folder()}")
 
 
 def _check_tokens(pipeline: FacePipeline) -> str:
-    """Generate with the bundle's defaults; compare with the exporting machine where the manifest says what it got."""
+    """Generate with the bundle's defaults and compare with the exporting machine's tokens if the manifest has them."""
     smoke = pipeline.bundle.manifest.smoke
     if smoke is None:
         (face,) = pipeline.generate(_PROMPT, seeds=0)
-        return f"{len(face.codes)} generated; the manifest gives none to compare with"
+        return f"{len(face.codes)} generated; the manifest has none to compare with"
     (face,) = pipeline.generate(smoke.prompt, seeds=smoke.seed)
     same = sum(int(a == b) for a, b in zip(face.codes, smoke.codes, strict=True))
     if same < smoke.agreement * len(smoke.codes):
         raise BackendError(
             f"bundle {pipeline.bundle.name!r}: {same} of {len(smoke.codes)} tokens agree with the exporting machine, "
-            f"{smoke.agreement:.0%} must; this backend computes something else, try another one or another version"
+            f"{smoke.agreement:.0%} must; this backend computes different results; try another one or another version"
         )
     return f"{same} of {len(smoke.codes)} agree with the exporting machine"
 
 
 def _run_rest(pipeline: FacePipeline) -> str:
-    """Run the graphs that generating does not, on a gray picture."""
+    """Run the graphs that generating does not use, on a gray picture."""
     from PIL import Image
 
     from f2edge.imaging.images import to_pixels
@@ -135,7 +135,7 @@ def _run_rest(pipeline: FacePipeline) -> str:
         pipeline.analyze(picture)
     if pipeline.bundle.has("regions"):
         pipeline.backend.run("regions", {"pixels": to_pixels(picture, side)[None]})
-    return f"every one runs on {pipeline.backend.name}"
+    return f"all run on {pipeline.backend.name}"
 
 
 def _summary(bundle: Bundle) -> dict[str, Any]:
@@ -184,5 +184,5 @@ def _version(distribution: str) -> str:
 
     try:
         return version(distribution)
-    except PackageNotFoundError:  # a Jetson brings its own OpenCV, which pip does not know
+    except PackageNotFoundError:  # a Jetson has its system's OpenCV, which pip does not list
         return "not installed by pip"

@@ -1,4 +1,4 @@
-"""``f2edge camera``: live faces in, structured answers out."""
+"""``f2edge camera``: structured descriptions of the faces in a live video."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
+from f2edge.cli.console import print_line
 from f2edge.cli.options import BackendOption, BundleOption, QuietOption, ServerOption, ThreadsOption, open_description, open_pipeline
 from f2edge.errors import InputError
+from f2edge.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from f2edge.bundle.bundle import Bundle
-    from f2edge.camera.describe import FaceModel
+    from f2edge.camera.describe import CameraModel
     from f2edge.camera.events import NewFile
     from f2edge.camera.run import ModelInput, Request
     from f2edge.camera.source_url import SourceUrl
     from f2edge.client.sync import Client
 
-#: Of every duration, rate and budget.
+#: Upper bound of every duration, rate and budget.
 _LARGEST = 1e9
 _SENSITIVE = (
-    "Also guess age, gender presentation, skin tone, build and emotion. Off by default: such guesses are often wrong, people may not want "
-    "them, and the EU AI Act forbids inferring emotions at work and school (Art. 5(1)(f)) and has people told of it elsewhere (Art. 50(3))."
+    "Also estimate age, gender presentation, skin tone, build and emotion. Off by default: such estimates are often wrong and unwanted; "
+    "the EU AI Act prohibits inferring emotions at work and school (Art. 5(1)(f)) and requires notice elsewhere (Art. 50(3))."
 )
 
 
@@ -37,29 +39,41 @@ def camera(
         str, typer.Option("--source", "-s", metavar="WHAT", help="demo, 0 (webcam), FILE, FOLDER, PIPE, rtsp://…, csi://0 or - (MJPEG).")
     ] = "demo",
     show: Annotated[bool, typer.Option("--show", help="Open a window; q closes it.")] = False,
-    record: Annotated[Path | None, typer.Option("--record", metavar="FILE", help="Record what is shown: .mp4, .mkv or .avi.")] = None,
+    record: Annotated[
+        Path | None, typer.Option("--record", metavar="FILE", help="Record the annotated video: .mkv (also without suffix), .avi or .mp4.")
+    ] = None,
     still: Annotated[
-        Path | None, typer.Option("--still", metavar="FILE", help="Keep the last picture shown: .jpg or .png.", show_default=False)
+        Path | None, typer.Option("--still", metavar="FILE", help="Save the last picture shown: .jpg or .png.", show_default=False)
     ] = None,
-    jsonl: Annotated[str | None, typer.Option("--jsonl", metavar="FILE|-", help="Write a JSON document for each frame and event.")] = None,
-    figures: Annotated[Path | None, typer.Option("--figures", metavar="FILE", help="Keep rates and ages as Prometheus text there.")] = None,
+    jsonl: Annotated[
+        str | None,
+        typer.Option("--jsonl", metavar="FILE|-", help="Write a JSON document per frame and event to a file, named pipe or stdout (-)."),
+    ] = None,
+    stats: Annotated[Path | None, typer.Option("--stats", metavar="FILE", help="Write rates and ages there as Prometheus text.")] = None,
+    figures: Annotated[Path | None, typer.Option("--figures", hidden=True)] = None,
     metrics_port: Annotated[
-        int | None, typer.Option("--metrics-port", help="Serve the same on this port, to this machine only.", min=0, max=65535)
+        int | None, typer.Option("--metrics-port", help="Serve the same by HTTP on this port of the loopback address.", min=0, max=65535)
     ] = None,
-    ask: Annotated[list[str] | None, typer.Option("--ask", metavar="QUESTION", help="Ask this about every face; may be repeated.")] = None,
-    attributes: Annotated[str | None, typer.Option("--attributes", metavar="A,B,…", help="Only these.", show_default=False)] = None,
+    ask: Annotated[list[str] | None, typer.Option("--ask", metavar="QUESTION", help="Question about every face; repeatable.")] = None,
+    attributes: Annotated[
+        str | None, typer.Option("--attributes", metavar="A,B,…", help="Only these attributes.", show_default=False)
+    ] = None,
     include_sensitive: Annotated[bool, typer.Option("--include-sensitive", help=_SENSITIVE)] = False,
     blur_others: Annotated[bool, typer.Option("--blur-others", help="Blur every face that is not described.")] = False,
     detector: Annotated[
         str | None,
-        typer.Option("--detector", metavar="HOW", help="haar, yunet:FILE@sha256=HEX or region:X,Y,W,H.  [default: haar; the demo's own]"),
+        typer.Option(
+            "--detector",
+            metavar="HOW",
+            help="haar, yunet:FILE@sha256=HEX or region:X,Y,W,H.  [default: haar; in the demo, its known boxes]",
+        ),
     ] = None,
-    refresh: Annotated[float, typer.Option("--refresh", metavar="S", help="Ask again about a face after so many seconds.")] = 0.3,
-    budget: Annotated[float, typer.Option("--budget", metavar="MS", help="Of model time for one batch of faces.")] = 150.0,
-    size: Annotated[str, typer.Option("--size", metavar="WxH", help="Asked of webcam, CSI camera and demo.")] = "960x540",
-    max_fps: Annotated[float | None, typer.Option("--max-fps", help="Look at no more frames a second.", show_default=False)] = None,
+    refresh: Annotated[float, typer.Option("--refresh", metavar="S", help="Seconds until a face is analyzed again.")] = 0.3,
+    budget: Annotated[float, typer.Option("--budget", metavar="MS", help="Model time per batch of faces, in ms.")] = 150.0,
+    size: Annotated[str, typer.Option("--size", metavar="WxH", help="Frame size requested from webcam, CSI camera or demo.")] = "960x540",
+    max_fps: Annotated[float | None, typer.Option("--max-fps", help="Upper limit of frames per second.", show_default=False)] = None,
     duration: Annotated[
-        float | None, typer.Option("--duration", metavar="S", help="Stop after so many seconds.", show_default=False)
+        float | None, typer.Option("--duration", metavar="S", help="Stop after this many seconds.", show_default=False)
     ] = None,
     bundle: BundleOption = "nano",
     backend: BackendOption = "auto",
@@ -67,17 +81,19 @@ def camera(
     server: ServerOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Watch a camera and say what the faces look like.
+    """Describe the faces in a camera's video.
 
-    Without --show, --record, --still or --jsonl it says so in words.  Nothing is stored unless --record, --still or --jsonl asks for it.
-    The embedded model understands rendered faces like the demo's, and no photographs.
+    Without --show, --record, --still or --jsonl the descriptions are printed.  Nothing is stored without --record, --still or --jsonl.
+    The embedded model understands rendered faces like the demo's, not photographs.
     """
     from f2edge.camera.privacy import chosen_attributes
+    from f2edge.camera.record import recording_path
     from f2edge.camera.run import Request
     from f2edge.camera.source_url import parse_source
 
-    url = parse_source(source)
-    _check_files(record, still, figures, jsonl)
+    url, stats = parse_source(source), stats or figures
+    record = None if record is None else recording_path(record)
+    _check_files(record, still, stats, jsonl)
     _check_questions(ask or (), include_sensitive=include_sensitive)
     for name, value in (("--refresh", refresh), ("--budget", budget), ("--max-fps", max_fps), ("--duration", duration)):
         if value is not None and not 0 < value < _LARGEST:
@@ -98,7 +114,7 @@ def camera(
         show=show,
         record=record,
         still=still,
-        figures=figures,
+        stats=stats,
         metrics_port=metrics_port,
         blur_others=blur_others,
     )
@@ -106,42 +122,42 @@ def camera(
 
 
 def _watch(request: Request, opened: Bundle | Client, runs_on: tuple[str, int | None], jsonl: str | None, *, quiet: bool) -> None:
-    """Run a request, close what was opened, say how it went."""
+    """Run a request, close its resources and print a summary."""
     from f2edge.camera.run import run
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service that is stopped finishes its recording, too
-    say = None if request.show or request.record or request.still or jsonl or quiet else _say
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped service also finishes its recording
+    printer = None if request.show or request.record or request.still or jsonl or quiet else print_line
     model = _model(opened, *runs_on)
     lines = _line_file(jsonl)
     try:
-        summary = run(request, model, _model_input(opened), lines, _hear(request.url, quiet), say=say)
+        summary = run(request, model, _model_input(opened), lines, _on_event(request.url, quiet), print_line=printer)
     finally:
         _close(opened)
         if lines is not None and lines is not sys.stdout:
-            with suppress(OSError):  # a full disk has been told of already
+            with suppress(OSError):  # a full disk has been reported already
                 lines.close()
     if not quiet and jsonl != "-":
         _report(summary)
 
 
-def _check_files(record: Path | None, still: Path | None, figures: Path | None, jsonl: str | None) -> None:
-    """Refuse at once what could not be written later."""
+def _check_files(record: Path | None, still: Path | None, stats: Path | None, jsonl: str | None) -> None:
+    """Refuse outputs that could not be written later."""
     from f2edge.camera.record import STILLS, check_path, check_place
 
     if record is not None:
         check_path(record)
     if still is not None:
         check_path(still, "--still", STILLS)
-    if figures is not None:
-        check_place(figures, "--figures")
+    if stats is not None:
+        check_place(stats, "--stats")
     if jsonl is not None and jsonl != "-" and not _is_stream(Path(jsonl)):
         check_place(Path(jsonl), "--jsonl")
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether a path is there already and no file or folder: a pipe or a device, beside which nothing need be writable."""
+    """Return whether a path is a named pipe, which is written and not replaced."""
     with suppress(OSError, ValueError):
-        return path.exists() and not (path.is_file() or path.is_dir())
+        return path.is_fifo()
     return False
 
 
@@ -153,8 +169,8 @@ def _check_questions(questions: Sequence[str], *, include_sensitive: bool) -> No
         check_question(check_text(question, "question"), include_sensitive=include_sensitive)
 
 
-def _model(opened: Bundle | Client, backend: str, threads: int | None) -> FaceModel:
-    """What answers: the model here, or a stream of faces to the server's."""
+def _model(opened: Bundle | Client, backend: str, threads: int | None) -> CameraModel:
+    """Return the local model, or a client that streams faces to a server."""
     from f2edge.bundle.bundle import Bundle
 
     if isinstance(opened, Bundle):
@@ -165,7 +181,7 @@ def _model(opened: Bundle | Client, backend: str, threads: int | None) -> FaceMo
 
 
 def _close(opened: Bundle | Client) -> None:
-    """End a connection; a bundle needs no closing."""
+    """Close a connection; a bundle needs no closing."""
     from f2edge.bundle.bundle import Bundle
 
     if not isinstance(opened, Bundle):
@@ -173,7 +189,7 @@ def _close(opened: Bundle | Client) -> None:
 
 
 def _model_input(opened: Bundle | Client) -> ModelInput:
-    """A server cuts faces itself; what is asked in words, and what tells change, is cut as a portrait."""
+    """Return the model's input; a server crops faces itself, so local crops (questions, drift) use portrait margins."""
     from f2edge.bundle.bundle import Bundle
     from f2edge.camera.run import ModelInput
 
@@ -197,27 +213,20 @@ def _line_file(name: str | None) -> TextIO | NewFile | None:
     return sys.stdout if name == "-" else NewFile(Path(name))
 
 
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
-def _hear(url: SourceUrl, quiet: bool) -> Callable[[str, str], None]:
-    def hear(kind: str, reason: str) -> None:
+def _on_event(url: SourceUrl, quiet: bool) -> Callable[[str, str], None]:
+    def on_event(kind: str, reason: str) -> None:
         if not quiet or kind in ("record", "output", "model"):
-            sys.stderr.write(f"{url.shown}: {kind}{': ' if reason else ''}{reason}\n")
+            sys.stderr.write(one_line(f"{url.shown}: {kind}{': ' if reason else ''}{reason}") + "\n")
 
-    return hear
+    return on_event
 
 
 def _report(summary: dict[str, float | int | None]) -> None:
-    """One line about how it went."""
-    parts = [f"{summary['frames']} frames ({summary['frames_per_second']} a second, {summary['dropped']} dropped)"]
+    """Print a one-line summary."""
+    parts = [f"{summary['frames']} frames ({summary['frames_per_second']} per second, {summary['dropped']} dropped)"]
     if summary["answer_age_ms_p99"] is not None:
-        parts.append(
-            f"answers {summary['answer_age_ms_p50']:.0f} ms old in the middle, {summary['answer_age_ms_p99']:.0f} ms at the 99th percentile"
-        )
-    parts.append(f"{summary['faces_asked']} questions to the model for {summary['good_faces']} faces seen")
+        parts.append(f"answer age {summary['answer_age_ms_p50']:.0f} ms (median), {summary['answer_age_ms_p99']:.0f} ms (99th percentile)")
+    parts.append(f"{summary['faces_asked']} analyses for {summary['good_faces']} faces seen")
     if summary["accuracy"] is not None:
-        parts.append(f"{100 * summary['accuracy']:.1f} % of the attributes right")
-    sys.stdout.write("; ".join(parts) + "\n")
+        parts.append(f"{100 * summary['accuracy']:.1f} % of the attributes correct")
+    print_line("; ".join(parts))

@@ -1,4 +1,7 @@
-"""What the command line prints: one line per failure, one JSON document, tables, bars.  Data goes to stdout, everything else to stderr."""
+"""Terminal output: one line per failure, one JSON document, tables, bars.  Results go to stdout, everything else to stderr.
+
+Text may come from a server, a file or a bundle, so all of it is printed through :func:`f2edge.text.printable`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from f2edge.text import one_line
+from f2edge.text import one_line, printable
 
 _BAR_CELLS = 20
 _FILE_COLUMNS = 160
@@ -18,33 +21,33 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 @dataclass(frozen=True)
 class Output:
-    """How to speak: ``json`` prints one document and nothing else, ``quiet`` prints results only."""
+    """Printer of results: ``json`` prints one JSON document only, ``quiet`` suppresses notes and progress."""
 
     json: bool = False
     quiet: bool = False
 
     def document(self, content: Mapping[str, Any]) -> None:
-        """The one JSON document, where JSON was asked for."""
+        """Print the JSON document if ``json`` is set."""
         if self.json:
             sys.stdout.write(json.dumps(content, allow_nan=False, default=_plain) + "\n")
 
     def line(self, text: str) -> None:
-        """A result in words, where no JSON was asked for."""
+        """Print a result as text unless ``json`` is set."""
         if not self.json:
-            sys.stdout.write(text + "\n")
+            print_line(text)
 
     def note(self, text: str) -> None:
-        """A remark on how it went."""
+        """Print a remark unless ``json`` or ``quiet`` is set."""
         if not self.json and not self.quiet:
-            sys.stdout.write(text + "\n")
+            print_line(text)
 
     @property
     def streams(self) -> bool:
-        """Whether words may appear as they come: only before a person's eyes."""
+        """Whether text is printed piece by piece: only on a terminal."""
         return not self.json and sys.stdout.isatty()
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """A table.  A heading that begins with ">" puts its column to the right, one that ends with "…" lets it wrap."""
+        """Print a table.  A heading that begins with ">" right-aligns its column, one that ends with "…" lets it wrap."""
         if self.json:
             return
         from rich.console import Console
@@ -56,12 +59,12 @@ class Output:
         for heading, column in zip(headings, columns, strict=True):
             table.add_column(heading, justify="right" if column.startswith(">") else "left", no_wrap=not column.endswith("…"))
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(printable(cell)) for cell in row))
         Console(width=None if sys.stdout.isatty() else _FILE_COLUMNS).print(table)
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar on stderr, and only on a terminal; the block calls what it gets with (done, total)."""
+        """Show a progress bar on stderr if it is a terminal; yields a function to call with (done, total)."""
         if self.json or self.quiet or not sys.stderr.isatty():
             yield lambda _done, _total: None
             return
@@ -75,17 +78,30 @@ class Output:
 
 
 def bar(share: float) -> str:
-    """A bar of 20 cells for a share in [0, 1], drawn to an eighth of a cell."""
+    """Return a bar of up to 20 cells for a share in [0, 1], to an eighth of a cell."""
     eighths = round(min(max(share, 0.0), 1.0) * _BAR_CELLS * 8)
     full, rest = divmod(eighths, 8)
     return "█" * full + (_EIGHTHS[rest] if rest else "")
 
 
+def print_line(text: str) -> None:
+    """Print untrusted text as one line on stdout."""
+    print_piece(text)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def print_piece(text: str) -> None:
+    """Print a piece of untrusted text on stdout, without a line end."""
+    sys.stdout.write(printable(text))
+    sys.stdout.flush()
+
+
 def fail(message: object) -> None:
-    """One line on stderr."""
+    """Print an error as one line on stderr."""
     sys.stderr.write(f"f2edge: error: {one_line(message)}\n")
 
 
 def _plain(value: Any) -> Any:
-    """NumPy numbers and arrays, and paths, as JSON has them."""
+    """Return NumPy values as numbers or lists, anything else as a string."""
     return value.tolist() if hasattr(value, "tolist") else str(value)

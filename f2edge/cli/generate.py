@@ -1,4 +1,4 @@
-"""``f2edge generate`` and ``f2edge edit``: pictures out."""
+"""``f2edge generate`` and ``f2edge edit``: generated pictures."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from f2edge.results import EditedFace, GeneratedFace
 
 LARGEST_COUNT = 64
-OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Picture to write: .png, .jpg or .webp.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Output picture: .png, .jpg or .webp.")]
 
 
 def generate(
@@ -59,10 +59,10 @@ def generate(
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     size: SizeOption = None,
-    grid: Annotated[int, typer.Option("--grid", help="Faces on one sheet, each with the next seed.")] = 1,
-    count: Annotated[int, typer.Option("--count", help="Faces in files of their own (face-1.png …), each with the next seed.")] = 1,
+    grid: Annotated[int, typer.Option("--grid", help="Number of faces on one contact sheet, with consecutive seeds.")] = 1,
+    count: Annotated[int, typer.Option("--count", help="Number of faces in separate files (face-1.png …), with consecutive seeds.")] = 1,
     save_steps: Annotated[
-        Path | None, typer.Option("--save-steps", metavar="DIR", help="Folder for a preview of every step.", show_default=False)
+        Path | None, typer.Option("--save-steps", metavar="DIR", help="Folder for previews of every step.", show_default=False)
     ] = None,
     order: OrderOption = None,
     temperature: TemperatureOption = None,
@@ -78,7 +78,7 @@ def generate(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Draw a face from words."""
+    """Generate a face from a description."""
     from f2edge.imaging.images import image_grid, resize
     from f2edge.provenance.label import label
     from f2edge.provenance.saving import save_image
@@ -90,11 +90,11 @@ def generate(
     folder = None if save_steps is None else _steps_folder(save_steps)
     seeds = [first + index for index in range(max(grid, count))]
     mark, signer = chosen_watermark(watermark, watermark_key, server), chosen_signer(sign_cert, sign_key)
-    speak = output(json, quiet)
+    printer = output(json, quiet)
     pipeline = open_model(bundle, backend, threads, server, mark)
     previews = Previews()
     start = perf_counter()
-    with speak.progress("decoding") as advance:
+    with printer.progress("decoding") as advance:
 
         def on_step(event: StepEvent) -> None:
             advance(event.step, event.steps)
@@ -109,7 +109,7 @@ def generate(
         save_image(picture, file, label(prompt=prompt, seed=own_seed, bundle=pipeline.bundle.name), signer)
     if folder is not None:
         previews.save(folder, pipeline.bundle.name, prompt, first)
-    speak.document(
+    printer.document(
         {
             "bundle": pipeline.bundle.name,
             "backend": pipeline.backend.name,
@@ -125,14 +125,14 @@ def generate(
     )
     for file, own_seed in zip(files, seeds, strict=False):
         of = f"seeds {seeds[0]} … {seeds[-1]}" if grid > 1 else f"seed {own_seed}"
-        speak.note(f"{file}  {of}, {faces[0].options.steps} steps, {total_ms:.0f} ms")
+        printer.note(f"{file}  {of}, {faces[0].options.steps} steps, {total_ms:.0f} ms")
 
 
 def edit(
     image: ImageArgument,
     prompt: PromptArgument,
     *,
-    region: Annotated[str, typer.Option("--region", "-r", metavar="NAME|x,y,w,h|MASK", help="What to draw anew.", show_default=False)],
+    region: Annotated[str, typer.Option("--region", "-r", metavar="NAME|x,y,w,h|MASK", help="Region to redraw.", show_default=False)],
     out: OutOption = Path("edited.png"),
     seed: SeedOption = None,
     steps: StepsOption = None,
@@ -152,7 +152,7 @@ def edit(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Draw a part of a face anew and keep the rest."""
+    """Redraw a region of a face and keep the rest."""
     from f2edge.imaging.images import load_image, resize
     from f2edge.imaging.regions import parse_region
     from f2edge.provenance.label import label
@@ -167,10 +167,10 @@ def edit(
     picture = load_image(image)
     opened = open_description(bundle, backend, threads, server)
     where = parse_region(region, opened.regions)
-    speak = output(json, quiet)
+    printer = output(json, quiet)
     pipeline = open_pipeline(opened, backend, threads, mark)
     start = perf_counter()
-    with speak.progress("decoding") as advance:
+    with printer.progress("decoding") as advance:
         edited = pipeline.edit(
             picture, prompt, where, seed=own_seed, options=options, on_step=lambda event: advance(event.step, event.steps)
         )
@@ -178,7 +178,7 @@ def edit(
     result = edited.image if side is None else resize(edited.image, side)
     save_image(result, out, label(prompt=prompt, seed=own_seed, bundle=opened.name, edited=True), signer)
     cells = int(edited.region.sum())
-    speak.document(
+    printer.document(
         {
             "bundle": opened.name,
             "backend": pipeline.backend.name,
@@ -193,17 +193,17 @@ def edit(
             "marks": _marks(edited, signer),
         }
     )
-    speak.note(f"{out}  seed {own_seed}, {cells} of {edited.region.size} cells drawn anew, {total_ms:.0f} ms")
+    printer.note(f"{out}  seed {own_seed}, {cells} of {edited.region.size} cells redrawn, {total_ms:.0f} ms")
 
 
 class Previews:
-    """The guesses of every step as pictures, kept until decoding is over, so that writing does not slow it down."""
+    """Preview pictures of every step, kept in memory until decoding ends so that writing does not slow it down."""
 
     def __init__(self) -> None:
         self._steps: dict[int, list[Image.Image]] = {}
 
     def add(self, event: StepEvent) -> None:
-        """Remember a step; groups of rows that are decoded one after another come together again."""
+        """Add a step; groups of rows that are decoded one after another are merged."""
         self._steps.setdefault(event.step, []).extend(event.images)
 
     def save(self, folder: Path, bundle: str, prompt: str, seed: int) -> None:
@@ -218,14 +218,14 @@ class Previews:
 
 
 def _files(out: Path, grid: int, count: int) -> list[Path]:
-    """The files to write, checked: one, or ``count`` with numbers before the suffix."""
+    """Return the checked output files: one, or ``count`` with numbers before the suffix."""
     from f2edge.provenance.saving import check_writable, image_kind
 
     for option, value in (("--grid", grid), ("--count", count)):
         if not 1 <= value <= LARGEST_COUNT:
             raise InputError(f"{option} {value}: must lie in 1 … {LARGEST_COUNT}")
     if grid > 1 and count > 1:
-        raise InputError("--grid makes one sheet, --count files of their own; give one of the two")
+        raise InputError("--grid writes one sheet, --count separate files; give one of the two")
     image_kind(out)
     files = [out] if count == 1 else [out.with_name(f"{out.stem}-{index}{out.suffix}") for index in range(1, count + 1)]
     for file in files:
@@ -234,7 +234,7 @@ def _files(out: Path, grid: int, count: int) -> list[Path]:
 
 
 def _steps_folder(folder: Path) -> Path:
-    """The folder of the previews: exists and can be written, or can be made."""
+    """Return the checked folder of the previews, which exists or can be created."""
     from f2edge.provenance.saving import check_writable
 
     check_writable(folder / "step-01.png" if folder.is_dir() else folder)
@@ -244,7 +244,7 @@ def _steps_folder(folder: Path) -> Path:
 
 
 def _marks(face: GeneratedFace | EditedFace, signer: Signer | None) -> list[str]:
-    """What the files carry, as a server would call it."""
+    """Return the names of the marks in the files, as a server reports them."""
     return ["xmp", *face.marks, *([] if signer is None else ["c2pa"])]
 
 

@@ -2,16 +2,16 @@
 
     f2edge generate "a smiling woman with red hair" -o face.png --seed 7
 
-Everything that can be refused is refused before the model is opened.  Exit codes: 0, 2 for input that the caller can mend, 1 for the rest;
-``F2EDGE_DEBUG=1`` adds the traceback.  Heavy libraries are imported inside the commands, so that ``--help`` answers at once.
+Inputs are checked before the model is opened.  Exit codes: 0 success, 2 bad input, 1 any other failure, 130 interrupted;
+``F2EDGE_DEBUG=1`` adds the traceback.  Heavy libraries are imported inside the commands, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
-import threading
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -21,12 +21,14 @@ from typing import Annotated, NoReturn
 import typer
 
 from f2edge import __version__
-from f2edge.camera import READING
+from f2edge.camera import READ_THREADS
 from f2edge.cli import ask, bundles, camera, generate, serve, top, verify_image
 from f2edge.cli.console import fail
 from f2edge.errors import F2EdgeError, InputError
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
+#: What writing to a full, closed or lost standard output gives.
+_UNWRITABLE = (errno.ENOSPC, errno.EPIPE, errno.EBADF, errno.EIO, errno.EFBIG)
 
 app = typer.Typer(
     name="f2edge",
@@ -67,12 +69,12 @@ def root(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command; returns the exit code, errors are printed."""
+    """Run one command, print its error if it fails, and return the exit code."""
     try:
         code = app(args=list(arguments), prog_name="f2edge", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except Exception as error:  # noqa: BLE001  the last place that can turn a failure into one line
+    except Exception as error:  # noqa: BLE001  every failure becomes one line
         if os.environ.get("F2EDGE_DEBUG") == "1":
             traceback.print_exc()
         return _report(error)
@@ -83,9 +85,12 @@ def run(arguments: Sequence[str]) -> int:
 
 def _report(error: Exception) -> int:
     usage = getattr(error, "format_message", None)
-    if callable(usage):  # the parser's own errors: unknown option, missing argument, no number
+    if callable(usage):  # the parser's errors: unknown option, missing argument, not a number
         fail(f"{usage()} (see `f2edge --help`)")
         return BAD_INPUT
+    if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITABLE:
+        fail(f"standard output cannot be written ({error.strerror}); the result is incomplete")
+        return FAILURE
     if isinstance(error, F2EdgeError):
         fail(error)
         return BAD_INPUT if isinstance(error, InputError) else FAILURE
@@ -96,18 +101,37 @@ def _report(error: Exception) -> int:
 def main() -> None:
     """Entry point of the ``f2edge`` script."""
     for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:  # closed by whoever started this: then nobody listens, and that is no error
-            setattr(sys, stream, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  for as long as the process lasts
+        if getattr(sys, stream) is None:  # closed by the parent process
+            setattr(sys, stream, _ClosedStream() if stream == "stdout" else Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode still gets its table
     if os.environ.get("F2EDGE_DEBUG") != "1":
-        warnings.simplefilter("ignore")  # of libraries, about the inside of a picture
-    _leave(run(sys.argv[1:]))
+        warnings.simplefilter("ignore")  # of image libraries
+    _leave(_flushed(run(sys.argv[1:])))
+
+
+class _ClosedStream(io.TextIOBase):
+    """Standard output that was closed by the parent process: a command may run without it, but cannot print a result."""
+
+    def write(self, text: str, /) -> int:
+        if text:
+            raise OSError(errno.EBADF, "it is closed")
+        return 0
+
+
+def _flushed(code: int) -> int:
+    """Flush standard output and return the exit code: 1 if the rest of the output cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  else the interpreter fails again at its end
+        return code or _report(error)
+    return code
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit; while a camera's read hangs in its driver, without the interpreter's farewell, which would abort there."""
-    if any(thread.name == READING for thread in threading.enumerate()):
+    """Exit; if a camera's read hangs in its driver, skip the interpreter's shutdown, which would abort there."""
+    if any(thread.is_alive() for thread in READ_THREADS):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they mean: a seed, a size, the open model."""
+"""Options shared by several commands, and their interpretation."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from f2edge.results import GenerateOptions
 
 LARGEST_SIDE = 4096
-#: How long a server may take to answer at all, in seconds.
+#: Seconds that a server may take to accept the first call.
 CONNECT_S = 5.0
-#: And to answer a call, beside its own limit.
+#: Deadline of each call in seconds.
 TIMEOUT_S = 600.0
-_OWN = "  [default: the model's own]"
+_OWN = "  [default: the model's]"
 
-BundleOption = Annotated[str, typer.Option("--bundle", "-b", metavar="NAME|DIR", help="The model: a name or a folder.")]
+BundleOption = Annotated[str, typer.Option("--bundle", "-b", metavar="NAME|DIR", help="Model: a name or a folder.")]
 BackendOption = Annotated[
     str,
     typer.Option("--backend", metavar="NAME", help="auto, onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt or tensorrt (needs plans)."),
@@ -37,7 +37,7 @@ ServerOption = Annotated[
     typer.Option(
         "--server",
         metavar="HOST:PORT",
-        help="Ask `f2edge serve` there; grpcs://HOST:PORT for TLS (F2EDGE_TOKEN, F2EDGE_CA_FILE, F2EDGE_CERT_FILE, F2EDGE_KEY_FILE).",
+        help="Use an `f2edge serve` there; grpcs://HOST:PORT for TLS (F2EDGE_TOKEN, F2EDGE_CA_FILE, F2EDGE_CERT_FILE, F2EDGE_KEY_FILE).",
         show_default=False,
     ),
 ]
@@ -45,16 +45,16 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same face.  [default: random, printed]")]
 StepsOption = Annotated[int | None, typer.Option("--steps", help=f"Decoding steps.{_OWN}")]
-GuidanceOption = Annotated[float | None, typer.Option("--guidance", help=f"How hard to follow the words; 0 is off.{_OWN}")]
+GuidanceOption = Annotated[float | None, typer.Option("--guidance", help=f"Strength of the prompt; 0 turns guidance off.{_OWN}")]
 SizeOption = Annotated[int | None, typer.Option("--size", help=f"Side of each picture in pixels, scaled by Lanczos.{_OWN}")]
 OrderOption = Annotated[str | None, typer.Option("--order", help=f"maskgit, halton or ancestral.{_OWN}")]
-TemperatureOption = Annotated[float | None, typer.Option("--temperature", help=f"Of the choice of positions.{_OWN}")]
+TemperatureOption = Annotated[float | None, typer.Option("--temperature", help=f"Randomness of the decoding order.{_OWN}")]
 LawOption = Annotated[str | None, typer.Option("--temperature-law", help=f"linear, show-o or constant.{_OWN}")]
 WatermarkOption = Annotated[
     bool,
     typer.Option(
         "--watermark/--no-watermark",
-        help="Mark the pixels invisibly as drawn by a model.  Leave it out only to measure or to train: laws ask for it on what is shown.",
+        help="Embed an invisible watermark.  Disable it only to measure or to train: laws require it on published pictures.",
     ),
 ]
 WatermarkKeyOption = Annotated[
@@ -62,7 +62,7 @@ WatermarkKeyOption = Annotated[
     typer.Option(
         "--watermark-key",
         metavar="FILE",
-        help="A secret key of your own, so that nobody else can write the mark (F2EDGE_WATERMARK_KEY_FILE).  [default: a public key]",
+        help="Secret key, so that only its holder can write the mark (F2EDGE_WATERMARK_KEY_FILE).  [default: a public key]",
         show_default=False,
     ),
 ]
@@ -73,14 +73,14 @@ SignCertOption = Annotated[
     ),
 ]
 SignKeyOption = Annotated[
-    Path | None, typer.Option("--sign-key", metavar="FILE", help="Its private key, as PEM without a password.", show_default=False)
+    Path | None, typer.Option("--sign-key", metavar="FILE", help="Private key of --sign-cert, as unencrypted PEM.", show_default=False)
 ]
 ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="A JPEG, PNG or WebP of a face.", show_default=False)]
-PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="What the face looks like, in English.", show_default=False)]
+PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="Description of the face, in English.", show_default=False)]
 
 
 def chosen_seed(seed: int | None) -> int:
-    """The seed asked for, or a random one of 31 bits."""
+    """Return the given seed, or a random one of 31 bits."""
     if seed is None:
         return int.from_bytes(os.urandom(4), "little") >> 1
     if not 0 <= seed < 2**63:
@@ -89,14 +89,14 @@ def chosen_seed(seed: int | None) -> int:
 
 
 def checked_size(size: int | None) -> int | None:
-    """A side in pixels that a picture may have."""
+    """Return the side in pixels; raises :class:`InputError` outside 16 … 4096."""
     if size is not None and not 16 <= size <= LARGEST_SIDE:
         raise InputError(f"--size {size}: must lie in 16 … {LARGEST_SIDE} pixels")
     return size
 
 
 def chosen_watermark(wanted: bool, key_file: Path | None, server: str | None = None) -> Watermark | None:
-    """The mark asked for; a server has its own."""
+    """Return the requested watermark, None for none; a server applies its own."""
     from f2edge.provenance.watermark import PUBLIC, Watermark, read_key
 
     if server is not None:
@@ -105,14 +105,14 @@ def chosen_watermark(wanted: bool, key_file: Path | None, server: str | None = N
         return None
     if not wanted:
         if key_file is not None:
-            raise InputError("--no-watermark leaves nothing to do for --watermark-key; give one of the two")
+            raise InputError("--no-watermark and --watermark-key exclude each other; give one of the two")
         return None
     key_file = key_file or watermark_key_from_environment()
     return PUBLIC if key_file is None else Watermark(read_key(key_file))
 
 
 def chosen_signer(chain: Path | None, key: Path | None) -> Signer | None:
-    """Who signs content credentials, if anybody does."""
+    """Return the signer of content credentials, None without certificate."""
     if chain is None and key is None:
         return None
     if chain is None or key is None:
@@ -123,7 +123,7 @@ def chosen_signer(chain: Path | None, key: Path | None) -> Signer | None:
 
 
 def watermark_key_from_environment() -> Path | None:
-    """The file that F2EDGE_WATERMARK_KEY_FILE names."""
+    """Return the path in F2EDGE_WATERMARK_KEY_FILE, if set."""
     named = os.environ.get("F2EDGE_WATERMARK_KEY_FILE")
     return Path(named) if named else None
 
@@ -131,7 +131,7 @@ def watermark_key_from_environment() -> Path | None:
 def decoding_options(
     steps: int | None, guidance: float | None, order: str | None, temperature: float | None, temperature_law: str | None
 ) -> GenerateOptions:
-    """The options asked for, checked against a schedule before a model is opened."""
+    """Return the decoding options, validated before a model is opened."""
     from f2edge.decoding.schedule import Schedule
     from f2edge.results import GenerateOptions
 
@@ -141,7 +141,7 @@ def decoding_options(
 
 
 def open_bundle(name: str, backend: str, threads: int | None) -> Bundle:
-    """The bundle, every sum checked; backend and threads are checked first because that is cheap."""
+    """Open a bundle and verify its checksums; backend and threads are checked first because that is cheap."""
     from f2edge.backends.registry import BACKENDS
     from f2edge.bundle.bundle import Bundle
 
@@ -153,16 +153,16 @@ def open_bundle(name: str, backend: str, threads: int | None) -> Bundle:
 
 
 def open_description(name: str, backend: str, threads: int | None, server: str | None) -> Bundle | Client:
-    """What the model is: the bundle, every sum checked, or the server that runs it, reached."""
+    """Open the bundle, or connect to the server that runs it."""
     if server is None:
         return open_bundle(name, backend, threads)
     if (name, backend, threads) != ("nano", "auto", None):
-        raise InputError("--server has a model of its own; leave out --bundle, --backend and --threads")
+        raise InputError("--server determines the model; leave out --bundle, --backend and --threads")
     from f2edge.client.connection import Connection
     from f2edge.client.sync import Client
 
     client = Client(Connection.from_environment(server), timeout_s=TIMEOUT_S, connect_s=CONNECT_S)
-    client.bundle  # noqa: B018  reaches the server
+    client.bundle  # noqa: B018  connects to the server
     return client
 
 
@@ -171,7 +171,7 @@ def open_pipeline(bundle: Bundle, backend: str, threads: int | None, watermark: 
 @overload
 def open_pipeline(bundle: Client, backend: str, threads: int | None, watermark: Watermark | None = None) -> Client: ...
 def open_pipeline(bundle: Bundle | Client, backend: str, threads: int | None, watermark: Watermark | None = None) -> FacePipeline | Client:
-    """The model, ready to run; a server's is already.  Commands that write pictures give the ``watermark``."""
+    """Return the model ready to run; commands that write pictures pass the ``watermark``."""
     from f2edge.bundle.bundle import Bundle
     from f2edge.pipeline import FacePipeline
 
@@ -181,10 +181,10 @@ def open_pipeline(bundle: Bundle | Client, backend: str, threads: int | None, wa
 def open_model(
     name: str, backend: str, threads: int | None, server: str | None, watermark: Watermark | None = None
 ) -> FacePipeline | Client:
-    """Both at once, for commands that have nothing to check in between."""
+    """Open description and pipeline in one call."""
     return open_pipeline(open_description(name, backend, threads, server), backend, threads, watermark)
 
 
 def output(json: bool, quiet: bool) -> Output:
-    """How the command speaks."""
+    """Return the printer of a command."""
     return Output(json=json, quiet=quiet)

@@ -1,4 +1,4 @@
-"""``f2edge serve`` and ``token``: let others use the model, and who."""
+"""``f2edge serve`` and ``token``: the gRPC server and its access tokens."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger("f2edge.server")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-#: What a process that a second signal ended is said to end with.
+#: Exit code after a second signal.
 _AT_ONCE = 130
-#: For a server that its own supervisor cannot reach to end by itself.
+#: Seconds for a server that its supervisor cannot reach to end by itself.
 _UNREACHABLE_S = 0.4
-#: Threads that draw, mark and compress take turns with the event loop this often instead of every 5 ms, or health checks wait for several.
+#: Interpreter switch interval in seconds (default 5 ms), so that worker threads do not delay health checks on the event loop.
 SWITCH_S = 0.001
 
 TokenFileOption = Annotated[
-    Path | None, typer.Option("--token-file", metavar="FILE", help="Ask for one of these tokens (`f2edge token`).", show_default=False)
+    Path | None, typer.Option("--token-file", metavar="FILE", help="Require one of these tokens (`f2edge token`).", show_default=False)
 ]
 
 
@@ -54,33 +54,36 @@ def serve(
     bundle: BundleOption = "nano",
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
-    host: Annotated[str, typer.Option("--host", help="An address, or unix:/path.  Beyond this machine it needs TLS.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="0 takes a free one.")] = 8033,
-    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", metavar="FILE", help="PEM chain; read again when it changes.")] = None,
-    tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="PEM key.")] = None,
+    host: Annotated[str, typer.Option("--host", help="An address, or unix:/path.  A non-loopback address needs TLS.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="TCP port; 0 selects a free one.")] = 8033,
+    tls_cert: Annotated[
+        Path | None, typer.Option("--tls-cert", metavar="FILE", help="PEM certificate chain; reloaded when it changes.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="PEM private key.")] = None,
     client_ca: Annotated[
-        Path | None, typer.Option("--client-ca", metavar="FILE", help="Ask clients for a certificate signed by it.", show_default=False)
+        Path | None,
+        typer.Option("--client-ca", metavar="FILE", help="Require client certificates signed by this authority.", show_default=False),
     ] = None,
     token_file: TokenFileOption = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Serve plaintext beyond this machine.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Serve plaintext on a non-loopback address.")] = False,
     metrics_port: Annotated[
-        int | None, typer.Option("--metrics-port", help="Prometheus figures, for `f2edge top` too.", show_default=False)
+        int | None, typer.Option("--metrics-port", help="Port of the Prometheus metrics, also for `f2edge top`.", show_default=False)
     ] = None,
-    metrics_host: Annotated[str, typer.Option("--metrics-host", help="Their address.")] = "127.0.0.1",
+    metrics_host: Annotated[str, typer.Option("--metrics-host", help="Address of the metrics.")] = "127.0.0.1",
     health_port: Annotated[
-        int | None, typer.Option("--health-port", help="Health checks alone, in plaintext, for probes without TLS.", show_default=False)
+        int | None, typer.Option("--health-port", help="Port of a plaintext health service, for probes without TLS.", show_default=False)
     ] = None,
-    reflection: Annotated[bool, typer.Option("--reflection/--no-reflection", help="Tell tools the contract.")] = True,
-    deadline: Annotated[float, typer.Option("--deadline", help="Longest call, in seconds.")] = 300.0,
-    lame_duck: Annotated[float, typer.Option("--lame-duck", help="Seconds between 'not ready' and 'no more work'.")] = 1.0,
-    grace: Annotated[float, typer.Option("--grace", help="Seconds for accepted work after SIGTERM.")] = 30.0,
+    reflection: Annotated[bool, typer.Option("--reflection/--no-reflection", help="Serve gRPC reflection.")] = True,
+    deadline: Annotated[float, typer.Option("--deadline", help="Maximum duration of a call, in seconds.")] = 300.0,
+    lame_duck: Annotated[float, typer.Option("--lame-duck", help="Seconds between reporting NOT_SERVING and refusing new calls.")] = 1.0,
+    grace: Annotated[float, typer.Option("--grace", help="Seconds to finish accepted work after SIGTERM.")] = 30.0,
     watermark: WatermarkOption = True,
     watermark_key: WatermarkKeyOption = None,
     sign_cert: SignCertOption = None,
     sign_key: SignKeyOption = None,
     quiet: QuietOption = False,
 ) -> int:
-    """Serve the model over gRPC; SIGTERM or Ctrl-C finishes what was accepted, a second one ends at once."""
+    """Serve the model over gRPC; SIGTERM or Ctrl-C finishes accepted work, a second signal exits immediately."""
     from f2edge.server.engine_protocol import open_served
     from f2edge.server.logs import log_as_json
     from f2edge.server.settings import ServerSettings
@@ -105,23 +108,25 @@ def serve(
     opened = open_bundle(bundle, backend, threads)
     log_as_json(level="WARNING" if quiet else "INFO")
     if mark is None:
-        logger.warning("pictures are not watermarked, as --no-watermark says")
+        logger.warning("pictures are not watermarked (--no-watermark)")
     return asyncio.run(_serve(settings, lambda: open_served(opened, backend, threads, mark, signer)))
 
 
 def token(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose token it is.", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the token's holder.", show_default=False)],
     *,
-    token_file: Annotated[Path, typer.Option("--token-file", metavar="FILE", help="Where its hash is appended.")] = Path("tokens.txt"),
+    token_file: Annotated[Path, typer.Option("--token-file", metavar="FILE", help="File to which its hash is appended.")] = Path(
+        "tokens.txt"
+    ),
     json: JsonOption = False,
 ) -> None:
-    """Make a bearer token for `serve --token-file`; it is shown this once."""
+    """Create a bearer token for `serve --token-file`; it is shown only once."""
     from f2edge.server.tokens import new_token
 
     made = new_token(token_file, name)
-    speak = output(json, quiet=False)
-    speak.document({"name": name, "token": made, "file": str(token_file)})
-    speak.line(made)
+    printer = output(json, quiet=False)
+    printer.document({"name": name, "token": made, "file": str(token_file)})
+    printer.line(made)
 
 
 async def _serve(settings: ServerSettings, load: Any) -> int:
@@ -155,6 +160,6 @@ def _end_within(seconds: float) -> None:
 
 
 def _announce(server: FaceServer) -> None:
-    """One line that a person can read and a script can wait for."""
+    """Print the address on one line, which scripts can wait for."""
     sys.stdout.write(f"f2edge serves on {server.address}\n")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""``f2edge verify-image``: what a picture's file says of its origin."""
+"""``f2edge verify-image``: marks of origin of picture files."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def verify_image(
     watermark_key: WatermarkKeyOption = None,
     trust: Annotated[
         Path | None,
-        typer.Option("--trust", metavar="FILE", help="PEM certificates whose content credentials are trusted.", show_default=False),
+        typer.Option("--trust", metavar="FILE", help="PEM certificates of trusted signers of content credentials.", show_default=False),
     ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> int:
-    """Tell which marks of origin pictures carry: label, watermark, content credentials.
+    """Show the marks of origin of pictures: label, watermark, content credentials.
 
-    Exit codes: 0 where every file carries one, 1 where a file carries none, 2 where one cannot be read.  No mark is no proof that a
+    Exit codes: 0 if every file has a mark, 1 if a file has none, 2 if a file cannot be read.  A missing mark does not prove that a
     picture is real: marks can be lost.
     """
     from f2edge.provenance.c2pa import read_anchors
@@ -45,16 +45,16 @@ def verify_image(
             rows.append({"file": str(file), **_table_of(find_marks(file, keys, anchors))})
         except ImageError as error:
             rows.append({"file": str(file), "error": str(error)})
-    speak = output(json, quiet)
-    speak.document({"files": rows})
-    speak.table(("file…", "label…", "watermark…", "content credentials…"), [_cells(row) for row in rows])
+    printer = output(json, quiet)
+    printer.document({"files": rows})
+    printer.table(("file…", "label…", "watermark…", "content credentials…"), [_cells(row) for row in rows])
     if any("error" in row for row in rows):
         return UNREADABLE
     return MARKED if all(row["marks"] for row in rows) else UNMARKED
 
 
 def _keys(key_file: Path | None) -> dict[str, Watermark]:
-    """The marks to look for: the public one, and that of one's own key."""
+    """Return the watermarks to look for: the public one and that of the secret key, if given."""
     from f2edge.provenance.watermark import PUBLIC, Watermark, read_key
 
     key_file = key_file or watermark_key_from_environment()
@@ -97,12 +97,12 @@ def _label_cell(label: dict[str, Any] | None) -> str:
 
 
 def _watermark_cell(found: dict[str, dict[str, Any]]) -> str:
-    """The mark that was found, or the one that came closest."""
+    """Return the cell of the watermark found, or of the one with the highest score."""
     key, best = max(found.items(), key=lambda item: (item[1]["found"], item[1]["score"] - item[1]["threshold"]))
     columns, rows = best["grid"]
     sheet = f" on a sheet of {columns} x {rows}" if best["found"] and columns * rows > 1 else ""
     mirror = ", mirrored" if best["found"] and best["mirrored"] else ""
-    return f"{f'found ({key} key)' if best['found'] else 'none'}{sheet}{mirror}: {best['score']:.1f}, found from {best['threshold']:.1f} on"
+    return f"{f'found ({key} key)' if best['found'] else 'none'}{sheet}{mirror}: {best['score']:.1f}, threshold {best['threshold']:.1f}"
 
 
 def _credentials_cell(row: dict[str, Any]) -> str:

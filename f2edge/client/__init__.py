@@ -1,4 +1,4 @@
-"""Clients of ``f2edge serve``: synchronous and asyncio."""
+"""Synchronous and asyncio clients of ``f2edge serve``."""
 
 from f2edge.client.aio import AsyncClient
 from f2edge.client.sync import Client

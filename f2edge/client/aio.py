@@ -1,4 +1,4 @@
-"""The client for asyncio: the streams and results of :class:`f2edge.client.sync.Client`, awaited.
+"""Asyncio client with the methods and results of :class:`f2edge.client.sync.Client`.
 
 >>> async with AsyncClient("127.0.0.1:8033") as client:                                     # doctest: +SKIP
 ...     face = await client.generate("a smiling woman with red hair", seed=7)
@@ -14,13 +14,12 @@ from typing import Any, TypeVar
 
 import grpc
 
-from f2edge.client.connection import Connection, no_answer, speaking, unreachable
+from f2edge.client.connection import Connection, no_answer, translated_errors, unreachable
 from f2edge.client.messages import (
-    Frame,
     FrameAnswer,
-    ImageOrder,
+    FrameRequest,
     ImageReader,
-    Picture,
+    ImageSource,
     analyze_message,
     ask_message,
     describe_message,
@@ -30,24 +29,26 @@ from f2edge.client.messages import (
     generate_message,
     read_words,
 )
-from f2edge.engine.requests import Done, Progress, Result, Token
+from f2edge.decoding.parallel import StepEvent
+from f2edge.engine.requests import Done, EditRequest, GenerateRequest, Priority, Result, Token
 from f2edge.errors import DeadlineExceededError
+from f2edge.imaging.images import load_image
 from f2edge.imaging.regions import Region
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
 from f2edge.v1 import face_pb2 as pb
 from f2edge.v1 import face_pb2_grpc
 from f2edge.wire import ModelFacts, model_of, report_of
 
-Event = TypeVar("Event", Progress | Done, Token | Done)
+EventT = TypeVar("EventT", StepEvent | Done, Token | Done)
 
 
 class AsyncClient:
-    """A server's model, for one event loop; use it in an ``async with`` block.
+    """Client of a server, bound to one event loop; use it in an ``async with`` block.
 
     Args:
         server: an address ("host:port", "grpcs://host:port", "unix:/path") or a whole :class:`~f2edge.client.connection.Connection`.
-        timeout_s: deadline of each call; a method's own ``timeout_s`` goes first.
-        connect_s: how long :meth:`model` waits for a server to answer at all.
+        timeout_s: deadline of each call in seconds; a method's ``timeout_s`` overrides it.
+        connect_s: maximum time for the first call, in seconds.
     """
 
     def __init__(self, server: str | Connection, *, timeout_s: float = 120.0, connect_s: float = 10.0) -> None:
@@ -67,15 +68,15 @@ class AsyncClient:
         await self._channel.close()
 
     async def model(self) -> ModelFacts:
-        """What the server runs; asked once.
+        """Return the server's model description, cached after the first call.
 
         Raises:
-            ServerUnavailableError: nobody answers within ``connect_s``.
-            AccessError: no token, or a wrong one.
+            ServerUnavailableError: no answer within ``connect_s``.
+            AccessError: missing or wrong token.
         """
         if self._facts is None:
             try:
-                with speaking(self.connection.address):
+                with translated_errors(self.connection.address):
                     self._facts = model_of(await self._stub.GetModel(pb.GetModelRequest(), **self._call(self._connect_s)))
             except DeadlineExceededError as error:
                 raise unreachable(self.connection.address, self._connect_s) from error
@@ -84,25 +85,25 @@ class AsyncClient:
     async def generate(
         self, prompt: str, *, seed: int = 0, options: GenerateOptions | None = None, timeout_s: float | None = None
     ) -> GeneratedFace:
-        """A face from words; gather several calls for several faces, the server decodes them together."""
-        face = await _result(self.stream_generate(prompt, seed=seed, order=ImageOrder(options), timeout_s=timeout_s))
+        """Generate a face; the server batches concurrent calls."""
+        face = await _result(self.stream_generate(GenerateRequest(prompt, seed, options or GenerateOptions()), timeout_s=timeout_s))
         assert isinstance(face, GeneratedFace)
         return face
 
     def stream_generate(
-        self, prompt: str, *, seed: int = 0, order: ImageOrder | None = None, timeout_s: float | None = None
-    ) -> AsyncIterator[Progress | Done]:
-        """One face, with its progress as ``order`` wants it; leaving the iterator early stops the work."""
+        self, request: GenerateRequest, *, priority: Priority | None = None, timeout_s: float | None = None
+    ) -> AsyncIterator[StepEvent | Done]:
+        """Generate a face and yield the events that the request wants; leaving the iterator cancels the call."""
 
-        def start(facts: ModelFacts) -> tuple[Any, Callable[[Any], Progress | Done]]:
-            message = generate_message(facts, prompt, seed, order or ImageOrder())
-            return self._stub.Generate(message, **self._call(timeout_s)), ImageReader(facts, prompt).read
+        def start(facts: ModelFacts) -> tuple[Any, Callable[[Any], StepEvent | Done]]:
+            message = generate_message(facts, request, priority)
+            return self._stub.Generate(message, **self._call(timeout_s)), ImageReader(facts, request.prompt).read
 
         return self._events(start)
 
     async def edit(
         self,
-        image: Picture,
+        image: ImageSource,
         prompt: str,
         region: Region,
         *,
@@ -111,72 +112,63 @@ class AsyncClient:
         keep_outside: bool = True,
         timeout_s: float | None = None,
     ) -> EditedFace:
-        """A region drawn anew, as :meth:`FacePipeline.edit`."""
-        order = ImageOrder(options)
-        events = self.stream_edit(image, prompt, region, seed=seed, keep_outside=keep_outside, order=order, timeout_s=timeout_s)
-        face = await _result(events)
+        """Redraw a region, as :meth:`FacePipeline.edit`."""
+        request = EditRequest(load_image(image), prompt, region, seed, options or GenerateOptions(), keep_outside)
+        face = await _result(self.stream_edit(request, timeout_s=timeout_s))
         assert isinstance(face, EditedFace)
         return face
 
     def stream_edit(
-        self,
-        image: Picture,
-        prompt: str,
-        region: Region,
-        *,
-        seed: int = 0,
-        keep_outside: bool = True,
-        order: ImageOrder | None = None,
-        timeout_s: float | None = None,
-    ) -> AsyncIterator[Progress | Done]:
-        """The same with its progress."""
+        self, request: EditRequest, *, priority: Priority | None = None, timeout_s: float | None = None
+    ) -> AsyncIterator[StepEvent | Done]:
+        """Redraw a region and yield the events that the request wants; leaving the iterator cancels the call."""
 
-        def start(facts: ModelFacts) -> tuple[Any, Callable[[Any], Progress | Done]]:
-            message = edit_message(facts, image, prompt, region, seed=seed, keep_outside=keep_outside, order=order or ImageOrder())
-            return self._stub.Edit(message, **self._call(timeout_s)), ImageReader(facts, prompt).read
+        def start(facts: ModelFacts) -> tuple[Any, Callable[[Any], StepEvent | Done]]:
+            message = edit_message(facts, request, priority)
+            return self._stub.Edit(message, **self._call(timeout_s)), ImageReader(facts, request.prompt).read
 
         return self._events(start)
 
-    async def describe(self, image: Picture, *, max_tokens: int = 128, timeout_s: float | None = None) -> Answer:
-        """The face in words."""
+    async def describe(self, image: ImageSource, *, max_tokens: int = 128, timeout_s: float | None = None) -> Answer:
+        """Return a description of the face."""
         answer = await _result(self.stream_describe(image, max_tokens=max_tokens, timeout_s=timeout_s))
         assert isinstance(answer, Answer)
         return answer
 
-    def stream_describe(self, image: Picture, *, max_tokens: int = 128, timeout_s: float | None = None) -> AsyncIterator[Token | Done]:
-        """The same, piece by piece."""
+    def stream_describe(self, image: ImageSource, *, max_tokens: int = 128, timeout_s: float | None = None) -> AsyncIterator[Token | Done]:
+        """Yield a description of the face piece by piece."""
 
         def start(facts: ModelFacts) -> tuple[Any, Callable[[Any], Token | Done]]:
             return self._stub.Describe(describe_message(facts, image, max_tokens, None), **self._call(timeout_s)), read_words
 
         return self._events(start)
 
-    async def ask(self, image: Picture, question: str, *, max_tokens: int = 64, timeout_s: float | None = None) -> Answer:
-        """An answer to a question about a face."""
+    async def ask(self, image: ImageSource, question: str, *, max_tokens: int = 64, timeout_s: float | None = None) -> Answer:
+        """Return the answer to a question about a face."""
         answer = await _result(self.stream_ask(image, question, max_tokens=max_tokens, timeout_s=timeout_s))
         assert isinstance(answer, Answer)
         return answer
 
     def stream_ask(
-        self, image: Picture, question: str, *, max_tokens: int = 64, timeout_s: float | None = None
+        self, image: ImageSource, question: str, *, max_tokens: int = 64, timeout_s: float | None = None
     ) -> AsyncIterator[Token | Done]:
-        """The same, piece by piece."""
+        """Yield an answer piece by piece."""
 
         def start(facts: ModelFacts) -> tuple[Any, Callable[[Any], Token | Done]]:
             return self._stub.Ask(ask_message(facts, image, question, max_tokens, None), **self._call(timeout_s)), read_words
 
         return self._events(start)
 
-    async def analyze(self, image: Picture, *, attributes: Sequence[str] | None = None, timeout_s: float | None = None) -> FaceReport:
-        """Every attribute of a face: without names the whole schema, sensitive slots among it."""
+    async def analyze(self, image: ImageSource, *, attributes: Sequence[str] | None = None, timeout_s: float | None = None) -> FaceReport:
+        """Return the attribute probabilities of a face; without names for the whole schema, sensitive slots included."""
         message = analyze_message(await self.model(), image, attributes, None)
-        with speaking(self.connection.address):
+        with translated_errors(self.connection.address):
             return report_of((await self._stub.Analyze(message, **self._call(timeout_s))).report)
 
     async def analyze_frames(
-        self, frames: AsyncIterable[Frame], *, attributes: Sequence[str] | None = None, include_sensitive: bool = False
+        self, frames: AsyncIterable[FrameRequest], *, attributes: Sequence[str] | None = None, include_sensitive: bool = False
     ) -> AsyncIterator[FrameAnswer]:
-        """Reports of frames as they come, as :meth:`Client.analyze_frames`."""
+        """Yield reports of frames, as :meth:`Client.analyze_frames`."""
         facts = await self.model()
         settings = pb.AnalyzeStreamSettings(attributes=attributes or (), include_sensitive=include_sensitive)
 
@@ -188,17 +180,17 @@ class AsyncClient:
 
         call = self._stub.AnalyzeStream(messages(), metadata=self.connection.metadata)
         try:
-            with speaking(self.connection.address):
+            with translated_errors(self.connection.address):
                 async for message in call:
                     yield frame_answer(message)
         finally:
             call.cancel()
 
-    async def _events(self, start: Callable[[ModelFacts], tuple[Any, Callable[[Any], Event]]]) -> AsyncIterator[Event]:
-        """A call's events until its end; leaving early cancels it."""
+    async def _events(self, start: Callable[[ModelFacts], tuple[Any, Callable[[Any], EventT]]]) -> AsyncIterator[EventT]:
+        """Yield a call's events until its end; leaving early cancels it."""
         call, read = start(await self.model())
         try:
-            with speaking(self.connection.address):
+            with translated_errors(self.connection.address):
                 async for message in call:
                     event = read(message)
                     yield event
@@ -213,7 +205,7 @@ class AsyncClient:
 
 
 async def _result(events: AsyncIterator[Any]) -> Result:
-    """What a stream ends with."""
+    """Return the result at the end of a stream."""
     async for event in events:
         if isinstance(event, Done):
             return event.result

@@ -1,4 +1,4 @@
-"""Where a server is, how to be let in, and what its failures mean here; for the synchronous and the asyncio client alike."""
+"""Address, credentials and error translation shared by the synchronous and the asyncio client."""
 
 from __future__ import annotations
 
@@ -30,22 +30,20 @@ from f2edge.errors import (
     UnknownAttributeError,
     UnknownRegionError,
 )
-from f2edge.loopback import is_loopback
-from f2edge.pem import read_pem
+from f2edge.transport import is_loopback, read_pem
 from f2edge.wire import STATUS_DETAILS_KEY
 
 DEFAULT_ADDRESS = "127.0.0.1:8033"
 _TLS_SCHEME = "grpcs://"
-#: Of gRPC's own name syntax: https://github.com/grpc/grpc/blob/master/doc/naming.md
+#: Prefixes of gRPC's name syntax: https://github.com/grpc/grpc/blob/master/doc/naming.md
 _NAMINGS = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:")
 _HOST_PORT = re.compile(r"(?:[^\s:/@\[\]]+|\[[0-9A-Fa-f:.%]+\]):([0-9]{1,5})")
 LARGEST_RESPONSE_BYTES = 16 << 20
 _KEEPALIVE_MS = 20_000
 _LONGEST_S = 1e9
-#: Spreads calls over every address that a name has ("dns:///name:port"), repeats calls that were refused before they were answered, and
-#: waits for a server that is restarting.  gRPC's server ends calls that arrive in the instant of its stop with CANCELLED (30 of 257 calls
-#: over 15 restarts, none with both codes here); f2edge's own uses that code for nobody but a caller who has cancelled, and such a call is
-#: never repeated.
+#: Round robin over all addresses of a name ("dns:///name:port"), retries of calls that were refused before an answer, and waiting for a
+#: restarting server.  gRPC's server ends calls that arrive while it stops with CANCELLED (30 of 257 calls over 15 restarts, none with both
+#: codes listed here); f2edge's server uses that code only for calls that their caller cancelled, which gRPC never retries.
 SERVICE_CONFIG = json.dumps(
     {
         "loadBalancingConfig": [{"round_robin": {}}],
@@ -71,14 +69,14 @@ _INPUT_ERRORS: Mapping[str, type[InputError]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Connection:
-    """Where a server is and how to be let in.
+    """Address and credentials of a server.
 
     Attributes:
-        address: "host:port", "[::1]:port", "unix:/path", another of gRPC's names ("dns:///name:port", "ipv4:address:port,address:port"),
-            or "grpcs://" and one of these, for TLS.
-        token: bearer token.  In plaintext it is sent to this machine only.
-        ca_file: PEM file of authorities to trust instead of the system's; asks for TLS.
-        cert_file, key_file: PEM files of the client's own certificate.
+        address: "host:port", "[::1]:port", "unix:/path", another gRPC name ("dns:///name:port", "ipv4:address:port,address:port"),
+            or "grpcs://" and one of these for TLS.
+        token: bearer token; sent over TLS or to a loopback address only.
+        ca_file: PEM file of trusted authorities instead of the system's; enables TLS.
+        cert_file, key_file: PEM files of the client certificate and its key; enable TLS.
     """
 
     address: str = DEFAULT_ADDRESS
@@ -93,20 +91,20 @@ class Connection:
         if (self.cert_file is None) != (self.key_file is None):
             raise InputError("a client certificate needs both cert_file and key_file; give the other one too")
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip() == self.token):
-            raise InputError("the token has characters that no token has; copy it again")
+            raise InputError("the token has invalid characters; copy it again")
         if self.token and not self.tls and not self._local:
             raise InputError(f"server {self.target}: a token is sent over TLS only; write the address as {_TLS_SCHEME}{self.target}")
 
     @classmethod
     def from_environment(cls, address: str, environment: Mapping[str, str] = os.environ) -> Connection:
-        """An address, with what ``F2EDGE_TOKEN``, ``F2EDGE_CA_FILE``, ``F2EDGE_CERT_FILE`` and ``F2EDGE_KEY_FILE`` say."""
+        """Return a connection with the settings of ``F2EDGE_TOKEN``, ``F2EDGE_CA_FILE``, ``F2EDGE_CERT_FILE`` and ``F2EDGE_KEY_FILE``."""
         files = {name: environment.get(f"F2EDGE_{name.upper()}") for name in ("ca_file", "cert_file", "key_file")}
         paths = {name: Path(text) if text else None for name, text in files.items()}
         return cls(address, environment.get("F2EDGE_TOKEN") or None, **paths)
 
     @property
     def target(self) -> str:
-        """As gRPC writes it."""
+        """Address in gRPC's syntax."""
         return self.address.removeprefix(_TLS_SCHEME)
 
     @property
@@ -115,7 +113,7 @@ class Connection:
 
     @property
     def options(self) -> list[tuple[str, Any]]:
-        """Of the channel."""
+        """Options of the gRPC channel."""
         return [
             ("grpc.service_config", SERVICE_CONFIG),
             ("grpc.enable_retries", 1),
@@ -131,7 +129,7 @@ class Connection:
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
     def credentials(self) -> grpc.ChannelCredentials | None:
-        """For TLS; None for plaintext.  Raises :class:`InputError` for a file that cannot be read or holds no PEM."""
+        """Return the TLS credentials; None for plaintext.  Raises :class:`InputError` for a file that cannot be read or holds no PEM."""
         if not self.tls:
             return None
         files = (
@@ -143,8 +141,8 @@ class Connection:
         return grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
 
     def call(self, seconds: float) -> dict[str, Any]:
-        """Arguments of a call that may take so long."""
-        if not 0 < seconds < _LONGEST_S:  # gRPC takes a longer one for none at all
+        """Return the arguments of a call with a deadline of ``seconds``."""
+        if not 0 < seconds < _LONGEST_S:  # gRPC treats a longer one as no deadline
             raise InputError(f"timeout_s must lie above 0 and below {_LONGEST_S:g}, got {seconds}")
         return {"timeout": seconds, "metadata": self.metadata}
 
@@ -154,7 +152,7 @@ class Connection:
 
 
 def _is_target(text: str) -> bool:
-    """Whether gRPC could find a server by this: one of its own names, which it checks itself, or a host and a port."""
+    """Return whether a text is a gRPC name, which gRPC checks, or host:port."""
     if not text.isprintable() or " " in text:
         return False
     if text.startswith(_NAMINGS):
@@ -164,8 +162,8 @@ def _is_target(text: str) -> bool:
 
 
 @contextmanager
-def speaking(address: str) -> Iterator[None]:
-    """Turns gRPC's errors into this package's."""
+def translated_errors(address: str) -> Iterator[None]:
+    """Raise gRPC's errors as this package's."""
     try:
         yield
     except grpc.RpcError as error:
@@ -179,7 +177,7 @@ def speaking(address: str) -> Iterator[None]:
 
 
 def error_of(error: grpc.RpcError, address: str) -> F2EdgeError:
-    """The error behind a status; its message is the server's."""
+    """Return the error of a status, with the server's message."""
     code, message = error.code(), error.details() or ""
     try:
         reason, retry_after_ms, request_id = _details(error)
@@ -203,7 +201,7 @@ def error_of(error: grpc.RpcError, address: str) -> F2EdgeError:
 
 
 def _details(error: grpc.RpcError) -> tuple[str, float | None, str]:
-    """Reason, milliseconds to wait, request id."""
+    """Return the reason, the retry delay in ms and the request id of an error."""
     reason, retry_after_ms, request_id = "", None, ""
     packed = [value for key, value in error.trailing_metadata() or () if key == STATUS_DETAILS_KEY]
     for detail in status_pb2.Status.FromString(packed[0]).details if packed else ():
@@ -219,12 +217,12 @@ def _details(error: grpc.RpcError) -> tuple[str, float | None, str]:
 
 
 def no_answer(address: str) -> ServerError:
-    """A stream that ended without a result."""
-    return ServerError(f"server {address}: the stream ended without a result; its f2edge may be of another version")
+    """Return the error of a stream that ended without a result."""
+    return ServerError(f"server {address}: the stream ended without a result; the server may run another f2edge version")
 
 
 def unreachable(address: str, seconds: float) -> ServerUnavailableError:
-    """Nobody answered in time."""
+    """Return the error of a server that did not answer in time."""
     return ServerUnavailableError(
         f"no server answers at {address} within {seconds:g} s; start one with `f2edge serve`, or check the address"
     )

@@ -1,7 +1,7 @@
-"""What the synchronous and the asyncio client send and get: requests from plain values, the engine's events from responses.
+"""Messages from requests and events from responses, for the synchronous and the asyncio client.
 
-A picture is sent as the model will see it, cut to its square and scaled to the model's side, so that a server gives the tokens that the
-same model gives here, and a photograph of 4000 pixels travels as 30 KB.
+A picture is sent as the model sees it, cropped to its square and scaled to the model's side, so a server produces the same tokens as a
+local model, and a photograph of 4000 pixels takes 30 KB.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from PIL import Image
 from f2edge.client.connection import LARGEST_RESPONSE_BYTES
 from f2edge.decoding.parallel import StepEvent
 from f2edge.decoding.schedule import Schedule
-from f2edge.engine.requests import Done, Priority, Progress, Timings, Token
+from f2edge.engine.requests import Done, EditRequest, GenerateRequest, ImageRequest, Priority, Timings, Token
 from f2edge.errors import InputError
 from f2edge.imaging.guard import ImageLimits
 from f2edge.imaging.images import fit_square, load_image
-from f2edge.imaging.regions import Region, known_region, region_cells
-from f2edge.results import EditedFace, FaceReport, GeneratedFace, GenerateOptions
+from f2edge.imaging.regions import known_region, region_cells
+from f2edge.results import EditedFace, FaceReport, GeneratedFace
 from f2edge.text import check_text
 from f2edge.v1 import face_pb2 as pb
 from f2edge.wire import (
@@ -40,57 +40,32 @@ from f2edge.wire import (
     timings_of,
 )
 
-#: A picture in hand, the bytes of a file, or its path.
-Picture: TypeAlias = "Image.Image | bytes | str | os.PathLike[str]"
+#: A decoded picture, the bytes of a file, or its path.
+ImageSource: TypeAlias = "Image.Image | bytes | str | os.PathLike[str]"
 
 _EVERY_STEP = 1024
 _FRAME_QUALITY = 92
-_LANES = {priority: value for value, priority in PRIORITIES.items()}
+_PRIORITY_VALUES = {priority: value for value, priority in PRIORITIES.items()}
 
 
-@dataclass(frozen=True)
-class ImageOrder:
-    """What is common to pictures that are asked for.
-
-    Attributes:
-        options: what is None follows the model's defaults.
-        preview_every: a :class:`~f2edge.engine.requests.Progress` after every so many steps; 0 for none.
-        preview_images: let it carry a picture.
-        anytime: take fewer steps where the deadline leaves no time for all; otherwise such a call is refused.
-        priority: None is normal.
-    """
-
-    options: GenerateOptions | None = None
-    preview_every: int = 0
-    preview_images: bool = False
-    anytime: bool = False
-    priority: Priority | None = None
-
-    def fields(self, facts: ModelFacts) -> dict[str, Any]:
-        """Of a message."""
-        side = facts.image_side if self.preview_images else 0
-        wanted = pb.PreviewOptions(every_steps=self.preview_every, tokens=self.preview_every > 0, proposal=self.preview_every > 0)
-        wanted.picture_side = side if self.preview_every else 0
-        return {
-            "options": options_message(self.options or GenerateOptions()),
-            "previews": wanted,
-            "min_steps": None if self.anytime else _EVERY_STEP,
-            "priority": lane(self.priority),
-        }
+def generate_message(facts: ModelFacts, request: GenerateRequest, priority: Priority | None = None) -> pb.GenerateRequest:
+    """Return a ``Generate`` request; without ``min_steps`` a deadline that leaves no time for all steps refuses the call."""
+    request.options.resolve(facts.generation)
+    return pb.GenerateRequest(
+        prompt=check_text(request.prompt, "prompt"), seed=_seed(request.seed), **_image_fields(facts, request, priority)
+    )
 
 
-def generate_message(facts: ModelFacts, prompt: str, seed: int, order: ImageOrder) -> pb.GenerateRequest:
-    _checked(order, facts.generation)
-    return pb.GenerateRequest(prompt=check_text(prompt, "prompt"), seed=_seed(seed), **order.fields(facts))
-
-
-def edit_message(
-    facts: ModelFacts, image: Picture, prompt: str, region: Region, *, seed: int, keep_outside: bool, order: ImageOrder
-) -> pb.EditRequest:
-    _checked(order, facts.editing)
-    prompt, picture = check_text(prompt, "prompt"), load_image(image)
+def edit_message(facts: ModelFacts, request: EditRequest, priority: Priority | None = None) -> pb.EditRequest:
+    """Return an ``Edit`` request; named regions are resolved by the server, others here."""
+    request.options.resolve(facts.editing)
+    prompt, picture, region = check_text(request.prompt, "prompt"), load_image(request.image), request.region
     message = pb.EditRequest(
-        image=as_seen(picture, facts), prompt=prompt, seed=_seed(seed), redraw_outside=not keep_outside, **order.fields(facts)
+        image=as_seen(picture, facts),
+        prompt=prompt,
+        seed=_seed(request.seed),
+        redraw_outside=not request.keep_outside,
+        **_image_fields(facts, request, priority),
     )
     if isinstance(region, str) and known_region(region, facts.regions):
         message.name = region
@@ -99,34 +74,49 @@ def edit_message(
     return message
 
 
-def ask_message(facts: ModelFacts, image: Picture, question: str, max_tokens: int, priority: Priority | None) -> pb.AskRequest:
+def _image_fields(facts: ModelFacts, request: ImageRequest, priority: Priority | None) -> dict[str, Any]:
+    wanted = request.preview_every > 0
+    side = facts.image_side if wanted and request.preview_images else 0
+    return {
+        "options": options_message(request.options),
+        "previews": pb.PreviewOptions(every_steps=request.preview_every, tokens=wanted, proposal=wanted, picture_side=side),
+        "min_steps": _EVERY_STEP if request.min_steps is None else request.min_steps,
+        "priority": priority_value(priority),
+    }
+
+
+def ask_message(facts: ModelFacts, image: ImageSource, question: str, max_tokens: int, priority: Priority | None) -> pb.AskRequest:
+    """Return an ``Ask`` request."""
     question = check_text(question, "question")
     return pb.AskRequest(
-        image=as_seen(load_image(image), facts), question=question, max_tokens=_tokens(max_tokens), priority=lane(priority)
+        image=as_seen(load_image(image), facts), question=question, max_tokens=_tokens(max_tokens), priority=priority_value(priority)
     )
 
 
-def describe_message(facts: ModelFacts, image: Picture, max_tokens: int, priority: Priority | None) -> pb.DescribeRequest:
-    return pb.DescribeRequest(image=as_seen(load_image(image), facts), max_tokens=_tokens(max_tokens), priority=lane(priority))
+def describe_message(facts: ModelFacts, image: ImageSource, max_tokens: int, priority: Priority | None) -> pb.DescribeRequest:
+    """Return a ``Describe`` request."""
+    return pb.DescribeRequest(image=as_seen(load_image(image), facts), max_tokens=_tokens(max_tokens), priority=priority_value(priority))
 
 
-def analyze_message(facts: ModelFacts, image: Picture, attributes: Sequence[str] | None, priority: Priority | None) -> pb.AnalyzeRequest:
-    """Without names, the whole schema, as :meth:`FacePipeline.analyze` has it; the server's own default leaves sensitive slots out."""
+def analyze_message(
+    facts: ModelFacts, image: ImageSource, attributes: Sequence[str] | None, priority: Priority | None
+) -> pb.AnalyzeRequest:
+    """Return a request for attributes; without names the whole schema, whereas the server's default excludes sensitive slots."""
     if attributes is not None and not attributes:
         raise InputError("attributes: the list is empty; name at least one, or give none for all of them")
     names = () if attributes is None else tuple(facts.schema.select(attributes))
     picture = as_seen(load_image(image), facts)
-    return pb.AnalyzeRequest(image=picture, attributes=names, include_sensitive=attributes is None, priority=lane(priority))
+    return pb.AnalyzeRequest(image=picture, attributes=names, include_sensitive=attributes is None, priority=priority_value(priority))
 
 
 @dataclass(frozen=True)
-class Frame:
+class FrameRequest:
     """A frame for ``analyze_frames``.
 
     Attributes:
-        image: RGB, or the bytes of a JPEG, PNG or WebP.
-        faces: boxes x, y, width, height in pixels; empty where the centred square is the face.
-        number: comes back with the answer.
+        image: RGB picture, or the bytes of a JPEG, PNG or WebP.
+        faces: boxes x, y, width, height in pixels; empty if the centred square is the face.
+        number: returned with the answer.
     """
 
     image: Image.Image | bytes
@@ -136,11 +126,11 @@ class Frame:
 
 @dataclass(frozen=True)
 class FrameAnswer:
-    """Reports of a frame's faces, in their order.
+    """Reports of a frame's faces, in order.
 
     Attributes:
-        dropped: frames before it that were never looked at, because a later one had come.
-        problem: what was wrong with this frame; "" where nothing was.
+        dropped: number of earlier frames dropped because a later one had arrived.
+        problem: error of this frame, or "".
     """
 
     number: int
@@ -150,19 +140,21 @@ class FrameAnswer:
     timings: Timings
 
 
-def frame_message(facts: ModelFacts, frame: Frame, settings: pb.AnalyzeStreamSettings | None) -> pb.AnalyzeStreamRequest:
+def frame_message(facts: ModelFacts, frame: FrameRequest, settings: pb.AnalyzeStreamSettings | None) -> pb.AnalyzeStreamRequest:
+    """Return a message of ``AnalyzeStream``; the first one carries the settings."""
     faces = [pb.Box(x=x, y=y, width=width, height=height) for x, y, width, height in frame.faces]
     data = frame.image if isinstance(frame.image, bytes) else _jpeg(frame.image) if faces else as_seen(frame.image, facts)
     return pb.AnalyzeStreamRequest(frame_id=frame.number, image=data, faces=faces, settings=settings)
 
 
 def frame_answer(message: pb.AnalyzeStreamResponse) -> FrameAnswer:
+    """Return the answer of an ``AnalyzeStream`` message."""
     reports = tuple(map(report_of, message.reports))
     return FrameAnswer(message.frame_id, reports, message.dropped, message.problem.description, timings_of(message.timings))
 
 
 def as_seen(image: Image.Image, facts: ModelFacts) -> bytes:
-    """A picture as the model sees it, as a PNG."""
+    """Return a picture as the model sees it, encoded as PNG."""
     square = fit_square(load_image(image))
     side = facts.image_side
     if square.size != (side, side):
@@ -172,29 +164,33 @@ def as_seen(image: Image.Image, facts: ModelFacts) -> bytes:
     return buffer.getvalue()
 
 
-def lane(priority: Priority | None) -> pb.Priority:
-    return pb.PRIORITY_UNSPECIFIED if priority is None else _LANES[priority]
+def priority_value(priority: Priority | None) -> pb.Priority:
+    """Return the wire value of a priority."""
+    return pb.PRIORITY_UNSPECIFIED if priority is None else _PRIORITY_VALUES[priority]
 
 
 # Responses -------------------------------------------------------------------------------------------------------------------------------
 
 
 class ImageReader:
-    """Turns the messages of ``Generate`` or ``Edit`` into the engine's events."""
+    """Converter of ``Generate`` or ``Edit`` messages into events."""
 
     def __init__(self, facts: ModelFacts, prompt: str) -> None:
         self._facts = facts
         self._prompt = prompt
         self._codes = np.full(facts.tokens, facts.codes, dtype=np.int64)
+        self._last = perf_counter()
 
-    def read(self, message: pb.GenerateResponse | pb.EditResponse) -> Progress | Done:
+    def read(self, message: pb.GenerateResponse | pb.EditResponse) -> StepEvent | Done:
+        """Return the event of a message; a step's duration is the time since the message before it."""
         if message.WhichOneof("event") == "preview":
-            preview = message.preview
+            preview, now = message.preview, perf_counter()
+            elapsed_ms, self._last = 1e3 * (now - self._last), now
             self._codes = self._codes.copy()
             self._codes[list(preview.positions)] = list(preview.codes)
             proposal = ids_of(preview.proposal) if preview.proposal else self._codes
-            image = _picture(preview.picture) if preview.picture else None
-            return Progress(preview.step, preview.steps, self._codes, proposal, image)
+            images = (_picture(preview.picture),) if preview.picture else ()
+            return StepEvent(preview.step, preview.steps, self._codes[None], proposal[None], elapsed_ms, images)
         result = message.result
         codes, image = ids_of(result.picture.tokens), _picture(result.picture.image)
         if isinstance(result, pb.EditResult):
@@ -206,54 +202,51 @@ class ImageReader:
 
 
 def read_words(message: pb.AskResponse | pb.DescribeResponse) -> Token | Done:
-    """A message of ``Ask`` or ``Describe`` as the engine's event."""
+    """Return the event of an ``Ask`` or ``Describe`` message."""
     if message.WhichOneof("event") == "piece":
         return Token(message.piece)
     answer = answer_of(message.answer)
     return Done(answer, timings_of(message.answer.timings), len(answer.tokens), len(answer.tokens))
 
 
-class StepWatch:
-    """Turns progress into the :class:`StepEvent` of a local pipeline, for rows that are decoded by calls of their own.
+class StepMerger:
+    """Merger of several calls' events into the :class:`StepEvent` of a local pipeline.
 
-    A step is told when every row has done it; a row that has ended stays as it ended.
+    A step is emitted when every row has done it; a finished row keeps its last state.
     """
 
     def __init__(self, rows: int) -> None:
-        self._steps: list[dict[int, Progress]] = [{} for _ in range(rows)]
+        self._steps: list[dict[int, StepEvent]] = [{} for _ in range(rows)]
         self._ends: list[int | None] = [None] * rows
-        self._told = 0
+        self._emitted = 0
         self._last = perf_counter()
 
-    def progress(self, row: int, event: Progress) -> list[StepEvent]:
-        """What can be told now that a row has come this far."""
+    def add(self, row: int, event: StepEvent | Done) -> list[StepEvent]:
+        """Return the steps that are complete now; the last step of a row comes with its result."""
+        if isinstance(event, Done):
+            face = event.result
+            assert isinstance(face, GeneratedFace | EditedFace)
+            self._ends[row] = event.steps
+            event = StepEvent(event.steps, event.steps, face.codes[None], face.codes[None], 0.0, (face.image,))
         self._steps[row][event.step] = event
-        return list(self._complete())
-
-    def end(self, row: int, done: Done) -> list[StepEvent]:
-        """The same for the end of a row, whose last step comes with its result."""
-        face = done.result
-        assert isinstance(face, GeneratedFace | EditedFace)
-        self._steps[row][done.steps] = Progress(done.steps, done.steps, face.codes, face.codes, face.image)
-        self._ends[row] = done.steps
         return list(self._complete())
 
     def _complete(self) -> Iterator[StepEvent]:
         while True:
-            rows = [self._at(row, self._told + 1) for row in range(len(self._steps))]
-            present = [progress for progress in rows if progress is not None]
-            if len(present) < len(rows) or all(end is not None and self._told >= end for end in self._ends):
+            rows = [self._at(row, self._emitted + 1) for row in range(len(self._steps))]
+            present = [event for event in rows if event is not None]
+            if len(present) < len(rows) or all(end is not None and self._emitted >= end for end in self._ends):
                 return
-            self._told += 1
+            self._emitted += 1
             now = perf_counter()
             elapsed_ms, self._last = 1e3 * (now - self._last), now
-            images = tuple(p.image for p in present if p.image is not None)
-            codes, proposal = np.stack([p.codes for p in present]), np.stack([p.proposal for p in present])
-            steps = max(p.steps for p in present)
-            yield StepEvent(self._told, steps, codes, proposal, elapsed_ms, images if len(images) == len(present) else ())
+            images = tuple(image for event in present for image in event.images)
+            codes, proposal = np.concatenate([e.codes for e in present]), np.concatenate([e.proposal for e in present])
+            steps = max(event.steps for event in present)
+            yield StepEvent(self._emitted, steps, codes, proposal, elapsed_ms, images if len(images) == len(present) else ())
 
-    def _at(self, row: int, step: int) -> Progress | None:
-        """A row's progress at a step; the next later one where the server left that step out."""
+    def _at(self, row: int, step: int) -> StepEvent | None:
+        """Return a row's event of a step, or of the next later one that the server sent."""
         later = [known for known in self._steps[row] if known >= step]
         end = self._ends[row]
         return self._steps[row][min(later)] if later else None if end is None else self._steps[row][end]
@@ -269,7 +262,7 @@ def _picture(data: bytes) -> Image.Image:
 
 
 def _pixel_marks(picture: pb.Picture) -> tuple[str, ...]:
-    """Of a picture's marks, those that its pixels keep when its file is written anew."""
+    """Return the marks of a picture that survive re-encoding."""
     return tuple(mark for mark in picture.provenance.marks if mark == "watermark")
 
 
@@ -277,12 +270,6 @@ def _jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=_FRAME_QUALITY)
     return buffer.getvalue()
-
-
-def _checked(order: ImageOrder, defaults: Schedule) -> None:
-    """Refuse options that no message can hold and no model would take."""
-    if order.options is not None:
-        order.options.resolve(defaults)
 
 
 def _tokens(count: int) -> int:

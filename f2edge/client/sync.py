@@ -1,12 +1,12 @@
-"""A client of ``f2edge serve``, with the methods and results of :class:`~f2edge.pipeline.FacePipeline`.
+"""Synchronous client of ``f2edge serve`` with the methods and results of :class:`~f2edge.pipeline.FacePipeline`.
 
 >>> with Client("127.0.0.1:8033") as client:                                                # doctest: +SKIP
 ...     client.generate("a smiling woman with red hair", seeds=7)[0].image.save("face.png")
 ...     for event in client.stream_ask("face.png", "what color is the hair?"):
 ...         print(event)
 
-A call that finds the server starting or restarting waits and is repeated; one that finds it full raises
-:class:`~f2edge.errors.QueueFullError`, which says when to come back.  :mod:`f2edge.client.aio` does the same for asyncio.
+Calls wait and retry while the server starts or restarts; a full server raises :class:`~f2edge.errors.QueueFullError` with the time to
+retry.  :mod:`f2edge.client.aio` is the asyncio counterpart.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from typing import Any, TypeVar
 import grpc
 from PIL import Image
 
-from f2edge.client.connection import Connection, no_answer, speaking, unreachable
+from f2edge.client.connection import Connection, no_answer, translated_errors, unreachable
 from f2edge.client.messages import (
-    Frame,
     FrameAnswer,
-    ImageOrder,
+    FrameRequest,
     ImageReader,
-    Picture,
-    StepWatch,
+    ImageSource,
+    StepMerger,
     analyze_message,
     ask_message,
     describe_message,
@@ -40,36 +39,36 @@ from f2edge.client.messages import (
     read_words,
 )
 from f2edge.decoding.parallel import StepEvent
-from f2edge.engine.requests import Done, Progress, Token
+from f2edge.engine.requests import Done, EditRequest, GenerateRequest, Priority, Token
 from f2edge.errors import DeadlineExceededError
+from f2edge.imaging.images import load_image
 from f2edge.imaging.regions import Region
-from f2edge.pairing import paired
-from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
+from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions, paired
 from f2edge.spec.attributes import AttributeSchema
 from f2edge.v1 import face_pb2 as pb
 from f2edge.v1 import face_pb2_grpc
 from f2edge.wire import ModelFacts, model_of, report_of
 
-Event = TypeVar("Event", Progress | Done, Token | Done)
+EventT = TypeVar("EventT", StepEvent | Done, Token | Done)
 
-#: Faces asked for at once by :meth:`Client.generate`; a server decodes them together.
+#: Concurrent calls of :meth:`Client.generate`; the server batches them.
 FACES_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class RemoteBackend:
-    """What runs the model: the server's backend, and where."""
+    """Backend of a server, with its address in ``name``."""
 
     name: str
 
 
 class Client:
-    """A server's model.  Safe to use from several threads; close it, or use it in a ``with`` block.
+    """Thread-safe client of a server; close it or use it in a ``with`` block.
 
     Args:
         server: an address ("host:port", "grpcs://host:port", "unix:/path") or a whole :class:`~f2edge.client.connection.Connection`.
-        timeout_s: deadline of each call; a method's own ``timeout_s`` goes first.
-        connect_s: how long the first call waits for a server to answer at all.
+        timeout_s: deadline of each call in seconds; a method's ``timeout_s`` overrides it.
+        connect_s: maximum time for the first call, in seconds.
     """
 
     def __init__(self, server: str | Connection, *, timeout_s: float = 120.0, connect_s: float = 10.0) -> None:
@@ -88,20 +87,20 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """End every call and let the connection go."""
+        """Cancel all calls and close the connection."""
         self._channel.close()
 
     @property
     def bundle(self) -> ModelFacts:
-        """What the server runs; asked once.
+        """Model description of the server, requested once.
 
         Raises:
-            ServerUnavailableError: nobody answers within ``connect_s``.
-            AccessError: no token, or a wrong one.
+            ServerUnavailableError: no answer within ``connect_s``.
+            AccessError: missing or wrong token.
         """
         if self._facts is None:
             try:
-                with speaking(self.connection.address):
+                with translated_errors(self.connection.address):
                     self._facts = model_of(self._stub.GetModel(pb.GetModelRequest(), **self._call(self._connect_s)))
             except DeadlineExceededError as error:
                 raise unreachable(self.connection.address, self._connect_s) from error
@@ -109,22 +108,22 @@ class Client:
 
     @property
     def name(self) -> str:
-        """Of the model."""
+        """Name of the model."""
         return self.bundle.name
 
     @property
     def regions(self) -> tuple[str, ...]:
-        """Names that :meth:`edit` takes."""
+        """Region names accepted by :meth:`edit`."""
         return self.bundle.regions
 
     @property
     def schema(self) -> AttributeSchema:
-        """What :meth:`analyze` reports."""
+        """Attribute schema of :meth:`analyze`."""
         return self.bundle.schema
 
     @property
     def backend(self) -> RemoteBackend:
-        """What runs the model, and where."""
+        """Backend that runs the model, with its address."""
         return RemoteBackend(f"{self.bundle.backend} at {self.connection.target}")
 
     def generate(
@@ -137,10 +136,11 @@ class Client:
         preview_images: bool = False,
         timeout_s: float | None = None,
     ) -> list[GeneratedFace]:
-        """Faces from words, as :meth:`FacePipeline.generate`; ``on_step`` is told on other threads, one at a time."""
+        """Generate faces, as :meth:`FacePipeline.generate`; ``on_step`` is called on other threads, one call at a time."""
         faces: list[GeneratedFace] = []
-        order = ImageOrder(options, preview_every=1 if on_step else 0, preview_images=preview_images)
-        rows = [(prompt, generate_message(self.bundle, prompt, seed, order)) for prompt, seed in paired(prompts, seeds)]
+        every, wanted = (1 if on_step else 0), options or GenerateOptions()
+        requests = [GenerateRequest(prompt, seed, wanted, every, preview_images) for prompt, seed in paired(prompts, seeds)]
+        rows = [(request.prompt, generate_message(self.bundle, request)) for request in requests]
         for first in range(0, len(rows), FACES_AT_ONCE):
             group = rows[first : first + FACES_AT_ONCE]
             calls = [self._stub.Generate(message, **self._call(timeout_s)) for _, message in group]
@@ -151,16 +151,15 @@ class Client:
         return faces
 
     def stream_generate(
-        self, prompt: str, *, seed: int = 0, order: ImageOrder | None = None, timeout_s: float | None = None
-    ) -> Iterator[Progress | Done]:
-        """One face, with its progress as ``order`` wants it; leaving the iterator early stops the work."""
-        facts = self.bundle
-        message = generate_message(facts, prompt, seed, order or ImageOrder())
-        return self._events(self._stub.Generate(message, **self._call(timeout_s)), ImageReader(facts, prompt).read)
+        self, request: GenerateRequest, *, priority: Priority | None = None, timeout_s: float | None = None
+    ) -> Iterator[StepEvent | Done]:
+        """Generate a face and yield the events that the request wants; leaving the iterator cancels the call."""
+        message = generate_message(self.bundle, request, priority)
+        return self._events(self._stub.Generate(message, **self._call(timeout_s)), ImageReader(self.bundle, request.prompt).read)
 
     def edit(
         self,
-        image: Picture,
+        image: ImageSource,
         prompt: str,
         region: Region,
         *,
@@ -170,67 +169,60 @@ class Client:
         on_step: Callable[[StepEvent], None] | None = None,
         timeout_s: float | None = None,
     ) -> EditedFace:
-        """A region drawn anew, as :meth:`FacePipeline.edit`."""
-        order = ImageOrder(options, preview_every=1 if on_step else 0)
-        message = edit_message(self.bundle, image, prompt, region, seed=seed, keep_outside=keep_outside, order=order)
-        call = self._stub.Edit(message, **self._call(timeout_s))
+        """Redraw a region, as :meth:`FacePipeline.edit`."""
+        wanted, every = options or GenerateOptions(), 1 if on_step else 0
+        request = EditRequest(load_image(image), prompt, region, seed, wanted, keep_outside, preview_every=every)
+        call = self._stub.Edit(edit_message(self.bundle, request), **self._call(timeout_s))
         (done,) = self._together([call], [ImageReader(self.bundle, prompt)], on_step)
         assert isinstance(done.result, EditedFace)
         return done.result
 
     def stream_edit(
-        self,
-        image: Picture,
-        prompt: str,
-        region: Region,
-        *,
-        seed: int = 0,
-        keep_outside: bool = True,
-        order: ImageOrder | None = None,
-        timeout_s: float | None = None,
-    ) -> Iterator[Progress | Done]:
-        """The same with its progress."""
-        facts = self.bundle
-        message = edit_message(facts, image, prompt, region, seed=seed, keep_outside=keep_outside, order=order or ImageOrder())
-        return self._events(self._stub.Edit(message, **self._call(timeout_s)), ImageReader(facts, prompt).read)
+        self, request: EditRequest, *, priority: Priority | None = None, timeout_s: float | None = None
+    ) -> Iterator[StepEvent | Done]:
+        """Redraw a region and yield the events that the request wants; leaving the iterator cancels the call."""
+        message = edit_message(self.bundle, request, priority)
+        return self._events(self._stub.Edit(message, **self._call(timeout_s)), ImageReader(self.bundle, request.prompt).read)
 
     def describe(
         self,
-        image: Picture,
+        image: ImageSource,
         *,
         max_tokens: int = 128,
         on_token: Callable[[str], None] | None = None,
         timeout_s: float | None = None,
     ) -> Answer:
-        """The face in words, as :meth:`FacePipeline.describe`."""
+        """Return a description of the face, as :meth:`FacePipeline.describe`."""
         return _answer(self.stream_describe(image, max_tokens=max_tokens, timeout_s=timeout_s), on_token)
 
-    def stream_describe(self, image: Picture, *, max_tokens: int = 128, timeout_s: float | None = None) -> Iterator[Token | Done]:
-        """The same, piece by piece."""
+    def stream_describe(self, image: ImageSource, *, max_tokens: int = 128, timeout_s: float | None = None) -> Iterator[Token | Done]:
+        """Yield a description of the face piece by piece."""
         message = describe_message(self.bundle, image, max_tokens, None)
         return self._events(self._stub.Describe(message, **self._call(timeout_s)), read_words)
 
     def ask(
         self,
-        image: Picture,
+        image: ImageSource,
         question: str,
         *,
         max_tokens: int = 64,
         on_token: Callable[[str], None] | None = None,
         timeout_s: float | None = None,
     ) -> Answer:
-        """An answer, as :meth:`FacePipeline.ask`."""
+        """Return the answer to a question, as :meth:`FacePipeline.ask`."""
         return _answer(self.stream_ask(image, question, max_tokens=max_tokens, timeout_s=timeout_s), on_token)
 
-    def stream_ask(self, image: Picture, question: str, *, max_tokens: int = 64, timeout_s: float | None = None) -> Iterator[Token | Done]:
-        """The same, piece by piece."""
+    def stream_ask(
+        self, image: ImageSource, question: str, *, max_tokens: int = 64, timeout_s: float | None = None
+    ) -> Iterator[Token | Done]:
+        """Yield an answer piece by piece."""
         message = ask_message(self.bundle, image, question, max_tokens, None)
         return self._events(self._stub.Ask(message, **self._call(timeout_s)), read_words)
 
     def analyze(
-        self, images: Picture | Sequence[Image.Image], *, attributes: Sequence[str] | None = None, timeout_s: float | None = None
+        self, images: ImageSource | Sequence[Image.Image], *, attributes: Sequence[str] | None = None, timeout_s: float | None = None
     ) -> list[FaceReport]:
-        """Every attribute of each face, as :meth:`FacePipeline.analyze`: without names the whole schema, sensitive slots among it."""
+        """Return the attributes of each face, as :meth:`FacePipeline.analyze`; without names the whole schema, sensitive slots included."""
         pictures = list(images) if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
         reports = []
         for first in range(0, len(pictures), FACES_AT_ONCE):
@@ -238,22 +230,22 @@ class Client:
             messages = [analyze_message(self.bundle, picture, attributes, None) for picture in group]
             calls = [self._stub.Analyze.future(message, **self._call(timeout_s)) for message in messages]
             try:
-                with speaking(self.connection.address):
+                with translated_errors(self.connection.address):
                     reports += [report_of(call.result().report) for call in calls]
             finally:
-                for call in calls:  # one that fails ends them all
+                for call in calls:  # one failure cancels all
                     call.cancel()
         return reports
 
     def analyze_frames(
-        self, frames: Iterable[Frame], *, attributes: Sequence[str] | None = None, include_sensitive: bool = False
+        self, frames: Iterable[FrameRequest], *, attributes: Sequence[str] | None = None, include_sensitive: bool = False
     ) -> Iterator[FrameAnswer]:
-        """Reports of frames as they come; a frame that waits while a later one arrives is left out, and counted.
+        """Yield reports of frames in real time; a frame still waiting when a later one arrives is dropped and counted.
 
         Args:
-            frames: taken on another thread, as fast as they come.
-            attributes: None takes all that are not sensitive.
-            include_sensitive: or those too.
+            frames: iterated on another thread.
+            attributes: names of slots; None for all non-sensitive ones.
+            include_sensitive: include sensitive slots.
         """
         facts = self.bundle
         settings = pb.AnalyzeStreamSettings(attributes=attributes or (), include_sensitive=include_sensitive)
@@ -264,22 +256,21 @@ class Client:
 
         call = self._stub.AnalyzeStream(messages(), metadata=self.connection.metadata)
         try:
-            with speaking(self.connection.address):
+            with translated_errors(self.connection.address):
                 for message in call:
                     yield frame_answer(message)
         finally:
             call.cancel()
 
     def _together(self, calls: Sequence[Any], readers: Sequence[ImageReader], on_step: Callable[[StepEvent], None] | None) -> list[Done]:
-        """Read several calls at once; one that fails ends them all."""
-        watch, lock = StepWatch(len(calls)), Lock()
+        """Read several calls concurrently; one failure cancels all."""
+        merger, lock = StepMerger(len(calls)), Lock()
 
         def follow(row: int) -> Done:
             with closing(self._events(calls[row], readers[row].read)) as events:
                 for event in events:
                     with lock:
-                        told = watch.end(row, event) if isinstance(event, Done) else watch.progress(row, event)
-                        for step in told if on_step else ():
+                        for step in merger.add(row, event) if on_step else ():
                             on_step(step)  # type: ignore[misc]  # not None here
                     if isinstance(event, Done):
                         return event
@@ -296,10 +287,10 @@ class Client:
                 for call in calls:
                     call.cancel()
 
-    def _events(self, call: Any, read: Callable[[Any], Event]) -> Generator[Event, None, None]:
-        """A call's events until its end; leaving early cancels it."""
+    def _events(self, call: Any, read: Callable[[Any], EventT]) -> Generator[EventT, None, None]:
+        """Yield a call's events until its end; leaving early cancels it."""
         try:
-            with speaking(self.connection.address):
+            with translated_errors(self.connection.address):
                 for message in call:
                     event = read(message)
                     yield event

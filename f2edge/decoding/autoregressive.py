@@ -1,6 +1,6 @@
 """Autoregressive decoding: answers to B questions over one image, one token per question and step.
 
-Like the parallel loop, this one takes a function (whatever extends the text) and keeps the caches as a value that it only passes on.
+Like the parallel loop, this one takes a step function and passes the caches through as an opaque value.
 
 B questions, S new text columns, V text vocabulary.
 """
@@ -36,24 +36,24 @@ def answer(
     on_token: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> list[list[int]]:
-    """Answer every question until its end of text, or ``max_tokens``.
+    """Decode an answer to every question until its end of text or ``max_tokens``.
 
     Args:
         extend: forward pass over new text.
         state: caches before the first text column.
         question_ids: int64 (B, S), left-padded.
         question_lengths: int64 (B,).
-        end_of_text: id that ends an answer; it is not part of it.
+        end_of_text: id that ends an answer; not part of the result.
         max_tokens: at most this many tokens per answer, >= 1.
         choose: picks the tokens, greedy by default.
-        on_token: told ``(row, token)`` as soon as a token is known.
-        cancelled: asked before each forward pass.
+        on_token: called with ``(row, token)`` for each new token.
+        cancelled: polled before each forward pass; True stops.
 
     Returns:
         The tokens of each answer.
 
     Raises:
-        CancelledError: ``cancelled`` said yes.
+        CancelledError: ``cancelled`` returned True.
     """
     answers: list[list[int]] = [[] for _ in question_ids]
     finished = np.zeros(len(question_ids), dtype=bool)
@@ -70,18 +70,18 @@ def answer(
                 on_token(int(row), int(tokens[row]))
         if finished.all():
             break
-        # A finished row goes on with its end of text, unheard: rows do not see one another.
+        # A finished row continues with its end of text, which is dropped; rows are independent.
         text, lengths = np.where(finished, end_of_text, tokens)[:, None], lengths + 1
     return answers
 
 
 class TextStream:
-    """Turns tokens into text as they come, without ever showing half a character.
+    """Incremental detokenizer that never emits half a character.
 
-    Byte-level BPE may split one character over several tokens; what is not whole yet decodes to U+FFFD and is held back.
+    Byte-level BPE may split one character over several tokens; an incomplete one decodes to U+FFFD and is held back.
 
     Args:
-        decode: token ids → text.
+        decode: returns the text of token ids.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
@@ -90,12 +90,12 @@ class TextStream:
         self._shown = 0
 
     def push(self, token: int) -> str:
-        """Add a token; the text that became certain by it, perhaps empty."""
+        """Add a token and return the newly complete text, possibly empty."""
         self._tokens.append(token)
         return self._advance(self._decode(self._tokens).rstrip("\ufffd"))
 
     def finish(self) -> str:
-        """The rest, where the answer ended within a character."""
+        """Return the remaining text if the answer ended within a character."""
         return self._advance(self._decode(self._tokens))
 
     def _advance(self, text: str) -> str:

@@ -1,8 +1,8 @@
-"""Probabilities of a closed list of answers, from one forward pass per point where they part.
+"""Probabilities of a closed list of answers, from one forward pass per branching node.
 
-Answers are token sequences.  Reading them as a trie, an answer's probability is the product, over the branching nodes on its way, of the
-probability of its next token among the tokens *allowed* there.  Nodes with one way on cost nothing.  Every branching node is known before
-the model runs, so the questions of all slots and all their nodes make one batch.
+Answers are token sequences in a trie.  An answer's probability is the product, over the branching nodes on its path, of the probability
+of its next token among the tokens *allowed* there.  Nodes with a single successor need no pass.  All branching nodes are known before
+the model runs, so the nodes of all slots form one batch.
 
 >>> [n.path for n in branching_nodes([(5, 2), (7, 2), (7, 8, 2)])]
 [(), (7,)]
@@ -24,14 +24,17 @@ Tokens = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Node:
-    """A point where answers part: the tokens before it, and the tokens allowed next (ascending)."""
+    """Branching node: the tokens before it, and the tokens allowed next (ascending)."""
 
     path: Tokens
     allowed: Tokens
 
 
 def branching_nodes(answers: Sequence[Tokens]) -> tuple[Node, ...]:
-    """The nodes at which ``answers`` (each ended by the end of text, so that none begins another) part, shortest path first."""
+    """Return the branching nodes of ``answers``, shortest path first.
+
+    Each answer ends with the end of text, so that none is a prefix of another; otherwise :class:`InputError` is raised.
+    """
     following: dict[Tokens, set[int]] = {}
     for tokens in answers:
         for depth, token in enumerate(tokens):
@@ -53,7 +56,7 @@ def tempered(probabilities: NDArray[np.float64], temperature: float) -> NDArray[
 
 
 def answer_probabilities(answers: Sequence[Tokens], logits: Mapping[Tokens, NDArray[np.float32]]) -> NDArray[np.float64]:
-    """Probability of each answer, float64, summing to 1; ``logits[path]`` (V,) for the path of every branching node."""
+    """Return the probability of each answer, float64, sum 1; ``logits[path]`` (V,) is given for every branching node's path."""
     step: dict[tuple[Tokens, int], float] = {}
     for node in branching_nodes(answers):
         for token, value in zip(node.allowed, log_softmax(logits[node.path][list(node.allowed)]), strict=True):

@@ -1,6 +1,6 @@
 """Halton's low-discrepancy order of an image's tokens (Halton-MaskGIT, arXiv 2503.17076).
 
-Tokens that are decoded in the same step do not see one another; this order keeps them far apart, and it is known before the request runs.
+Tokens decoded in the same step are chosen independently; this order keeps them far apart and is known in advance.
 
 >>> halton_order(2).tolist()
 [2, 1, 0, 3]
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 
 def radical_inverse(count: int, base: int) -> NDArray[np.float64]:
-    """The van der Corput sequence of ``base``, elements 1 … ``count``, in (0, 1)."""
+    """Return elements 1 … ``count`` of the van der Corput sequence of ``base``, in (0, 1)."""
     indices = np.arange(1, count + 1)
     value, scale = np.zeros(count), 1.0 / base
     while indices.any():
@@ -28,7 +28,7 @@ def radical_inverse(count: int, base: int) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=8)
 def halton_order(grid: int) -> NDArray[np.int64]:
-    """Raster indices of a ``grid`` x ``grid`` image in Halton order, bases 2 (row) and 3 (column), repetitions dropped; (grid²,)."""
+    """Return the raster indices of a ``grid`` x ``grid`` image in Halton order, bases 2 (row) and 3 (column), distinct; (grid²,)."""
     count = 4 * grid * grid
     while True:
         rows = (radical_inverse(count, 2) * grid).astype(np.int64)
@@ -42,9 +42,9 @@ def halton_order(grid: int) -> NDArray[np.int64]:
 
 
 def halton_tokens(tokens: int) -> NDArray[np.int64]:
-    """Halton order of all tokens of an image, (N,): the first code of every cell, then the second of every cell, if there are several.
+    """Return the Halton order of all tokens of an image, (N,): the first code of every cell, then the second, and so on.
 
-    Where ``tokens`` is no square, cells have the smallest number of codes that makes their grid square (128: 8 x 8 cells of 2 codes).
+    If ``tokens`` is not a square, cells have the smallest number of codes that makes their grid square (128: 8 x 8 cells of 2 codes).
     """
     codes = next(k for k in range(1, tokens + 1) if tokens % k == 0 and isqrt(tokens // k) ** 2 == tokens // k)
     order = halton_order(isqrt(tokens // codes))

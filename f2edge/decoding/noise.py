@@ -1,10 +1,10 @@
-"""Counter-based noise: a pure function of (seed, step, position, code), so that a seed is a face.
+"""Counter-based noise: a pure function of (seed, step, position, code), so a seed determines a face.
 
-A request's noise depends on nothing but the request, hence its tokens are the same alone, in any batch, before and after a restart.
-It is hashed code by code (not drawn as one uniform per position), because perturbed logits then change 2 % of tokens instead of 57 %
-under inverse-CDF sampling: precisions and backends stay close to one another.
+A request's noise depends only on the request, so its tokens are the same alone, in any batch, before and after a restart.  Noise is
+hashed per code (not drawn as one uniform per position), because perturbed logits then change 2 % of the tokens instead of 57 % under
+inverse-CDF sampling; precisions and backends stay close to each other.
 
-THE LAW.  All integers are unsigned 32 bit and wrap; ``>>`` shifts in zeros, ``^`` is exclusive or.
+Definition.  All integers are unsigned 32 bit and wrap; ``>>`` shifts in zeros, ``^`` is exclusive or.
 
 1. The key of a position, computed on the host (:func:`noise_key`) from the four words
    ``w0 = seed mod 2^32, w1 = seed >> 32, w2 = step, w3 = position``::
@@ -59,7 +59,7 @@ _U32 = np.uint32
 
 
 def _mix(k: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """The murmur3 finaliser."""
+    """Return the murmur3 finaliser of ``k``."""
     k = (k ^ (k >> _U32(16))) * _U32(MULTIPLIERS[0])
     k = (k ^ (k >> _U32(13))) * _U32(MULTIPLIERS[1])
     mixed: NDArray[np.uint32] = k ^ (k >> _U32(16))
@@ -67,12 +67,12 @@ def _mix(k: NDArray[np.uint32]) -> NDArray[np.uint32]:
 
 
 def noise_key(seed: int, step: int, positions: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    """Keys of one request's positions at one step.
+    """Return the noise keys of one request's positions at one step.
 
     Args:
         seed: in ``[0, 2^64)``.
-        step: 0 for the first; at most ``REQUEST_STEP``.
-        positions: any shape, raster index of each image token.
+        step: 0-based step, at most ``REQUEST_STEP``.
+        positions: raster indices of image tokens, any shape.
 
     Returns:
         int64 of the shape of ``positions``, values in ``[0, 2^32)``.
@@ -90,7 +90,7 @@ def noise_key(seed: int, step: int, positions: NDArray[np.integer[Any]]) -> NDAr
 
 
 def uniform(key: NDArray[np.integer[Any]], code: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
-    """Uniform noise in the open interval (0, 1) of keys and codes, broadcast against each other; float32."""
+    """Return uniform noise in the open interval (0, 1) for keys and codes, broadcast against each other; float32."""
     k = key.astype(_U32)
     h = k + code.astype(_U32) * _U32(GOLDEN)
     h = (h ^ (h >> _U32(16))) * _U32(MULTIPLIERS[0])
@@ -100,6 +100,6 @@ def uniform(key: NDArray[np.integer[Any]], code: NDArray[np.integer[Any]]) -> ND
 
 
 def gumbel(key: NDArray[np.integer[Any]], code: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
-    """Standard Gumbel noise (mean 0.5772, variance π²/6) of keys and codes, broadcast; float32."""
+    """Return standard Gumbel noise (mean 0.5772, variance π²/6) for keys and codes, broadcast; float32."""
     g: NDArray[np.float32] = -np.log(-np.log(uniform(key, code)))
     return g

@@ -1,7 +1,7 @@
 """Parallel decoding: from masked token grids to finished ones in a few steps, many positions at a time (MaskGIT, arXiv 2202.04200).
 
 The loop takes a step *function*, not a model, so ONNX Runtime, TensorRT, PyTorch and a scripted fake run the same code.  Rows (requests)
-of a batch may differ in plan, seed and guidance; a row's inputs are its own, so it decodes to the same tokens in any company.
+of a batch may differ in plan, seed and guidance; a row decodes to the same tokens whatever the other rows of the batch.
 
 R rows, B branches (a guided row has two), N image tokens.
 """
@@ -21,7 +21,7 @@ from f2edge.decoding.schedule import Plan
 from f2edge.errors import CancelledError
 from f2edge.spec.layout import Ids
 
-#: Marks the empty prompt among the prefixes of a step.
+#: Index of the empty prompt among the prefixes of a step.
 UNCONDITIONAL = -1
 
 Feeds = Mapping[str, NDArray[np.int64] | NDArray[np.float32]]
@@ -32,8 +32,8 @@ StepFunction = Callable[[Feeds, tuple[int, ...]], tuple[Ids, Ids]]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One request inside the loop: its grid ``codes`` int64 (N,), what to do with it, and how many of its steps are done."""
+class GridRow:
+    """State of one request in the loop: token grid ``codes`` int64 (N,), plan, seed and number of steps done."""
 
     codes: Ids
     plan: Plan
@@ -47,15 +47,15 @@ class Row:
 
 @dataclass(frozen=True)
 class StepEvent:
-    """What a listener is told after each step.
+    """Event emitted after each step.
 
     Attributes:
         step: steps done, 1 … ``steps``.
-        steps: of the longest row.
+        steps: steps of the longest row.
         codes: int64 (R, N), V where still masked.
-        proposal: int64 (R, N), every masked position filled with the model's present guess: a preview.
+        proposal: int64 (R, N), every masked position filled with the model's current guess (preview).
         elapsed_ms: duration of this step.
-        images: pictures of the proposals, one for each row; empty where nobody asked for them.
+        images: pictures of the proposals, one per row; empty unless requested.
     """
 
     step: int
@@ -66,8 +66,8 @@ class StepEvent:
     images: tuple[Image.Image, ...] = ()
 
 
-def step_feeds(rows: Sequence[Row], indices: Sequence[int]) -> tuple[Feeds, tuple[int, ...]]:
-    """Inputs of one step for ``rows``, whose prefixes are ``indices``; a row without guidance at this step takes one branch."""
+def step_feeds(rows: Sequence[GridRow], indices: Sequence[int]) -> tuple[Feeds, tuple[int, ...]]:
+    """Return the inputs of one step for ``rows`` and the prefix index of each branch; a row without guidance has one branch."""
     guidance = np.array([r.plan.guidance[r.step] for r in rows], dtype=np.float32)
     guided = np.flatnonzero(guidance > 0)
     unconditional_branch = np.arange(len(rows))
@@ -88,10 +88,10 @@ def step_feeds(rows: Sequence[Row], indices: Sequence[int]) -> tuple[Feeds, tupl
     return feeds, (*indices, *([UNCONDITIONAL] * len(guided)))
 
 
-def advance(step: StepFunction, rows: Sequence[Row], indices: Sequence[int]) -> tuple[list[Row], Ids]:
-    """One step for ``rows``, each at a step of its own and none finished; the rows after it, and their proposals (R, N).
+def advance(step: StepFunction, rows: Sequence[GridRow], indices: Sequence[int]) -> tuple[list[GridRow], Ids]:
+    """Run one step for unfinished ``rows``, each at its own step number; return the new rows and their proposals (R, N).
 
-    ``indices[r]`` is what ``step`` knows row r's prefix by.
+    ``indices[r]`` identifies row r's prefix for ``step``.
     """
     next_codes, proposal = step(*step_feeds(rows, indices))
     return [replace(row, codes=grid, step=row.step + 1) for row, grid in zip(rows, next_codes, strict=True)], proposal
@@ -109,20 +109,20 @@ def decode(
     """Fill every masked position of ``codes``.
 
     Args:
-        step: one step of the model.
-        codes: int64 (R, N), V where masked; what is known stays as it is.
-        plans: one for each row.
-        seeds: one for each row, in ``[0, 2^64)``.
-        on_step: told after each step, on the calling thread.
-        cancelled: asked before each step.
+        step: runs one step of the model.
+        codes: int64 (R, N), V where masked; other codes are kept.
+        plans: plan of each row.
+        seeds: seed of each row, in ``[0, 2^64)``.
+        on_step: called after each step, on the calling thread.
+        cancelled: polled before each step; True stops.
 
     Returns:
         int64 (R, N), all in ``[0, V)``.
 
     Raises:
-        CancelledError: ``cancelled`` said yes.
+        CancelledError: ``cancelled`` returned True.
     """
-    rows = [Row(c, p, s) for c, p, s in zip(codes, plans, seeds, strict=True)]
+    rows = [GridRow(c, p, s) for c, p, s in zip(codes, plans, seeds, strict=True)]
     steps = max(p.steps for p in plans)
     proposal = codes.copy()
     for number in range(1, steps + 1):

@@ -1,6 +1,6 @@
-"""Choosing the next text token from logits: greedy, or by a seed.
+"""Selection of the next text token from logits: greedy, or sampled with a seed.
 
-Like image tokens, sampled text takes its noise from (seed, step, code): the same seed gives the same words in any company.
+Sampled text takes its noise from (seed, step, code), like image tokens, so a seed determines the words in any batch.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Chooser = Callable[[NDArray[np.float32], int], Ids]
 
 
 def greedy(logits: NDArray[np.float32], _step: int) -> Ids:
-    """The most probable token of each row; the lowest id wins a tie."""
+    """Return the most probable token of each row; the lowest id wins a tie."""
     chosen: Ids = logits.argmax(axis=-1).astype(np.int64)
     return chosen
 
 
 def sampled(seeds: Sequence[int], temperature: float) -> Chooser:
-    """A chooser that draws row b from ``softmax(logits / temperature)`` with the noise of ``seeds[b]``; ``temperature`` > 0."""
+    """Return a chooser that samples row b from ``softmax(logits / temperature)`` with the noise of ``seeds[b]``; ``temperature`` > 0."""
     if temperature <= 0:
         raise InputError(f"text temperature must be above 0, got {temperature}; for the most probable answer choose greedy decoding")
 
@@ -37,7 +37,7 @@ def sampled(seeds: Sequence[int], temperature: float) -> Chooser:
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Log-probabilities along the last axis, in float64."""
+    """Return log-probabilities along the last axis, in float64."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return result

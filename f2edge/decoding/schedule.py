@@ -1,7 +1,7 @@
-"""What parallel decoding does at each step, fixed before it starts: counts, temperatures, guidance and order, each law a named function.
+"""Schedules of parallel decoding: token counts, temperatures, guidance and order per step, each law a named function.
 
-:class:`Schedule` is what a caller asks for; :func:`plan` turns it into the per-step numbers of one request, which the loop
-(:mod:`f2edge.decoding.parallel`) hands to the step graph.  N image tokens, T steps.
+A :class:`Schedule` holds the options; :func:`plan` computes the per-step numbers of one request, which the loop
+(:mod:`f2edge.decoding.parallel`) feeds to the step graph.  N image tokens, T steps.
 
 >>> plan(Schedule(steps=4), np.ones(64, dtype=bool), seed=7).masked_after.tolist()
 [59, 45, 24, 0]
@@ -26,27 +26,27 @@ PRIORITY_STEP = 1e4
 
 
 def cosine(progress: float) -> float:
-    """Masked share after ``progress`` in [0, 1]: MaskGIT's law, cos(π/2 · progress) (arXiv 2202.04200)."""
+    """Return the masked share after ``progress`` in [0, 1] by MaskGIT's law, cos(π/2 · progress) (arXiv 2202.04200)."""
     return cos(pi / 2 * progress)
 
 
 def show_o_cosine(progress: float) -> float:
-    """:func:`cosine` as Show-o's code computes it, in single precision (arXiv 2408.12528).
+    """Return :func:`cosine` as Show-o's code computes it, in single precision (arXiv 2408.12528).
 
-    There cos 60° comes out just below 1/2, so with steps that are a multiple of three one token more is decoded at two thirds of the way.
-    Rounded correctly, which gives the published counts of 256 tokens for every number of steps, and of 1024 tokens up to 970 steps.
+    In single precision cos 60° is just below 1/2, so if the steps are a multiple of three, one more token is decoded at two thirds.
+    This reproduces the published counts of 256 tokens for every number of steps, and of 1024 tokens up to 970 steps.
     """
     angle = np.float32(progress) * np.float32(pi) * np.float32(0.5)
     return max(0.0, float(np.float32(cos(float(angle)))))
 
 
 def arccos(progress: float) -> float:
-    """Masked share of Halton-MaskGIT, arccos of the progress over π/2 (arXiv 2503.17076)."""
+    """Return the masked share by Halton-MaskGIT's law, the arc cosine over π/2 (arXiv 2503.17076)."""
     return acos(progress) / (pi / 2)
 
 
 def linear(progress: float) -> float:
-    """Masked share 1 - progress: the log-linear noise of masked diffusion, the same number of tokens at every step."""
+    """Return the masked share 1 - progress: log-linear noise of masked diffusion, the same number of tokens per step."""
     return 1.0 - progress
 
 
@@ -56,17 +56,17 @@ MASK_LAWS: Mapping[str, Callable[[float], float]] = MappingProxyType(
 
 
 def linear_temperature(start: float, step: int, steps: int) -> float:
-    """MaskGIT's annealing: start · (1 - (step + 1) / steps)."""
+    """Return MaskGIT's annealed temperature, start · (1 - (step + 1) / steps)."""
     return start * (1.0 - (step + 1) / steps)
 
 
 def show_o_temperature(start: float, step: int, steps: int) -> float:
-    """Show-o's annealing: it multiplies a running temperature by 1 - (j + 1) / steps at every step j, so the factors compound."""
+    """Return Show-o's annealed temperature: the factors 1 - (j + 1) / steps of all steps j so far, multiplied."""
     return start * prod(1.0 - (j + 1) / steps for j in range(step + 1))
 
 
 def constant_temperature(start: float, _step: int, _steps: int) -> float:
-    """The same temperature at every step."""
+    """Return the same temperature at every step."""
     return start
 
 
@@ -81,17 +81,17 @@ ORDERS: Mapping[str, str] = MappingProxyType({"maskgit": "cosine", "halton": "ar
 
 @dataclass(frozen=True)
 class Schedule:
-    """How to decode, checked when made; every violation raises :class:`~f2edge.errors.InputError`.
+    """Decoding options; invalid values raise :class:`~f2edge.errors.InputError`.
 
     Attributes:
         steps: T, 1 … 1024; more steps than masked tokens are cut to one token a step (not under the mask law "show-o").
         guidance: g ≥ 0 of ``c + g (c - u)``; 0 runs one branch only.
         order: "maskgit", "halton" or "ancestral".
         mask_law: "cosine", "show-o" (:func:`show_o_counts`), "arccos" or "linear"; None takes the order's own.
-        temperature: ≥ 0, of the Gumbel noise on the confidence at the start ("maskgit" only; a fixed order has no confidence).
+        temperature: ≥ 0, initial scale of the Gumbel noise on the confidence ("maskgit" only; a fixed order ignores confidence).
         temperature_law: "linear" (MaskGIT), "show-o" (compounding) or "constant".
         token_temperature: > 0; logits are divided by it before sampling.
-        guidance_interval: guidance acts while the masked share of the request's own tokens lies in ``[lo, hi]``.
+        guidance_interval: guidance applies while the masked share of the request's tokens lies in ``[lo, hi]``.
         guidance_ramp: guidance grows linearly from 0 at the first step to ``guidance`` at the last.
     """
 
@@ -126,13 +126,13 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers of one request, one row per step.
+    """Per-step numbers of one request.
 
     Attributes:
         mask_ratio: float32 (T,), share of all N tokens masked when the step begins.
         masked_after: int64 (T,), tokens masked when it ends; falls to 0, strictly but for "show-o" with more steps than tokens.
         temperature, token_temperature, guidance: float32 (T,).
-        priority: float32 (N,), added to the confidence; a fixed order decides alone.
+        priority: float32 (N,), added to the confidence; in a fixed order it dominates.
     """
 
     mask_ratio: NDArray[np.float32]
@@ -148,9 +148,9 @@ class Plan:
 
 
 def masked_counts(law: Callable[[float], float], masked: int, steps: int) -> list[int]:
-    """Tokens still masked after each step: ``floor(masked · law((k + 1) / steps))``, held strictly falling and ending at 0.
+    """Return the tokens still masked after each step: ``floor(masked · law((k + 1) / steps))``, made strictly falling to 0.
 
-    So every step decodes at least one token; with more steps than tokens there are ``masked`` steps.
+    Every step decodes at least one token; more steps than tokens are cut to ``masked`` steps.
     """
     steps = min(steps, masked)
     counts: list[int] = []
@@ -162,10 +162,10 @@ def masked_counts(law: Callable[[float], float], masked: int, steps: int) -> lis
 
 
 def show_o_counts(masked: int, steps: int, tokens: int) -> list[int]:
-    """Tokens still masked after each step, as Show-o's loop counts them: ``max(1, min(before - 1, floor(tokens · cos)))``, then 0.
+    """Return the masked tokens after each step of Show-o's loop: ``max(1, min(before - 1, floor(tokens · cos)))``, then 0.
 
-    The law is that of the whole grid of ``tokens`` also where only ``masked`` of them are decoded, as in edits: one token a step until a
-    whole picture would have as few.  With more steps than tokens the last one is decoded anew until the steps are over.
+    The law is that of the whole grid of ``tokens`` even if only ``masked`` of them are decoded, as in edits: one token a step until a
+    whole picture would have as few.  With more steps than tokens the last one is decoded again in each remaining step.
     """
     counts: list[int] = []
     before = masked
@@ -176,7 +176,7 @@ def show_o_counts(masked: int, steps: int, tokens: int) -> list[int]:
 
 
 def fixed_order(order: str, tokens: int, seed: int) -> NDArray[np.int64]:
-    """Raster indices in the order in which "halton" (rolled by the seed) or "ancestral" (shuffled by it) decodes them; (N,)."""
+    """Return raster indices (N,) in decoding order: "halton", rolled by the seed, or "ancestral", shuffled by the seed."""
     keys = noise_key(seed, REQUEST_STEP, np.arange(tokens))
     if order == "ancestral":
         return np.argsort(keys, kind="stable")
@@ -184,15 +184,15 @@ def fixed_order(order: str, tokens: int, seed: int) -> NDArray[np.int64]:
 
 
 def plan(schedule: Schedule, masked: NDArray[np.bool_], seed: int) -> Plan:
-    """The plan of one request.
+    """Return the plan of one request.
 
     Args:
-        schedule: what was asked.
-        masked: bool (N,), the positions to decode: all for a new image, a region for an edit.
-        seed: of the request; fixes the order where the order is random.
+        schedule: decoding options.
+        masked: bool (N,), positions to decode: all for a new image, a region for an edit.
+        seed: seed of the request; determines random orders.
 
     Raises:
-        InputError: nothing is masked.
+        InputError: no position is masked.
     """
     total, count = len(masked), int(masked.sum())
     if not count:

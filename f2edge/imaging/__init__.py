@@ -1,4 +1,4 @@
-"""Pictures in and out, the guard before the decoders, and regions of a face."""
+"""Image loading behind a guard, pixel conversion, and regions of a face."""
 
 from f2edge.imaging.images import load_image
 

@@ -1,12 +1,12 @@
-"""The gate for image bytes that nobody vouches for: what is refused is refused before a decoder allocates anything for it.
+"""Guard for untrusted image bytes: every limit is checked before a decoder allocates memory.
 
-In order: size of the file, kind by its first bytes (JPEG, PNG or WebP; never by name), structure (number of parts, PNG chunk lengths
-against the bytes present, no animation), dimensions from the header, estimated time (:mod:`.cost`), and only then the decoder of that one
-kind.  A 750 KB file can hold 256 million pixels, and one of 4 MiB ask for half a minute, so the limits stand before decoding.
+Checks in order: file size; kind by its first bytes (JPEG, PNG or WebP, never by name); structure (number of parts, PNG chunk lengths, no
+animation); dimensions in the header; estimated decoding time (:mod:`.cost`); then the decoder of that one kind.  A 750 KB file can hold
+256 million pixels, and a file of 4 MiB can take half a minute to decode.
 
 >>> decode(b"GIF89a...")
 Traceback (most recent call last):
-f2edge.errors.ImageError: the image is no JPEG, PNG or WebP; convert it to one of these
+f2edge.errors.ImageError: the image is not a JPEG, PNG or WebP; convert it to one of these
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What is accepted: file size, sides in pixels, number of pixels, longer side over shorter side, estimated time to decode."""
+    """Accepted file size, sides (pixels), number of pixels, ratio of the longer to the shorter side, and estimated decoding time."""
 
     largest_bytes: int = 4 << 20
     smallest_side: int = 16
@@ -45,10 +45,10 @@ DEFAULT_LIMITS = ImageLimits()
 
 
 def read_file(path: str | os.PathLike[str], limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
-    """Bytes of a regular file within the size limit; raises :class:`ImageError`."""
+    """Return the bytes of a regular file, read up to one byte beyond the size limit; raises :class:`ImageError`."""
     name = os.fspath(path)
     try:
-        # Opening a named pipe would wait for somebody to write to it.
+        # Opening a named pipe would block until a writer opens it.
         data = _read(Path(name), limits.largest_bytes + 1) if stat.S_ISREG(Path(name).stat().st_mode) else None
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file; check the path of the image") from error
@@ -56,7 +56,7 @@ def read_file(path: str | os.PathLike[str], limits: ImageLimits = DEFAULT_LIMITS
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"{name[:200]!r}: cannot be read ({reason}); check the path of the image") from error
     if data is None:
-        raise ImageError(f"{name}: is no regular file; give the path of a JPEG, PNG or WebP")
+        raise ImageError(f"{name}: is not a regular file; give the path of a JPEG, PNG or WebP")
     return data
 
 
@@ -66,7 +66,7 @@ def _read(path: Path, length: int) -> bytes:
 
 
 def decode(data: bytes, *, name: str = "the image", limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
-    """Pixels as they are stored, unconverted and not yet turned upright, fully loaded.
+    """Return the decoded picture, fully loaded, in its stored mode and orientation.
 
     Raises:
         ImageError: names the image, the rule that it breaks and the cure.
@@ -77,7 +77,7 @@ def decode(data: bytes, *, name: str = "the image", limits: ImageLimits = DEFAUL
     if kind is None:
         if not data:
             raise ImageError(f"{name} is empty (0 bytes); give a JPEG, PNG or WebP")
-        raise ImageError(f"{name} is no JPEG, PNG or WebP; convert it to one of these")
+        raise ImageError(f"{name} is not a JPEG, PNG or WebP; convert it to one of these")
     work_ms = decode_ms(data, kind, name)
     if kind == "PNG":
         _check_png(data, name)
@@ -87,7 +87,7 @@ def decode(data: bytes, *, name: str = "the image", limits: ImageLimits = DEFAUL
 
 
 def kind_of(data: bytes) -> str | None:
-    """Kind of a file by its first bytes: "PNG", "JPEG", "WEBP"; None for anything else."""
+    """Return the kind of a file by its first bytes: "PNG", "JPEG", "WEBP"; None for anything else."""
     if data.startswith(_PNG_MAGIC):
         return "PNG"
     if data.startswith(b"\xff\xd8\xff"):
@@ -106,7 +106,7 @@ def _animated(name: str) -> ImageError:
 
 
 def _check_png(data: bytes, name: str) -> None:
-    """Walk the chunks: lengths must lie within the file (a lying length makes some readers allocate gigabytes), IEND must be there."""
+    """Check that chunk lengths lie within the file (a wrong length makes some readers allocate gigabytes) and that IEND is present."""
     position = len(_PNG_MAGIC)
     while True:
         if position + 12 > len(data):
@@ -122,7 +122,7 @@ def _check_png(data: bytes, name: str) -> None:
 
 
 def _check_webp(data: bytes, name: str, limits: ImageLimits) -> None:
-    """Walk the RIFF chunks: the decoder allocates the canvas when it opens, so size and animation are read here."""
+    """Check size and animation in the RIFF chunks: the decoder allocates the canvas when it opens the file."""
     end = 8 + struct.unpack_from("<I", data, 4)[0]
     if end > len(data):
         raise _damaged(name, "WebP ends early")
@@ -140,7 +140,7 @@ def _check_webp(data: bytes, name: str, limits: ImageLimits) -> None:
 
 
 def check_dimensions(size_wh: tuple[int, int], name: str, limits: ImageLimits) -> None:
-    """Raise :class:`ImageError` where a picture of this size is not accepted."""
+    """Raise :class:`ImageError` for a picture size outside the limits."""
     shorter, longer = sorted(size_wh)
     size = f"{size_wh[0]} x {size_wh[1]}"
     if shorter < limits.smallest_side:
@@ -174,6 +174,6 @@ def _decode(data: bytes, kind: str, name: str, limits: ImageLimits, work_ms: flo
         image.load()
     except ImageError:
         raise
-    except Exception as error:  # a decoder at war with its input raises SyntaxError, OSError, struct.error, KeyError, ValueError …
+    except Exception as error:  # decoders raise SyntaxError, OSError, struct.error, KeyError, ValueError …
         raise _damaged(name, f"{kind} cannot be decoded") from error
     return image

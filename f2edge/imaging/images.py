@@ -1,4 +1,4 @@
-"""Pictures in and out: decode behind the guard, turn upright, crop, align, convert to the model's pixels, lay out, save.
+"""Image loading and conversion: guarded decoding, orientation, cropping, alignment, model pixels, contact sheets.
 
 Pictures are Pillow images of mode RGB; the model's pixels are float32 of shape ``(3, size, size)`` in ``[-1, 1]``.  Colour profiles are
 ignored: values are taken as sRGB.
@@ -23,7 +23,7 @@ from f2edge.imaging.guard import DEFAULT_LIMITS, ImageLimits, check_dimensions, 
 
 Pixels = NDArray[np.float32]
 
-#: EXIF orientation → what to do with the stored picture.
+#: EXIF orientation → transposition that makes the stored picture upright.
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -38,13 +38,13 @@ _BACKGROUND = (255, 255, 255)
 
 
 def load_image(source: str | os.PathLike[str] | bytes | Image.Image, *, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
-    """An untrusted JPEG, PNG or WebP as an upright RGB picture.
+    """Load an untrusted JPEG, PNG or WebP as an upright 8-bit RGB picture.
 
-    Orientation of EXIF is applied, transparency is laid on white, 16 bits, gray, palette and CMYK become 8-bit RGB.
+    The EXIF orientation is applied, transparency is composed on white; 16-bit, gray, palette and CMYK pictures are converted.
 
     Args:
-        source: a path, the bytes of a file, or a picture already decoded (checked for its size and converted).
-        limits: what is accepted; by default 4 MiB, sides of 16 … 4096 pixels, 16 million pixels, ratio 20.
+        source: a path, the bytes of a file, or a decoded picture (its size is checked).
+        limits: accepted sizes; by default 4 MiB, sides of 16 … 4096 pixels, 16 million pixels, ratio 20.
 
     Raises:
         ImageError: missing, damaged, too large, animated or of another kind; the message names the rule and the cure.
@@ -60,7 +60,7 @@ def load_image(source: str | os.PathLike[str] | bytes | Image.Image, *, limits: 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # noqa: BLE001  EXIF that cannot be read says nothing about the orientation; the pixels are good
+    except Exception:  # noqa: BLE001  unreadable EXIF has no orientation; the pixels are good
         return image
     operation = _ORIENTATIONS.get(orientation) if isinstance(orientation, int) else None
     return image if operation is None else image.transpose(operation)
@@ -78,7 +78,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_pixels(image: Image.Image, size: int) -> Pixels:
-    """RGB picture → ``(3, size, size)`` float32 in [-1, 1]; resized by Lanczos where it is not that size (aspect is not kept)."""
+    """Convert a picture to ``(3, size, size)`` float32 in [-1, 1], resized by Lanczos to that size without keeping its aspect."""
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.LANCZOS)
     values = np.asarray(image.convert("RGB"), dtype=np.float32)  # (Y, X, 3)
@@ -87,7 +87,7 @@ def to_pixels(image: Image.Image, size: int) -> Pixels:
 
 
 def from_pixels(pixels: NDArray[np.floating]) -> Image.Image:
-    """``(3, Y, X)`` in [-1, 1] → RGB picture; values outside are clipped, halves round to even."""
+    """Convert ``(3, Y, X)`` in [-1, 1] to an RGB picture; values outside are clipped, halves round to even."""
     if pixels.ndim != 3 or pixels.shape[0] != 3:
         raise InputError(f"pixels must have shape (3, Y, X), got {pixels.shape}")
     values = np.rint((pixels.astype(np.float32) + 1) * 127.5).clip(0, 255).astype(np.uint8)
@@ -95,21 +95,21 @@ def from_pixels(pixels: NDArray[np.floating]) -> Image.Image:
 
 
 def resize(image: Image.Image, size: int) -> Image.Image:
-    """A picture whose longer side has ``size`` pixels, by Lanczos."""
+    """Return the picture scaled by Lanczos so that its longer side has ``size`` pixels."""
     scale = size / max(image.size)
     wanted = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image if wanted == image.size else image.resize(wanted, Image.Resampling.LANCZOS)
 
 
 def square_box(size_wh: tuple[int, int]) -> tuple[int, int, int]:
-    """Left, top and side of the largest centred square of a picture: what :func:`fit_square` keeps."""
+    """Return left, top and side of the largest centred square of a picture, which :func:`fit_square` keeps."""
     width, height = size_wh
     side = min(width, height)
     return (width - side) // 2, (height - side) // 2, side
 
 
 def fit_square(image: Image.Image, *, pad: bool = False) -> Image.Image:
-    """A square picture: the centred square of it or, with ``pad``, the whole of it on a square filled with its mean colour."""
+    """Return the centred square of a picture or, with ``pad``, the whole picture on a square of its mean colour."""
     if image.width == image.height:
         return image
     if not pad:
@@ -130,7 +130,7 @@ def crop_face(
     Args:
         image: RGB picture.
         box_xywh: left, top, width, height of the face, in pixels of ``image``.
-        margins: left, top, right, bottom: how far the crop reaches beyond the box, in parts of the box's sides.
+        margins: left, top, right, bottom: how far the crop reaches beyond the box, as a share of the box's sides.
         size: side of the result in pixels; by default that of the crop.
 
     The crop is widened to a square around its centre; where it leaves the picture, the picture's edge is repeated.
@@ -148,12 +148,12 @@ def crop_face(
 
 
 def align(image: Image.Image, landmarks: NDArray[np.floating], template: NDArray[np.floating], size: int) -> Image.Image:
-    """Turn, scale and shift a face so that its landmarks fall on the template's (least squares, no mirroring).
+    """Rotate, scale and shift a face so that its landmarks match the template (least squares, no mirroring).
 
     Args:
         image: RGB picture.
-        landmarks: ``(K, 2)`` points x, y in pixels of ``image``, K >= 2, not all in one place.
-        template: ``(K, 2)`` where they shall lie, in 128-px units (a picture of 128 by 128).
+        landmarks: ``(K, 2)`` points x, y in pixels of ``image``, K >= 2, not all equal.
+        template: ``(K, 2)`` target points in a picture of 128 by 128 pixels.
         size: side of the result in pixels.
     """
     forward = similarity(np.asarray(landmarks, dtype=np.float64), np.asarray(template, dtype=np.float64) * (size / 128))
@@ -163,7 +163,7 @@ def align(image: Image.Image, landmarks: NDArray[np.floating], template: NDArray
 
 
 def similarity(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The ``(2, 3)`` rotation, scale and shift that maps points ``(K, 2)`` closest to others (Umeyama, PAMI 1991, eq. 40-42)."""
+    """Return the ``(2, 3)`` similarity transform that maps points ``(K, 2)`` closest to others (Umeyama, PAMI 1991, eq. 40-42)."""
     if source.shape != target.shape or source.ndim != 2 or source.shape[1] != 2 or len(source) < 2:
         raise InputError(f"landmarks {source.shape} and template {target.shape} must be the same K >= 2 points of x, y")
     source_mean, target_mean = source.mean(0), target.mean(0)
@@ -180,9 +180,9 @@ def similarity(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDAr
 
 
 def _warp(image: Image.Image, inverse: tuple[float, float, float, float, float, float], size: int) -> Image.Image:
-    """Sample a square of ``size`` pixels through the affine map result → picture, both in pixel-edge coordinates.
+    """Sample a square of ``size`` pixels through the affine map from result to picture, both in pixel-edge coordinates.
 
-    A map that shrinks by more than two would alias, so the picture is box-filtered first.  Outside, the edge is repeated.
+    Before shrinking by more than two the picture is box-filtered, against aliasing.  Outside the picture its edge is repeated.
     """
     a, b, c, d, e, f = inverse
     shrink = max(1, int(math.sqrt(abs(a * e - b * d))))
@@ -200,7 +200,7 @@ def _warp(image: Image.Image, inverse: tuple[float, float, float, float, float, 
 
 
 def image_grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
-    """Lay pictures of one size out in rows, left to right; by default as square as it gets.  Empty places stay white."""
+    """Return a contact sheet of pictures of one size, in rows from left to right, by default nearly square; empty places are white."""
     if not images:
         raise InputError("image grid: no pictures to lay out")
     if len({image.size for image in images}) != 1:

@@ -1,7 +1,7 @@
-"""The part of a face that an edit redraws: named, a box, or a mask, turned into cells of the token grid.
+"""Regions of a face to edit: a name, a box or a mask, converted to cells of the token grid.
 
-A region is written as ``hair`` (or several: ``hair+eyebrows``), as ``x,y,w,h`` in pixels of the picture or, where all four are at most 1,
-in parts of its sides, or as the path of a mask whose white is the region.  G token cells along a side, K regions of the parser.
+A region is written as ``hair`` (or several: ``hair+eyebrows``), as ``x,y,w,h`` in pixels of the picture or, if all four are at most 1,
+as shares of its sides, or as the path of a mask that is white inside the region.  G token cells along a side, K regions of the parser.
 
 >>> region_cells(parse_region("0.5,0,0.5,1", ("hair",)), (128, 128), 2).tolist()
 [[False, True], [False, True]]
@@ -23,22 +23,22 @@ from f2edge.imaging.images import load_image, square_box
 
 Cells: TypeAlias = NDArray[np.bool_]
 Coverage: TypeAlias = NDArray[np.float32]
-#: Names joined by "+"; a box x, y, w, h in pixels or, all four at most 1, in parts of the sides; a mask, white inside; cells (G, G).
+#: Names joined by "+"; a box x, y, w, h in pixels or, all four at most 1, shares of the sides; a mask, white inside; cells (G, G).
 Region: TypeAlias = "str | Sequence[float] | Image.Image | Cells"
 
-#: A cell belongs to a box or mask that covers this share of it.
+#: Share of a cell that a box or mask must cover.
 THRESHOLD = 0.25
-#: A cell belongs to a named region that covers this share of it.  A mouth covers four to six cells of nano's grid, three of them by less
+#: Share of a cell that a named region must cover.  A mouth covers four to six cells of nano's grid, three of them by less
 #: than a quarter: leaving those out would keep the old lips' ends, which the decoded cells then follow.
 NAMED_THRESHOLD = 0.08
-#: The parser is never quite sure that a region is absent; below this share no cell has it.
+#: Largest share at which the parser's region counts as absent.
 PRESENT = 0.05
 _MASK_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _ASPECT_TOLERANCE = 0.02
 
 
 def parse_region(text: str, names: Sequence[str]) -> str | tuple[float, float, float, float] | Image.Image:
-    """Read a region as the command line takes it: one of the names (or several joined by "+"), ``x,y,w,h``, or the path of a mask.
+    """Parse a region as the command line takes it: a name (or several joined by "+"), ``x,y,w,h``, or the path of a mask.
 
     Raises:
         UnknownRegionError: none of the three; the message lists ``names``.
@@ -66,14 +66,14 @@ def region_cells(
     names: Sequence[str] = (),
     coverage: Callable[[], Coverage] | None = None,
 ) -> Cells:
-    """The cells that a region covers, bool ``(G, G)``, at least one.
+    """Return the cells that a region covers, bool ``(G, G)``, at least one.
 
     Args:
-        region: in any form.
+        region: any form of :data:`Region`.
         image_wh: size of the picture that a box or mask refers to; the grid lies on its centred square (``imaging.fit_square``).
         grid: G.
-        names: of the parser's K regions.
-        coverage: gives the parser's ``(K, G, G)`` shares in [0, 1]; called for named regions only.
+        names: names of the parser's K regions.
+        coverage: returns the parser's ``(K, G, G)`` shares in [0, 1]; called for named regions only.
 
     Raises:
         UnknownRegionError: a name that the parser does not have.
@@ -95,15 +95,15 @@ def region_cells(
 
 
 def select_cells(share: Coverage, threshold: float = NAMED_THRESHOLD) -> Cells:
-    """Cells ``(G, G)`` of which a share of ``threshold`` is covered or, where none is, those covered half as much as the best one."""
+    """Return the cells ``(G, G)`` covered by at least ``threshold`` or, if there are none, by half of the largest share."""
     selected: Cells = share >= min(threshold, float(share.max()) / 2)
     return selected
 
 
 def paste_outside(original: Image.Image, edited: Image.Image, cells: Cells) -> Image.Image:
-    """The edited picture inside the region and the original outside, blended over half a cell at the region's edge.
+    """Return the edited picture inside the region and the original outside, blended over half a cell at the region's edge.
 
-    The blend lies inside the region: every pixel of a cell outside it is the original's, bit for bit.  Both pictures are square and of
+    The blend lies inside the region: pixels of cells outside it equal the original bit for bit.  Both pictures are square and of
     one size, a multiple of G.
     """
     size, grid = original.width, len(cells)
@@ -122,7 +122,7 @@ def paste_outside(original: Image.Image, edited: Image.Image, cells: Cells) -> I
 
 
 def known_region(text: str, names: Sequence[str]) -> bool:
-    """Whether a region is written by names (one, or several joined by "+") that the parser has."""
+    """Return whether a text consists of known region names (one, or several joined by "+")."""
     return all(part in names for part in text.split("+"))
 
 
@@ -144,7 +144,7 @@ def _named_cells(region: str, names: Sequence[str], coverage: Coverage) -> Cells
         if share.max() >= PRESENT:
             cells |= select_cells(share)
     if not cells.any():
-        raise InputError(f"region {region!r} is not to be seen in this picture; give a box x,y,w,h or a mask image instead")
+        raise InputError(f"region {region!r} is not visible in this picture; give a box x,y,w,h or a mask image instead")
     return cells
 
 

@@ -1,1 +1,1 @@
-"""Marks of origin: label, watermark, content credentials, and how they are read again."""
+"""Marks of origin: XMP label, watermark and C2PA content credentials, written and read."""

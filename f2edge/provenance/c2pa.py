@@ -1,14 +1,14 @@
-"""Content credentials (C2PA): a signed statement in the file of who made the picture and with what; needs the extra ``f2edge[c2pa]``.
+"""Content credentials (C2PA): a signed statement of origin inside the file; needs the extra ``f2edge[c2pa]``.
 
 >>> signer = Signer.load("chain.pem", "key.pem")                                            # doctest: +SKIP
 >>> save_image(image, "face.png", label(prompt="a face", seed=7, bundle="nano"), signer)    # doctest: +SKIP
 
-The certificate is the user's: a chain of PEM certificates, leaf first, whose leaf may sign (digitalSignature) and is meant for it
-(emailProtection or another purpose that C2PA allows); a self-signed leaf is refused.  Nothing is fetched from anywhere, neither when
-signing (no time stamp) nor when reading.  A signed file has its own identity, so two of the same picture differ; their pixels do not.
+The user supplies the certificate chain as PEM, leaf first.  The leaf needs the key usage digitalSignature and an extended key usage that
+C2PA allows, such as emailProtection; a self-signed leaf is refused.  Neither signing (no time stamp) nor reading uses the network.  Every
+signed file gets a new identifier, so two signatures of one picture differ; their pixels do not.
 
-Signing takes under a millisecond and adds 3 KB and the chain.  Who is trusted is for the reader to say: without anchors a good signature
-is "valid", with the anchor that its chain leads to it is "trusted".
+Signing takes under a millisecond and adds 3 KB and the chain.  Without trust anchors a good signature reads as "valid"; with the anchor
+of its chain, as "trusted".
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from threading import Lock
 from typing import Any
 
 from f2edge.errors import InputError
-from f2edge.pem import read_pem
 from f2edge.provenance.label import Label
+from f2edge.transport import read_pem
 
 MIME_TYPES: Mapping[str, str] = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 _SETTINGS: Mapping[str, Any] = {
     "builder": {"thumbnail": {"enabled": False}},
     "verify": {"verify_after_sign": False, "remote_manifest_fetch": False, "ocsp_fetch": False},
 }
-#: Not being known to a reader who gave no anchors is no fault of a signature.
+#: Status code of a signature whose signer is not among the anchors; not an error when no anchors are given.
 _UNTRUSTED = "signingCredential.untrusted"
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """What a file's content credentials say.
+    """Content credentials read from a file.
 
     Attributes:
-        state: "trusted", "valid" (whole, by a signer that the reader does not know) or "invalid".
-        signer: common name and organisation of the certificate, as it says.
+        state: "trusted", "valid" (intact, signer not among the anchors) or "invalid".
+        signer: common name and organisation from the certificate; unverified unless "trusted".
         source_type: IPTC digital source type of the first action that gives one.
-        problems: codes of C2PA of what is wrong.
+        problems: C2PA status codes of the failures.
     """
 
     state: str
@@ -54,7 +54,7 @@ class Credentials:
 
 
 class Signer:
-    """A certificate chain and its key.  Safe to use from several threads."""
+    """Signer with a certificate chain and its key; thread-safe."""
 
     def __init__(self, chain: bytes, key: bytes, algorithm: str) -> None:
         c2pa = _library()
@@ -63,10 +63,10 @@ class Signer:
 
     @classmethod
     def load(cls, chain: str | os.PathLike[str], key: str | os.PathLike[str]) -> Signer:
-        """Read PEM files and sign once on trial.
+        """Read PEM files and check them with a trial signature.
 
         Raises:
-            InputError: a file that cannot be read, a key of an unsuitable kind, a chain that does not belong to it or may not sign,
+            InputError: a file cannot be read, the key is of an unsupported type, the chain does not match the key or may not sign,
                 or the extra is not installed.
         """
         _library()
@@ -76,7 +76,7 @@ class Signer:
             signed = made.sign(_smallest_png(), "PNG", Label("http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"))
         except _library().C2paError as error:
             raise InputError(
-                f"{os.fspath(chain)}: cannot sign content credentials ({error}); give a chain, leaf first, that may"
+                f"{os.fspath(chain)}: cannot sign content credentials ({error}); give a chain, leaf first, that is allowed to sign"
             ) from error
         found = read_credentials(signed, "PNG")
         if found is None or found.state == "invalid":
@@ -85,7 +85,7 @@ class Signer:
         return made
 
     def sign(self, data: bytes, kind: str, label: Label) -> bytes:
-        """The bytes of a "PNG", "JPEG" or "WEBP" file with a manifest that says what ``label`` says of its source."""
+        """Return the bytes of a "PNG", "JPEG" or "WEBP" file with a signed manifest that states ``label``'s source type."""
         name, _, version = label.software.partition(" ")
         action = {"action": "c2pa.created", "digitalSourceType": label.source_type}
         manifest = {
@@ -99,17 +99,17 @@ class Signer:
 
 
 def installed() -> bool:
-    """Whether content credentials can be read and written here."""
+    """Return whether the C2PA library is installed."""
     return find_spec("c2pa") is not None
 
 
 def read_credentials(data: bytes, kind: str, anchors: bytes = b"") -> Credentials | None:
-    """The content credentials of a picture's file; None where it has none.
+    """Return the content credentials of a picture's file, or None.
 
     Args:
-        data: the file, which has passed the image guard.
+        data: bytes of a file that has passed the image guard.
         kind: "PNG", "JPEG" or "WEBP".
-        anchors: PEM certificates whose signatures are trusted.
+        anchors: PEM certificates of trusted signers.
 
     Raises:
         InputError: the extra is not installed.
@@ -127,20 +127,24 @@ def read_credentials(data: bytes, kind: str, anchors: bytes = b"") -> Credential
 
 
 def read_anchors(path: str | os.PathLike[str]) -> bytes:
-    """PEM certificates whose signatures are trusted; :class:`InputError` where the file holds none, or the extra is not installed."""
+    """Return the PEM certificates of a file of trust anchors.
+
+    Raises:
+        InputError: the file holds no readable certificate, or the extra is not installed.
+    """
     _library()
     from cryptography.x509 import load_pem_x509_certificates
 
     data = read_pem(path, "trust anchors", "CERTIFICATE")
     try:
-        load_pem_x509_certificates(data)  # the library takes a damaged one for none
+        load_pem_x509_certificates(data)  # the library ignores damaged certificates
     except ValueError as error:
         raise InputError(f"trust anchors {os.fspath(path)}: hold no certificate that can be read; give PEM certificates") from error
     return data
 
 
 def _credentials_of(store: Mapping[str, Any]) -> Credentials:
-    """Of a manifest store as the library tells it; a stranger wrote it, so nothing is taken for granted."""
+    """Return the credentials of a manifest store; the store is untrusted, so every type is checked."""
     failures = _at(store, "validation_results", "activeManifest", "failure", kind=list)
     problems = tuple(dict.fromkeys(str(_at(failure, "code", kind=str)) for failure in failures))
     state = str(_at(store, "validation_state", kind=str)).lower()
@@ -161,7 +165,7 @@ def _credentials_of(store: Mapping[str, Any]) -> Credentials:
 
 
 def _at(table: Any, *path: str, kind: type) -> Any:
-    """What stands at a path of nested tables, an empty ``kind`` where there is nothing of that kind."""
+    """Return the value at a path of nested tables, or an empty ``kind`` if it is absent or of another type."""
     for key in path:
         table = table.get(key) if isinstance(table, dict) else None
     return table if isinstance(table, kind) else kind()
@@ -182,7 +186,7 @@ def _context(anchors: bytes) -> Any:
 
 
 def _algorithm(key: bytes, path: str | os.PathLike[str]) -> str:
-    """C2PA's name of the signature that a private key makes."""
+    """Return C2PA's name of a private key's signature algorithm."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -190,14 +194,14 @@ def _algorithm(key: bytes, path: str | os.PathLike[str]) -> str:
     try:
         private = load_pem_private_key(key, None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise InputError(f"key {os.fspath(path)}: is no private key that opens without a password; give a PKCS #8 key as PEM") from error
+        raise InputError(f"key {os.fspath(path)}: is not an unencrypted private key; give a PKCS #8 key as PEM") from error
     if isinstance(private, ec.EllipticCurvePrivateKey) and private.curve.name in ("secp256r1", "secp384r1", "secp521r1"):
         return {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}[private.curve.name]
     if isinstance(private, ed25519.Ed25519PrivateKey):
         return "ed25519"
     if isinstance(private, rsa.RSAPrivateKey):
         return "ps256"
-    raise InputError(f"key {os.fspath(path)}: of a kind that C2PA does not know; use P-256, P-384, P-521, Ed25519 or RSA")
+    raise InputError(f"key {os.fspath(path)}: of a type that C2PA does not support; use P-256, P-384, P-521, Ed25519 or RSA")
 
 
 def _smallest_png() -> bytes:

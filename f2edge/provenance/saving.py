@@ -1,4 +1,4 @@
-"""Writing pictures: the kind by suffix, checked before the long work starts, and never half a file.
+"""Atomic writing of pictures; the kind follows from the suffix and is checked before long work starts.
 
 >>> check_writable("face.png")                                                              # doctest: +SKIP
 >>> save_image(image, "face.png", label(prompt="a smiling woman", seed=7, bundle="nano"))   # doctest: +SKIP
@@ -26,7 +26,7 @@ _QUALITY = {"JPEG": 95, "WEBP": 92}
 
 
 def image_kind(path: str | os.PathLike[str]) -> str:
-    """Kind of picture, "PNG", "JPEG" or "WEBP", by the suffix; anything else raises :class:`OutputError`."""
+    """Return the kind of picture for a path's suffix, "PNG", "JPEG" or "WEBP"; raises :class:`OutputError` for any other."""
     suffix = Path(path).suffix.lower()
     if suffix not in KINDS:
         what = f"of kind {suffix}" if suffix else "without a suffix"
@@ -35,16 +35,25 @@ def image_kind(path: str | os.PathLike[str]) -> str:
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
-    """Make sure that a file can be written there, by writing and removing an empty one beside it; raises :class:`OutputError`."""
+    """Check that a regular file can be written at a path, by creating and removing an empty one beside it.
+
+    Symbolic links are followed: the file that they name is written, the link stays.
+
+    Raises:
+        OutputError: the path is a folder, device, pipe or socket, or its folder cannot be written.
+    """
     target = Path(path)
     try:
+        place = _place(target)
         if target.is_dir():
             raise OutputError(f"{target}: is a folder; give the name of a file")
-        if not target.parent.is_dir():
-            raise OutputError(f"{target}: the folder {target.parent} does not exist; create it first")
+        if not place.parent.is_dir():
+            raise OutputError(
+                f"{target}: the folder {place.parent if target.is_symlink() else target.parent} does not exist; create it first"
+            )
         with contextlib.suppress(FileNotFoundError):
-            target.lstat()  # raises for a name that no file can have
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".f2edge-"):
+            target.lstat()  # raises for an invalid file name
+        with tempfile.NamedTemporaryFile(dir=place.parent, prefix=".f2edge-"):
             return target
     except (OSError, ValueError) as error:
         if isinstance(error, OutputError):
@@ -54,13 +63,13 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
 
 
 def save_image(image: Image.Image, path: str | os.PathLike[str], metadata: Label | None = None, signer: Signer | None = None) -> Path:
-    """Write a picture under its name in one step: a reader finds the old file or the whole new one.
+    """Write a picture atomically and return its path.
 
     Args:
         image: RGB picture.
-        path: ends in .png, .jpg, .jpeg or .webp.
-        metadata: says that the picture was generated, and how; every generated picture carries one.
-        signer: signs that statement, as content credentials.
+        path: file name ending in .png, .jpg, .jpeg or .webp.
+        metadata: label; every generated picture has one.
+        signer: signs the label as content credentials.
 
     Raises:
         OutputError: unknown suffix, or the file cannot be written.
@@ -71,7 +80,7 @@ def save_image(image: Image.Image, path: str | os.PathLike[str], metadata: Label
 
 
 def encode(image: Image.Image, kind: str, metadata: Label | None, *, quality: int = 0, signer: Signer | None = None) -> bytes:
-    """The bytes of a labelled "PNG", "JPEG" or "WEBP"; ``quality`` 1 … 100, 0 is this module's choice."""
+    """Return the bytes of a labelled "PNG", "JPEG" or "WEBP"; ``quality`` 1 … 100, 0 selects the default."""
     buffer = io.BytesIO()
     arguments = {"quality": quality or _QUALITY[kind]} if kind in _QUALITY else {}
     image.save(buffer, kind, **arguments, **({} if metadata is None else save_arguments(metadata, kind)))
@@ -80,32 +89,43 @@ def encode(image: Image.Image, kind: str, metadata: Label | None, *, quality: in
 
 
 def write_atomically(target: Path, data: bytes | memoryview, *, durable: bool = False) -> None:
-    """Write beside the target, then rename: a reader sees the old file or the whole new one.
+    """Write a regular file atomically: a temporary file beside the target is renamed.  Symbolic links are followed.
 
     Args:
         target: file to write.
         data: its bytes.
-        durable: create missing folders first, and flush to the disk before renaming, so that the file survives a power cut.
+        durable: create missing folders, and flush to disk before renaming, so that the file survives a power loss.
 
     Raises:
-        OutputError: the file cannot be written; nothing is left behind.
+        OutputError: the file cannot be written, or the target is a device, pipe or socket; the temporary file is removed.
     """
     temporary: Path | None = None
     try:
+        place = _place(target)
         if durable:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".f2edge-", delete=False) as file:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=place.parent, prefix=".f2edge-", delete=False) as file:
             temporary = Path(file.name)
             file.write(data)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
-        temporary.replace(target)
+        temporary.replace(place)
     except OSError as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OutputError):
+            raise
         raise OutputError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+def _place(target: Path) -> Path:
+    """Return the path that is written for a target, links followed; raises :class:`OutputError` for a device, pipe or socket."""
+    place = Path(os.path.realpath(target))
+    if place.exists() and not (place.is_file() or place.is_dir()):
+        raise OutputError(f"{target}: is a device, pipe or socket; give the name of a file")
+    return place
 
 
 def _umask() -> int:

@@ -1,4 +1,4 @@
-"""An invisible mark in the pixels of generated faces, found again without the original.
+"""Invisible watermark in the pixels of generated faces, detected without the original.
 
 >>> marked = Watermark().embed(image)                                                       # doctest: +SKIP
 >>> Watermark().detect(marked).found                                                        # doctest: +SKIP
@@ -14,9 +14,9 @@ length of its weights; by Hoeffding's inequality it reaches ``t`` with a probabi
 The threshold is such that all looks together (sheets of faces, mirrored or not) stay below :data:`FALSE_POSITIVES`.
 
 What it is not.  It survives ordinary re-encoding, scaling, mirroring and mild changes of brightness.  It does not survive cropping,
-turning, strong filters, or somebody who wants it gone; no known mark survives a model that redraws the picture.  The built-in key is
-public: its mark says "f2edge drew this", and anybody can write it into any picture.  The mark of a key of one's own cannot be written by
-those who do not have the key, though many pictures that carry it let an expert estimate it.  Marking with another key overwrites.
+rotation, strong filters or deliberate removal; no known mark survives a model that redraws the picture.  The built-in key is public: its
+mark says "f2edge drew this", and anyone can write it into any picture.  A secret key's mark cannot be written without the key, although
+an expert can estimate it from many marked pictures.  Marking with another key overwrites.
 
 Why not a package.  invisible-watermark (last release 2023) imports torch, refuses pictures below 256 pixels and loses 12 % of its bits
 without any attack; blind-watermark (2023) takes 31 ms at 128 pixels and 37 dB; trustmark and videoseal need torch and fetch weights.
@@ -43,13 +43,13 @@ from f2edge.imaging.images import resize
 
 Values = NDArray[np.float64]
 
-#: The built-in key.  Public: its mark tells, and proves nothing.
+#: Built-in key.  It is public, so its mark proves nothing.
 PUBLIC_KEY = b"f2edge public watermark 1"
-#: How often, at most, an unmarked picture may be taken for a marked one.
+#: Upper bound on the probability that an unmarked picture counts as marked.
 FALSE_POSITIVES = 1e-6
 
 _LOWEST, _HIGHEST = 8, 48  # half-waves along a side
-#: Coefficients are counted as those of a picture of this side, in which they are as large as grey levels are.
+#: Coefficients are normalised to a picture of this side, in which they have the scale of grey levels.
 _SIDE = 128
 #: Where coefficients are moved to, at 128 pixels and at most from 288 on: larger pictures lose less when they are compressed.
 _MARGIN, _LEAST_MARGIN = 6.0, 4.0
@@ -57,7 +57,7 @@ _MARGIN, _LEAST_MARGIN = 6.0, 4.0
 _PSNR = 45.0
 #: Coefficients beyond it count less and less.
 _SCALE = 5.0
-#: A picture that scores so high already is left as it is.
+#: A picture with at least this score is not marked again.
 _MARKED_ENOUGH = 12.0
 #: Faces along a side of a sheet, at most.
 _LARGEST_SHEET = 8
@@ -67,14 +67,14 @@ _KEY_BYTES = (16, 4096)
 
 
 @dataclass(frozen=True)
-class Detection:
-    """What looking for a mark gave.
+class WatermarkDetection:
+    """Result of a watermark search.
 
     Attributes:
         score: agreement with the key's signs, in standard deviations of chance.
-        threshold: the score from which on the mark counts as found.
-        grid: columns and rows of the sheet of faces that agrees best; (1, 1) for a single face.
-        mirrored: whether it agrees best when seen in a mirror.
+        threshold: smallest score that counts as found.
+        grid: columns and rows of the contact sheet with the best score; (1, 1) for a single face.
+        mirrored: whether the mirrored picture has the best score.
     """
 
     score: float
@@ -89,19 +89,14 @@ class Detection:
 
 @dataclass(frozen=True)
 class Watermark:
-    """The mark of one key; ``key`` is bytes of any length, of 16 and more where it shall be secret."""
+    """Watermark of one key; a secret ``key`` has at least 16 bytes."""
 
     key: bytes = PUBLIC_KEY
 
-    @property
-    def public(self) -> bool:
-        """Whether everybody knows the key."""
-        return self.key == PUBLIC_KEY
-
     def embed(self, image: Image.Image) -> Image.Image:
-        """A marked RGB picture of the same size; the picture itself where it carries the mark already.
+        """Return a marked RGB picture of the same size; an already marked picture is returned unchanged.
 
-        The same picture gives the same pixels.  Below 64 pixels there are too few coefficients for a mark that can be relied on.
+        Deterministic.  Below 64 pixels a side there are too few coefficients for a reliable mark.
         """
         picture = image.convert("RGB")
         h, w = picture.height, picture.width
@@ -111,7 +106,7 @@ class Watermark:
             return picture
         margin = min(_MARGIN, max(_LEAST_MARGIN, _MARGIN * math.sqrt(_SIDE / math.sqrt(h * w))))
         budget = _SIDE**2 * 255**2 / 10 ** (_PSNR / 10) * (margin / _MARGIN) ** 2
-        # Rounded, so that ties of flat pictures are not decided by the last bit, which another processor may have different.
+        # Rounded, so that ties in flat pictures do not depend on a processor's last bit.
         moves = np.maximum(margin - signs * coefficients, 0.0).round(6)
         cheapest = np.argsort(moves, kind="stable")
         affordable = cheapest[np.cumsum(moves[cheapest] ** 2) <= budget]
@@ -123,12 +118,12 @@ class Watermark:
         values = np.asarray(picture).astype(np.int16) + change[..., None]
         return Image.fromarray(values.clip(0, 255).astype(np.uint8))
 
-    def detect(self, image: Image.Image) -> Detection:
-        """Look for the mark in a picture of any size, and in the cells of a sheet of faces."""
+    def detect(self, image: Image.Image) -> WatermarkDetection:
+        """Search a picture of any size for the mark, also in the cells of a contact sheet."""
         grey = image.convert("L")
         values = _brightness(resize(grey, _LARGEST_SIDE) if max(grey.size) > _LARGEST_SIDE else grey)
         signs = _signs(self.key)
-        mirrored = signs * (1 - 2 * (np.arange(_HIGHEST) % 2))  # a mirror turns the sign of every odd wave
+        mirrored = signs * (1 - 2 * (np.arange(_HIGHEST) % 2))  # mirroring flips the sign of every odd wave
         looks = []
         for grid in _grids(*values.shape):
             cells = list(_cells(values, grid))
@@ -137,15 +132,15 @@ class Watermark:
             for wanted, in_mirror in ((signs, False), (mirrored, True)):
                 looks.append((_score(found, [_carried(wanted, band) for band in bands]), grid, in_mirror))
         score, grid, in_mirror = max(looks, key=lambda look: look[0])
-        return Detection(score, math.sqrt(2 * math.log(len(looks) / FALSE_POSITIVES)), grid, in_mirror)
+        return WatermarkDetection(score, math.sqrt(2 * math.log(len(looks) / FALSE_POSITIVES)), grid, in_mirror)
 
 
-#: The mark that everybody can find.
+#: Watermark of the public key.
 PUBLIC = Watermark()
 
 
 def read_key(path: str | os.PathLike[str]) -> bytes:
-    """A key of one's own: the bytes of a file, blanks and line ends around them left away; :class:`InputError` where it is no key."""
+    """Read a secret key: the bytes of a file without surrounding white space, 16 … 4096 of them; raises :class:`InputError`."""
     shortest, longest = _KEY_BYTES
     try:
         with Path(path).open("rb") as file:
@@ -163,7 +158,7 @@ def read_key(path: str | os.PathLike[str]) -> bytes:
 
 @lru_cache(maxsize=16)
 def _signs(key: bytes) -> Values:
-    """+1 or -1 for each coefficient, (U, U), drawn from the key."""
+    """Return the key's sign (+1 or -1) of each coefficient, (U, U)."""
     drawn = np.frombuffer(hashlib.shake_256(b"f2edge watermark\0" + key).digest(_HIGHEST**2 // 8), dtype=np.uint8)
     signs = 1 - 2 * np.unpackbits(drawn).reshape(_HIGHEST, _HIGHEST).astype(np.float64)
     signs.flags.writeable = False
@@ -172,7 +167,7 @@ def _signs(key: bytes) -> Values:
 
 @lru_cache(maxsize=64)
 def _phase(length: int) -> NDArray[np.complex128]:
-    """What turns a Fourier transform of so many samples, padded to twice as many, into the orthonormal cosine transform; (U,) or less."""
+    """Return the factors that turn a Fourier transform of ``length`` samples, zero-padded to twice as many, into an orthonormal DCT."""
     waves = np.arange(min(_HIGHEST, length))
     phase: NDArray[np.complex128] = math.sqrt(2 / length) * np.exp(-0.5j * np.pi * waves / length)
     phase[0] = math.sqrt(1 / length)
@@ -181,14 +176,14 @@ def _phase(length: int) -> NDArray[np.complex128]:
 
 @lru_cache(maxsize=64)
 def _band(h: int, w: int) -> NDArray[np.bool_]:
-    """Which coefficients (U, U) carry the mark; a picture of fewer than U pixels has fewer of them."""
+    """Return which coefficients (U, U) carry the mark; fewer for a picture of fewer than U pixels."""
     waves = np.hypot(np.arange(min(_HIGHEST, h))[:, None], np.arange(min(_HIGHEST, w))[None])
     band: NDArray[np.bool_] = (waves >= _LOWEST) & (waves < _HIGHEST)
     return band
 
 
 def _carried(signs: Values, band: NDArray[np.bool_]) -> Values:
-    """The signs of the coefficients that carry the mark, in their order."""
+    """Return the signs of the coefficients that carry the mark, in order."""
     return signs[: band.shape[0], : band.shape[1]][band]
 
 
@@ -197,9 +192,9 @@ def _brightness(image: Image.Image) -> Values:
 
 
 def _coefficients(values: Values) -> Values:
-    """Of the cosine transform of values (h, w): (U, U) or fewer, in the units of a picture of 128 by 128.
+    """Return the cosine transform of values (h, w): (U, U) or fewer, normalised to a picture of 128 by 128.
 
-    By Fourier transforms, because a matrix product would wake the threads of NumPy's BLAS, which then spin beside the model's.
+    Fourier transforms are used because a matrix product would start NumPy's BLAS threads, which then spin beside the model's.
     """
     h, w = values.shape
     down, across = _phase(h), _phase(w)
@@ -210,7 +205,7 @@ def _coefficients(values: Values) -> Values:
 
 
 def _values(coefficients: Values, h: int, w: int) -> Values:
-    """The inverse of :func:`_coefficients`: a picture (h, w) that has these coefficients and no others."""
+    """Return the picture (h, w) with exactly these coefficients: the inverse of :func:`_coefficients`."""
     down, across = (length * _phase(length).conj() for length in (h, w))
     down[0], across[0] = 2 * down[0], 2 * across[0]
     columns = np.fft.irfft(coefficients * down[:, None], 2 * h, axis=0)[:h]  # (h, U)
@@ -219,7 +214,7 @@ def _values(coefficients: Values, h: int, w: int) -> Values:
 
 
 def _score(coefficients: list[Values], signs: list[Values]) -> float:
-    """Agreement of coefficients with signs, in standard deviations of chance; 0 for an empty picture."""
+    """Return the agreement of coefficients with signs, in standard deviations of chance; 0 for a flat picture."""
     found, wanted = np.concatenate(coefficients), np.concatenate(signs)
     weights = found * np.exp(-np.abs(found) / _SCALE)
     length = math.sqrt(float((weights**2).sum()))
@@ -227,7 +222,7 @@ def _score(coefficients: list[Values], signs: list[Values]) -> float:
 
 
 def _grids(h: int, w: int) -> list[tuple[int, int]]:
-    """A single face, and each sheet of square cells that a picture may be: columns, rows."""
+    """Return the possible contact sheets of square cells as (columns, rows), a single face first."""
     grids = [(1, 1)]
     for columns in range(1, _LARGEST_SHEET + 1):
         cell = w / columns

@@ -1,1 +1,1 @@
-"""The contracts: a model's shape, its tokens, the attribute schema, the graphs of a bundle, and what a pass costs."""
+"""Contracts: model configuration, token layout, attribute schema, graph signatures and FLOP counts."""

@@ -1,4 +1,4 @@
-"""The attribute schema: what can be said about a face, as categorical slots.
+"""Attribute schema: the categorical slots that describe a face.
 
 A *slot* is one question with a closed list of answers ("hair_color": black, brown, …).  Every rendered training picture carries the
 slots that can be seen in it (sunglasses hide the eye color), captions and questions are written from them, and ``FacePipeline.analyze``
@@ -28,7 +28,7 @@ class Slot:
 
     Attributes:
         name: identifier, ``snake_case``.
-        values: allowed answers, ``snake_case``, at least two, without repetition; the first one is the unremarkable one.
+        values: allowed answers, ``snake_case``, at least two, distinct; the first is the unremarkable default.
         question: the question that ``analyze`` asks; the model was trained on it verbatim, and answers with one of ``answers``.
         group: heading under which a report lists the slot.
         sensitive: a trait that people may not want guessed (age, gender presentation, emotion …); camera and server leave it out
@@ -47,18 +47,18 @@ class Slot:
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """The values as the words the model answers with (``"light_brown"`` → ``"light brown"``), in the order of ``values``."""
+        """Values as the model writes them (``"light_brown"`` → ``"light brown"``), in the order of ``values``."""
         return tuple(value.replace("_", " ") for value in self.values)
 
     def index(self, value: str) -> int:
-        """Position of ``value`` in ``values``; raises :class:`UnknownAttributeError` with the allowed list."""
+        """Return the position of ``value`` in ``values``; raises :class:`UnknownAttributeError` with the allowed list."""
         if value not in self.values:
             raise UnknownAttributeError(f"attribute {self.name!r} has no value {value!r}; choose one of: {', '.join(self.values)}")
         return self.values.index(value)
 
 
 class AttributeSchema(Mapping[str, Slot]):
-    """An ordered, immutable table of slots by name."""
+    """Ordered, immutable mapping of slots by name."""
 
     def __init__(self, slots: Iterable[Slot]) -> None:
         table: dict[str, Slot] = {}
@@ -78,7 +78,7 @@ class AttributeSchema(Mapping[str, Slot]):
         return len(self._slots)
 
     def select(self, names: Iterable[str]) -> AttributeSchema:
-        """The slots of ``names``, in the order asked; an unknown name raises :class:`UnknownAttributeError` naming all known ones."""
+        """Return the schema of ``names``, in that order; an unknown name raises :class:`UnknownAttributeError` listing the known ones."""
         chosen = []
         for name in names:
             if name not in self._slots:
@@ -87,7 +87,7 @@ class AttributeSchema(Mapping[str, Slot]):
         return AttributeSchema(chosen)
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The form stored in a bundle's manifest."""
+        """Return the form stored in a bundle's manifest."""
         return [
             {"name": s.name, "values": list(s.values), "question": s.question, "group": s.group, "sensitive": s.sensitive}
             for s in self._slots.values()
@@ -95,14 +95,14 @@ class AttributeSchema(Mapping[str, Slot]):
 
     @classmethod
     def from_json(cls, rows: Iterable[Mapping[str, Any]]) -> AttributeSchema:
-        """Inverse of :meth:`to_json`."""
+        """Build a schema from the form of :meth:`to_json`."""
         return cls(
             Slot(str(r["name"]), tuple(str(v) for v in r["values"]), str(r["question"]), str(r["group"]), bool(r["sensitive"]))
             for r in rows
         )
 
 
-#: What a face can be seen to be doing.  The 35 CelebV-HQ actions ("weep" is drawn as streams, "cry" as single tears) plus "none".
+#: Visible actions: the 35 of CelebV-HQ ("weep" is drawn as streams, "cry" as single tears) plus "none".
 ACTIONS = (
     "none", "smile", "laugh", "frown", "talk", "shout", "sing", "whisper", "yawn", "sigh", "kiss", "blow", "chew", "eat", "drink",
     "smoke", "cough", "sneeze", "sniff", "sneer", "make_a_face", "cry", "weep", "close_eyes", "sleep", "wink", "gaze", "glare",

@@ -1,7 +1,7 @@
-"""One configuration object for the model, from the embedded nano to paper size.
+"""Model configuration, from the embedded nano to paper size.
 
-It is plain data, shared by the training side (which builds modules from it) and the runtime (which reads it from a bundle's manifest).
-The symbols of every file of this project: B batch, S text tokens, P prompt tokens, N image tokens, V codes, L layers, H heads,
+Plain data, shared by training (which builds modules from it) and the runtime (which reads it from a bundle's manifest).
+Axis letters used throughout the project: B batch, S text tokens, P prompt tokens, N image tokens, V codes, L layers, H heads,
 D width, E experts, K experts active, I width of one expert, M feature vectors of an encoder, F width of such a vector.
 
 >>> NANO.image_tokens, NANO.codes
@@ -21,7 +21,7 @@ from f2edge.errors import InputError
 
 @dataclass(frozen=True)
 class TokenExperts:
-    """Token level of the mixture of experts: the FFN split into one shared and ``routed`` small experts (model.md, "ours").
+    """Token level of the mixture of experts: the FFN split into one shared and ``routed`` small experts.
 
     ``routed == 0`` is a plain dense FFN of width ``shared_width``: Show-o.
     """
@@ -38,9 +38,9 @@ class TokenExperts:
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """What an encoder gives: ``vectors`` (M) vectors of ``width`` (F) values, of square pictures of ``image_size`` pixels.
+    """Shape of an encoder's features: ``vectors`` (M) vectors of ``width`` (F) values, from square pictures of ``image_size`` pixels.
 
-    ``image_size`` None is that of the image tokenizer.
+    ``image_size`` None means the image tokenizer's.
     """
 
     vectors: int
@@ -101,7 +101,7 @@ class ImageTokenizerConfiguration:
 
 @dataclass(frozen=True)
 class ModelConfiguration:
-    """Everything that fixes the shape of a unified face model.
+    """Sizes of a unified face model.
 
     Attributes:
         name: "nano", "1.8b", "show-o" …
@@ -151,7 +151,7 @@ class ModelConfiguration:
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
-            raise InputError(f"configuration {self.name!r}: width {self.width} is no multiple of heads {self.heads}")
+            raise InputError(f"configuration {self.name!r}: width {self.width} is not a multiple of heads {self.heads}")
         if self.rotary % 2 or not 0 < self.rotary <= self.head_width:
             raise InputError(f"configuration {self.name!r}: rotary {self.rotary} must be even and at most {self.head_width}")
         if self.image_offset < self.prompt_tokens + 3 and self.image_offset != 129:
@@ -173,7 +173,7 @@ class ModelConfiguration:
 
     @property
     def image_columns(self) -> int:
-        """Columns that an image takes in the transformer: one for each block of cells, whatever number of codes a cell has."""
+        """Columns of an image in the transformer: one per block of cells, regardless of the codes per cell."""
         return self.tokenizer.columns
 
     @property
@@ -183,7 +183,7 @@ class ModelConfiguration:
         return self.system_tokens + pictured + 3
 
     def absent_inputs(self, graph: str) -> frozenset[str]:
-        """Inputs of a graph's signature that this model does not have."""
+        """Return the inputs of a graph's signature that this model lacks."""
         absent = {name for name in ("semantic", "identity") if getattr(self, name) is None}
         if graph == "mmu_prefill" and self.understanding == "features":
             absent |= {"codes", "identity"}
@@ -191,7 +191,7 @@ class ModelConfiguration:
 
     @property
     def understanding_size(self) -> int:
-        """Pixels along one side of the pictures that MMU reads."""
+        """Side in pixels of the pictures that MMU reads."""
         own = self.semantic.image_size if self.understanding == "features" and self.semantic is not None else None
         return own or self.tokenizer.image_size
 
@@ -202,16 +202,16 @@ class ModelConfiguration:
 
     @property
     def vocabulary(self) -> int:
-        """Text, specials, image codes and one mask id."""
+        """Size of the vocabulary: text, specials, image codes and one mask id."""
         return self.text_vocabulary + len(self.specials) + self.codes + 1
 
     def to_json(self) -> dict[str, Any]:
-        """The form stored in a bundle's manifest."""
+        """Return the form stored in a bundle's manifest."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> ModelConfiguration:
-        """Inverse of :meth:`to_json`; unknown or missing keys raise :class:`InputError`."""
+        """Build a configuration from the form of :meth:`to_json`; unknown or missing keys raise :class:`InputError`."""
         unknown = set(row) - {f.name for f in fields(cls)}
         if unknown:
             raise InputError(f"model configuration: unknown keys {sorted(unknown)}; this bundle needs a newer f2edge")

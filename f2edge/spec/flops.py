@@ -1,8 +1,7 @@
-"""What a pass through the transformer costs, in floating-point operations (one multiplication and one addition are two).
+"""Floating-point operations of a pass through the transformer; a multiply-add counts as two.
 
-Counted are the matrix products, which are all but a few percent (norms, those of queries and keys included, are the rest); of a mixture of
-experts, the experts that a token uses.  A measured time and one of these numbers give the share of a machine's ceiling
-(``python -m bench latency``).
+Only matrix products are counted (norms, those of queries and keys included, are the other few percent) and, of the routed experts, only
+the active ones.  A measured time and one of these counts give the share of a machine's ceiling (``python -m bench latency``).
 
 B branches or questions, P prompt tokens, S text columns, N image tokens, R requests.
 """
@@ -13,24 +12,24 @@ from f2edge.spec.configuration import ModelConfiguration
 
 
 def token_flops(model: ModelConfiguration) -> int:
-    """One token through all layers, without attention scores: four projections of the attention, shared and active experts."""
+    """Return the FLOPs of one token in all layers: attention projections, shared and active experts, without attention scores."""
     experts = model.token_experts
     hidden = experts.shared_width + experts.active * experts.routed_width
     return model.layers * (8 * model.width**2 + 4 * model.width * hidden)
 
 
 def attention_flops(model: ModelConfiguration, queries: int, keys: int) -> int:
-    """Scores and weighted values of ``queries`` tokens over ``keys`` tokens, in all layers."""
+    """Return the FLOPs of attention scores and weighted values of ``queries`` tokens over ``keys`` tokens, in all layers."""
     return model.layers * 4 * model.width * queries * keys
 
 
 def prompt_flops(model: ModelConfiguration, prompt: int) -> int:
-    """``t2i_prefill`` of one prompt of P tokens, specials included."""
+    """Return the FLOPs of ``t2i_prefill`` for one prompt of P tokens, specials included."""
     return prompt * token_flops(model) + attention_flops(model, prompt, prompt)
 
 
 def step_flops(model: ModelConfiguration, prompts: list[int], rows: int) -> int:
-    """``t2i_step`` of ``rows`` R requests in branches whose prompts have these lengths; the head runs once per request."""
+    """Return the FLOPs of ``t2i_step`` for ``rows`` R requests in branches with these prompt lengths; the head runs once per request."""
     columns = model.image_columns + 2
     branches = sum(columns * token_flops(model) + attention_flops(model, columns, prompt + columns) for prompt in prompts)
     if model.tokenizer.codes_per_column > 1:  # from a column to its tokens
@@ -39,13 +38,13 @@ def step_flops(model: ModelConfiguration, prompts: list[int], rows: int) -> int:
 
 
 def image_flops(model: ModelConfiguration) -> int:
-    """``mmu_prefill`` of one face."""
+    """Return the FLOPs of ``mmu_prefill`` for one face."""
     columns = model.understanding_columns
     return columns * token_flops(model) + attention_flops(model, columns, columns)
 
 
 def text_flops(model: ModelConfiguration, lengths: list[int], earlier: int = 0) -> int:
-    """``mmu_extend`` of questions with these numbers of new text columns, after ``earlier`` ones; the head runs on the last column."""
+    """Return the FLOPs of ``mmu_extend`` for questions with these numbers of new text columns after ``earlier`` ones."""
     before = model.understanding_columns + earlier
     columns = sum(n * token_flops(model) + attention_flops(model, n, before + n) for n in lengths)
     return columns + len(lengths) * 2 * model.width * model.text_vocabulary

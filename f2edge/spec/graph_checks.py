@@ -1,4 +1,4 @@
-"""Whether a graph of a manifest is the one that the runtime will feed and read (``f2edge.spec.graphs``), with the model's sizes."""
+"""Check of a manifest's graphs against the signatures of ``f2edge.spec.graphs`` and the model's sizes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Port:
 
 @dataclass(frozen=True)
 class GraphEntry:
-    """One graph: its file (a key of ``files``), its ports, its precision ("fp32", "int8") and how it was quantised (any JSON)."""
+    """One graph: its file (a key of ``files``), ports, precision ("fp32", "int8") and quantisation recipe (any JSON)."""
 
     name: str
     file: str
@@ -33,15 +33,15 @@ class GraphEntry:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """The sizes that a model fixes; a port must have its signature's name, dtype and rank, and these sizes where it gives a number."""
+class SignatureCheck:
+    """Comparison of graphs with their signatures: names, dtypes, ranks and the sizes that the model fixes."""
 
     model: ModelConfiguration
     layout: TokenLayout
     regions: tuple[str, ...]
 
     def check(self, entry: GraphEntry, signature: GraphSignature) -> None:
-        """Raise :class:`BundleError` naming the port that differs."""
+        """Raise :class:`BundleError` naming the first port that differs."""
         absent = self.model.absent_inputs(signature.name)
         inputs = tuple(t for t in signature.inputs if t.name not in absent)
         for kind, ports, tensors in (("inputs", entry.inputs, inputs), ("outputs", entry.outputs, signature.outputs)):
@@ -68,7 +68,7 @@ class Fit:
             )
 
     def _size(self, graph: str, tensor: Tensor, axis: str) -> int | None:
-        """Size of an axis where the model fixes it, None where a request does."""
+        """Return the size of an axis that the model fixes; None where the request decides."""
         model = self.model
         sizes = {
             "3": 3,

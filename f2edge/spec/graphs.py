@@ -1,4 +1,4 @@
-"""The graphs of a bundle: their inputs and outputs by name, dtype and axes.  Export writes them, every backend reads them.
+"""Signatures of a bundle's graphs: inputs and outputs by name, dtype and axes.  Export writes them, every backend reads them.
 
 Axes: B branches or sequences, R requests (image rows), P prompt columns, S new text columns, T earlier text columns, C image columns of
 the MMU prefix (cells + 3), N image tokens, L layers, H heads, W head width, V text vocabulary, M / F an encoder's vectors and their width,
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tensor:
-    """Name, dtype ("int64", "float32") and axes of one input or output; an axis of one letter is dynamic or fixed by the model."""
+    """Name, dtype ("int64", "float32") and axes of one input or output; one letter per axis, dynamic or fixed by the model."""
 
     name: str
     dtype: str
@@ -25,7 +25,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class GraphSignature:
-    """What one graph takes and gives."""
+    """Inputs and outputs of one graph."""
 
     name: str
     inputs: tuple[Tensor, ...]

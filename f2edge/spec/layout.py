@@ -1,10 +1,10 @@
-"""Token ids and sequences: where text, specials, image codes and the mask stand in the one vocabulary, and how a request is laid out.
+"""Token layout: ids of text, specials, image codes and mask in the joint vocabulary, and the sequences of the two tasks.
 
 Generation (T2I): ``<|t2i|> <sot> prompt <eot> <|soi|> imagexN <|eoi|>``
 Understanding (MMU): ``<|mmu|> <|soi|> imagexN <|eoi|> <sot> question answer <eot>``
 
-Image *ids* here are codes ``0 … V-1`` plus the mask at ``V``; the graphs see codes, never vocabulary ids, because the head and the
-embedding are cut to the image codes at export.  :meth:`TokenLayout.image_to_vocabulary` gives the ids of the full vocabulary.
+Image *ids* are codes ``0 … V-1`` plus the mask at ``V``.  Graphs see codes, never vocabulary ids: export cuts head and embedding to the
+image codes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Ids of every kind of token, and the sequences of the two tasks.
+    """Token ids and sequences of the two tasks.
 
     Attributes:
         text_vocabulary: text ids are ``[0, text_vocabulary)``.
@@ -74,6 +74,7 @@ class TokenLayout:
         question_template: str = "{question}\n",
         long_prompts: str = "refuse",
     ) -> TokenLayout:
+        """Return the layout of a configuration."""
         return cls(
             text_vocabulary=configuration.text_vocabulary,
             specials=configuration.specials,
@@ -90,7 +91,7 @@ class TokenLayout:
         )
 
     def special(self, token: str) -> int:
-        """Vocabulary id of a special token such as ``"<|soi|>"``."""
+        """Return the vocabulary id of a special token such as ``"<|soi|>"``; raises :class:`InputError` for an unknown one."""
         try:
             return self.text_vocabulary + self.specials.index(token)
         except ValueError:
@@ -114,12 +115,8 @@ class TokenLayout:
     def vocabulary(self) -> int:
         return self.image_start + self.codes + 1
 
-    def image_to_vocabulary(self, codes: NDArray[np.integer[Any]]) -> Ids:
-        """Image codes (mask included) → ids of the full vocabulary, same shape."""
-        return codes.astype(np.int64) + self.image_start
-
     def prompt(self, text: Sequence[int]) -> list[int]:
-        """``<|t2i|> <sot> prompt <eot>``; a prompt above ``prompt_tokens`` is cut after a warning, or raises :class:`PromptError`."""
+        """Return ``<|t2i|> <sot> prompt <eot>``; a prompt above ``prompt_tokens`` is cut with a warning or raises :class:`PromptError`."""
         if len(text) > self.prompt_tokens:
             if self.long_prompts == "refuse":
                 raise PromptError(f"the prompt has {len(text)} tokens, the model reads {self.prompt_tokens}; shorten it")
@@ -129,20 +126,20 @@ class TokenLayout:
 
     @property
     def unconditional(self) -> list[int]:
-        """The prompt of classifier-free guidance's other branch: ``<|t2i|> <sot> <eot>``."""
+        """Empty prompt ``<|t2i|> <sot> <eot>``: the unconditional branch of classifier-free guidance."""
         return self.prompt([])
 
     def question(self, text: Sequence[int]) -> list[int]:
-        """``<sot> question``, to be followed by the answer and ``<eot>``."""
+        """Return ``<sot> question``; the answer and ``<eot>`` follow it."""
         return [self.start_of_text, *text] if self.question_start else list(text)
 
     def to_json(self) -> dict[str, Any]:
-        """The form stored in a bundle's manifest."""
+        """Return the form stored in a bundle's manifest."""
         return {**self.__dict__, "specials": list(self.specials)}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> TokenLayout:
-        """Inverse of :meth:`to_json`."""
+        """Build a layout from the form of :meth:`to_json`."""
         try:
             return cls(**{**row, "specials": tuple(row["specials"])})
         except (KeyError, TypeError) as error:
@@ -150,7 +147,7 @@ class TokenLayout:
 
 
 def tokens_of_cells(cells: NDArray[Any], tokenizer: ImageTokenizerConfiguration) -> NDArray[Any]:
-    """Values of cells (…, G, G) → of tokens (…, N): column by column of the transformer, each cell's value for all of its codes."""
+    """Convert values of cells (…, G, G) to values of tokens (…, N), in the order of the transformer's columns."""
     side = tokenizer.block
     across = cells.shape[-1] // side
     blocks = cells.reshape(*cells.shape[:-2], across, side, across, side).swapaxes(-3, -2)
@@ -158,21 +155,11 @@ def tokens_of_cells(cells: NDArray[Any], tokenizer: ImageTokenizerConfiguration)
 
 
 def left_pad(sequences: Sequence[Sequence[int]], pad: int, length: int | None = None) -> tuple[Ids, NDArray[np.int64]]:
-    """Stack sequences to ``(B, P)``, pads first (prompts end where the image begins); also their lengths ``(B,)``."""
+    """Stack sequences to ``(B, P)``, padded on the left; return the ids and the lengths ``(B,)``."""
     lengths = np.array([len(s) for s in sequences], dtype=np.int64)
     width = max(int(lengths.max(initial=0)), length or 0)
     ids = np.full((len(sequences), width), pad, dtype=np.int64)
     for row, sequence in enumerate(sequences):
         if sequence:
             ids[row, width - len(sequence) :] = sequence
-    return ids, lengths
-
-
-def right_pad(sequences: Sequence[Sequence[int]], pad: int, length: int | None = None) -> tuple[Ids, NDArray[np.int64]]:
-    """Stack sequences to ``(B, S)``, pads last (questions begin where the image ends); also their lengths ``(B,)``."""
-    lengths = np.array([len(s) for s in sequences], dtype=np.int64)
-    width = max(int(lengths.max(initial=0)), length or 0)
-    ids = np.full((len(sequences), width), pad, dtype=np.int64)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = sequence
     return ids, lengths

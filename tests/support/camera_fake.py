@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from f2edge.camera.frames import KnownFace, Picture
-from f2edge.camera.loop import Figures
+from f2edge.camera.loop import RunStats
 from f2edge.camera.reports import Seen
 from f2edge.camera.sources import Capture
 from f2edge.results import Answer, FaceReport
@@ -109,7 +109,7 @@ class RememberingSink:
         self.events: list[tuple[str, str]] = []
         self._stop_after = stop_after
 
-    def show(self, seen: Seen, _figures: Figures) -> bool:
+    def show(self, seen: Seen, _stats: RunStats) -> bool:
         self.seen.append(seen)
         return self._stop_after is None or len(self.seen) < self._stop_after
 

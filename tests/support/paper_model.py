@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from f2edge.backends.base import Array, InTurn, Value, host, pack_arrays
+from f2edge.backends.base import Array, Sequential, Value, host, pack_arrays
 from f2edge.bundle.bundle import Bundle, write_manifest
 from f2edge.spec.configuration import NANO
 from f2edge.spec.layout import TokenLayout
@@ -52,7 +52,7 @@ def opinion(count: int, *seen: object) -> NDArray[np.float64]:
     return np.random.default_rng(words).normal(size=count) * 2
 
 
-class PaperBackend(InTurn):
+class PaperBackend(Sequential):
     """Runs the paper model; ``runs`` counts the graphs."""
 
     name = "paper"

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from f2edge.backends.base import Array, InTurn, Value, host
+from f2edge.backends.base import Array, Sequential, Value, host
 
 
 @dataclass
-class Recorder(InTurn):
+class Recorder(Sequential):
     """Passes everything on to ``inner`` and keeps each graph's feeds and outputs."""
 
     inner: Any

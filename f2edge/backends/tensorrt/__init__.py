@@ -1,1 +1,1 @@
-"""Graphs on an NVIDIA GPU through TensorRT plans."""
+"""TensorRT backend for NVIDIA GPUs."""

@@ -1,11 +1,11 @@
 """Graphs on an NVIDIA GPU through TensorRT plans (``python -m engines build``).
 
-Made for this GPU and TensorRT version, plans are looked for beside the bundle (:func:`f2edge.backends.tensorrt.plans.find_plans`) and
-refused by name with the reason when they fit neither.  Engines are read when a graph is first run.  Keys and values stay on the device
+Plans for this GPU and TensorRT version are searched beside the bundle (:func:`f2edge.backends.tensorrt.plans.find_plans`); unsuitable ones
+are refused with the reason.  Engines are loaded when a graph is first run.  Keys and values stay on the device
 from run to run; only ids, pixels and logits cross.  Requests with more rows than a plan takes are cut into several runs.
 
-Environment: ``F2EDGE_TENSORRT_PLUGINS`` names modules that register plug-ins; ``F2EDGE_TRUST_PLANS=1`` admits version-compatible plans,
-which carry code that runs on this machine.
+Environment: ``F2EDGE_TENSORRT_PLUGINS`` names modules that register plug-ins; ``F2EDGE_TRUST_PLANS=1`` allows version-compatible plans,
+which contain host code.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from threading import RLock
 
 import numpy as np
 
-from f2edge.backends.base import Array, InTurn, Value, host
+from f2edge.backends.base import Array, Sequential, Value, host
 from f2edge.backends.row_groups import row_groups
 from f2edge.backends.tensorrt.cuda import CudaDevice
 from f2edge.backends.tensorrt.device_memory import DeviceArray, DeviceMemory
@@ -34,18 +34,18 @@ from f2edge.spec.graphs import SIGNATURES, T2I_STEP
 logger = logging.getLogger(__name__)
 
 TRUST_PLANS = "F2EDGE_TRUST_PLANS"
-#: Idle blocks of device memory that are kept for the next request: on a Jetson, whose memory everything shares, and elsewhere.
+#: Limit of idle device memory kept for later requests: on a Jetson, which shares memory with the host, and elsewhere.
 IDLE_BYTES_INTEGRATED, IDLE_BYTES = 256 << 20, 2 << 30
 
 
-class TensorRTBackend(InTurn):
-    """Runs a bundle's TensorRT plans; safe to call from several threads, which take turns.
+class TensorRTBackend(Sequential):
+    """Thread-safe runner of a bundle's TensorRT plans, one run at a time.
 
     Args:
-        bundle: an open bundle that plans have been built for.
+        bundle: open bundle with plans.
 
     Raises:
-        BackendError: TensorRT, pycuda or a GPU is missing, or no plans fit; the message says what to install or build.
+        BackendError: TensorRT, pycuda or a GPU is missing, or no plans fit; the message names what to install or build.
     """
 
     name = "tensorrt"
@@ -67,7 +67,7 @@ class TensorRTBackend(InTurn):
             self._runtime = self._trt.Runtime(self._logger)
             self._runtime.engine_host_code_allowed = self.plans.version_compatible
         if self._cuda.no_graphs:
-            logger.warning("every step is enqueued anew: %s", self._cuda.no_graphs)
+            logger.warning("steps run without CUDA graphs: %s", self._cuda.no_graphs)
 
     def run(self, graph: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
         with self._lock, self._cuda.current():
@@ -105,20 +105,20 @@ class TensorRTBackend(InTurn):
         return {name: self._joined([part[name] for part in parts]) for name in parts[0]}
 
     def _taken(self, value: Value, letters: str, rows: Array) -> Value:
-        """Some rows of an input; what all rows share stays whole."""
+        """Return some rows of an input; an input shared by all rows is returned whole."""
         axis = letters.index("B")
         if axis == 1:
             return value if value.shape[1] == 1 else self._rows(value, rows)
         return host(value)[rows]
 
     def _rows(self, cache: Value, rows: Array) -> Value:
-        """Rows of a cache (L, B, H, P, W)."""
+        """Return rows of a cache (L, B, H, P, W)."""
         if not isinstance(cache, DeviceArray):
             return host(cache)[:, rows]
         return self._memory.gather([(cache, int(row)) for row in rows])
 
     def _joined(self, parts: Sequence[Value]) -> Value:
-        """Outputs of several runs as those of one."""
+        """Concatenate one output of several runs."""
         caches = [part for part in parts if isinstance(part, DeviceArray)]
         if caches:
             return self._memory.gather([(cache, row) for cache in caches for row in range(cache.shape[1])])
@@ -143,7 +143,7 @@ class TensorRTBackend(InTurn):
         if missing:
             raise BackendError(f"graph {graph!r} needs the plug-ins {', '.join(missing)}; name their module in F2EDGE_TENSORRT_PLUGINS")
         self._log.clear()
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:  # not copied: it may be gigabytes
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:  # not copied: may be gigabytes
             engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise BackendError(f"TensorRT {self.machine.tensorrt} cannot read {path}: {self._log.last}; build the plans again")
@@ -151,7 +151,7 @@ class TensorRTBackend(InTurn):
 
 
 def choose_plans(bundle: Bundle, backend: TensorRTBackend) -> PlanFolder:
-    """The bundle's first plans that fit this machine; raises :class:`BackendError` with the reason for each that does not."""
+    """Return the bundle's first plans that fit this machine; raises :class:`BackendError` with the reason for each refused folder."""
     machine, refusals = backend.machine, []
     for folder in find_plans(bundle):
         try:
@@ -173,6 +173,6 @@ def choose_plans(bundle: Bundle, backend: TensorRTBackend) -> PlanFolder:
 
 
 def _step_rows(rows: int | None, branches: int | None) -> int | None:
-    """Requests in one run of the step graph, each of which may need two branches; None for any number."""
+    """Return the maximum number of requests per run of the step graph, with two branches each; None for no limit."""
     limits = [limit for limit in (rows, branches // 2 if branches is not None else None) if limit is not None]
     return max(1, min(limits)) if limits else None

@@ -1,10 +1,10 @@
-"""The CUDA that the TensorRT backend needs: memory, copies, one stream by pycuda; graphs by ``cuda-bindings``, which pycuda lacks.
+"""CUDA operations of the TensorRT backend: memory, copies and one stream by pycuda; graphs by ``cuda-bindings``.
 
-Both speak the driver's API in the device's primary context, the one that TensorRT, PyTorch and the CUDA runtime use too, so that addresses,
-streams and graphs are valid in all of them.  All work is queued on one stream that is not the default one (TensorRT would add
-synchronisation there).  Nothing here waits except :meth:`CudaDevice.synchronize`.
+Both use the driver API in the device's primary context, shared with TensorRT, PyTorch and the CUDA runtime, so addresses, streams and
+graphs are valid in all of them.  All work is queued on one non-default stream (TensorRT synchronises the default one).  Only
+:meth:`CudaDevice.synchronize` waits.
 
-On a Jetson the GPU reads the host's memory: a :class:`HostBuffer` then has an address on the device and needs no copy.
+A Jetson's GPU reads host memory: a :class:`HostBuffer` then has a device address and needs no copy.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ INSTALL = "pip install 'f2edge[tensorrt]' (pycuda is built on the spot and needs
 
 @dataclass(frozen=True)
 class HostBuffer:
-    """Page-locked host memory: ``bytes`` uint8 (size,), and the address that the device reads it at, where it can (a Jetson)."""
+    """Page-locked host memory: ``bytes`` uint8 (size,), and its device address on a Jetson, else None."""
 
     bytes: NDArray[np.uint8]
     address: int | None
@@ -34,33 +34,33 @@ class HostBuffer:
 
 @dataclass(frozen=True)
 class CapturedGraph:
-    """Work recorded from the stream; ``executable`` is launched, ``source`` kept only to be destroyed with it."""
+    """Captured CUDA graph; ``executable`` is launched, ``source`` is kept only to be destroyed with it."""
 
     executable: Any
     source: Any
 
 
 class Lines(NamedTuple):
-    """Lines of bytes in the device's memory: where the first begins, and how far apart their beginnings are."""
+    """Rows of bytes in device memory: address of the first, and distance of their starts in bytes."""
 
     address: int
     pitch: int
 
 
 class CudaDevice:
-    """The first CUDA device of this process (``CUDA_VISIBLE_DEVICES`` chooses it).
+    """First CUDA device of this process (``CUDA_VISIBLE_DEVICES`` chooses it).
 
     Every method but :meth:`current` must be called inside ``with device.current()``, by one thread at a time.
 
     Attributes:
-        name, capability, multiprocessors: of the device; capability as "8.7".
+        name, capability, multiprocessors: properties of the device; capability as "8.7".
         integrated: whether it shares the host's memory.
-        cuda: highest CUDA version that the driver knows, as "12.6".
-        stream: handle of the stream that everything is queued on.
-        no_graphs: why graphs cannot be captured; None where they can.
+        cuda: highest CUDA version that the driver supports, as "12.6".
+        stream: handle of the stream of all work.
+        no_graphs: why graphs cannot be captured; None if they can.
 
     Raises:
-        BackendError: pycuda is missing, or there is no device or driver.
+        BackendError: pycuda, a device or the driver is missing.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class CudaDevice:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make the device's context that of this thread."""
+        """Make the device's context current in this thread."""
         self._context.push()
         try:
             yield
@@ -97,12 +97,12 @@ class CudaDevice:
             self._cuda.Context.pop()
 
     def memory(self) -> tuple[int, int]:
-        """Free and total bytes."""
+        """Return free and total device memory in bytes."""
         free, total = self._cuda.mem_get_info()
         return int(free), int(total)
 
     def allocate(self, size: int) -> int:
-        """Address of ``size`` new bytes; raises :class:`BackendError` where there is no room."""
+        """Allocate ``size`` bytes and return the address; raises :class:`BackendError` if out of memory."""
         try:
             block = self._cuda.mem_alloc(size)
         except Exception as error:
@@ -116,17 +116,17 @@ class CudaDevice:
         return address
 
     def release(self, address: int) -> None:
-        """Give back what :meth:`allocate` gave."""
+        """Free memory of :meth:`allocate`."""
         self._blocks.pop(address).free()
 
     def host_buffer(self, size: int) -> HostBuffer:
-        """New page-locked memory, freed with its array."""
+        """Allocate page-locked memory, freed with its array."""
         flags = self._cuda.host_alloc_flags.DEVICEMAP if self.integrated else 0
         array = self._cuda.pagelocked_empty((size,), np.uint8, "C", flags)
         return HostBuffer(array, int(array.base.get_device_pointer()) if self.integrated else None)
 
     def upload(self, address: int, source: Array) -> None:
-        """Queue a copy to the device; ``source`` must be contiguous and stay as it is until the stream has passed."""
+        """Queue a copy to the device; ``source`` must be contiguous and unchanged until the copy is done."""
         self._cuda.memcpy_htod_async(address, source, self._stream)
 
     def download(self, target: Array, address: int) -> None:
@@ -134,7 +134,7 @@ class CudaDevice:
         self._cuda.memcpy_dtoh_async(target, address, self._stream)
 
     def copy_lines(self, target: Lines, source: Lines, width: int, count: int) -> None:
-        """Queue a copy on the device of the first ``width`` bytes of ``count`` lines."""
+        """Queue a copy on the device of the first ``width`` bytes of ``count`` rows."""
         if not width or not count:
             return
         copy = self._cuda.Memcpy2D()
@@ -145,20 +145,20 @@ class CudaDevice:
         copy(self._stream)
 
     def zero(self, address: int, size: int) -> None:
-        """Queue the filling of ``size`` bytes with zeros."""
+        """Queue the zeroing of ``size`` bytes."""
         self._cuda.memset_d8_async(address, 0, size, self._stream)
 
     def synchronize(self) -> None:
-        """Wait for everything queued."""
+        """Wait for all queued work."""
         self._stream.synchronize()
 
     def begin_capture(self) -> None:
-        """Record what follows on the stream instead of running it; other threads may go on calling CUDA."""
+        """Start capturing the stream; other threads may continue to call CUDA."""
         mode = self._graphs.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._call("cuStreamBeginCapture", self._graphs.CUstream(self.stream), mode)
 
     def end_capture(self) -> CapturedGraph:
-        """What was recorded; raises :class:`BackendError` where the work cannot be captured."""
+        """Return the captured graph; raises :class:`BackendError` if the work cannot be captured."""
         (source,) = self._call("cuStreamEndCapture", self._graphs.CUstream(self.stream))
         try:
             (executable,) = self._call("cuGraphInstantiate", source, 0)
@@ -168,11 +168,11 @@ class CudaDevice:
         return CapturedGraph(executable, source)
 
     def launch(self, graph: CapturedGraph) -> None:
-        """Queue recorded work."""
+        """Queue a captured graph."""
         self._call("cuGraphLaunch", graph.executable, self._graphs.CUstream(self.stream))
 
     def destroy(self, graph: CapturedGraph) -> None:
-        """Forget recorded work."""
+        """Destroy a captured graph."""
         self._call("cuGraphExecDestroy", graph.executable)
         self._call("cuGraphDestroy", graph.source)
 
@@ -184,7 +184,7 @@ class CudaDevice:
 
 
 def _graph_library() -> tuple[Any, str | None]:
-    """``cuda.bindings.driver``, or why there is none."""
+    """Return ``cuda.bindings.driver``, or the reason why it is missing."""
     try:
         return import_module("cuda.bindings.driver"), None
     except ImportError as error:

@@ -1,8 +1,8 @@
-"""Tensors that stay on the GPU: a pool of blocks, and caches of keys and values that are cut and joined there.
+"""Tensors on the GPU: a pool of memory blocks, and splitting and joining of key and value caches.
 
-A block that nobody holds any more is used again for the next tensor of its size.  So the packed prefix of one picture tends to lie where
-that of the last one lay, and a CUDA graph captured for that address is still good.  All use of memory is in the order of the one stream,
-hence a block may be handed out again while earlier work that reads it is still queued.
+A released block is reused for the next tensor of its size, so the packed prefix of a picture tends to have the address of the previous one,
+and a CUDA graph captured for that address stays valid.  All memory accesses are ordered by one stream, so a block may be reused while
+earlier work that reads it is still queued.
 
 L layers, B rows, H heads, P columns, W head width.
 """
@@ -21,12 +21,12 @@ from f2edge.backends.base import Array
 from f2edge.backends.tensorrt.cuda import CudaDevice, Lines
 from f2edge.errors import BackendError
 
-#: Addresses that the driver gives are aligned to this; sizes are rounded up to it, so that more of them are equal.
+#: Alignment of the driver's addresses; sizes are rounded up to it so that more of them are equal.
 ALIGNMENT_BYTES = 512
 
 
 class DeviceArray:
-    """A contiguous tensor in the GPU's memory; a :class:`~f2edge.backends.base.DeviceValue`."""
+    """Contiguous tensor in the GPU's memory; a :class:`~f2edge.backends.base.DeviceValue`."""
 
     def __init__(self, memory: DeviceMemory, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.memory, self.address, self.shape, self.dtype = memory, address, shape, dtype
@@ -36,18 +36,18 @@ class DeviceArray:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
     def numpy(self) -> Array:
-        """A copy in host memory; waits for the stream."""
+        """Return a copy in host memory; waits for the stream."""
         return self.memory.fetch(self)
 
 
 class DeviceMemory:
-    """Blocks of one device.
+    """Pool of memory blocks of one device.
 
     Args:
-        cuda: the device.
-        lock: held by whoever uses the device.
-        idle_bytes: blocks that nobody holds are kept up to this much, those used last longest.
-        on_release: told the address of each block that goes back to the driver.
+        cuda: device.
+        lock: lock held while the device is used.
+        idle_bytes: maximum size of the idle blocks; the oldest are freed first.
+        on_release: called with the address of each block that is freed.
     """
 
     def __init__(self, cuda: CudaDevice, lock: RLock, idle_bytes: int, on_release: Callable[[int], None]) -> None:
@@ -59,7 +59,7 @@ class DeviceMemory:
         self._returned: deque[tuple[int, int]] = deque()  # by finalizers, which may run in any thread at any moment
 
     def new(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
-        """A tensor of undefined content."""
+        """Return a tensor with undefined content."""
         self._collect()
         size = max(1, -(-int(np.prod(shape, dtype=np.int64)) * dtype.itemsize // ALIGNMENT_BYTES)) * ALIGNMENT_BYTES
         address = next((a for a, s in self._idle.items() if s == size), None)
@@ -76,7 +76,7 @@ class DeviceMemory:
         return array
 
     def upload(self, source: Array) -> DeviceArray:
-        """A copy of an array; waits for it."""
+        """Copy an array to the device; waits for the copy."""
         array = self.new(source.shape, source.dtype)
         if source.size:
             self.cuda.upload(array.address, np.ascontiguousarray(source))
@@ -84,7 +84,7 @@ class DeviceMemory:
         return array
 
     def fetch(self, array: DeviceArray) -> Array:
-        """The tensor in host memory."""
+        """Return a copy of a tensor in host memory."""
         target = np.empty(array.shape, dtype=array.dtype)
         if target.size:
             with self._lock, self.cuda.current():
@@ -93,7 +93,7 @@ class DeviceMemory:
         return target
 
     def gather(self, caches: Sequence[tuple[DeviceArray, int]]) -> DeviceArray:
-        """Rows of caches, each ``(cache (L, B, H, P, W), row)``, as one cache (L, rows, H, widest P, W), right-aligned, zeros before."""
+        """Join rows of caches, each ``(cache (L, B, H, P, W), row)``, to one cache (L, rows, H, max P, W), right-aligned, zero-padded."""
         L, _, H, _, W = caches[0][0].shape
         columns = max(cache.shape[3] for cache, _ in caches)
         joined = self.new((L, len(caches), H, columns, W), caches[0][0].dtype)
@@ -121,7 +121,7 @@ class DeviceMemory:
             )
 
     def _collect(self) -> None:
-        """Take back what finalizers gave, and return to the driver what is too much."""
+        """Collect the blocks released by finalizers and free the excess."""
         while self._returned:
             address, size = self._returned.popleft()
             self._idle[address] = size

@@ -1,4 +1,4 @@
-"""TensorRT's Python package: found or missed with a reason, its log, its plug-ins, and what of this machine a plan is tied to.
+"""TensorRT's Python package: import with a clear error, log, plug-ins, and the machine properties that plans depend on.
 
 ``import tensorrt`` comes from the system's package on a Jetson (JetPack installs it for the system's Python) and from a wheel elsewhere.
 """
@@ -28,10 +28,10 @@ PLUGIN_MODULES = "F2EDGE_TENSORRT_PLUGINS"
 
 
 def import_tensorrt() -> Any:
-    """The ``tensorrt`` module.
+    """Return the ``tensorrt`` module.
 
     Raises:
-        BackendError: it is missing, its libraries are, or it is too old.
+        BackendError: the package or its libraries are missing or too old.
     """
     try:
         trt = import_module("tensorrt")
@@ -45,13 +45,13 @@ def import_tensorrt() -> Any:
 
 
 class LogLines:
-    """The latest warnings and errors of TensorRT, for messages; also passed on to :mod:`logging`."""
+    """Latest errors of TensorRT, for messages; all lines are also passed to :mod:`logging`."""
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=20)
 
     def make(self, trt: Any) -> Any:
-        """A ``tensorrt.ILogger`` that writes here.  Keep a reference: TensorRT does not."""
+        """Return a ``tensorrt.ILogger`` that writes here; the caller must keep a reference."""
         severity, lines = trt.ILogger.Severity, self._lines
         levels = {
             severity.INTERNAL_ERROR: logging.ERROR,
@@ -61,7 +61,7 @@ class LogLines:
             severity.VERBOSE: logging.DEBUG,
         }
 
-        class Log(trt.ILogger):  # type: ignore[misc]  # a class that only exists where TensorRT is
+        class Log(trt.ILogger):  # type: ignore[misc]  # exists only where TensorRT is installed
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
 
@@ -75,7 +75,7 @@ class LogLines:
 
     @property
     def last(self) -> str:
-        """The latest error in one line; TensorRT may log several, of which the first says most."""
+        """Latest errors in one line; TensorRT may log several."""
         return " | ".join(" ".join(line.split()) for line in self._lines) or "TensorRT gave no reason"
 
     def clear(self) -> None:
@@ -83,7 +83,7 @@ class LogLines:
 
 
 def machine_of(trt: Any, cuda: CudaDevice) -> Machine:
-    """What plans for this machine are tied to."""
+    """Return the machine properties that plans depend on."""
     return Machine(
         gpu=cuda.name,
         capability=cuda.capability,
@@ -98,7 +98,7 @@ def register_plugins(trt: Any, log: Any, modules: str | None = None) -> None:
     """Register TensorRT's own plug-ins and those of the modules named in ``F2EDGE_TENSORRT_PLUGINS`` (or ``modules``).
 
     Raises:
-        BackendError: a module that cannot be imported, or has no ``register``.
+        BackendError: a module cannot be imported or has no ``register``.
     """
     if not trt.init_libnvinfer_plugins(log, ""):
         raise BackendError("TensorRT's own plug-ins cannot be registered; is libnvinfer_plugin of the same version installed?")
@@ -113,7 +113,7 @@ def register_plugins(trt: Any, log: Any, modules: str | None = None) -> None:
 
 
 def missing_plugins(trt: Any, plugins: Iterable[str]) -> list[str]:
-    """Those of the plug-ins, each "namespace::name:version", that nobody has registered."""
+    """Return the plug-ins, each "namespace::name:version", that are not registered."""
     registry = trt.get_plugin_registry()
 
     def known(plugin: str) -> bool:

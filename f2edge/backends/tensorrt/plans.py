@@ -1,8 +1,8 @@
-"""TensorRT plans on disk: what ``python -m engines build`` writes and the TensorRT backend reads.
+"""TensorRT plans on disk, written by ``python -m engines build`` and read by the TensorRT backend.
 
-A folder holds the plans of one bundle for one device: ``plans.json`` and a ``*.plan`` file for each graph.  It lies in the bundle's folder
-as ``plans/<device profile>``, or, where that cannot be written, in the user's data folder.  A plan is tied to the exact TensorRT version
-and to the GPU that it was built on, so :func:`unfit` says why one cannot be used before TensorRT is asked.
+A folder holds the plans of one bundle for one device: ``plans.json`` and a ``*.plan`` file per graph.  It is ``plans/<device profile>`` in
+the bundle's folder or, if that is not writable, in the user's data folder.  A plan depends on the exact TensorRT version and on the GPU
+that it was built on; :func:`unfit` returns why one cannot be used before TensorRT loads it.
 
 Keys of ``plans.json``::
 
@@ -31,7 +31,7 @@ from f2edge.spec.graphs import SIGNATURES
 
 PLANS = "plans.json"
 FORMAT_VERSION = 1
-#: How far plans may travel: the levels of ``IBuilderConfig.hardware_compatibility_level``.
+#: Portability of plans: the levels of ``IBuilderConfig.hardware_compatibility_level``.
 HARDWARE = ("none", "same-compute-capability", "ampere-plus")
 #: Axis → (smallest, preferred, largest) size.
 Range = tuple[int, int, int]
@@ -40,14 +40,14 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan is tied to.
+    """Machine properties that a plan depends on.
 
     Attributes:
-        gpu: the device's own name.
-        capability: its compute capability as "8.7".
-        multiprocessors: how many it has; Orin modules of one capability differ in it.
+        gpu: name of the device.
+        capability: compute capability as "8.7".
+        multiprocessors: number of multiprocessors; Orin modules of one capability differ in it.
         tensorrt: version of the library.
-        cuda: highest CUDA version that the driver knows, as "12.6".
+        cuda: highest CUDA version that the driver supports, as "12.6".
         l4t: release of Jetson Linux as "36.4", empty elsewhere.
     """
 
@@ -61,17 +61,17 @@ class Machine:
 
 @dataclass(frozen=True)
 class GraphPlan:
-    """One graph's plan.
+    """Plan of one graph.
 
     Attributes:
-        name: of the graph.
-        file: in the folder.
-        sha256, size: of the file; size in bytes.
-        key: digest of everything that it was built from.
-        inputs, outputs: as in the bundle; a shape mixes sizes and axis names.
-        profiles: the optimisation profiles in order, each giving the range of every named axis.
+        name: name of the graph.
+        file: path in the folder.
+        sha256, size: checksum and size in bytes of the file.
+        key: digest of all build inputs.
+        inputs, outputs: ports as in the bundle; a shape mixes sizes and axis names.
+        profiles: optimisation profiles in order, each with the range of every named axis.
         buckets: sizes that an axis is padded up to, ascending; an axis without an entry runs at its own size.
-        plugins: plug-ins that must be registered before it is read, as "namespace::name:version".
+        plugins: plug-ins that must be registered before loading, as "namespace::name:version".
     """
 
     name: str
@@ -88,7 +88,7 @@ class GraphPlan:
 
 @dataclass(frozen=True)
 class PlanFolder:
-    """The plans of one bundle for one device; ``document`` is the JSON as it was written."""
+    """Plans of one bundle for one device; ``document`` is the parsed JSON."""
 
     folder: Path
     bundle_name: str
@@ -102,7 +102,7 @@ class PlanFolder:
 
     @classmethod
     def load(cls, folder: Path) -> PlanFolder:
-        """Read ``plans.json``; raises :class:`BundleError` naming the file and the key that is wrong."""
+        """Read ``plans.json``; raises :class:`BundleError` naming the file and the wrong key."""
         path = folder / PLANS
         try:
             require({f"at most {LARGEST_MANIFEST_BYTES >> 20} MiB": path.stat().st_size <= LARGEST_MANIFEST_BYTES}, "the document")
@@ -134,7 +134,7 @@ class PlanFolder:
         )
 
     def path(self, graph: str) -> Path:
-        """File of a graph's plan, its size and sum compared; raises :class:`BundleError`."""
+        """Return the verified file of a graph's plan; raises :class:`BundleError` for a missing or damaged file."""
         if graph not in self.graphs:
             raise BundleError(f"{self.folder}: no plan for graph {graph!r} (it has {', '.join(self.graphs) or 'none'}); build it too")
         entry = self.graphs[graph]
@@ -144,12 +144,12 @@ class PlanFolder:
         except OSError as error:
             raise BundleError(f"{path}: cannot be read ({error.strerror}); build the plans again") from error
         if not same:
-            raise ChecksumError(f"{path}: differs from what {PLANS} promises; build the plans again or copy them again")
+            raise ChecksumError(f"{path}: differs from its entry in {PLANS}; build or copy the plans again")
         return path
 
 
 def unfit(plans: PlanFolder, machine: Machine) -> str | None:
-    """Why these plans cannot run on this machine, with the cure; None where they can."""
+    """Return why these plans cannot run on this machine, with the cure; None if they can."""
     built = plans.machine
     again = f"build them here with `python -m engines build {plans.bundle_name} --profile {plans.profile}`"
     if built.tensorrt != machine.tensorrt and not plans.version_compatible:
@@ -169,12 +169,12 @@ def unfit(plans: PlanFolder, machine: Machine) -> str | None:
 
 
 def manifest_sha256(bundle: Bundle) -> str:
-    """What plans name their bundle by: the sum of its ``manifest.json``, which holds the sums of everything else."""
+    """Return the SHA-256 of a bundle's ``manifest.json``, which identifies the bundle."""
     return file_sha256(bundle.folder / MANIFEST)
 
 
 def plan_roots(bundle: Bundle) -> tuple[Path, Path]:
-    """Where a bundle's plan folders are: beside its graphs, and in the user's data folder."""
+    """Return the parent folders of a bundle's plans: in the bundle and in the user's data folder."""
     from platformdirs import user_data_dir
 
     own = f"{bundle.name}-{manifest_sha256(bundle)[:12]}"
@@ -182,14 +182,14 @@ def plan_roots(bundle: Bundle) -> tuple[Path, Path]:
 
 
 def find_plans(bundle: Bundle) -> Iterator[Path]:
-    """Every folder with plans of this bundle; whether they fit it and the machine is not asked."""
+    """Yield every folder with plans of this bundle, fitting or not."""
     for root in plan_roots(bundle):
         if root.is_dir():
             yield from sorted(path.parent for path in root.glob(f"*/{PLANS}"))
 
 
 def file_sha256(path: Path) -> str:
-    """Lower-case hex."""
+    """Return the SHA-256 of a file in lower-case hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -198,12 +198,12 @@ def file_sha256(path: Path) -> str:
 
 
 def port_json(port: Port) -> dict[str, Any]:
-    """A port as ``plans.json`` writes it."""
+    """Return a port in the form of ``plans.json``."""
     return {"name": port.name, "dtype": port.dtype, "shape": list(port.shape)}
 
 
 def l4t_release(path: str | os.PathLike[str] = "/etc/nv_tegra_release") -> str:
-    """Jetson Linux's release, such as "36.4.3"; empty on other machines.
+    """Return Jetson Linux's release, such as "36.4.3"; empty on other machines.
 
     The file's first line reads ``# R36 (release), REVISION: 4.3, …``.
     """

@@ -1,4 +1,4 @@
-"""The activations' memory that all engines share: runs do not overlap, so the largest need is enough for all."""
+"""Activation memory shared by all engines; runs do not overlap, so the largest size suffices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LEAST_BYTES = 512
 
 
 class Scratch:
-    """Grows when an engine needs more; then it moves, every context is told, and graphs captured with the old address are forgotten."""
+    """Growing buffer; when it moves, every context is updated and graphs captured with the old address are dropped."""
 
     def __init__(self, cuda: CudaDevice) -> None:
         self._cuda = cuda
@@ -21,10 +21,10 @@ class Scratch:
         self._address, self.size = 0, 0
 
     def reserve(self, size: int) -> None:
-        """Make room for an engine's activations, in bytes; one that needs none gets a little, for a context must have memory.
+        """Grow to at least ``size`` bytes (and at least 512, since a context must have memory).
 
         Raises:
-            BackendError: there is no room; the engines that were there before go on with what they had.
+            BackendError: out of memory; existing engines keep the previous size.
         """
         size, before = max(size, _LEAST_BYTES), self.size
         if size <= before:
@@ -47,10 +47,10 @@ class Scratch:
             context.set_device_memory(self._address, self.size)
 
     def attach(self, context: Any) -> None:
-        """Give the memory to a context, now and whenever it moves."""
+        """Assign the memory to a context, now and after each move."""
         self._contexts.append(context)
         context.set_device_memory(self._address, self.size)
 
     def on_move(self, forget: Callable[[], None]) -> None:
-        """Call this before the memory moves."""
+        """Register a function to call before the memory moves."""
         self._movers.append(forget)

@@ -1,10 +1,10 @@
-"""One TensorRT engine at work: where its inputs and outputs lie, which profile and shapes it has, and the CUDA graphs captured of it.
+"""Execution of one TensorRT engine: buffers, profile, shapes and captured CUDA graphs.
 
-* What comes from the host goes through page-locked buffers that the engine keeps; what lies on the device in the right shape is bound
-  where it is; keys and values come back as new tensors on the device, everything else as arrays.
-* A context for each profile, all engines on one scratch memory: runs do not overlap.
-* The second run with the same profile, shapes and addresses is captured as a CUDA graph, later ones launch it.  Graphs are forgotten when
-  an address in them goes away; where capture fails, the engine runs without.
+* Host inputs pass through page-locked buffers of the engine; device inputs of the right shape are bound in place; keys and values are
+  returned as new tensors on the device, everything else as arrays.
+* One context per profile; all engines share one scratch memory, since runs do not overlap.
+* The second run with the same profile, shapes and addresses is captured as a CUDA graph; later runs launch it.  Graphs are dropped when
+  an address in them is freed; if capture fails, the engine runs without.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from f2edge.backends.tensorrt.cuda import CapturedGraph, HostBuffer, Lines
 from f2edge.backends.tensorrt.device_memory import DeviceArray, DeviceMemory
 from f2edge.backends.tensorrt.plans import GraphPlan
 from f2edge.backends.tensorrt.scratch import Scratch
-from f2edge.backends.tensorrt.shapes import Fit, cache_lines, fit, right_aligned
+from f2edge.backends.tensorrt.shapes import ProfileFit, cache_lines, fit, right_aligned
 from f2edge.errors import BackendError
 from f2edge.spec.graphs import SIGNATURES
 
 logger = logging.getLogger(__name__)
 
-#: Captured graphs that an engine keeps; the one used longest ago goes first.
+#: Maximum number of captured graphs per engine; the least recently used is dropped first.
 GRAPHS_KEPT = 32
 
 Shapes = tuple[tuple[int, ...], ...]
-#: Profile, shapes of the inputs, addresses of inputs and outputs.
-Key = tuple[int, Shapes, tuple[int, ...]]
+#: Key of a captured graph: profile, shapes of the inputs, addresses of inputs and outputs.
+GraphKey = tuple[int, Shapes, tuple[int, ...]]
 
 
 @dataclass
 class _Buffer:
-    """An engine's own memory for one tensor: where the engine finds it, and the host's side where there is one."""
+    """Engine-owned memory of one tensor: device address and, if hosted, the host buffer."""
 
     size: int
     address: int
@@ -47,16 +47,16 @@ class _Buffer:
 
 
 class EngineSession:
-    """Runs one engine; every method is called with the device current, one at a time.
+    """Runner of one engine; methods need the current device and run one at a time.
 
     Args:
-        plan: what the engine was built from.
+        plan: plan of the graph.
         engine: ``tensorrt.ICudaEngine``.
         trt: the ``tensorrt`` module.
-        memory, scratch: of the backend.
+        memory, scratch: memory of the backend.
 
     Raises:
-        BackendError: the engine's inputs and outputs are not those of the plan.
+        BackendError: the engine's inputs and outputs differ from the plan.
     """
 
     def __init__(self, plan: GraphPlan, engine: Any, trt: Any, memory: DeviceMemory, scratch: Scratch) -> None:
@@ -69,13 +69,13 @@ class EngineSession:
         self._bound: dict[int, tuple[Shapes, tuple[int, ...]]] = {}
         self._output_shapes: dict[tuple[int, Shapes], Shapes] = {}
         self._buffers: dict[str, _Buffer] = {}
-        self._seen: OrderedDict[Key, CapturedGraph | None] = OrderedDict()
+        self._seen: OrderedDict[GraphKey, CapturedGraph | None] = OrderedDict()
         self._no_graphs = self._cuda.no_graphs
         scratch.reserve(int(engine.device_memory_size_v2))
         scratch.on_move(self.forget_graphs)
 
     def run(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
-        """Outputs by name: :class:`DeviceArray` for keys and values, arrays otherwise."""
+        """Run the engine and return its outputs by name: :class:`DeviceArray` for keys and values, else arrays."""
         chosen = fit(self.plan, feeds)
         shapes = tuple(chosen.shapes[port.name] for port in self.plan.inputs)
         context = self._context(chosen.profile)
@@ -88,7 +88,7 @@ class EngineSession:
         return self._results(outputs)
 
     def forget_graphs(self, address: int | None = None) -> None:
-        """Drop the captured graphs that use an address; all of them without one."""
+        """Drop the captured graphs that use an address; all of them for None."""
         for key in [key for key in self._seen if address is None or address in key[2]]:
             graph = self._seen.pop(key)
             if graph is not None:
@@ -96,7 +96,7 @@ class EngineSession:
 
     @property
     def captured(self) -> int:
-        """Graphs that are ready to be launched."""
+        """Number of captured graphs."""
         return sum(graph is not None for graph in self._seen.values())
 
     # Shapes --------------------------------------------------------------------------------------------------------------------------
@@ -113,19 +113,19 @@ class EngineSession:
             self._contexts[profile] = context
         return self._contexts[profile]
 
-    def _shaped(self, context: Any, chosen: Fit, shapes: Shapes) -> Shapes:
-        """Shapes of the outputs; the context is told the inputs' where they differ from those of its last run."""
+    def _shaped(self, context: Any, chosen: ProfileFit, shapes: Shapes) -> Shapes:
+        """Set the input shapes in the context if they changed, and return the output shapes."""
         known = self._output_shapes.get((chosen.profile, shapes))
         if known is not None:
             return known
-        self._tell_shapes(context, chosen.profile, shapes)
+        self._set_shapes(context, chosen.profile, shapes)
         found = tuple(tuple(int(size) for size in context.get_tensor_shape(port.name)) for port in self.plan.outputs)
         if any(size < 0 for shape in found for size in shape):
             raise BackendError(f"graph {self.plan.name!r}: an output's shape depends on data, which this runner does not support")
         self._output_shapes[chosen.profile, shapes] = found
         return found
 
-    def _tell_shapes(self, context: Any, profile: int, shapes: Shapes) -> None:
+    def _set_shapes(self, context: Any, profile: int, shapes: Shapes) -> None:
         before, _ = self._bound.pop(profile, ((), ()))
         if before == shapes:
             self._bound[profile] = shapes, ()
@@ -141,7 +141,7 @@ class EngineSession:
     # Memory --------------------------------------------------------------------------------------------------------------------------
 
     def _input(self, name: str, value: Value, shape: tuple[int, ...]) -> int:
-        """Address of an input, in place where it lies on the device as it should, else in the engine's own memory."""
+        """Return the address of an input: in place if it is on the device in the right shape, else in the engine's memory."""
         dtype = self._dtypes[name]
         if isinstance(value, DeviceArray) and value.dtype == dtype:
             if value.shape == shape:
@@ -167,7 +167,7 @@ class EngineSession:
         return buffer.address
 
     def _restage(self, name: str, value: DeviceArray, shape: tuple[int, ...]) -> int:
-        """Copy a cache on the device into one of other width, right-aligned."""
+        """Copy a cache on the device into one of another width, right-aligned."""
         buffer = self._buffer(name, shape, hosted=False)
         lines, source_bytes = cache_lines(value.shape, value.dtype.itemsize)
         _, target_bytes = cache_lines(shape, value.dtype.itemsize)
@@ -182,7 +182,7 @@ class EngineSession:
         return self._buffer(name, shape, hosted=name not in self._stays).address
 
     def _buffer(self, name: str, shape: tuple[int, ...], *, hosted: bool) -> _Buffer:
-        """The engine's own memory for a tensor, grown where it is too small."""
+        """Return the engine's memory for a tensor, enlarged if too small."""
         size = max(1, int(np.prod(shape, dtype=np.int64)) * self._dtypes[name].itemsize)
         known = self._buffers.get(name)
         if known is not None and known.size >= size and (known.host is not None or not hosted):
@@ -199,7 +199,7 @@ class EngineSession:
         return self._buffers[name]
 
     def _results(self, shapes: Shapes) -> dict[str, Value]:
-        """What the run left, waited for and taken out of the engine's own memory."""
+        """Wait for the run and copy its outputs out of the engine's memory."""
         results: dict[str, Value] = {}
         views: dict[str, Array] = {}
         for port, shape in zip(self.plan.outputs, shapes, strict=True):
@@ -220,7 +220,7 @@ class EngineSession:
 
     # Execution -----------------------------------------------------------------------------------------------------------------------
 
-    def _execute(self, context: Any, key: Key) -> None:
+    def _execute(self, context: Any, key: GraphKey) -> None:
         graph = self._seen.get(key)
         if key in self._seen:
             self._seen.move_to_end(key)
@@ -239,10 +239,10 @@ class EngineSession:
         if not context.execute_async_v3(self._cuda.stream):
             raise BackendError(f"graph {self.plan.name!r} failed in TensorRT (execute_async_v3); its log says why")
 
-    def _capture(self, context: Any, key: Key) -> CapturedGraph | None:
-        """The run as a CUDA graph; None, and never tried again, where it cannot be one."""
+    def _capture(self, context: Any, key: GraphKey) -> CapturedGraph | None:
+        """Capture the run as a CUDA graph; return None, and never try again, if that fails."""
         self._bind(context, key)
-        self._cuda.synchronize()  # the inputs are there: what is recorded is the engine alone
+        self._cuda.synchronize()  # inputs are uploaded: only the engine is captured
         try:
             self._cuda.begin_capture()
             recorded = context.execute_async_v3(self._cuda.stream)
@@ -257,12 +257,12 @@ class EngineSession:
         logger.warning("graph %r runs without a CUDA graph: %s", self.plan.name, self._no_graphs)
         return None
 
-    def _bind(self, context: Any, key: Key) -> None:
-        """Shapes and addresses as the run needs them."""
+    def _bind(self, context: Any, key: GraphKey) -> None:
+        """Set the shapes and addresses of a run in the context."""
         profile, shapes, addresses = key
         if self._bound.get(profile) == (shapes, addresses):
             return
-        self._tell_shapes(context, profile, shapes)
+        self._set_shapes(context, profile, shapes)
         for port, address in zip((*self.plan.inputs, *self.plan.outputs), addresses, strict=True):
             if not context.set_tensor_address(port.name, address):
                 raise BackendError(f"graph {self.plan.name!r}: TensorRT refuses the address of {port.name}")
@@ -275,7 +275,7 @@ def _view(buffer: HostBuffer, shape: tuple[int, ...], dtype: np.dtype[Any]) -> A
 
 
 def checked_dtypes(plan: GraphPlan, engine: Any, trt: Any) -> dict[str, np.dtype[Any]]:
-    """NumPy types of all tensors; what the engine has must be what the plan says."""
+    """Return the NumPy types of all tensors; raises :class:`BackendError` if engine and plan differ."""
     modes = {trt.TensorIOMode.INPUT: {p.name: p for p in plan.inputs}, trt.TensorIOMode.OUTPUT: {p.name: p for p in plan.outputs}}
     found: dict[str, np.dtype[Any]] = {}
     for index in range(engine.num_io_tensors):

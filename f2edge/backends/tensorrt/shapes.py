@@ -1,9 +1,9 @@
-"""Which profile of a plan a request runs in, and at which shapes.
+"""Choice of a plan's profile and shapes for a request.
 
-Shapes cost: TensorRT works a new one out on the host, and a CUDA graph is captured for each.  Text axes are right-aligned
-(:mod:`f2edge.spec.graphs`), so they may be padded on the left without changing a result, and are: new text (S) up to a bucket where no
-earlier text stands before it, earlier text (T) up to a bucket always.  An answer of 30 tokens then runs in one shape instead of 30.
-Earlier text may also come with more columns than it needs, padded by the run before; what no row needs is cut off.
+Each new shape costs host time in TensorRT and a captured CUDA graph.  Text axes are right-aligned (:mod:`f2edge.spec.graphs`), so left
+padding does not change results: new text (S) is padded to a bucket if there is no earlier text, earlier text (T) always.  An answer of 30
+tokens then runs in one shape instead of 30.  Earlier text may have more columns than needed, from the padding of the previous run; columns
+that no row needs are cut off.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ RIGHT_ALIGNED = "STP"
 
 
 @dataclass(frozen=True)
-class Fit:
-    """A profile and the shape of every input in it."""
+class ProfileFit:
+    """Profile index and the shape of every input."""
 
     profile: int
     shapes: Mapping[str, tuple[int, ...]]
@@ -33,7 +33,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class _Axis:
-    """A named or fixed axis: its letter in the signature, the size that it needs, whether it may be padded, a size that it must have."""
+    """Axis of a plan: letter in the signature, required size, whether it may be padded, fixed size or None."""
 
     letter: str
     needed: int
@@ -41,8 +41,8 @@ class _Axis:
     fixed: int | None
 
 
-def fit(plan: GraphPlan, feeds: Mapping[str, Value]) -> Fit:
-    """The tightest profile that takes the request; raises :class:`BackendError` naming the axis that none takes."""
+def fit(plan: GraphPlan, feeds: Mapping[str, Value]) -> ProfileFit:
+    """Return the tightest profile that admits the request; raises :class:`BackendError` naming the axis that fits no profile."""
     expected, given = {port.name for port in plan.inputs}, set(feeds)
     if expected != given:
         wrong = ", ".join(sorted(expected ^ given))
@@ -63,11 +63,11 @@ def fit(plan: GraphPlan, feeds: Mapping[str, Value]) -> Fit:
             f"graph {plan.name!r} failed: {'; '.join(dict.fromkeys(refusals))}; build plans that take it (`python -m engines build --help`)"
         )
     sizes = best[2]
-    return Fit(best[1], {port.name: tuple(sizes[str(axis)] for axis in port.shape) for port in plan.inputs})
+    return ProfileFit(best[1], {port.name: tuple(sizes[str(axis)] for axis in port.shape) for port in plan.inputs})
 
 
 def largest(plan: GraphPlan, letter: str) -> int | None:
-    """The largest size of the rows that a letter of the signature stands for (R, B), in any profile; None where no input has them."""
+    """Return the largest size of a row axis (R or B) in any profile; None if no input has it."""
     letters = {tensor.name: tensor.axes for tensor in SIGNATURES[plan.name].inputs}
     found = [axis for port in plan.inputs for own, axis in zip(letters[port.name], port.shape, strict=True) if own == letter]
     sizes = [axis if isinstance(axis, int) else max(ranges[axis][2] for ranges in plan.profiles) for axis in found]
@@ -75,7 +75,7 @@ def largest(plan: GraphPlan, letter: str) -> int | None:
 
 
 def _axes(plan: GraphPlan, feeds: Mapping[str, Value]) -> dict[str, _Axis]:
-    """Every axis by its name in the plan, a fixed one by its size; sizes that contradict one another are refused."""
+    """Return every axis by its name in the plan (fixed ones by their size); raises for contradictory sizes."""
     letters = {tensor.name: tensor.axes for tensor in SIGNATURES[plan.name].inputs}
     new = feeds["text_ids"].shape[1] if "text_ids" in feeds else 0
     earlier = max(0, int(np.max(np.asarray(feeds["text_lengths"]), initial=0)) - new) if "text_lengths" in feeds else 0
@@ -97,7 +97,7 @@ def _axes(plan: GraphPlan, feeds: Mapping[str, Value]) -> dict[str, _Axis]:
 
 
 def _sizes(plan: GraphPlan, axes: Mapping[str, _Axis], ranges: Mapping[str, Range]) -> dict[str, int] | str:
-    """Size of every axis within a profile, or why it does not fit."""
+    """Return the size of every axis within a profile, or the reason why it does not fit."""
     sizes = {}
     for name, axis in axes.items():
         if axis.fixed is not None:
@@ -114,7 +114,7 @@ def _sizes(plan: GraphPlan, axes: Mapping[str, _Axis], ranges: Mapping[str, Rang
 
 
 def right_aligned(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Where a tensor's valid part lies in it and in one of another shape, each axis aligned to its end."""
+    """Return the slices that copy a tensor into another shape with every axis aligned at its end."""
     common = [min(a, b) for a, b in zip(source, target, strict=True)]
 
     def last(shape: tuple[int, ...]) -> tuple[slice, ...]:
@@ -124,6 +124,6 @@ def right_aligned(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[tup
 
 
 def cache_lines(shape: tuple[int, ...], itemsize: int) -> tuple[int, int]:
-    """A cache (L, B, H, P, W) as lines of P columns: how many lines, and the bytes of one."""
+    """Return the number of rows of P columns in a cache (L, B, H, P, W), and the bytes of one."""
     lines: Any = np.prod(shape[:3], dtype=np.int64)
     return int(lines), shape[3] * shape[4] * itemsize

@@ -17,10 +17,10 @@ from f2edge.backends.base import host, pack_arrays
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend, usable_cores
 from f2edge.backends.registry import choose_backend
 from f2edge.backends.row_groups import row_groups
-from f2edge.decoding.parallel import UNCONDITIONAL, Row, step_feeds
+from f2edge.decoding.parallel import UNCONDITIONAL, GridRow, step_feeds
 from f2edge.decoding.schedule import Schedule, plan
 from f2edge.errors import BackendError, BundleError
-from f2edge.lru_cache import Recent
+from f2edge.lru_cache import LRUCache
 from tests.support.reference_sampler import reference_step
 
 
@@ -111,7 +111,7 @@ def test_the_choice_is_logged_with_its_reason(folder: Path, caplog: pytest.LogCa
     assert backend.name == "onnxruntime"
     assert reason.startswith("auto: onnxruntime")
     assert reason in caplog.text
-    assert choose_backend("onnxruntime", Files(folder))[1] == "onnxruntime: asked for by name"
+    assert choose_backend("onnxruntime", Files(folder))[1] == "onnxruntime: requested by name"
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones(folder: Path) -> None:
@@ -141,7 +141,8 @@ def test_a_step_in_groups_is_the_step_of_all(requests: list[tuple[int, float]], 
     """Each branch's logits are a function of its prefix and the codes of its row, so a mixed-up branch would show."""
     N, V = 4, 3
     rows = [
-        Row(np.full(N, V), plan(Schedule(steps=2, guidance=g), np.ones(N, dtype=bool), seed), seed + i) for i, (_, g) in enumerate(requests)
+        GridRow(np.full(N, V), plan(Schedule(steps=2, guidance=g), np.ones(N, dtype=bool), seed), seed + i)
+        for i, (_, g) in enumerate(requests)
     ]
     feeds, prefixes = step_feeds(rows, range(len(rows)))
     prompts = [7 if p == UNCONDITIONAL else requests[p][0] for p in prefixes]
@@ -166,7 +167,7 @@ def test_recent_results_are_made_once_and_the_oldest_is_forgotten() -> None:
     def maker(key: str) -> Callable[[], str]:
         return lambda: made.append(key) or key.upper()  # type: ignore[func-returns-value]
 
-    memory: Recent[str, str] = Recent(2)
+    memory: LRUCache[str, str] = LRUCache(2)
     for key in ("a", "b", "a", "c", "a", "b"):  # c pushes b out, because a was used since
         assert memory.get(key, maker(key)) == key.upper()
     assert made == ["a", "b", "c", "b"]

@@ -10,7 +10,7 @@ import pytest
 
 from f2edge.backends import onnxruntime as backend_module
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
-from f2edge.backends.worker_pool import Lanes
+from f2edge.backends.worker_pool import WorkerPool
 from f2edge.bundle.bundle import Bundle
 from f2edge.pipeline import FacePipeline
 
@@ -25,25 +25,25 @@ def test_pieces_run_at_the_same_time_and_come_back_in_order() -> None:
         meet.wait()  # passes only where two are here at once
         return number * number
 
-    lanes = Lanes(2)
-    assert lanes.each(piece, range(6)) == [0, 1, 4, 9, 16, 25]
-    assert not lanes.inside
+    workers = WorkerPool(2)
+    assert workers.each(piece, range(6)) == [0, 1, 4, 9, 16, 25]
+    assert not workers.in_worker
 
 
 @pytest.mark.parametrize(("count", "items"), [(1, [3, 4]), (4, [3]), (4, [])])
 def test_nothing_to_gain_stays_on_the_calling_thread(count: int, items: list[int]) -> None:
     here = current_thread()
-    assert Lanes(count).each(lambda item: (item, current_thread() is here), items) == [(item, True) for item in items]
+    assert WorkerPool(count).each(lambda item: (item, current_thread() is here), items) == [(item, True) for item in items]
 
 
 def test_a_lane_opens_no_lanes() -> None:
-    lanes = Lanes(2)
+    workers = WorkerPool(2)
 
     def outer(number: int) -> list[tuple[int, bool]]:
         here = current_thread()
-        return lanes.each(lambda item: (item, lanes.inside and current_thread() is here), [number, number + 1])
+        return workers.each(lambda item: (item, workers.in_worker and current_thread() is here), [number, number + 1])
 
-    assert lanes.each(outer, [0, 10, 20]) == [[(n, True), (n + 1, True)] for n in (0, 10, 20)]
+    assert workers.each(outer, [0, 10, 20]) == [[(n, True), (n + 1, True)] for n in (0, 10, 20)]
 
 
 def test_an_error_waits_for_the_others() -> None:
@@ -55,7 +55,7 @@ def test_an_error_waits_for_the_others() -> None:
         done.append(number)
 
     with pytest.raises(ValueError, match="the first"):
-        Lanes(2).each(piece, range(5))
+        WorkerPool(2).each(piece, range(5))
     assert sorted(done) == [1, 2, 3, 4]
 
 

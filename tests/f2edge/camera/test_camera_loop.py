@@ -18,10 +18,10 @@ import pytest
 from f2edge.camera import events
 from f2edge.camera.answers import AnswerBook, Freshness
 from f2edge.camera.crops import Cutter
-from f2edge.camera.describe import Describer, FaceModel, Work
+from f2edge.camera.describe import CameraModel, DescribeOptions, Describer
 from f2edge.camera.detect import GivenDetector
 from f2edge.camera.events import LineWriter, NewFile, schema
-from f2edge.camera.loop import Figures, Loop
+from f2edge.camera.loop import Loop, RunStats
 from f2edge.camera.quality import Gate
 from f2edge.camera.reader import Reader, ReaderSettings
 from f2edge.camera.reports import Seen
@@ -29,7 +29,7 @@ from f2edge.camera.run import ModelInput, Request, run
 from f2edge.camera.source_errors import FrameError, SourceLostError
 from f2edge.camera.source_url import parse_source
 from f2edge.camera.sources import Capture, Source
-from f2edge.camera.stats import Ages, Rate
+from f2edge.camera.stats import AgeHistogram, Rate
 from f2edge.camera.track import Tracker
 from f2edge.camera.watch import Watcher
 from f2edge.cli.main import run as cli
@@ -42,7 +42,7 @@ FACES = ModelInput(F2EDGE_SCHEMA, None, 128)
 
 
 def loop_with(
-    model: FaceModel,
+    model: CameraModel,
     sink: RememberingSink,
     *,
     questions: tuple[str, ...] = (),
@@ -51,7 +51,7 @@ def loop_with(
     duration_s: float | None = None,
 ) -> tuple[Loop, Describer]:
     book = AnswerBook(Freshness(refresh_s=refresh_s))
-    describer = Describer(model, Cutter(None, 128), book, Work(NAMES, questions, budget_ms), time.monotonic)
+    describer = Describer(model, Cutter(None, 128), book, DescribeOptions(NAMES, questions, budget_ms), time.monotonic)
     watcher = Watcher(GivenDetector(), Tracker(), Gate(), book)
     return Loop(watcher, describer, book, sink, duration_s), describer
 
@@ -64,9 +64,9 @@ def test_answers_are_remembered_and_cut_the_calls_at_least_five_times() -> None:
     model, sink = ScriptedModel(), RememberingSink()
     loop, describer = loop_with(model, sink, refresh_s=0.4)
     loop.every(SteadySource(faces=2, period_s=0, frames=100))
-    figures = loop.figures.document(describer)
-    assert figures["frames"] == 100
-    good = figures["good_faces"]
+    stats = loop.stats.document(describer)
+    assert stats["frames"] == 100
+    good = stats["good_faces"]
     assert good is not None
     assert good >= 190
     assert describer.faces == sum(model.batches)
@@ -103,9 +103,9 @@ def test_a_slow_model_delays_no_frame_and_its_answers_say_how_old_they_are() -> 
 
 def test_a_slow_output_drops_frames_and_never_falls_behind() -> None:
     class SlowSink(RememberingSink):
-        def show(self, seen: Seen, figures: Figures) -> bool:
+        def show(self, seen: Seen, stats: RunStats) -> bool:
             time.sleep(0.2)
-            return super().show(seen, figures)
+            return super().show(seen, stats)
 
     sink = SlowSink()
     loop, _ = loop_with(ScriptedModel(), sink, duration_s=2.0)
@@ -168,10 +168,10 @@ def test_damaged_frames_of_a_recording_are_passed_over_and_its_truth_is_compared
     assert len(sink.seen) == 2
     loop, describer = loop_with(ScriptedModel(), RememberingSink())
     loop.every(SteadySource(period_s=0, frames=20, slots={"hair_color": "red", "eyewear": "none", "hat": "cap"}))
-    assert loop.figures.document(describer)["accuracy"] == 0.5
+    assert loop.stats.document(describer)["accuracy"] == 0.5
 
 
-def test_a_run_of_the_demo_writes_lines_that_fit_their_schema_a_recording_and_figures(tmp_path: Path) -> None:
+def test_a_run_of_the_demo_writes_lines_that_fit_their_schema_a_recording_and_stats(tmp_path: Path) -> None:
     lines = io.StringIO()
     heard: list[tuple[str, str]] = []
     request = Request(
@@ -183,17 +183,18 @@ def test_a_run_of_the_demo_writes_lines_that_fit_their_schema_a_recording_and_fi
         max_fps=10,
         duration_s=4.0,
         record=tmp_path / "out.mp4",
-        figures=tmp_path / "camera.prom",
+        stats=tmp_path / "camera.prom",
         blur_others=True,
     )
-    figures = run(request, ScriptedModel(), FACES, lines, lambda kind, reason: heard.append((kind, reason)))
+    stats = run(request, ScriptedModel(), FACES, lines, lambda kind, reason: heard.append((kind, reason)))
     documents = [json.loads(line) for line in lines.getvalue().splitlines()]
     validator = jsonschema.Draft202012Validator(schema())
+    assert len(documents) > 2
     for document in documents:
         validator.validate(document)
     kinds = [document["type"] for document in documents]
     assert kinds[-1] == "summary"
-    assert kinds.count("frame") == figures["frames"]
+    assert kinds.count("frame") == stats["frames"]
     assert kinds.count("frame") >= 3
     assert heard[0] == ("connected", "320x180")
     assert any(face["attributes"] and face["truth"] for document in documents if document["type"] == "frame" for face in document["faces"])
@@ -202,7 +203,7 @@ def test_a_run_of_the_demo_writes_lines_that_fit_their_schema_a_recording_and_fi
     assert good
     assert image.shape == (180, 320, 3)
     exposed = (tmp_path / "camera.prom").read_text(encoding="utf-8")
-    assert f'f2edge_camera_frames_total{{camera="demo"}} {float(figures["frames"] or 0)}\n' in exposed
+    assert f'f2edge_camera_frames_total{{camera="demo"}} {float(stats["frames"] or 0)}\n' in exposed
     assert "# TYPE f2edge_camera_answer_age_ms_p99 gauge" in exposed
 
 
@@ -231,12 +232,12 @@ def test_lines_end_with_one_error_when_the_disk_is_full() -> None:
 
 
 def test_quantiles_are_right_to_their_class_and_rates_forget() -> None:
-    ages, values = Ages(), np.random.default_rng(0).lognormal(4, 1, 5000)
+    ages, values = AgeHistogram(), np.random.default_rng(0).lognormal(4, 1, 5000)
     for value in values:
         ages.add(float(value))
     for share in (0.01, 0.5, 0.99):
         assert ages.quantile(share) == pytest.approx(np.quantile(values, share), rel=0.08)
-    assert Ages().quantile(0.5) is None
+    assert AgeHistogram().quantile(0.5) is None
     rate = Rate()
     for index in range(100):
         rate.add(index * 0.1)
@@ -247,7 +248,7 @@ def test_quantiles_are_right_to_their_class_and_rates_forget() -> None:
 def test_the_pipeline_is_a_model_of_the_camera() -> None:
     """The type checker compares them in ``cli_camera``; this compares what a robot without one would call."""
     for method, keyword in ((FacePipeline.analyze, "attributes"), (FacePipeline.ask, "max_tokens")):
-        wanted = inspect.signature(getattr(FaceModel, method.__name__)).parameters
+        wanted = inspect.signature(getattr(CameraModel, method.__name__)).parameters
         given = inspect.signature(method).parameters
         assert list(given)[: len(wanted)] == list(wanted)
         assert given[keyword].kind is wanted[keyword].kind
@@ -281,7 +282,7 @@ def test_the_command_refuses_bad_input_in_one_line(arguments: list[str], capsys:
         ["--record", "empty.mp4"],
         ["--record", "x" * 300 + ".mp4"],
         ["--still", "nowhere/still.png"],
-        ["--figures", "empty"],
+        ["--stats", "empty"],
         ["--figures", "nowhere/x.prom"],
         ["--jsonl", "empty"],
         ["--jsonl", "nowhere/x.jsonl"],
@@ -326,7 +327,7 @@ def test_lines_replace_those_of_another_day(tmp_path: Path) -> None:
 
 def test_work_out_of_range_is_refused() -> None:
     with pytest.raises(InputError):
-        Work(NAMES, budget_ms=0)
+        DescribeOptions(NAMES, budget_ms=0)
 
 
 def test_without_outputs_it_speaks_and_with_broken_ones_it_ends() -> None:
@@ -337,7 +338,7 @@ def test_without_outputs_it_speaks_and_with_broken_ones_it_ends() -> None:
     said: list[str] = []
     heard: list[tuple[str, str]] = []
     request = Request(url=parse_source("demo"), detector="given", attributes=NAMES, size_wh=(320, 180), max_fps=10, duration_s=3.0)
-    run(request, ScriptedModel(), FACES, None, lambda *_: None, say=said.append)
+    run(request, ScriptedModel(), FACES, None, lambda *_: None, print_line=said.append)
     assert said
     assert all(line.endswith(": hair color red, eyewear eyeglasses") for line in said)
     endless = replace(request, duration_s=None)

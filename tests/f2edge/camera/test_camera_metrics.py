@@ -1,4 +1,4 @@
-"""Figures for Prometheus: names that last, counters that count, a page that can be scraped, and a port that is taken."""
+"""Camera metrics for Prometheus: names that last, counters that count, a page that can be scraped, and a port that is taken."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from f2edge.camera.loop import Figures
-from f2edge.camera.metrics import HELP, Metrics
+from f2edge.camera.loop import RunStats
+from f2edge.camera.metrics import HELP, CameraMetrics
 from f2edge.camera.run import ModelInput, Request, run
 from f2edge.camera.source_url import parse_source
 from f2edge.errors import OutputError
@@ -26,12 +26,12 @@ class Asked:
 
 
 def test_every_figure_of_a_summary_has_a_name_and_a_meaning() -> None:
-    figures = Figures(0.0).document(Asked())  # type: ignore[arg-type]
-    assert set(figures) == set(HELP)
+    stats = RunStats(0.0).document(Asked())  # type: ignore[arg-type]
+    assert set(stats) == set(HELP)
 
 
 def test_the_text_is_well_formed_and_leaves_out_what_is_unknown() -> None:
-    metrics = Metrics('a "camera" \\ with\nquotes')
+    metrics = CameraMetrics('a "camera" \\ with\nquotes')
     metrics.update({"frames": 7, "accuracy": None, "frame_age_ms_p50": 12.5})
     families = {family.name: family for family in text_string_to_metric_families(metrics.text())}
     assert set(families) == {"f2edge_camera_frames", "f2edge_camera_frame_age_ms_p50"}
@@ -44,7 +44,7 @@ def test_a_run_can_be_scraped_while_it_lasts_and_no_longer() -> None:
     pages: list[str] = []
     addresses: list[str] = []
 
-    def hear(kind: str, reason: str) -> None:
+    def on_event(kind: str, reason: str) -> None:
         if kind == "metrics":
             addresses.append(reason)
 
@@ -61,7 +61,7 @@ def test_a_run_can_be_scraped_while_it_lasts_and_no_longer() -> None:
     request = Request(
         url=parse_source("demo"), detector="given", attributes=NAMES, size_wh=(160, 96), max_fps=10, duration_s=2.5, metrics_port=0
     )
-    run(request, ScriptedModel(), ModelInput(F2EDGE_SCHEMA, None, 128), None, hear)
+    run(request, ScriptedModel(), ModelInput(F2EDGE_SCHEMA, None, 128), None, on_event)
     scraper.join()
     assert 'f2edge_camera_frames_total{camera="demo"}' in pages[-1]
     with pytest.raises(OSError, match="refused"):
@@ -73,4 +73,4 @@ def test_a_taken_port_is_refused() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(OutputError, match="--metrics-port"):
-            Metrics("demo").serve(taken.getsockname()[1])
+            CameraMetrics("demo").serve(taken.getsockname()[1])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from f2edge.camera.answers import Shown
-from f2edge.camera.cards import Card, Row, draw_card, draw_strip, lay
+from f2edge.camera.cards import Card, CardRow, draw_card, draw_strip, lay
 from f2edge.camera.frames import Box, Frame, Picture
 from f2edge.camera.overlay import Overlay, _places, _shared
 from f2edge.camera.reports import FaceNow, Seen
@@ -67,7 +67,7 @@ def test_faces_in_view_have_colors_of_their_own_and_keep_them() -> None:
 
 def test_a_long_label_gives_way_to_its_value() -> None:
     def card(label: str) -> Card:
-        return Card("#1", "", (Row(label, "masculine", 50),), (), (255, 200, 0), 1.0)
+        return Card("#1", "", (CardRow(label, "masculine", 50),), (), (255, 200, 0), 1.0)
 
     plain, long = draw_card(card("")), draw_card(card("gender presentation of somebody"))
     assert (plain[31:46, 110:] == long[31:46, 110:]).all()
@@ -110,7 +110,7 @@ def test_nothing_at_the_edge_or_on_a_tiny_frame_fails(box: Box, size: tuple[int,
 
 def test_cards_are_drawn_once_and_bars_grow_with_probability() -> None:
     def card(fiftieths: int) -> Card:
-        return Card("#1", "0.1 s old", (Row("hair color", "red", fiftieths),), (), (255, 200, 0), 1.0)
+        return Card("#1", "0.1 s old", (CardRow("hair color", "red", fiftieths),), (), (255, 200, 0), 1.0)
 
     assert draw_card(card(20)) is draw_card(card(20))
     filled = [int((draw_card(card(n))[..., 2] > 200).sum()) for n in (5, 25, 50)]

@@ -105,8 +105,8 @@ def test_a_folder_with_the_photograph_is_described_and_blurred_where_nothing_is_
     request = Request(
         url=parse_source(str(folder)), detector="haar", attributes=NAMES, still=tmp_path / "last.jpg", blur_others=True, max_fps=10
     )
-    figures = run(request, ScriptedModel(), ModelInput(F2EDGE_SCHEMA, None, 128), lines, lambda *_: None)
-    assert figures["frames"] == 5
+    stats = run(request, ScriptedModel(), ModelInput(F2EDGE_SCHEMA, None, 128), lines, lambda *_: None)
+    assert stats["frames"] == 5
     frames = [json.loads(line) for line in lines.getvalue().splitlines() if '"frame"' in line]
     assert [face["track"] for face in frames[-2]["faces"]] == [1]
     assert set(frames[-2]["faces"][0]["attributes"]) == set(NAMES)

@@ -16,7 +16,7 @@ import pytest
 
 from f2edge.camera.frames import Frame
 from f2edge.camera.reader import Reader, ReaderSettings
-from f2edge.camera.slots import Slot
+from f2edge.camera.slots import LatestSlot
 from f2edge.camera.source_errors import FrameError, SourceLostError
 from f2edge.camera.source_url import parse_source
 from f2edge.camera.sources import Source, SourceOptions, open_source
@@ -33,7 +33,7 @@ class Watched:
 
     def __init__(self, open_next: Callable[[], Source], settings: ReaderSettings = QUICK, *, reconnects: bool = True) -> None:
         self.events: list[tuple[str, str]] = []
-        self.slot: Slot[Frame] = Slot()
+        self.slot: LatestSlot[Frame] = LatestSlot()
         self.reader = Reader(open_next, self.slot, lambda kind, reason: self.events.append((kind, reason)), settings, reconnects=reconnects)
 
     def __enter__(self) -> Watched:  # noqa: PYI034  Self is younger than Python 3.10

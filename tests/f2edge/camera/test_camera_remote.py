@@ -60,7 +60,7 @@ def test_a_stream_that_broke_is_opened_again() -> None:
         model = RemoteModel(client, timeout_s=2.0)
         assert len(model.analyze_around(faces, attributes=NAMES)) == 1
         engine.refusal = F2EdgeError("a bad moment")
-        with pytest.raises(F2EdgeError, match="the server says of a frame"):
+        with pytest.raises(F2EdgeError, match="the server refused a frame"):
             model.analyze_around(faces, attributes=NAMES)
         engine.refusal = None
         assert len(model.analyze_around(faces, attributes=NAMES)) == 1
@@ -86,6 +86,7 @@ def test_a_server_that_is_silent_is_given_up_in_time() -> None:
 def test_what_is_sent_holds_the_faces_and_little_else(boxes: list[Box]) -> None:
     """Every box lies in the picture, and around it there is no more than half a face, at the size that the model sees."""
     sheet, placed = mosaic(faces_of(picture(400, 250), boxes))
+    assert len(placed) == len(boxes)
     for x, y, width, height in placed:
         assert 0 <= x <= sheet.width
         assert 0 <= y <= sheet.height
@@ -112,10 +113,10 @@ def test_a_run_with_a_server_describes_the_demo(client: Client) -> None:
     lines = io.StringIO()
     request = Request(url=parse_source("demo"), detector="given", attributes=NAMES, size_wh=(320, 180), max_fps=8, duration_s=3.0)
     heard: list[tuple[str, str]] = []
-    figures = run(
+    stats = run(
         request, RemoteModel(client), ModelInput(F2EDGE_SCHEMA, None, 128), lines, lambda kind, reason: heard.append((kind, reason))
     )
     assert [entry for entry in heard if entry[0] == "model"] == []
-    assert figures["faces_asked"]
+    assert stats["faces_asked"]
     faces = [face for line in lines.getvalue().splitlines() for face in json.loads(line).get("faces", [])]
     assert any(set(face["attributes"]) == set(NAMES) for face in faces)

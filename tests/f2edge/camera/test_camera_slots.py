@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from f2edge.camera.slots import Slot
+from f2edge.camera.slots import LatestSlot
 
 pytestmark = pytest.mark.runtime
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.runtime
 @given(st.lists(st.one_of(st.integers(), st.just("take"), st.just("close")), max_size=40))
 @settings(deadline=None)
 def test_a_slot_is_the_newest_of_what_was_put_since_the_last_take(steps: list[int | str]) -> None:
-    slot: Slot[int] = Slot()
+    slot: LatestSlot[int] = LatestSlot()
     place: int | None = None
     closed, put, dropped, taken = False, 0, 0, 0
     for step in steps:
@@ -38,7 +38,7 @@ def test_a_slot_is_the_newest_of_what_was_put_since_the_last_take(steps: list[in
 
 
 def test_a_slow_taker_gets_ever_newer_things_and_the_last_one() -> None:
-    slot: Slot[int] = Slot()
+    slot: LatestSlot[int] = LatestSlot()
     seen: list[int] = []
 
     def take() -> None:
@@ -58,7 +58,7 @@ def test_a_slow_taker_gets_ever_newer_things_and_the_last_one() -> None:
 
 
 def test_waiting_ends_with_the_time_or_with_the_slot() -> None:
-    slot: Slot[int] = Slot()
+    slot: LatestSlot[int] = LatestSlot()
     start = monotonic()
     assert slot.take(0.05) is None
     assert 0.04 < monotonic() - start < 2

@@ -23,7 +23,7 @@ import pytest
 from f2edge.camera.frames import Frame
 from f2edge.camera.reader import Reader
 from f2edge.camera.run import ModelInput, Request, run
-from f2edge.camera.slots import Slot
+from f2edge.camera.slots import LatestSlot
 from f2edge.camera.source_url import parse_source
 from f2edge.camera.sources import SourceOptions, open_source
 from f2edge.errors import OutputError
@@ -84,18 +84,18 @@ def test_corrupt_tiny_and_huge_frames_of_a_pipe_are_told_of_and_the_rest_is_desc
     path, out = tmp_path / "camera", tmp_path / "out.avi"
     lines, heard = io.StringIO(), list[tuple[str, str]]()
 
-    def hear(kind: str, reason: str) -> None:
+    def on_event(kind: str, reason: str) -> None:
         heard.append((kind, reason))
 
     with writing(path, pieces()):
         request = Request(url=parse_source(str(path)), detector=WHOLE, attributes=NAMES, duration_s=4.0, record=out)
-        figures = run(request, ScriptedModel(), FACES, lines, hear)
+        stats = run(request, ScriptedModel(), FACES, lines, on_event)
         stop.set()
     kinds = Counter(kind for kind, _ in heard)
     assert kinds["corrupt"] >= 2
     assert kinds["connected"] == 1
     assert "1 x 1 pixels" in " ".join(reason for kind, reason in heard if kind == "corrupt")
-    assert (figures["frames"] or 0) > 3
+    assert (stats["frames"] or 0) > 3
     documents = [json.loads(line) for line in lines.getvalue().splitlines()]
     assert documents[-1]["type"] == "summary"
     assert any(face["attributes"] for document in documents if document["type"] == "frame" for face in document["faces"])
@@ -108,12 +108,12 @@ def test_a_disk_that_fills_ends_the_recording_and_the_lines_go_on(tmp_path: Path
     lines, heard = io.StringIO(), list[str]()
     request = Request(url=parse_source("demo"), detector="given", attributes=NAMES, size_wh=(160, 96), duration_s=5.0)
     with_file = Request(**{**request.__dict__, "record": tmp_path / "out.mp4"})
-    figures = run(with_file, ScriptedModel(), FACES, lines, lambda kind, _: heard.append(kind))
+    stats = run(with_file, ScriptedModel(), FACES, lines, lambda kind, _: heard.append(kind))
     assert heard.count("record") == 1
     video = cv2.VideoCapture(str(tmp_path / "out.mp4"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) >= 30
     assert video.read()[0]
-    assert sum('"type":"frame"' in line for line in lines.getvalue().splitlines()) == figures["frames"]
+    assert sum('"type":"frame"' in line for line in lines.getvalue().splitlines()) == stats["frames"]
 
 
 def test_with_nothing_left_to_write_to_the_camera_ends_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +198,7 @@ def killed_and_restored(rounds: int) -> tuple[list[float], list[float]]:
     camera, events = Streamer(), list[str]()
     camera.start()
     url = parse_source(f"http://127.0.0.1:{camera.port}/stream.mjpg")
-    slot: Slot[Frame] = Slot()
+    slot: LatestSlot[Frame] = LatestSlot()
     reader = Reader(lambda: open_source(url, SourceOptions(timeout_s=2.0)), slot, lambda kind, _: events.append(kind))
     reader.start()
     waits, memory = [], []

@@ -102,6 +102,7 @@ def test_a_fixed_order_decides_alone() -> None:
     events: list[StepEvent] = []
     decode(scripted([0]), masked(1), [made], [3], on_step=events.append)
     order = np.argsort(-made.priority)
+    assert len(events) == N
     for k, event in enumerate(events):
         assert set(np.flatnonzero(event.codes[0] != V).tolist()) == set(order[: k + 1].tolist())
 

@@ -41,7 +41,7 @@ def test_names() -> None:
 
 
 def test_a_part_that_is_not_in_the_picture() -> None:
-    with pytest.raises(InputError, match=r"'glasses' is not to be seen in this picture; give a box"):
+    with pytest.raises(InputError, match=r"'glasses' is not visible in this picture; give a box"):
         cells("glasses")
     np.testing.assert_array_equal(cells("hair+glasses"), cells("hair"))
 

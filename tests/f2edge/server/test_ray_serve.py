@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from f2edge.client.messages import Frame
+from f2edge.client.messages import FrameRequest
 from f2edge.client.sync import Client
+from f2edge.engine.requests import GenerateRequest
 from f2edge.errors import CancelledError, InputError
 from f2edge.pipeline import FacePipeline
 from f2edge.results import GenerateOptions
@@ -96,7 +97,7 @@ def test_words_and_reports_are_the_pipelines_from_many_clients_at_once(client: C
     assert client.edit(face, "a woman", (0.2, 0.0, 0.6, 0.4), seed=2, options=STEPS).codes.shape == (
         pipeline.bundle.configuration.image_tokens,
     )
-    answered = list(client.analyze_frames([Frame(face, number=5)], attributes=["hair_color"]))
+    answered = list(client.analyze_frames([FrameRequest(face, number=5)], attributes=["hair_color"]))
     assert [(answer.number, answer.problem) for answer in answered] == [(5, "")]
 
 
@@ -108,7 +109,7 @@ def test_failures_keep_their_status_and_words(client: Client) -> None:
 
 
 def test_leaving_a_stream_early_does_no_harm(client: Client) -> None:
-    stream = client.stream_generate("a man", seed=1)
+    stream = client.stream_generate(GenerateRequest("a man", 1))
     stream.close()  # type: ignore[attr-defined]  # a generator
     with pytest.raises((CancelledError, StopIteration)):
         next(stream)

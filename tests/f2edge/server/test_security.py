@@ -20,13 +20,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from f2edge.cli.main import run
-from f2edge.cli.top import look
+from f2edge.cli.top import scrape
 from f2edge.client.connection import Connection
 from f2edge.client.sync import Client
 from f2edge.errors import AccessError, InputError, ServerUnavailableError
-from f2edge.loopback import is_loopback
 from f2edge.server.settings import ServerSettings
 from f2edge.server.tokens import Tokens, new_token, read_tokens
+from f2edge.transport import is_loopback
 from f2edge.v1 import face_pb2 as pb
 from tests.support.serving import SETTINGS, ScriptedEngine, eventually, photo, scripted, serving, stub
 
@@ -164,7 +164,7 @@ def test_tokens_open_every_method_but_health_needs_none(token_file: Path, caplog
         assert [r.token for r in caplog.records if r.name == "f2edge.server.access"] == ["ann", "bob"]  # type: ignore[attr-defined]
         for wrong in (None, "wrong", ann[:-1], ann + "x", ann.swapcase()):
             assert connect(server.address, token=wrong) == "AccessError"
-        assert look(f"127.0.0.1:{server.server.metrics_port}").value("f2edge_denied_total") == 5
+        assert scrape(f"127.0.0.1:{server.server.metrics_port}").value("f2edge_denied_total") == 5
         with stub(server.address) as face:
             calls: list[Any] = [
                 lambda **k: list(face.Generate(pb.GenerateRequest(prompt="a face"), **k)),

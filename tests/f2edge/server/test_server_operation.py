@@ -24,7 +24,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from f2edge.cli.top import Figures, Key, look, render, summary
+from f2edge.cli.top import SampleKey, Scrape, render, scrape, summary
 from f2edge.engine.requests import EngineState
 from f2edge.errors import BackendError, InputError, ServerUnavailableError
 from f2edge.server.engine_protocol import Served
@@ -272,7 +272,7 @@ def test_a_hanging_engine_ends_the_process_with_an_error() -> None:
     assert "the engine is given up" in [line["message"] for line in log]
 
 
-# Figures --------------------------------------------------------------------------------------------------------------------------------
+# Scrape --------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_figures_count_what_happened(server: ServerThread, face: Any, engine: ScriptedEngine) -> None:
@@ -283,7 +283,7 @@ def test_figures_count_what_happened(server: ServerThread, face: Any, engine: Sc
     engine.gate.clear()
     waiting = face.Generate(pb.GenerateRequest(**GOOD))
     assert eventually(lambda: len(engine.submitted) == 5)
-    figures = look(f"127.0.0.1:{server.server.metrics_port}")
+    figures = scrape(f"127.0.0.1:{server.server.metrics_port}")
     assert figures.value("f2edge_requests_total", method="Generate", code="OK") == 3
     assert figures.value("f2edge_requests_total", method="Generate", code="INVALID_ARGUMENT") == 1
     assert figures.value("f2edge_requests_total", method="Ask", code="OK") == 0
@@ -302,9 +302,9 @@ def test_figures_count_what_happened(server: ServerThread, face: Any, engine: Sc
 def test_top_shows_what_the_server_does(server: ServerThread, face: Any) -> None:
     from rich.console import Console
 
-    before = look(f"127.0.0.1:{server.server.metrics_port}")
+    before = scrape(f"127.0.0.1:{server.server.metrics_port}")
     list(face.Generate(pb.GenerateRequest(**GOOD)))
-    after = look(f"127.0.0.1:{server.server.metrics_port}")
+    after = scrape(f"127.0.0.1:{server.server.metrics_port}")
     console = Console(width=120, file=io.StringIO(), record=True)
     console.print(render(before, after))
     shown = console.export_text()
@@ -317,7 +317,7 @@ def test_top_shows_what_the_server_does(server: ServerThread, face: Any) -> None
 
 def test_a_quantile_is_the_edge_of_its_bucket() -> None:
     buckets = {"0.1": 50.0, "0.5": 99.0, "+Inf": 100.0}
-    figures = Figures({("f2edge_x_bucket", (("le", edge),)): count for edge, count in buckets.items()}, 0.0)
+    figures = Scrape({("f2edge_x_bucket", (("le", edge),)): count for edge, count in buckets.items()}, 0.0)
     assert figures.quantile_ms("f2edge_x", 0.5) == 100
     assert figures.quantile_ms("f2edge_x", 0.6) == 500
     assert figures.quantile_ms("f2edge_x", 1.0) == float("inf")
@@ -326,10 +326,10 @@ def test_a_quantile_is_the_edge_of_its_bucket() -> None:
 
 def test_calls_of_more_than_five_minutes_have_no_number_in_json() -> None:
     edges = {"300.0": 0.0, "+Inf": 1.0}
-    samples: dict[Key, float] = {("f2edge_open_calls", (("method", "Ask"),)): 0.0}
+    samples: dict[SampleKey, float] = {("f2edge_open_calls", (("method", "Ask"),)): 0.0}
     for edge, count in edges.items():
         samples["f2edge_request_seconds_bucket", (("le", edge), ("method", "Ask"))] = count
-    table = summary(Figures(samples, 0.0))
+    table = summary(Scrape(samples, 0.0))
     assert table["calls"]["Ask"]["p99_ms"] is None  # type: ignore[index]
     json.dumps(table, allow_nan=False)
 
@@ -348,15 +348,15 @@ def test_top_is_not_taken_in_by_another_server(page: bytes) -> None:
     with HTTPServer(("127.0.0.1", 0), Other) as other:
         thread = threading.Thread(target=other.handle_request)
         thread.start()
-        with pytest.raises(ServerUnavailableError, match="no figures at"):
-            look(f"127.0.0.1:{other.server_port}")
+        with pytest.raises(ServerUnavailableError, match="no metrics at"):
+            scrape(f"127.0.0.1:{other.server_port}")
         thread.join(10)
 
 
 @pytest.mark.parametrize("address", ["", ":1", "host", "host:", "host:0", "host:99999", "host:\u00b2", "host:1/x"])
 def test_top_wants_a_host_and_a_port(address: str) -> None:
     with pytest.raises(InputError, match="give HOST:PORT"):
-        look(address)
+        scrape(address)
 
 
 # The contract alone ----------------------------------------------------------------------------------------------------------------------

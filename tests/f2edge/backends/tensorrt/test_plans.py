@@ -42,7 +42,7 @@ def test_inspect_and_verify(bundle: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert "8 multiprocessors" in capsys.readouterr().err
     (Path(row["folder"]) / "regions.plan").write_bytes(b"x")
     assert run(["verify", str(bundle)]) == 2
-    assert "differs from what plans.json promises" in capsys.readouterr().err
+    assert "differs from its entry in plans.json" in capsys.readouterr().err
 
 
 def test_a_bundle_without_plans_says_how_to_make_them(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

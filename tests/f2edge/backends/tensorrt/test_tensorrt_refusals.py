@@ -106,7 +106,7 @@ def test_other_plans_are_not_taken(here: Machine, bundle: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d["graphs"]["regions"].update(bytes=1), r"regions\.plan: differs from what plans\.json promises"),
+        (lambda d: d["graphs"]["regions"].update(bytes=1), r"regions\.plan: differs from its entry in plans\.json"),
         (
             lambda d: d["graphs"]["regions"].update(plugins=["f2edge::F2FusedMoE:1"]),
             "needs the plug-ins f2edge::F2FusedMoE:1; name",

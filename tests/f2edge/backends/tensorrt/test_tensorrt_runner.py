@@ -23,6 +23,7 @@ from f2edge.backends.tensorrt.backend import TensorRTBackend
 from f2edge.backends.tensorrt.device_memory import DeviceArray
 from f2edge.bundle.bundle import Bundle
 from f2edge.errors import BackendError
+from f2edge.lru_cache import LRUCache
 from f2edge.pipeline import FacePipeline
 from f2edge.results import GenerateOptions
 from tests.support.tensorrt.tensorrt_double import VERSIONS
@@ -86,6 +87,7 @@ def test_several_faces_edits_and_reports(here: Machine, bundle: Path, expected: 
     edits = [p.edit(face, PROMPTS[2], (0, 0, 64, 64), seed=5, options=OPTIONS).codes for p in (pipeline, expected)]
     assert np.array_equal(edits[0], edits[1])
     (own,), (other,) = (p.analyze(face) for p in (pipeline, expected))
+    assert own.probabilities.keys() == other.probabilities.keys() != set()
     for name, values in own.probabilities.items():
         assert values == pytest.approx(other.probabilities[name], abs=1e-4)
 
@@ -243,7 +245,7 @@ def test_idle_memory_goes_back_and_its_graphs_with_it(here: Machine, bundle: Pat
         assert np.array_equal(drawn.codes, expected.generate(PROMPTS[seed], seeds=seed, options=OPTIONS)[0].codes)
     before = len(here.cuda.graphs)
     assert before
-    pipeline.prompts.recent = type(pipeline.prompts.recent)(1)
+    pipeline.inference.prompts = LRUCache(1)
     gc.collect()
     pipeline.generate(PROMPTS[0], seeds=1, options=GenerateOptions(steps=1, guidance=1.5))
     assert len(here.cuda.graphs) < before + 1, "graphs of addresses that went away are destroyed"

@@ -1,7 +1,8 @@
-"""PEM files of certificates and keys: read within a limit, and looked at before a library meets them."""
+"""Checks of addresses and certificates that server and client share."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 
@@ -10,16 +11,24 @@ from f2edge.errors import InputError
 _LARGEST_BYTES = 1 << 20  # every authority that a system trusts, and more
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether a host is a loopback address or the name "localhost"; other names are not resolved and count as remote."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def read_pem(path: str | os.PathLike[str], what: str, block: str) -> bytes:
-    """The bytes of a PEM file.
+    """Return the bytes of a PEM file, checked before a TLS library parses them.
 
     Args:
-        path: of the file.
-        what: whose file it is, for the message: "client key".
-        block: what it must hold at least one of: "CERTIFICATE" or "PRIVATE KEY".
+        path: file to read.
+        what: name of the file in error messages, such as "client key".
+        block: required block type: "CERTIFICATE" or "PRIVATE KEY".
 
     Raises:
-        InputError: it cannot be read, is larger than 1 MiB, or holds no such block.
+        InputError: the file cannot be read, is larger than 1 MiB or holds no such block.
     """
     name = os.fspath(path)
     try:
