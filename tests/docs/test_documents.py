@@ -141,7 +141,7 @@ def test_the_first_program_of_the_readme_runs(tmp_path: Path) -> None:
     (program, *_) = [block for language, block in FENCE.findall(text(ROOT / "README.md")) if language == "python"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) >= 2
