@@ -13,12 +13,14 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FrameType
 
 from f2edge.errors import F2EdgeError, InputError
 
@@ -189,10 +191,29 @@ def run_nano(
     return ran
 
 
+def _call(command: Sequence[str]) -> int:
+    """Run a command to its end; whoever ends this process, by SIGTERM too, ends the command first, which then saves what it trained."""
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        with subprocess.Popen(command) as child:  # noqa: S603 (our own commands)
+            try:
+                return child.wait()
+            except KeyboardInterrupt:
+                child.send_signal(signal.SIGTERM)
+                child.wait()
+                raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _run(stage: TrainingStage, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     begun = time.time()
-    code = subprocess.run(stage.command, check=False).returncode  # noqa: S603 (our own commands)
+    code = _call(stage.command)
     if code:
         raise StageError(f"stage {stage.name!r} ended with exit code {code}; its last lines report why; give the same command to go on")
     if stage.name == "render":
