@@ -46,12 +46,20 @@ def check_text(text: str, kind: str = "prompt") -> str:
     return unicodedata.normalize("NFC", stripped)
 
 
+def printable(text: object) -> str:
+    """Return untrusted text with every unprintable character as a blank, so that it cannot control a terminal or forge a log line.
+
+    Unprintable are control characters (escape sequences, line ends), bidirectional overrides and other format characters.
+    """
+    return "".join(character if character.isprintable() else " " for character in str(text))
+
+
 def one_line(text: object, longest: int | None = None) -> str:
     """Return untrusted text as one printable line for a terminal, a log or a header, at most ``longest`` characters.
 
     Control characters, escape sequences, line ends and bidirectional overrides become blanks; runs of blanks become one.
     """
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    line = " ".join(printable(text).split())
     return line if longest is None or len(line) <= longest else f"{line[: longest - 1]}…"
 
 

@@ -10,7 +10,6 @@ findings.  ``--wire`` attacks below gRPC's client library instead (:mod:`bench.l
 from __future__ import annotations
 
 import json
-import os
 import socket
 import sys
 import tempfile
@@ -25,7 +24,7 @@ import grpc
 import typer
 
 from bench.load.fuzz_inputs import METHODS, Attempt, HostileCalls
-from bench.load.server import ServerProcess, check
+from bench.load.server import ServerProcess, Watch, check
 from bench.load.wire import siege
 from bench.options import AsJson, BundleName, Threads
 from bench.results import Results, unwritable
@@ -42,7 +41,6 @@ _PLACES = ("Traceback", "site-packages", str(Path(__file__).parents[2]), sys.pre
 _CHECK_EVERY = 25
 _KEPT = 20
 _NOTHING_SENT_S = 0.5
-_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
@@ -63,30 +61,6 @@ class Findings:
     refused_mb: float = 0.0
     answered_ms: float = 0.0
     found: list[str] = field(default_factory=list)
-
-
-class Watch:
-    """Processor time and peak memory of a process around a call (Linux)."""
-
-    def __init__(self, pid: int) -> None:
-        self._folder = Path(f"/proc/{pid}")
-
-    def begin(self) -> None:
-        (self._folder / "clear_refs").write_text("5", encoding="ascii")  # reset the peak
-        self._before = self._ms(), self._mb("VmRSS")
-
-    def end(self) -> tuple[float, float]:
-        """Return milliseconds and megabytes since :meth:`begin`."""
-        ms, mb = self._before
-        return self._ms() - ms, self._mb("VmHWM") - mb
-
-    def _ms(self) -> float:
-        fields = (self._folder / "stat").read_text(encoding="ascii").rpartition(")")[2].split()
-        return 1e3 * _TICK_S * (int(fields[11]) + int(fields[12]))
-
-    def _mb(self, name: str) -> float:
-        lines = (self._folder / "status").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(name + ":"))
 
 
 def send(channel: grpc.Channel, attempt: Attempt) -> tuple[str, str]:

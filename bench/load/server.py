@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
@@ -21,6 +23,7 @@ from f2edge.errors import InputError, ServerUnavailableError
 #: Seconds for loading and warming up, and for stopping.
 _START_S, _STOP_S = 180.0, 60.0
 _LAST_LOG_LINES = 5
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 class ServerProcess:
@@ -175,6 +178,30 @@ def health_sampler(connection: Connection, every_s: float = 0.05) -> Iterator[Sa
         look()  # connect
         with Sampler(look, every_s) as sampler:
             yield sampler
+
+
+class Watch:
+    """Processor time and peak memory of a process around a call (Linux)."""
+
+    def __init__(self, pid: int) -> None:
+        self._folder = Path(f"/proc/{pid}")
+
+    def begin(self) -> None:
+        (self._folder / "clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+        self._before = self._ms(), self._mb("VmRSS")
+
+    def end(self) -> tuple[float, float]:
+        """Milliseconds and megabytes since :meth:`begin`."""
+        ms, mb = self._before
+        return self._ms() - ms, self._mb("VmHWM") - mb
+
+    def _ms(self) -> float:
+        fields = (self._folder / "stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return 1e3 * _TICK_S * (int(fields[11]) + int(fields[12]))
+
+    def _mb(self, name: str) -> float:
+        lines = (self._folder / "status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(name + ":"))
 
 
 def _channel(connection: Connection) -> grpc.Channel:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.resources import files
+from io import FileIO
 from pathlib import Path
-from typing import Any, Protocol, TextIO, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from f2edge.camera.reports import FaceNow, Seen
 from f2edge.errors import OutputError
@@ -81,20 +83,32 @@ class TextSink(Protocol):
 
 
 class NewFile:
-    """Text file that is created, or replaces an existing one, on the first write, so that a refused run changes nothing."""
+    """Text file or named pipe that is opened, and replaces an existing file, on the first write, so that a refused run changes nothing.
+
+    A write that fails (disk full, size limit) leaves the texts before it and nothing of its own in a file.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file: TextIO | None = None
+        self._file: FileIO | None = None
+        self._whole_bytes = 0
 
     def write(self, text: str, /) -> None:
         if self._file is None:
-            self._file = self._path.open("w", encoding="utf-8", errors="replace")
-        self._file.write(text)
+            self._file = FileIO(self._path, "wb")
+        rest = memoryview(text.encode("utf-8", errors="replace"))
+        size = len(rest)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) or 0 :]
+        except OSError:
+            with suppress(OSError):  # a pipe has no length
+                self._file.truncate(self._whole_bytes)
+            raise
+        self._whole_bytes += size
 
     def flush(self) -> None:
-        if self._file is not None:
-            self._file.flush()
+        """Do nothing: writes are not buffered."""
 
     def close(self) -> None:
         """Close the file if it was opened."""
@@ -117,7 +131,7 @@ class LineWriter:
         if self.broken:
             return
         try:
-            self._file.write(json.dumps(document, allow_nan=False, ensure_ascii=False, separators=(",", ":")) + "\n")
+            self._file.write(json.dumps(document, allow_nan=False, separators=(",", ":")) + "\n")
             self._file.flush()
         except OSError as error:
             self.broken = True

@@ -133,7 +133,11 @@ class Outputs:
         self._stats_at = -_STATS_EVERY_S
         self._expose(stats)
         if self._recorder is not None:
-            self._recorder.close()
+            try:
+                self._recorder.close()
+            except OutputError as error:
+                self.failed = True
+                self._on_event("record", str(error))
         if self._window is not None:
             self._window.close()
         if self._metrics is not None:

@@ -1,4 +1,8 @@
-"""Video recording at a constant rate, closed before the disk is full."""
+"""Video recording at a constant rate, closed before the disk or the process's file-size limit is full.
+
+Matroska (.mkv) and AVI files play up to the last second if the process is killed or the power fails.  An .mp4 file has its index at the
+end and plays only if the recording was closed: pip's OpenCV cannot write fragmented MP4.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,14 @@ from f2edge.errors import InputError, OutputError
 from f2edge.provenance.saving import check_writable, write_atomically
 
 #: File suffixes and codecs that pip's OpenCV can write.
-CODECS = {".mp4": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
+CODECS = {".mkv": "mp4v", ".avi": "MJPG", ".mp4": "mp4v"}
+_DEFAULT_SUFFIX = ".mkv"
 #: File suffixes of single pictures.
 STILLS = (".jpg", ".jpeg", ".png")
 _QUALITY = 88
 _RESERVE_BYTES = 64 << 20
+#: Of the process's file-size limit: for the writer's buffer and an .mp4 file's index.
+_LIMIT_RESERVE_BYTES = 1 << 20
 _CHECK_EVERY = 30  # pictures
 _LONGEST_FREEZE_S = 10.0
 
@@ -55,9 +62,7 @@ class Recorder:
             return
         if self._writer is None:
             self._open(image)
-        if self.written % _CHECK_EVERY == 0 and self._free() < _RESERVE_BYTES:
-            self.close()
-            raise OutputError(f"{self._path}: recording ended, under {_RESERVE_BYTES >> 20} MB are left on the disk; free some space")
+        self._check_room()
         if self._shift_s is None:
             self._shift_s = time_s - self.written / self._fps
         due = round((time_s - self._shift_s) * self._fps) + 1 - self.written
@@ -71,11 +76,30 @@ class Recorder:
             self.written += 1
 
     def close(self) -> None:
-        """Close the file; idempotent."""
+        """Close the file; idempotent.
+
+        Raises:
+            OutputError: the file cannot be played; something else has removed or damaged it.
+        """
         self.closed = True
         if self._writer is not None:
             self._writer.release()
             self._writer = None
+            played = cv2.VideoCapture(str(self._path))
+            good = self.written == 0 or played.read()[0]
+            played.release()
+            if not good:
+                raise OutputError(f"{self._path}: the recording cannot be played; check the disk and record to another one")
+
+    def _check_room(self) -> None:
+        """Close the file and raise if the disk is nearly full, or the file nearly as large as the process may write."""
+        if self.written % _CHECK_EVERY == 0 and self._free() < _RESERVE_BYTES:
+            self.close()
+            raise OutputError(f"{self._path}: recording ended, under {_RESERVE_BYTES >> 20} MB are left on the disk; free some space")
+        limit = _size_limit()
+        if limit is not None and _size(self._path) > limit - max(_LIMIT_RESERVE_BYTES, limit // 8):
+            self.close()
+            raise OutputError(f"{self._path}: recording ended at the limit of {limit} bytes per file (ulimit -f); raise it")
 
     def _open(self, image: Picture) -> None:
         self._size = (image.shape[1] // 2 * 2, image.shape[0] // 2 * 2)
@@ -84,6 +108,28 @@ class Recorder:
         if not self._writer.isOpened():
             self.close()
             raise OutputError(f"{self._path}: cannot be written as {self._path.suffix}; check the folder's permissions or choose .avi")
+
+
+def recording_path(path: Path) -> Path:
+    """Return the path of a recording; one without a suffix becomes Matroska."""
+    return path if path.suffix else path.with_name(path.name + _DEFAULT_SUFFIX)
+
+
+def _size_limit() -> int | None:
+    """Return the largest file in bytes that this process may write; None if there is no limit."""
+    try:
+        import resource
+    except ImportError:  # not POSIX
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # removed by somebody else; closing reports it
+        return 0
 
 
 def save_still(image: Picture, path: Path) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from f2edge.cli.console import Output, bar
+from f2edge.cli.console import Output, bar, print_piece
 from f2edge.cli.options import (
     BackendOption,
     BundleOption,
@@ -46,7 +45,7 @@ def describe(
     picture = load_image(image)
     printer = output(json, quiet)
     pipeline = open_model(bundle, backend, threads, server)
-    answer = pipeline.describe(picture, on_token=_write if printer.streams else None)
+    answer = pipeline.describe(picture, on_token=print_piece if printer.streams else None)
     _report_answer(printer, pipeline, image, answer, None)
 
 
@@ -69,7 +68,7 @@ def ask(
     picture = load_image(image)
     printer = output(json, quiet)
     pipeline = open_model(bundle, backend, threads, server)
-    answer = pipeline.ask(picture, question, on_token=_write if printer.streams else None)
+    answer = pipeline.ask(picture, question, on_token=print_piece if printer.streams else None)
     _report_answer(printer, pipeline, image, answer, question)
 
 
@@ -131,11 +130,6 @@ def analyze(
         printer.note(f"{total_ms:.0f} ms; age, emotion and other sensitive attributes are left out (--include-sensitive)")
     else:
         printer.note(f"{total_ms:.0f} ms")
-
-
-def _write(piece: str) -> None:
-    sys.stdout.write(piece)
-    sys.stdout.flush()
 
 
 def _report_answer(printer: Output, pipeline: FaceModel, image: Path, answer: Answer, question: str | None) -> None:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
+from f2edge.cli.console import print_line
 from f2edge.cli.options import BackendOption, BundleOption, QuietOption, ServerOption, ThreadsOption, open_description, open_pipeline
 from f2edge.errors import InputError
+from f2edge.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,11 +39,16 @@ def camera(
         str, typer.Option("--source", "-s", metavar="WHAT", help="demo, 0 (webcam), FILE, FOLDER, PIPE, rtsp://…, csi://0 or - (MJPEG).")
     ] = "demo",
     show: Annotated[bool, typer.Option("--show", help="Open a window; q closes it.")] = False,
-    record: Annotated[Path | None, typer.Option("--record", metavar="FILE", help="Record the annotated video: .mp4, .mkv or .avi.")] = None,
+    record: Annotated[
+        Path | None, typer.Option("--record", metavar="FILE", help="Record the annotated video: .mkv (also without suffix), .avi or .mp4.")
+    ] = None,
     still: Annotated[
         Path | None, typer.Option("--still", metavar="FILE", help="Save the last picture shown: .jpg or .png.", show_default=False)
     ] = None,
-    jsonl: Annotated[str | None, typer.Option("--jsonl", metavar="FILE|-", help="Write a JSON document for each frame and event.")] = None,
+    jsonl: Annotated[
+        str | None,
+        typer.Option("--jsonl", metavar="FILE|-", help="Write a JSON document per frame and event to a file, named pipe or stdout (-)."),
+    ] = None,
     stats: Annotated[Path | None, typer.Option("--stats", metavar="FILE", help="Write rates and ages there as Prometheus text.")] = None,
     figures: Annotated[Path | None, typer.Option("--figures", hidden=True)] = None,
     metrics_port: Annotated[
@@ -80,10 +87,12 @@ def camera(
     The embedded model understands rendered faces like the demo's, not photographs.
     """
     from f2edge.camera.privacy import chosen_attributes
+    from f2edge.camera.record import recording_path
     from f2edge.camera.run import Request
     from f2edge.camera.source_url import parse_source
 
     url, stats = parse_source(source), stats or figures
+    record = None if record is None else recording_path(record)
     _check_files(record, still, stats, jsonl)
     _check_questions(ask or (), include_sensitive=include_sensitive)
     for name, value in (("--refresh", refresh), ("--budget", budget), ("--max-fps", max_fps), ("--duration", duration)):
@@ -117,11 +126,11 @@ def _watch(request: Request, opened: Bundle | Client, runs_on: tuple[str, int | 
     from f2edge.camera.run import run
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped service also finishes its recording
-    print_line = None if request.show or request.record or request.still or jsonl or quiet else _print_line
+    printer = None if request.show or request.record or request.still or jsonl or quiet else print_line
     model = _model(opened, *runs_on)
     lines = _line_file(jsonl)
     try:
-        summary = run(request, model, _model_input(opened), lines, _on_event(request.url, quiet), print_line=print_line)
+        summary = run(request, model, _model_input(opened), lines, _on_event(request.url, quiet), print_line=printer)
     finally:
         _close(opened)
         if lines is not None and lines is not sys.stdout:
@@ -146,9 +155,9 @@ def _check_files(record: Path | None, still: Path | None, stats: Path | None, js
 
 
 def _is_stream(path: Path) -> bool:
-    """Return whether a path is an existing pipe or device."""
+    """Return whether a path is a named pipe, which is written and not replaced."""
     with suppress(OSError, ValueError):
-        return path.exists() and not (path.is_file() or path.is_dir())
+        return path.is_fifo()
     return False
 
 
@@ -204,15 +213,10 @@ def _line_file(name: str | None) -> TextIO | NewFile | None:
     return sys.stdout if name == "-" else NewFile(Path(name))
 
 
-def _print_line(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
 def _on_event(url: SourceUrl, quiet: bool) -> Callable[[str, str], None]:
     def on_event(kind: str, reason: str) -> None:
         if not quiet or kind in ("record", "output", "model"):
-            sys.stderr.write(f"{url.shown}: {kind}{': ' if reason else ''}{reason}\n")
+            sys.stderr.write(one_line(f"{url.shown}: {kind}{': ' if reason else ''}{reason}") + "\n")
 
     return on_event
 
@@ -225,4 +229,4 @@ def _report(summary: dict[str, float | int | None]) -> None:
     parts.append(f"{summary['faces_asked']} analyses for {summary['good_faces']} faces seen")
     if summary["accuracy"] is not None:
         parts.append(f"{100 * summary['accuracy']:.1f} % of the attributes correct")
-    sys.stdout.write("; ".join(parts) + "\n")
+    print_line("; ".join(parts))

@@ -1,4 +1,7 @@
-"""Terminal output: one line per failure, one JSON document, tables, bars.  Results go to stdout, everything else to stderr."""
+"""Terminal output: one line per failure, one JSON document, tables, bars.  Results go to stdout, everything else to stderr.
+
+Text may come from a server, a file or a bundle, so all of it is printed through :func:`f2edge.text.printable`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from f2edge.text import one_line
+from f2edge.text import one_line, printable
 
 _BAR_CELLS = 20
 _FILE_COLUMNS = 160
@@ -31,12 +34,12 @@ class Output:
     def line(self, text: str) -> None:
         """Print a result as text unless ``json`` is set."""
         if not self.json:
-            sys.stdout.write(text + "\n")
+            print_line(text)
 
     def note(self, text: str) -> None:
         """Print a remark unless ``json`` or ``quiet`` is set."""
         if not self.json and not self.quiet:
-            sys.stdout.write(text + "\n")
+            print_line(text)
 
     @property
     def streams(self) -> bool:
@@ -56,7 +59,7 @@ class Output:
         for heading, column in zip(headings, columns, strict=True):
             table.add_column(heading, justify="right" if column.startswith(">") else "left", no_wrap=not column.endswith("…"))
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(printable(cell)) for cell in row))
         Console(width=None if sys.stdout.isatty() else _FILE_COLUMNS).print(table)
 
     @contextmanager
@@ -79,6 +82,19 @@ def bar(share: float) -> str:
     eighths = round(min(max(share, 0.0), 1.0) * _BAR_CELLS * 8)
     full, rest = divmod(eighths, 8)
     return "█" * full + (_EIGHTHS[rest] if rest else "")
+
+
+def print_line(text: str) -> None:
+    """Print untrusted text as one line on stdout."""
+    print_piece(text)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def print_piece(text: str) -> None:
+    """Print a piece of untrusted text on stdout, without a line end."""
+    sys.stdout.write(printable(text))
+    sys.stdout.flush()
 
 
 def fail(message: object) -> None:

@@ -8,6 +8,7 @@ Inputs are checked before the model is opened.  Exit codes: 0 success, 2 bad inp
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -26,6 +27,8 @@ from f2edge.cli.console import fail
 from f2edge.errors import F2EdgeError, InputError
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
+#: What writing to a full, closed or lost standard output gives.
+_UNWRITABLE = (errno.ENOSPC, errno.EPIPE, errno.EBADF, errno.EIO, errno.EFBIG)
 
 app = typer.Typer(
     name="f2edge",
@@ -85,6 +88,9 @@ def _report(error: Exception) -> int:
     if callable(usage):  # the parser's errors: unknown option, missing argument, not a number
         fail(f"{usage()} (see `f2edge --help`)")
         return BAD_INPUT
+    if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITABLE:
+        fail(f"standard output cannot be written ({error.strerror}); the result is incomplete")
+        return FAILURE
     if isinstance(error, F2EdgeError):
         fail(error)
         return BAD_INPUT if isinstance(error, InputError) else FAILURE
@@ -95,13 +101,32 @@ def _report(error: Exception) -> int:
 def main() -> None:
     """Entry point of the ``f2edge`` script."""
     for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:  # closed by the parent process: output is discarded
-            setattr(sys, stream, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  for as long as the process lasts
+        if getattr(sys, stream) is None:  # closed by the parent process
+            setattr(sys, stream, _ClosedStream() if stream == "stdout" else Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode still gets its table
     if os.environ.get("F2EDGE_DEBUG") != "1":
         warnings.simplefilter("ignore")  # of image libraries
-    _leave(run(sys.argv[1:]))
+    _leave(_flushed(run(sys.argv[1:])))
+
+
+class _ClosedStream(io.TextIOBase):
+    """Standard output that was closed by the parent process: a command may run without it, but cannot print a result."""
+
+    def write(self, text: str, /) -> int:
+        if text:
+            raise OSError(errno.EBADF, "it is closed")
+        return 0
+
+
+def _flushed(code: int) -> int:
+    """Flush standard output and return the exit code: 1 if the rest of the output cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  else the interpreter fails again at its end
+        return code or _report(error)
+    return code
 
 
 def _leave(code: int) -> NoReturn:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
+from itertools import islice
+from math import isfinite, isnan
+from threading import Timer
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from f2edge.cli.options import JsonOption, output
 from f2edge.errors import InputError, ServerUnavailableError
+from f2edge.text import one_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_TIMEOUT_S = 5.0
+_TIMEOUT_S, _DEADLINE_S = 5.0, 15.0
+#: Values of a label that are shown; a server has fewer.
+_MOST_VALUES = 64
 _LARGEST_BYTES = 4 << 20
 _PRIORITIES = ("live", "normal", "background")
 #: Name and labels of a sample.
@@ -41,7 +49,7 @@ class Scrape:
     def labels(self, name: str, label: str) -> list[str]:
         """Return the values of a label, in the order of the page."""
         found = (dict(pairs).get(label) for key, pairs in self.samples if key == name)
-        return list(dict.fromkeys(value for value in found if value is not None))
+        return list(islice(dict.fromkeys(value for value in found if value is not None), _MOST_VALUES))
 
     def quantile_ms(self, name: str, share: float, **labels: str) -> float | None:
         """Return the upper edge in ms of the bucket that holds a quantile; None if nothing was observed."""
@@ -49,7 +57,9 @@ class Scrape:
         wanted = set(labels.items())
         for (found, pairs), value in self.samples.items():
             if found == f"{name}_bucket" and wanted <= set(pairs):
-                edge = float(dict(pairs)["le"])
+                edge = _edge(dict(pairs).get("le", ""))
+                if edge is None:
+                    continue
                 buckets[edge] = buckets.get(edge, 0.0) + value
         count = max(buckets.values(), default=0.0)
         return next((1e3 * edge for edge in sorted(buckets) if count and buckets[edge] >= share * count), None)
@@ -88,26 +98,53 @@ def scrape(server: str) -> Scrape:
         InputError: malformed address.
         ServerUnavailableError: no answer, or not the metrics page of an f2edge server.
     """
-    from http.client import HTTPConnection, HTTPException
-
     from prometheus_client.parser import text_string_to_metric_families
 
     host, _, port = server.removeprefix("http://").rstrip("/").rpartition(":")
     if not host or not (port.isdecimal() and 1 <= int(port[:6]) <= 65535):
         raise InputError(f"{server[:100]!r}: give HOST:PORT of the metrics, as set by `f2edge serve --metrics-port`")
-    connection = HTTPConnection(host.strip("[]"), int(port), timeout=_TIMEOUT_S)
     try:
-        connection.request("GET", "/metrics")
-        text = connection.getresponse().read(_LARGEST_BYTES).decode()
-        families = list(text_string_to_metric_families(text))
-    except (OSError, HTTPException, ValueError) as error:
+        families = list(text_string_to_metric_families(_page(host.strip("[]"), int(port))))
+    except Exception as error:  # the page is untrusted, and the parser raises errors of many classes
         raise _no_metrics(host, port, type(error).__name__) from error
-    finally:
-        connection.close()
     if not any(family.name.startswith("f2edge_") for family in families):
         raise _no_metrics(host, port, "another server's page")
-    samples = {(s.name, tuple(sorted(s.labels.items()))): float(s.value) for family in families for s in family.samples}
+    samples = {
+        (s.name, tuple(sorted((label, one_line(value)) for label, value in s.labels.items()))): float(s.value)
+        for family in families
+        for s in family.samples
+        if isfinite(s.value)
+    }
     return Scrape(samples, time.monotonic())
+
+
+def _page(host: str, port: int) -> str:
+    """Return the text of a metrics page; raises for one that is not whole after :data:`_DEADLINE_S`."""
+    from http.client import HTTPConnection, HTTPException
+
+    connection = HTTPConnection(host, port, timeout=_TIMEOUT_S)
+    connection.connect()
+    timer = Timer(_DEADLINE_S, connection.sock.shutdown, (socket.SHUT_RDWR,))
+    timer.daemon = True
+    timer.start()
+    try:
+        connection.request("GET", "/metrics")
+        response = connection.getresponse()
+        if response.status != HTTPStatus.OK:
+            raise HTTPException(response.reason)
+        return response.read(_LARGEST_BYTES).decode()
+    finally:
+        timer.cancel()
+        connection.close()
+
+
+def _edge(text: str) -> float | None:
+    """Return the upper edge of a bucket; None if it is not a number."""
+    try:
+        edge = float(text)
+    except ValueError:
+        return None
+    return None if isnan(edge) else edge
 
 
 def _no_metrics(host: str, port: str, why: str) -> ServerUnavailableError:
@@ -208,10 +245,11 @@ def _mean(found: Scrape, name: str, scale: float, unit: str, **labels: str) -> s
 
 def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> RenderableType:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for column in columns:
         table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))
     return table

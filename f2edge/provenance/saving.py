@@ -35,16 +35,25 @@ def image_kind(path: str | os.PathLike[str]) -> str:
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
-    """Check that a file can be written at a path, by creating and removing an empty one beside it; raises :class:`OutputError`."""
+    """Check that a regular file can be written at a path, by creating and removing an empty one beside it.
+
+    Symbolic links are followed: the file that they name is written, the link stays.
+
+    Raises:
+        OutputError: the path is a folder, device, pipe or socket, or its folder cannot be written.
+    """
     target = Path(path)
     try:
+        place = _place(target)
         if target.is_dir():
             raise OutputError(f"{target}: is a folder; give the name of a file")
-        if not target.parent.is_dir():
-            raise OutputError(f"{target}: the folder {target.parent} does not exist; create it first")
+        if not place.parent.is_dir():
+            raise OutputError(
+                f"{target}: the folder {place.parent if target.is_symlink() else target.parent} does not exist; create it first"
+            )
         with contextlib.suppress(FileNotFoundError):
             target.lstat()  # raises for an invalid file name
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".f2edge-"):
+        with tempfile.NamedTemporaryFile(dir=place.parent, prefix=".f2edge-"):
             return target
     except (OSError, ValueError) as error:
         if isinstance(error, OutputError):
@@ -80,7 +89,7 @@ def encode(image: Image.Image, kind: str, metadata: Label | None, *, quality: in
 
 
 def write_atomically(target: Path, data: bytes | memoryview, *, durable: bool = False) -> None:
-    """Write a file atomically: a temporary file beside the target is renamed.
+    """Write a regular file atomically: a temporary file beside the target is renamed.  Symbolic links are followed.
 
     Args:
         target: file to write.
@@ -88,24 +97,35 @@ def write_atomically(target: Path, data: bytes | memoryview, *, durable: bool = 
         durable: create missing folders, and flush to disk before renaming, so that the file survives a power loss.
 
     Raises:
-        OutputError: the file cannot be written; the temporary file is removed.
+        OutputError: the file cannot be written, or the target is a device, pipe or socket; the temporary file is removed.
     """
     temporary: Path | None = None
     try:
+        place = _place(target)
         if durable:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".f2edge-", delete=False) as file:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=place.parent, prefix=".f2edge-", delete=False) as file:
             temporary = Path(file.name)
             file.write(data)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
-        temporary.replace(target)
+        temporary.replace(place)
     except OSError as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OutputError):
+            raise
         raise OutputError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+def _place(target: Path) -> Path:
+    """Return the path that is written for a target, links followed; raises :class:`OutputError` for a device, pipe or socket."""
+    place = Path(os.path.realpath(target))
+    if place.exists() and not (place.is_file() or place.is_dir()):
+        raise OutputError(f"{target}: is a device, pipe or socket; give the name of a file")
+    return place
 
 
 def _umask() -> int:

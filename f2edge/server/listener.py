@@ -23,6 +23,10 @@ from f2edge.errors import BackendError, InputError
 
 logger = logging.getLogger(__name__)
 
+# It logs every header that is no UTF-8, whole and with a traceback, to stderr where nobody has configured it; what fails in a handler is
+# logged by this package.
+logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL + 1)
+
 Handlers = Mapping[str, Mapping[str, grpc.RpcMethodHandler]]
 
 _KEEPALIVE_MS = 20_000

@@ -181,7 +181,9 @@ class Calls:
         return grpc.stream_stream_rpc_method_handler(run, response_serializer=lambda message: message.SerializeToString())
 
     def _call(self, method: Any, context: grpc.aio.ServicerContext) -> Call:
-        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        received = context.invocation_metadata()  # decoded anew at every look
+        shown = authorization(received)
+        metadata = {key: value for key, value in received or () if isinstance(value, str)}
         given = metadata.get(REQUEST_ID_KEY, "")
         trace = _TRACEPARENT.fullmatch(metadata.get("traceparent", ""))
         remaining, now = context.time_remaining(), time.monotonic()
@@ -192,13 +194,13 @@ class Calls:
             method=method.name,
             request_id=given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8),
             trace_id=trace[1] if trace else "",
-            holder=(self._tokens.holder(authorization(context.invocation_metadata())) or "") if self._tokens else "",
+            holder=(self._tokens.holder(shown) or "") if self._tokens else "",
             peer=context.peer(),
             started=now,
             ends=now + longest_s,
             deadline=None if remaining is None else now + longest_s,
             context=context,
-            authorization=authorization(context.invocation_metadata()),
+            authorization=shown,
             task=asyncio.current_task(),
         )
 

@@ -91,12 +91,15 @@ class Attackers:
                     return
 
     def _send_pictures(self) -> None:
-        small, large = damaged(self._seed), list(bombs().values())
+        small, large = damaged(self._seed), list[bytes]()
         with grpc.insecure_channel(self._address) as channel:
             analyze = channel.unary_unary("/f2edge.v1.FaceService/Analyze")
             while not self._end.wait(_PICTURE_PAUSE_S):
                 number = self.counts["pictures"]
-                picture = large[number // _BOMB_EVERY % len(large)] if number % _BOMB_EVERY == 0 else next(small)
+                picture = next(small)
+                if number % _BOMB_EVERY == _BOMB_EVERY - 1:
+                    large = large or list(bombs().values())  # seconds to make
+                    picture = large[number // _BOMB_EVERY % len(large)]
                 with contextlib.suppress(grpc.RpcError):
                     analyze(pb.AnalyzeRequest(image=picture, attributes=["age"]).SerializeToString(), timeout=_CALL_S)
                 self.counts["pictures"] += 1

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 LARGEST_BYTES = 4 << 20
@@ -47,7 +48,7 @@ def png(width: int, height: int, depth: int, color: int, between: bytes = b"", *
     row = b"\x00" + fill * ((width * depth * channels + 7) // 8)
     head = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, int(interlaced))
     palette = png_chunk(b"PLTE", bytes(768)) if color == 3 else b""
-    return _PNG + png_chunk(b"IHDR", head) + between + palette + png_chunk(b"IDAT", zlib.compress(row * height, 9)) + png_chunk(b"IEND")
+    return _PNG + png_chunk(b"IHDR", head) + between + palette + png_chunk(b"IDAT", zlib.compress(row * height, 1)) + png_chunk(b"IEND")
 
 
 def many_scans(side: int, *, end: bool) -> bytes:
@@ -97,6 +98,9 @@ class _Bits:
     def write(self, value: int, count: int) -> None:
         self._bits.extend(value >> at & 1 for at in range(count))
 
+    def extend(self, bits: NDArray[np.uint8]) -> None:
+        self._bits.extend(bits.tolist())
+
     def code(self, *, symbols: int = 0, used: int = 0, only: int = 0) -> None:
         """Write a Huffman code: of ``used`` symbols of 8 bits each, or of ``only`` one that takes no bits."""
         if not used:
@@ -123,11 +127,9 @@ def huffman_groups(side: int = 1024) -> bytes:
     bits.code(symbols=256, used=256)
     for only in (0, 255, 0):
         bits.code(only=only)
-    for group in range(groups):
-        for byte in (group & 255, group >> 8):
-            bits.write(int(f"{byte:08b}"[::-1], 2), 8)
-    for _ in range(groups * 5):
-        bits.write(1, 4)  # one symbol of one bit
+    numbers = np.arange(groups, dtype="<u2").view(np.uint8)  # codes of eight bits are written highest bit first
+    bits.extend(np.unpackbits(numbers))
+    bits.extend(np.tile(np.array([1, 0, 0, 0], dtype=np.uint8), groups * 5))  # codes of one symbol of one bit
     data = bits.data() + bytes(64)
     data += bytes(len(data) % 2)
     return _riff(b"VP8L" + struct.pack("<I", len(data)) + data)

@@ -17,11 +17,10 @@ from typing import Any
 import grpc
 
 from bench.hardware.memory import resident_mb
-from bench.load.fuzz_inputs import Attempt
 from bench.load.loops import Run
 from bench.load.plan import LoadPlan, Session
 from bench.load.report import health_results, order_statistic
-from bench.load.server import Sampler, ServerProcess, check, health_sampler
+from bench.load.server import Sampler, ServerProcess, Watch, check, health_sampler
 from bench.load.wire.attackers import attacking
 from bench.load.wire.pictures import bombs, damaged
 from f2edge.cli.console import Output
@@ -33,6 +32,7 @@ PICTURE_MS, HEALTH_MS, MEMORY_BACK_MB, TIMES_SLOWER = 200.0, 100.0, 50.0, 3.0
 _HONEST, _MIX = 2, "analyze=2,ask=1"
 _IDLE_S, _SETTLE_S = 20.0, 20.0
 _LEFT_OVER = 8
+_CALL_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,6 @@ class Resources:
 
 def hostile_pictures(server: ServerProcess, count: int, seed: int, output: Output) -> dict[str, Any]:
     """Send bombs and damaged pictures one at a time; processor time of the costliest that was refused, and the codes."""
-    from bench.load.fuzz import Watch, send
-
     watch, slowest, codes = Watch(server.pid), (0.0, ""), dict[str, int]()
     with grpc.insecure_channel(server.address) as channel, output.progress("pictures") as progress:
         check(channel)
@@ -61,12 +59,20 @@ def hostile_pictures(server: ServerProcess, count: int, seed: int, output: Outpu
             progress(number, count)
             message = pb.AnalyzeRequest(image=picture, attributes=["age"]).SerializeToString()
             watch.begin()
-            code, _ = send(channel, Attempt(name, "Analyze", (message,)))
+            code = _code(channel, message)
             ms, _ = watch.end()
             codes[code] = codes.get(code, 0) + 1
             if code != "OK":
                 slowest = max(slowest, (ms, name))
     return {"pictures": count, "codes": codes, "refused_processor_ms_most": slowest[0], "costliest": slowest[1]}
+
+
+def _code(channel: grpc.Channel, message: bytes) -> str:
+    try:
+        channel.unary_unary("/f2edge.v1.FaceService/Analyze")(message, timeout=_CALL_S)
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    return "OK"
 
 
 def _pictures(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
@@ -77,7 +83,8 @@ def _pictures(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
 def besiege(server: ServerProcess, seconds: float, seed: int, rate: float, output: Output) -> dict[str, Any]:
     """Run honest clients alone, then beside the attackers; figures of both, and of what the server holds."""
     connection = Connection(server.address)
-    idle = _honest(connection, min(_IDLE_S, seconds), seed, output, "idle")
+    with health_sampler(connection) as idle_health:
+        idle = _honest(connection, min(_IDLE_S, seconds), seed, output, "idle")
     before = Resources.of(server.pid)
     with (
         attacking(server.address, seconds, seed=seed, rate=rate) as counts,
@@ -97,6 +104,7 @@ def besiege(server: ServerProcess, seconds: float, seed: int, rate: float, outpu
             "p99_ms": order_statistic(run.samples, 99),
         },
         "health": health_results(health),
+        "idle_health": health_results(idle_health),
         "before": vars(before),
         "peak_mb": max((mb for _, mb in memory.seen), default=before.mb),
         "after": vars(after),
@@ -133,7 +141,8 @@ def show(pictures: dict[str, Any], siege: dict[str, Any], found: list[str], outp
     )
     output.line(
         f"honest clients: {honest['calls']} calls, {len(honest['errors'])} errors, p99 {honest['p99_ms']:.0f} ms "
-        f"({honest['idle_p99_ms']:.0f} alone); health at most {health.get('max', float('nan')):.1f} ms in {health['samples']} checks"
+        f"({honest['idle_p99_ms']:.0f} alone); health at most {health.get('max', float('nan')):.1f} ms in {health['samples']} checks "
+        f"({siege['idle_health']['ms'].get('max', float('nan')):.1f} without attackers)"
     )
     for name in ("before", "after"):
         held = siege[name]

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from bench.cli import main
-from bench.load.fuzz import DOCUMENTED, Findings, Watch, judge, report
+from bench.load.fuzz import DOCUMENTED, Findings, judge, report
 from bench.load.fuzz_inputs import METHODS, Attempt, HostileCalls
+from bench.load.server import Watch
 
 CHEAP = (0.0, 0.0)
 

@@ -433,10 +433,43 @@ def test_version_help_and_exit_codes() -> None:
     assert (bad.returncode, bad.stdout) == (2, "")
 
 
-def test_closed_streams_are_no_errors() -> None:
-    for arguments, closed, code in ((["bundles"], ">&-", 0), (["bundles"], ">&- 2>&-", 0), (["describe", "missing.png"], "2>&-", 2)):
-        done = process(*arguments, redirected=closed, capture_output=True)
-        assert (done.returncode, done.stderr) == (code, "")
+@pytest.mark.parametrize(
+    ("arguments", "redirected", "code", "line"),
+    [
+        (["bundles"], ">&-", 1, "f2edge: error: standard output cannot be written (it is closed); the result is incomplete\n"),
+        (["bundles"], ">&- 2>&-", 1, ""),
+        (
+            ["bundles"],
+            ">/dev/full",
+            1,
+            "f2edge: error: standard output cannot be written (No space left on device); the result is incomplete\n",
+        ),
+        (
+            ["bundles", "--json"],
+            ">/dev/full",
+            1,
+            "f2edge: error: standard output cannot be written (No space left on device); the result is incomplete\n",
+        ),
+        (
+            ["--version"],
+            ">/dev/full",
+            1,
+            "f2edge: error: standard output cannot be written (No space left on device); the result is incomplete\n",
+        ),
+        (["describe", "missing.png"], "2>&-", 2, ""),
+    ],
+)
+def test_a_standard_output_that_takes_nothing_is_one_line_and_no_success(
+    arguments: list[str], redirected: str, code: int, line: str
+) -> None:
+    done = process(*arguments, redirected=redirected, capture_output=True)
+    assert (done.returncode, done.stderr) == (code, line)
+
+
+def test_a_result_in_a_file_needs_no_standard_output(here: Path, bundle: str) -> None:
+    done = process("generate", PROMPT, "-b", bundle, "-q", redirected=">&-", capture_output=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert names(here) == ["face.png"]
 
 
 def test_a_bar_appears_on_a_terminal_only_and_never_on_stdout(here: Path, bundle: str) -> None:

@@ -25,7 +25,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from bench.load.server import resident_mb
+from bench.hardware.memory import resident_mb
 from bench.load.wire.held import ATTACKS, HEALTH, SERVICE, half_sent, mute, silent
 from bench.load.wire.http2 import DATA, GOAWAY, HEADERS, RST_STREAM, Connection, grpc_message
 from bench.load.wire.mutations import Conversations, say
@@ -365,7 +365,7 @@ def test_a_revoked_token_ends_running_calls(engine: ScriptedEngine, tmp_path: Pa
             assert refused(lambda call=call: call).code() == grpc.StatusCode.UNAUTHENTICATED
         assert time.monotonic() - started < 5
         end.set()
-        assert eventually(lambda: not engine.open_tickets)
+        assert eventually(lambda: not engine.open_requests)
 
 
 def test_health_streams_are_bounded_and_need_a_token(server: ServerThread, tmp_path: Path) -> None:
@@ -466,3 +466,12 @@ def test_honest_clients_see_no_error_beside_every_attack(server: ServerThread) -
             with attacked(server.address, attack):
                 assert asked.more(2)
     assert asked.errors == []
+
+
+def test_headers_that_are_no_text_are_not_written_anywhere(server: ServerThread, caplog: pytest.LogCaptureFixture) -> None:
+    """gRPC's Python logged each of them whole, with a traceback, three times a call."""
+    with Connection(server.address) as connection:
+        stream = connection.call(SERVICE + b"GetModel", EMPTY, [(b"x-note", b"\x1b[2J\xff\xfe"), (b"authorization", b"Bearer \xff")])
+        assert ends_with(connection, stream) == HEADERS
+    assert "\\xff" not in caplog.text
+    assert "Invalid encoding" not in caplog.text

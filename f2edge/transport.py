@@ -1,7 +1,8 @@
-"""Size-limited reading of PEM files, checked before a TLS library parses them."""
+"""Checks of addresses and certificates that server and client share."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 
@@ -10,8 +11,16 @@ from f2edge.errors import InputError
 _LARGEST_BYTES = 1 << 20  # every authority that a system trusts, and more
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether a host is a loopback address or the name "localhost"; other names are not resolved and count as remote."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def read_pem(path: str | os.PathLike[str], what: str, block: str) -> bytes:
-    """Return the bytes of a PEM file.
+    """Return the bytes of a PEM file, checked before a TLS library parses them.
 
     Args:
         path: file to read.
