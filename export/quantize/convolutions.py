@@ -24,7 +24,7 @@ _EVERY = 5
 
 
 def range_of(layer: str) -> str:
-    """Where a convolution's ranges stand among calibration figures: least and largest input, least and largest output, float32 (4,)."""
+    """Return the key of a convolution's ranges in a calibration: least and largest input, least and largest output, float32 (4,)."""
     return f"{layer} (range)"
 
 
