@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
 from f2edge.engine.requests import EngineStats, Timings
 from f2edge.errors import InputError
+from f2edge.server.metrics_page import serve_metrics
 from f2edge.server.rpc import SERVICE, Call
 from f2edge.wire import ModelFacts
 
@@ -72,16 +73,9 @@ class Metrics:
             InputError: the address cannot be bound.
         """
         try:
-            server, thread = start_http_server(port, addr=host, registry=self.registry)
+            return serve_metrics(self.registry, host, port)
         except OSError as error:
             raise InputError(f"--metrics-port {port}: {host} cannot be bound ({error.strerror}); choose another") from error
-
-        def stop() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-        return stop, int(server.server_port)
 
     def _histogram(self, name: str, text: str, labels: tuple[str, ...]) -> Histogram:
         return Histogram(name, text, labels, buckets=_SECONDS, registry=self.registry)
