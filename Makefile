@@ -26,7 +26,7 @@ wheel-test:
 
 # The documentation site, in site/; open site/index.html.  A broken link or an unknown name fails.
 docs: $(VENV)/.dev
-	if [ -x $(BIN)/zensical ]; then $(BIN)/zensical build --strict; else echo "the documentation needs Python 3.11 or later"; fi
+	if [ -x $(BIN)/zensical ]; then $(BIN)/zensical build --strict --clean; else echo "the documentation needs Python 3.11 or later"; fi
 
 # Versions and hashes of everything that development installs, except PyTorch (CONTRIBUTING.md says why).
 lock: $(VENV)/.dev

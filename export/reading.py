@@ -25,9 +25,10 @@ from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.bundle.bundle import Bundle
 from f2edge.decoding.choice import tempered
 from f2edge.domain import Domain
+from f2edge.inference import Inference
+from f2edge.questions import Questions
 from f2edge.spec.attributes import AttributeSchema
 from f2edge.text import TextTokenizer
-from f2edge.understanding import Understanding
 
 DOMAIN = "domain.npy"
 _FIRST_SEED = 800_000
@@ -78,9 +79,9 @@ def best_temperature(probabilities: NDArray[np.float64], truth: NDArray[np.integ
     return round(float(_TEMPERATURES[int(np.argmin(losses))]), 4)
 
 
-def fit_temperatures(understanding: Understanding, schema: AttributeSchema, faces: SeenFaces) -> dict[str, float]:
-    """A temperature for each slot from what ``understanding``, which has none yet, says of ``faces``."""
-    reports = [understanding.analyze(understanding.prefix(pixels), schema).probabilities for pixels in faces.pixels]
+def fit_temperatures(questions: Questions, schema: AttributeSchema, faces: SeenFaces) -> dict[str, float]:
+    """A temperature for each slot from what ``questions``, which has none yet, reports of ``faces``."""
+    reports = [questions.report(questions.inference.image_prefix(pixels), schema).probabilities for pixels in faces.pixels]
     found = {}
     for column, name in enumerate(schema):
         rows = np.flatnonzero(faces.slots[:, column] >= 0)
@@ -110,8 +111,8 @@ def fit_reading(folder: Path, faces: int = 512) -> Mapping[str, Any]:
     backend = OnnxRuntimeBackend(bundle.path)
     shape, schema = bundle.configuration, bundle.schema
     seen = seen_faces(faces, shape.tokenizer.image_size, schema)
-    understanding = Understanding(backend, bundle, TextTokenizer(bundle.tokenizer_path))
-    row: dict[str, Any] = {"temperatures": fit_temperatures(understanding, schema, seen), "unsure": CANNOT_TELL}
+    questions = Questions(Inference.of(backend, bundle), bundle, TextTokenizer(bundle.tokenizer_path))
+    row: dict[str, Any] = {"temperatures": fit_temperatures(questions, schema, seen), "unsure": CANNOT_TELL}
     if shape.semantic is None:
         return row
 

@@ -1,6 +1,4 @@
-"""What the command line needs of a model; :class:`~f2edge.pipeline.FacePipeline` has it here, :class:`~f2edge.client.sync.Client`
-elsewhere.
-"""
+"""Interface of a model for the command line: :class:`~f2edge.pipeline.FacePipeline` or a :class:`~f2edge.client.sync.Client`."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ModelDescription(Protocol):
-    """What can be asked of a model, known before it is opened."""
+    """Name, regions and attributes of a model."""
 
     @property
     def name(self) -> str: ...
@@ -30,14 +28,14 @@ class ModelDescription(Protocol):
 
 
 class Named(Protocol):
-    """What runs a model."""
+    """A thing with a name: the backend."""
 
     @property
     def name(self) -> str: ...
 
 
 class FaceModel(Protocol):
-    """A model that answers; the methods are those of :class:`~f2edge.pipeline.FacePipeline`."""
+    """A model; the methods are those of :class:`~f2edge.pipeline.FacePipeline`."""
 
     @property
     def bundle(self) -> ModelDescription: ...

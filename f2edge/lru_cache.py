@@ -48,3 +48,12 @@ class LRUCache(Generic[Key, Result]):
             while len(self._results) > self._size:
                 self._results.popitem(last=False)
         return result
+
+    def reset_counts(self) -> None:
+        """Count hits and misses from zero again."""
+        self.hits = self.misses = 0
+
+    def clear(self) -> None:
+        """Drop every result; the counts stay."""
+        with self._lock:
+            self._results.clear()

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,17 +21,17 @@ from PIL import Image
 from f2edge.backends.base import Backend, host
 from f2edge.backends.registry import choose_backend
 from f2edge.bundle.bundle import Bundle
+from f2edge.decoding.autoregressive import TextStream, answer
 from f2edge.decoding.parallel import StepEvent, decode
 from f2edge.decoding.schedule import plan
 from f2edge.errors import InputError
 from f2edge.imaging.regions import Cells, Region, paste_outside, region_cells
-from f2edge.pairing import paired
-from f2edge.prefix_cache import PromptPrefixes
+from f2edge.inference import Inference
 from f2edge.provenance.watermark import PUBLIC, Watermark
-from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
-from f2edge.spec.layout import Ids, tokens_of_cells
+from f2edge.questions import Questions
+from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions, paired
+from f2edge.spec.layout import Ids, left_pad, tokens_of_cells
 from f2edge.text import TextTokenizer, check_text
-from f2edge.understanding import Understanding
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,8 @@ class FacePipeline:
         self.backend = backend
         self.watermark = watermark
         self.tokenizer = TextTokenizer(bundle.tokenizer_path)
-        self.prompts = PromptPrefixes(backend, bundle.layout)
-        self.understanding = Understanding(backend, bundle, self.tokenizer)
+        self.inference = Inference.of(backend, bundle)
+        self.questions = Questions(self.inference, bundle, self.tokenizer)
 
     @classmethod
     def load(
@@ -84,7 +85,7 @@ class FacePipeline:
 
     @property
     def describe_question(self) -> str:
-        """What the bundle was trained to describe a face by."""
+        """The question that the bundle was trained to answer with a description."""
         return str(self.bundle.manifest.document.get("describe_question", DESCRIBE_QUESTION))
 
     def generate(
@@ -97,24 +98,24 @@ class FacePipeline:
         preview_images: bool = False,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> list[GeneratedFace]:
-        """Faces from words.
+        """Generate faces from words.
 
         Args:
             prompts: one prompt, or one for each face.
             seeds: one seed for all, or one for each face, in ``[0, 2^64)``.
             options: what None is follows the bundle's defaults.
-            on_step: told after each step; with more than ``ROWS_AT_ONCE`` faces it hears each group of rows in turn.
-            preview_images: let ``on_step`` hear pictures too; each step then costs one run of the tokenizer's decoder for each face.
-            cancelled: asked before each step.
+            on_step: called after each step; with more than ``ROWS_AT_ONCE`` faces, for one group of rows after another.
+            preview_images: give ``on_step`` pictures too; each step then costs one run of the tokenizer's decoder for each face.
+            cancelled: polled before each step; True stops.
 
         Raises:
             InputError: options out of range, seeds and prompts of different number.
             PromptError: a prompt that is empty, too long or not plain text.
-            CancelledError: ``cancelled`` said yes.
+            CancelledError: ``cancelled`` returned True.
         """
         schedule = (options or GenerateOptions()).resolve(self.bundle.generation)
         rows = list(paired(prompts, seeds))
-        prefixes = [self.prompts.prompt(self.tokenizer.encode(check_text(prompt, "prompt"))) for prompt, _ in rows]
+        prefixes = [self.inference.prompt_prefix(self.tokenizer.encode(check_text(prompt, "prompt"))) for prompt, _ in rows]
         everything = np.ones(self.bundle.layout.image_tokens, dtype=bool)
         plans = [plan(schedule, everything, seed) for _, seed in rows]
         faces: list[GeneratedFace] = []
@@ -122,14 +123,19 @@ class FacePipeline:
             group = slice(first, first + ROWS_AT_ONCE)
             times: list[float] = []
 
-            def hear(event: StepEvent, times: list[float] = times) -> None:
+            def record(event: StepEvent, times: list[float] = times) -> None:
                 times.append(event.elapsed_ms)
                 if on_step:
                     on_step(replace(event, images=tuple(self.draw(event.proposal))) if preview_images else event)
 
             masked = np.full((len(rows[group]), len(everything)), self.bundle.layout.mask_code, dtype=np.int64)
             codes = decode(
-                self.prompts.step(prefixes[group]), masked, plans[group], [s for _, s in rows[group]], on_step=hear, cancelled=cancelled
+                self.inference.step(prefixes[group]),
+                masked,
+                plans[group],
+                [s for _, s in rows[group]],
+                on_step=record,
+                cancelled=cancelled,
             )
             for (prompt, seed), grid, image in zip(rows[group], codes, self.draw(codes), strict=True):
                 faces.append(GeneratedFace(image, grid, prompt, seed, schedule, tuple(times), self.marks))
@@ -147,7 +153,7 @@ class FacePipeline:
         on_step: Callable[[StepEvent], None] | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> EditedFace:
-        """Decode a region of a face anew, by a prompt that describes the wanted face; tokens outside it stay as they are.
+        """Decode a region of a face anew, by a prompt for the wanted face; tokens outside it stay as they are.
 
         Args:
             image: the face.
@@ -158,21 +164,21 @@ class FacePipeline:
             options: what is None follows the bundle's defaults for edits.
             keep_outside: paste the original's pixels back outside the region, with an edge of half a token cell; otherwise the whole
                 picture comes from the tokenizer's decoder.
-            on_step: told after each step.
-            cancelled: asked before each step.
+            on_step: called after each step.
+            cancelled: polled before each step; True stops.
 
         Raises:
             UnknownRegionError: no such region.
             InputError: a region that covers no token, or what :meth:`generate` raises.
         """
         schedule = (options or GenerateOptions()).resolve(self.bundle.editing)
-        prefix = self.prompts.prompt(self.tokenizer.encode(check_text(prompt, "prompt")))
+        prefix = self.inference.prompt_prefix(self.tokenizer.encode(check_text(prompt, "prompt")))
         pixels = self.pixels(image)
         cells = self.cells(region, image.size, pixels)
         original = self.encode_pixels(pixels[None])[0]
         tokens = self.token_mask(cells)
         masked = np.where(tokens, self.bundle.layout.mask_code, original)
-        step = self.prompts.step([prefix])
+        step = self.inference.step([prefix])
         codes = decode(step, masked[None], [plan(schedule, tokens, seed)], [seed], on_step=on_step, cancelled=cancelled)[0]
         edited = self.decode(codes[None])[0]
         if keep_outside:
@@ -180,7 +186,7 @@ class FacePipeline:
         return EditedFace(self.mark(edited), codes, original, cells, self.marks)
 
     def describe(self, image: Image.Image, *, max_tokens: int = 128, on_token: Callable[[str], None] | None = None) -> Answer:
-        """The face in words; ``on_token`` hears each piece of text as it becomes certain."""
+        """Describe a face in words; ``on_token`` is called with each piece of text as soon as it is certain."""
         return self.ask(image, self.describe_question, max_tokens=max_tokens, on_token=on_token)
 
     def ask(self, image: Image.Image, question: str, *, max_tokens: int = 64, on_token: Callable[[str], None] | None = None) -> Answer:
@@ -192,10 +198,32 @@ class FacePipeline:
         """
         if max_tokens < 1:
             raise InputError(f"max_tokens must be at least 1, got {max_tokens}")
-        return self.understanding.ask(self.reading_pixels(image), check_text(question, "question"), max_tokens, on_token)
+        pixels, layout, stream = self.reading_pixels(image), self.bundle.layout, TextStream(self.tokenizer.decode)
+        start = perf_counter()
+        times: list[float] = []
+
+        def emit(piece: str) -> None:
+            if on_token and piece:
+                on_token(piece)
+
+        def on_id(_row: int, token: int) -> None:
+            times.append(perf_counter())
+            emit(stream.push(token))
+
+        ids, lengths = left_pad([self.questions.ids(check_text(question, "question"))], layout.pad)
+        extend = self.inference.extend([self.inference.image_prefix(pixels)])
+        (tokens,) = answer(extend, None, ids, lengths, end_of_text=layout.end_of_text, max_tokens=max_tokens, on_token=on_id)
+        emit(stream.finish())
+        seconds = times[-1] - times[0] if times else 0.0
+        return Answer(
+            text=self.tokenizer.decode(tokens).strip(),
+            tokens=tuple(tokens),
+            first_token_ms=1e3 * ((times[0] if times else perf_counter()) - start),
+            tokens_per_second=(len(times) - 1) / seconds if seconds > 0 else 0.0,
+        )
 
     def analyze(self, images: Image.Image | Sequence[Image.Image], *, attributes: Sequence[str] | None = None) -> list[FaceReport]:
-        """Every attribute of each face with its probability; a face has the same ones alone and among others, to the last bit.
+        """Return every attribute of each face with its probability; they do not depend on the other faces, to the last bit.
 
         Args:
             images: one face or several; up to ``FACES_AT_ONCE`` pass the encoders together.
@@ -207,14 +235,14 @@ class FacePipeline:
         schema = self.bundle.schema if attributes is None else self.bundle.schema.select(attributes)
         pixels = [self.reading_pixels(image) for image in _listed(images)]
         groups = (pixels[first : first + FACES_AT_ONCE] for first in range(0, len(pixels), FACES_AT_ONCE))
-        return [report for group in groups for report in self.understanding.analyze_all(self.understanding.segments(group), schema)]
+        return [report for group in groups for report in self.questions.reports(self.inference.image_prefixes(group), schema)]
 
     def encode(self, images: Image.Image | Sequence[Image.Image]) -> Ids:
-        """Tokens of pictures, int64 (B, N)."""
+        """Return the tokens of pictures, int64 (B, N)."""
         return self.encode_pixels(np.stack([self.pixels(image) for image in _listed(images)]))
 
     def decode(self, codes: Ids) -> list[Image.Image]:
-        """Pictures of tokens (B, N), each in ``[0, V)``; :class:`~f2edge.errors.InputError` for anything else."""
+        """Return the pictures of tokens (B, N), each in ``[0, V)``; :class:`~f2edge.errors.InputError` for anything else."""
         layout = self.bundle.layout
         if codes.ndim != 2 or codes.shape[1] != layout.image_tokens or not np.issubdtype(codes.dtype, np.integer):
             raise InputError(f"codes must be whole numbers of shape (images, {layout.image_tokens}), got {codes.dtype} {codes.shape}")
@@ -227,11 +255,11 @@ class FacePipeline:
         return self.backend.each(picture, list(codes.astype(np.int64)))
 
     def draw(self, codes: Ids) -> list[Image.Image]:
-        """Pictures of tokens as :meth:`generate` gives them: decoded and marked."""
+        """Return the pictures of tokens as :meth:`generate` does: decoded and marked."""
         return [self.mark(image) for image in self.decode(codes)]
 
     def mark(self, image: Image.Image) -> Image.Image:
-        """The picture with the pipeline's watermark, if there is one."""
+        """Return the picture with the pipeline's watermark, if there is one."""
         return image if self.watermark is None else self.watermark.embed(image)
 
     @property
@@ -240,30 +268,30 @@ class FacePipeline:
         return () if self.watermark is None else ("watermark",)
 
     def encode_pixels(self, pixels: NDArray[np.float32]) -> Ids:
-        """Pixels (B, 3, Y, X) → codes (B, N), one picture at a time: a picture's tokens do not depend on its company."""
+        """Pixels (B, 3, Y, X) → codes (B, N), one picture at a time, so that its tokens do not depend on the others."""
         return np.concatenate([host(self.backend.run("image_encode", {"pixels": p[None]})["codes"]) for p in pixels])
 
     def pixels(self, image: Image.Image) -> NDArray[np.float32]:
-        """The centred square of a picture as the image tokenizer sees it, float32 (3, Y, X) in [-1, 1]."""
+        """Return the centred square of a picture as the image tokenizer sees it, float32 (3, Y, X) in [-1, 1]."""
         return self.bundle.manifest.pictures.pixels(image, self.bundle.configuration.tokenizer.image_size)
 
     def reading_pixels(self, image: Image.Image) -> NDArray[np.float32]:
-        """The same as understanding sees it: of another size where the model reads pictures by an encoder's features."""
+        """Return the same as understanding sees it: of another size where the model reads pictures by an encoder's features."""
         return self.bundle.manifest.pictures.pixels(image, self.bundle.configuration.understanding_size)
 
     def masked(self, region: Region) -> Region:
-        """A mask as cells, where the model's law of pictures says how; any other region unchanged."""
+        """Return a mask as cells, where the model's law of pictures says how; any other region unchanged."""
         law, tokenizer = self.bundle.manifest.pictures, self.bundle.configuration.tokenizer
         if law.mask_cells is None or not isinstance(region, Image.Image):
             return region
         return law.mask_cells(region, tokenizer.image_size, tokenizer.grid)
 
     def token_mask(self, cells: Cells) -> NDArray[np.bool_]:
-        """The tokens (N,) of cells (G, G)."""
+        """Return the tokens (N,) of cells (G, G)."""
         return tokens_of_cells(cells, self.bundle.configuration.tokenizer)
 
     def cells(self, region: Region, image_wh: tuple[int, int], pixels: NDArray[np.float32]) -> Cells:
-        """Token cells (G, G) of a region of a picture of that size, whose ``pixels`` the parser sees where the region is a name."""
+        """Return the token cells (G, G) of a region of a picture of that size; the parser sees ``pixels`` where the region is a name."""
 
         def coverage() -> NDArray[np.float32]:
             return np.asarray(host(self.backend.run("regions", {"pixels": pixels[None]})["coverage"])[0], dtype=np.float32)

@@ -1,8 +1,8 @@
-"""What a face pipeline is asked and what it answers: plain frozen data."""
+"""Options and results of a face pipeline: plain frozen data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from f2edge.decoding.schedule import Schedule
+from f2edge.errors import InputError
 from f2edge.spec.layout import Ids
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """How to decode an image; what is None is the bundle's own default.  Meaning, ranges: :class:`~f2edge.decoding.schedule.Schedule`."""
+    """Options of decoding; None takes the bundle's default.  Meaning and ranges: :class:`~f2edge.decoding.schedule.Schedule`."""
 
     steps: int | None = None
     guidance: float | None = None
@@ -28,7 +29,7 @@ class GenerateOptions:
     guidance_ramp: bool | None = None
 
     def resolve(self, defaults: Schedule) -> Schedule:
-        """The schedule, checked; :class:`~f2edge.errors.InputError` names an option that is out of range."""
+        """Return the schedule, checked; :class:`~f2edge.errors.InputError` names an option that is out of range."""
         return replace(defaults, **{f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None})
 
 
@@ -109,3 +110,13 @@ class FaceReport:
     def best(self) -> dict[str, str]:
         """The most probable value of each slot."""
         return {slot: max(values, key=values.__getitem__) for slot, values in self.probabilities.items()}
+
+
+def paired(prompts: str | Sequence[str], seeds: int | Sequence[int]) -> Iterator[tuple[str, int]]:
+    """Return pairs of prompt and seed; one of either goes with all of the other.  :class:`InputError` where the numbers do not fit."""
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    numbers = [seeds] if isinstance(seeds, int) else list(seeds)
+    count = max(len(texts), len(numbers))
+    if not texts or not numbers or {len(texts), len(numbers)} - {1, count}:
+        raise InputError(f"{len(texts)} prompts and {len(numbers)} seeds do not pair; give one of either, or as many seeds as prompts")
+    return zip(texts * (count // len(texts)), numbers * (count // len(numbers)), strict=True)

@@ -1,7 +1,7 @@
-"""Messages of ``f2edge.v1`` and the plain data of this package, turned into one another; server and client share every line.
+"""Conversion between messages of ``f2edge.v1`` and the plain data of this package, for server and client.
 
-Nothing here is checked beyond what a message's type says: a server validates what it received (:mod:`f2edge.server.validation`), a
-client trusts its server's numbers and opens its pictures behind the guard.
+Values are checked only for the type of their message: a server validates what it received (:mod:`f2edge.server.validation`), a client
+trusts its server's numbers and opens its pictures behind the guard.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ IMAGE_KINDS: Mapping[int, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a server says of its model.
+    """Facts about a served model.
 
     Attributes:
         name, description, licence: of the bundle.
@@ -70,7 +70,7 @@ class ModelFacts:
 
 
 def options_message(options: GenerateOptions | Schedule) -> pb.DecodingOptions:
-    """Options as a message; what is None stays unset."""
+    """Return options as a message; None stays unset."""
     message = pb.DecodingOptions(**{name: value for name in _PLAIN_OPTIONS if (value := getattr(options, name)) is not None})
     if options.guidance_interval is not None:
         message.guidance_low, message.guidance_high = options.guidance_interval
@@ -78,7 +78,7 @@ def options_message(options: GenerateOptions | Schedule) -> pb.DecodingOptions:
 
 
 def options_fields(message: pb.DecodingOptions) -> dict[str, Any]:
-    """The options that a message sets, by the names of :class:`~f2edge.results.GenerateOptions`."""
+    """Return the options that a message sets, by the names of :class:`~f2edge.results.GenerateOptions`."""
     values = {name: getattr(message, name) for name in _PLAIN_OPTIONS if message.HasField(name)}
     if message.HasField("guidance_low") and message.HasField("guidance_high"):
         values["guidance_interval"] = (message.guidance_low, message.guidance_high)
@@ -128,12 +128,12 @@ def answer_of(message: pb.Answer) -> Answer:
 
 
 def cells_message(cells: NDArray[np.bool_]) -> pb.Cells:
-    """Cells (G, G), row by row."""
+    """Return cells (G, G) as a message, row by row."""
     return pb.Cells(inside=cells.ravel().tolist())
 
 
 def cells_of(message: pb.Cells, grid: int) -> NDArray[np.bool_]:
-    """Cells (G, G); the message has G² of them."""
+    """Return the cells (G, G) of a message that has G² of them."""
     return np.array(message.inside, dtype=np.bool_).reshape(grid, grid)
 
 

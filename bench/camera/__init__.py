@@ -1,1 +1,1 @@
-"""How the camera keeps up."""
+"""Bench of the camera."""

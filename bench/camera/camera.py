@@ -1,18 +1,20 @@
-"""How the camera keeps up: ages, drops, accuracy and load with one to several cameras, and what a call costs by its faces.
+"""Bench of the camera: ages, drops, accuracy and load with one to several cameras, and the cost of calls by their faces.
 
     python -m bench camera [--cameras 1,2,4] [--people 1,4] [--duration 20] [--json]
 
-Everything is live: demo cameras paint, track, ask the model, draw the overlay and write JSON lines, in one process on one model.
+Demo cameras render, track, ask the model, draw the overlay and write JSON lines, in one process on one model.
 """
 
 from __future__ import annotations
 
-import json
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from bench.options import AsJson, BackendName, BundleName, Threads, whole_numbers
+from bench.results import Results, document
+from f2edge.cli.console import Output
 from f2edge.errors import InputError
 
 _COLUMNS = {
@@ -33,26 +35,15 @@ _COLUMNS = {
 _PERCENT = ("drop_rate", "accuracy")
 
 
-def numbers(text: str, option: str) -> list[int]:
-    """Whole numbers from a comma-separated list; raises :class:`InputError` naming the option."""
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or min(found) < 1:
-        raise InputError(f"{option} {text!r}: write numbers from 1 on, as in 1,2,4")
-    return found
-
-
 def camera(
     *,
-    cameras: Annotated[str, typer.Option(help="Numbers of cameras, each measured with 3 people in view.")] = "1,2,3,4",
-    people: Annotated[str, typer.Option(help="Numbers of people before a single camera, 1 … 4.")] = "1,4",
+    cameras: Annotated[list[str] | None, typer.Option(help="Cameras, with 3 people each; 1,2,3,4 by default.", show_default=False)] = None,
+    people: Annotated[list[str] | None, typer.Option(help="People in view of one camera; 1,4 by default.", show_default=False)] = None,
     duration: Annotated[float, typer.Option(help="Seconds of each measurement.")] = 20.0,
-    bundle: Annotated[str, typer.Option(help="Name or folder of a bundle.")] = "nano",
-    backend: Annotated[str, typer.Option(help="Backend of the runtime.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads of the backend.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")] = False,
+    bundle: BundleName = "nano",
+    backend: BackendName = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure live cameras: ages, drops, accuracy, load."""
     from bench.camera.run import Setting, call_costs, measure
@@ -60,39 +51,35 @@ def camera(
 
     if not 1 <= duration <= 3600:
         raise InputError(f"--duration {duration:g}: give 1 … 3600 seconds")
-    settings = [Setting(1, count) for count in numbers(people, "--people")] + [Setting(n, 3) for n in numbers(cameras, "--cameras")]
+    people_counts = whole_numbers("--people", people or (), "1,4")
+    camera_counts = whole_numbers("--cameras", cameras or (), "1,2,3,4")
+    settings = [Setting(1, count) for count in people_counts] + [Setting(count, 3) for count in camera_counts]
     pipeline = FacePipeline.load(bundle, backend=backend, threads=threads)
-    _tell("camera: calls of 1, 2, 4 and 8 faces …")
-    results: dict[str, Any] = {
+    _report("camera: calls of 1, 2, 4 and 8 faces …")
+    results: Results = {
         "bundle": pipeline.bundle.name,
         "backend": pipeline.backend.name,
         "calls": call_costs(pipeline, (1, 2, 4, 8)),
-        "rows": measure(pipeline, settings, duration, (960, 540), _tell),
+        "rows": measure(pipeline, settings, duration, (960, 540), _report),
     }
-    if not as_json:
-        print_results(results)
-    print(json.dumps(results))
+    print_results(results, Output(json=as_json))
+    print(document(results))
 
 
-def print_results(results: dict[str, Any]) -> None:
-    """Two tables: calls by their faces, cameras."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=160)
-    calls = Table(
-        "faces in a call", "encoders", "segments", "questions", "whole", "per face", "against one", "processor", box=box.SIMPLE, title="ms"
-    )
-    one = results["calls"][0]["whole_ms"] / results["calls"][0]["faces"]
-    for row in results["calls"]:
+def print_results(results: Results, output: Output) -> None:
+    """Print two tables: calls by their faces, and cameras."""
+    calls = results["calls"]
+    one = calls[0]["whole_ms"] / calls[0]["faces"]
+    cells = []
+    for row in calls:
         parts = [f"{row[name]:.1f}" for name in ("encoders_ms", "segments_ms", "questions_ms", "whole_ms", "face_ms")]
-        calls.add_row(str(row["faces"]), *parts, f"{row['whole_ms'] / one:.2f} x", f"{row['cpu_ms']:.1f}")
-    console.print(calls)
-    table = Table(*_COLUMNS.values(), box=box.SIMPLE)
-    for row in results["rows"]:
-        table.add_row(*(_shown(name, row[name]) for name in _COLUMNS))
-    console.print(table)
+        cells.append([str(row["faces"]), *parts, f"{row['whole_ms'] / one:.2f} x", f"{row['cpu_ms']:.1f}"])
+    headings = ("encoders", "segments", "questions", "whole", "per face", "against one", "processor")
+    output.table(("ms by faces in a call", *(f">{heading}" for heading in headings)), cells)
+    output.line("")
+    output.table(
+        [f">{heading}" for heading in _COLUMNS.values()], [[_shown(name, row[name]) for name in _COLUMNS] for row in results["rows"]]
+    )
 
 
 def _shown(name: str, value: float | None) -> str:
@@ -101,5 +88,5 @@ def _shown(name: str, value: float | None) -> str:
     return f"{100 * value:.1f} %" if name in _PERCENT else f"{value:g}"
 
 
-def _tell(text: str) -> None:
+def _report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -1,21 +1,20 @@
-"""What the camera bench measures: cameras side by side on one model, and what a call costs by the number of its faces."""
+"""Measurements of the camera bench: concurrent cameras on one model, and the cost of a call by its number of faces."""
 
 from __future__ import annotations
 
 import os
-import resource
 import statistics
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
 from time import perf_counter, process_time
-from typing import Any
 
 import numpy as np
 
+from bench.hardware.memory import resident_mb
+from bench.results import Results
 from f2edge.camera.crops import Cutter
 from f2edge.camera.demo import Scene
 from f2edge.camera.detect import Detection
@@ -24,16 +23,15 @@ from f2edge.camera.privacy import chosen_attributes
 from f2edge.camera.run import ModelInput, Request, run
 from f2edge.camera.source_url import parse_source
 from f2edge.errors import InputError
+from f2edge.inference import Pixels
 from f2edge.pipeline import FacePipeline
-from f2edge.understanding import Pixels
 
 _SAMPLE_S = 0.25
-Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the bench: so many cameras with so many people in view each."""
+    """Number of cameras, 1 … 16, and of people in view of each, 1 … 4."""
 
     cameras: int
     people: int
@@ -43,8 +41,8 @@ class Setting:
             raise InputError(f"{self.cameras} cameras with {self.people} people: give 1 … 16 cameras with 1 … 4 people each")
 
 
-def watch(pipeline: FacePipeline, setting: Setting, duration_s: float, size_wh: tuple[int, int] = (960, 540)) -> Figures:
-    """Run demo cameras side by side for a while, overlay and JSON lines included.
+def watch(pipeline: FacePipeline, setting: Setting, duration_s: float, size_wh: tuple[int, int] = (960, 540)) -> Results:
+    """Run demo cameras concurrently for ``duration_s``, overlay and JSON lines included.
 
     Returns:
         Ages in ms (the median camera's p50, the worst camera's p99), ``drop_rate`` of all frames, ``faces_per_second`` answered,
@@ -63,13 +61,13 @@ def watch(pipeline: FacePipeline, setting: Setting, duration_s: float, size_wh: 
     def one() -> None:
         try:
             with Path(os.devnull).open("w", encoding="utf-8") as lines, TemporaryDirectory() as folder:
-                everything = replace(request, still=Path(folder) / "last.jpg")  # asks for the overlay of every frame
+                everything = replace(request, still=Path(folder) / "last.jpg")  # makes every frame draw its overlay
                 summaries.append(run(everything, pipeline, faces, lines, lambda *_: None))
         except BaseException as error:  # noqa: BLE001  raised again by the caller
             failures.append(error)
 
     threads = [Thread(target=one) for _ in range(setting.cameras)]
-    with _Memory() as memory:
+    with _PeakMemory() as memory:
         began, busy = perf_counter(), process_time()
         for thread in threads:
             thread.start()
@@ -81,17 +79,17 @@ def watch(pipeline: FacePipeline, setting: Setting, duration_s: float, size_wh: 
     return {"cameras": setting.cameras, "people": setting.people, **_joined(summaries), "cores": round(cores, 2), "rss_mb": memory.most_mb}
 
 
-def _joined(summaries: Sequence[dict[str, float | int | None]]) -> Figures:
+def _joined(summaries: Sequence[dict[str, float | int | None]]) -> Results:
     def values(name: str) -> list[float]:
         return [float(value) for summary in summaries if (value := summary[name]) is not None]
 
     frames, dropped, asked, seen = (sum(values(name)) for name in ("frames", "dropped", "faces_asked", "good_faces"))
-    figures: Figures = {"frames_per_second": round(statistics.mean(values("frames_per_second")), 1)}
+    results: Results = {"frames_per_second": round(statistics.mean(values("frames_per_second")), 1)}
     for kind in ("frame_age_ms", "answer_age_ms"):
         middle, late = values(f"{kind}_p50"), values(f"{kind}_p99")
-        figures |= {f"{kind}_p50": statistics.median(middle) if middle else None, f"{kind}_p99": max(late) if late else None}
+        results |= {f"{kind}_p50": statistics.median(middle) if middle else None, f"{kind}_p99": max(late) if late else None}
     accuracy = values("accuracy")
-    return figures | {
+    return results | {
         "drop_rate": round(dropped / max(frames + dropped, 1), 4),
         "faces_per_second": round(asked / statistics.mean(values("seconds")), 1),
         "model_calls": int(sum(values("model_calls"))),
@@ -100,13 +98,12 @@ def _joined(summaries: Sequence[dict[str, float | int | None]]) -> Figures:
     }
 
 
-def call_costs(pipeline: FacePipeline, counts: Sequence[int], repeats: int = 5) -> list[Figures]:
-    """What one call costs by the number of new faces in it: encoders, image segments, questions, and all of them, median ms.
+def call_costs(pipeline: FacePipeline, counts: Sequence[int], repeats: int = 5) -> list[Results]:
+    """Return the cost of one call by its number of new faces: encoders, image segments, questions and their sum, median ms.
 
-    ``cpu_ms`` is the processor time of all threads over the whole call, which other programs on the machine change less.
-    Faces are cut from the demo, each with another corner, so that none is remembered.
+    ``cpu_ms`` is the processor time of all threads, which other programs change less.  Faces are cut from the demo, each with a different
+    corner, so that none is cached.
     """
-    understanding = pipeline.understanding
     schema = pipeline.bundle.schema.select(chosen_attributes(pipeline.bundle.schema, None, include_sensitive=False))
     encoders = ("image_encode",) if pipeline.bundle.configuration.semantic is None else ("image_encode", "semantic")
     fresh = _fresh_faces(pipeline)
@@ -116,9 +113,9 @@ def call_costs(pipeline: FacePipeline, counts: Sequence[int], repeats: int = 5) 
         for _ in range(repeats + 1):
             group = [next(fresh) for _ in range(count)]
             start, busy_since = perf_counter(), process_time()
-            segments = understanding.segments(group)
+            segments = pipeline.inference.image_prefixes(group)
             read = perf_counter()
-            understanding.analyze_all(segments, schema)
+            pipeline.questions.reports(segments, schema)
             done = perf_counter()
             busy.append(1e3 * (process_time() - busy_since))
             pixels = {"pixels": np.stack(group)}
@@ -148,15 +145,15 @@ def _fresh_faces(pipeline: FacePipeline) -> Iterator[Pixels]:
             yield pixels
 
 
-class _Memory:
-    """The largest resident set seen while it is open, in MB."""
+class _PeakMemory:
+    """Sampler of the largest resident memory in MB, in a ``with`` block."""
 
     def __init__(self) -> None:
         self.most_mb = 0.0
         self._over = Event()
         self._thread = Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> _Memory:  # noqa: PYI034  Self is younger than Python 3.10
+    def __enter__(self) -> _PeakMemory:  # noqa: PYI034  Self is younger than Python 3.10
         self._thread.start()
         return self
 
@@ -166,25 +163,15 @@ class _Memory:
 
     def _watch(self) -> None:
         while not self._over.wait(_SAMPLE_S):
-            self.most_mb = max(self.most_mb, resident_mb())
-
-
-def resident_mb() -> float:
-    """Memory of this process now, in MB; where there is no /proc, the most it ever had."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
-    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+            self.most_mb = max(self.most_mb, round(resident_mb() or 0.0, 1))
 
 
 def measure(
-    pipeline: FacePipeline, settings: Sequence[Setting], duration_s: float, size_wh: tuple[int, int], tell: Callable[[str], None]
-) -> list[Figures]:
-    """:func:`watch` for each setting; ``tell`` hears what comes next."""
+    pipeline: FacePipeline, settings: Sequence[Setting], duration_s: float, size_wh: tuple[int, int], progress: Callable[[str], None]
+) -> list[Results]:
+    """Run :func:`watch` for each setting; ``progress`` is called with a message before each."""
     rows = []
     for setting in settings:
-        tell(f"camera: {setting.cameras} x {setting.people} people, {duration_s:g} s …")
+        progress(f"camera: {setting.cameras} x {setting.people} people, {duration_s:g} s …")
         rows.append(watch(pipeline, setting, duration_s, size_wh))
     return rows

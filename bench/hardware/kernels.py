@@ -1,19 +1,18 @@
-"""How fast the fused experts' kernels are on this GPU, beside what its libraries do, and how exact.
+"""Speed and accuracy of the fused experts' kernels on this GPU, compared with cuBLAS and a loop over experts.
 
     python -m bench kernels [--model 1.8b] [--json]
 
-Runs what the TensorRT plug-in runs: cubins compiled ahead of time, launched by the plug-in's own code on a stream, here PyTorch's.
-Beside it, in PyTorch: "dense", all experts as two cuBLAS products and a mask, which is the plain form of the TensorRT graphs; and "loop",
-one expert after the other on its own tokens.  Ceilings come first: a large fp16 product and a large copy in the same process.  Times are
-medians of CUDA graph replays, without launch costs of Python, except for "loop", which asks the host how many tokens each expert has.
+The kernels are those of the TensorRT plug-in: cubins compiled ahead of time, launched by the plug-in's code, here on PyTorch's stream.
+Baselines in PyTorch: "dense", all experts as two cuBLAS products and a mask, as in the plain TensorRT graphs; and "loop", one expert after
+the other on its tokens.  Ceilings come first: a large fp16 product and a large copy in the same process.  Times are medians of CUDA graph
+replays, without Python's launch costs, except for "loop", whose host needs the number of tokens of each expert.
 
-Arithmetic counts what routing asks for (T·K rows), so "dense" shows the rate that it is worth, not the rate of its products.  Bytes are the
-weights of the experts that were chosen, x and y, each once.
+Operations count routed rows only (T·K), so the rate of "dense" is its useful one.  Bytes are the weights of the chosen experts, x and y,
+each once.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping
@@ -23,7 +22,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bench.options import AsJson
+from bench.results import document
 from engines.plugins.fused_moe import INPUTS, MoEShape, choose_tile, workspace_bytes
+from f2edge.cli.console import Output
 from f2edge.errors import BackendError
 
 if TYPE_CHECKING:
@@ -35,8 +37,8 @@ REPEATS = 30
 
 
 @dataclass(frozen=True)
-class Row:
-    """One number of tokens: medians in microseconds, rates of the fused kernels, and the largest error of a row."""
+class KernelRow:
+    """Results for one number of tokens: medians in microseconds, rates of the fused kernels, largest relative error of a row."""
 
     tokens: int
     tile: str
@@ -49,18 +51,16 @@ class Row:
 
 
 def gpu() -> torch.device:
-    """The CUDA device; raises :class:`BackendError` where there is none."""
+    """Return the CUDA device; raise :class:`BackendError` without one."""
     import torch
 
     if not torch.cuda.is_available():
-        raise BackendError(
-            "bench kernels needs an NVIDIA GPU and PyTorch with CUDA, and finds none; the CPU tests interpret the kernels instead"
-        )
+        raise BackendError("bench kernels needs an NVIDIA GPU and PyTorch with CUDA; on a CPU, tests interpret the kernels")
     return torch.device("cuda")
 
 
 def random_layer(shape: MoEShape, device: torch.device) -> dict[str, Tensor]:
-    """The node's six weights by name, scaled so that scores and hidden values are near 1."""
+    """Return the node's six weights by name, scaled so that scores and hidden values are near 1."""
     import torch
 
     torch.manual_seed(0)
@@ -81,7 +81,7 @@ def random_layer(shape: MoEShape, device: torch.device) -> dict[str, Tensor]:
 
 
 def routed(x: Tensor, weights: Mapping[str, Tensor], active: int) -> tuple[Tensor, Tensor]:
-    """Experts (T, K) and gates (T, K) fp32 of x (T, D) fp32."""
+    """Return experts (T, K) and gates (T, K) fp32 of x (T, D) fp32."""
     import torch
 
     probability = torch.softmax(x.float() @ weights["router_weight"].to(x.device).float() + weights["router_bias"], dim=-1)
@@ -90,7 +90,7 @@ def routed(x: Tensor, weights: Mapping[str, Tensor], active: int) -> tuple[Tenso
 
 
 def activated(hidden: Tensor, *, gated: bool) -> Tensor:
-    """GELU (tanh), or SwiGLU of the two halves."""
+    """Apply GELU (tanh), or SwiGLU to the two halves."""
     from torch.nn import functional
 
     if not gated:
@@ -100,7 +100,7 @@ def activated(hidden: Tensor, *, gated: bool) -> Tensor:
 
 
 def dense(x: Tensor, weights: Mapping[str, Tensor], shape: MoEShape) -> Tensor:
-    """All experts for all tokens, masked by the gates: static shapes, E / K times the arithmetic.  (T, D) fp32 → (T, D) fp16."""
+    """Compute all experts for all tokens, masked by the gates: static shapes, E / K times the operations.  (T, D) fp32 → (T, D) fp16."""
     import torch
 
     experts, gates = routed(x, weights, shape.active)
@@ -111,7 +111,7 @@ def dense(x: Tensor, weights: Mapping[str, Tensor], shape: MoEShape) -> Tensor:
 
 
 def loop(x: Tensor, weights: Mapping[str, Tensor], shape: MoEShape) -> Tensor:
-    """One expert after the other on the tokens that chose it.  (T, D) fp32 → (T, D) fp16."""
+    """Compute one expert after the other on the tokens routed to it.  (T, D) fp32 → (T, D) fp16."""
     import torch
 
     experts, gates = routed(x, weights, shape.active)
@@ -125,7 +125,7 @@ def loop(x: Tensor, weights: Mapping[str, Tensor], shape: MoEShape) -> Tensor:
 
 
 def exact(x: Tensor, weights: Mapping[str, Tensor], shape: MoEShape) -> Tensor:
-    """The definition in float64; x is rounded to fp16 for the experts, as everywhere.  (T, D)."""
+    """Compute the exact layer in float64, (T, D); x is rounded to fp16 for the experts, as in the other functions."""
     import torch
 
     wide = {name: weight.double() for name, weight in weights.items()}
@@ -142,7 +142,7 @@ def exact(x: Tensor, weights: Mapping[str, Tensor], shape: MoEShape) -> Tensor:
 
 
 def costs(shape: MoEShape, tokens: int, experts: int) -> tuple[float, float]:
-    """Floating-point operations, and bytes with so many experts read."""
+    """Return floating-point operations, and bytes if ``experts`` experts are read."""
     up = 2 if shape.gated else 1
     operations = 2.0 * tokens * shape.active * shape.width * shape.expert_width * (up + 1)
     weights = 2.0 * experts * shape.width * shape.expert_width * (up + 1)
@@ -150,7 +150,7 @@ def costs(shape: MoEShape, tokens: int, experts: int) -> tuple[float, float]:
 
 
 class Fused:
-    """The plug-in's kernels on PyTorch's tensors and current stream; compiled for the GPU of this process into ``root``."""
+    """The plug-in's kernels on PyTorch's tensors and current stream, compiled into ``root`` for this GPU."""
 
     def __init__(self, shape: MoEShape, root: Path) -> None:
         import torch
@@ -177,7 +177,7 @@ class Fused:
 
 
 def timed_us(work: Callable[[], Any], *, graph: bool = True) -> float:
-    """Median time of a call after a warm-up, in microseconds; ``graph`` replays it without the host."""
+    """Return the median time of a call after a warm-up, in microseconds; ``graph`` replays a CUDA graph."""
     import torch
 
     torch.cuda.synchronize()
@@ -205,7 +205,7 @@ def timed_us(work: Callable[[], Any], *, graph: bool = True) -> float:
 
 
 def ceilings() -> dict[str, float]:
-    """Rate of a large fp16 product in TFLOP/s, and of a large copy in GB/s, read and written."""
+    """Return the rate of a large fp16 product in TFLOP/s, and of a large copy in GB/s, read and written."""
     import torch
 
     n = 8192
@@ -218,8 +218,8 @@ def ceilings() -> dict[str, float]:
     }
 
 
-def measure(shape: MoEShape, tokens: int, fused: Fused, weights: Mapping[str, Tensor]) -> Row:
-    """One row of the table."""
+def measure(shape: MoEShape, tokens: int, fused: Fused, weights: Mapping[str, Tensor]) -> KernelRow:
+    """Measure one number of tokens."""
     import torch
 
     x = torch.randn(tokens, shape.width, device="cuda")
@@ -228,7 +228,7 @@ def measure(shape: MoEShape, tokens: int, fused: Fused, weights: Mapping[str, Te
     wanted = exact(x, weights, shape)
     experts, _ = routed(x, weights, shape.active)
     operations, size = costs(shape, tokens, len(set(experts.flatten().tolist())))
-    return Row(
+    return KernelRow(
         tokens=tokens,
         tile=choose_tile(shape, tokens).name,
         fused_us=fused_us,
@@ -243,9 +243,9 @@ def measure(shape: MoEShape, tokens: int, fused: Fused, weights: Mapping[str, Te
 def kernels(
     *,
     model: Annotated[str, typer.Option(help="Configuration whose experts are measured.")] = "1.8b",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Measure the fused experts' kernels on this GPU, beside cuBLAS and a loop over experts."""
+    """Measure the fused experts' kernels on this GPU, compared with cuBLAS and a loop over experts."""
     from engines.plugins.kernel_report import shape_of
 
     shape, device = shape_of(model), gpu()
@@ -262,19 +262,17 @@ def kernels(
             "ceilings": ceilings(),
             "rows": [asdict(measure(shape, tokens, fused, weights)) for tokens in TOKENS],
         }
-    if not as_json:
-        print_table(results)
-    print(json.dumps(results))
+    print_table(results, Output(json=as_json))
+    print(document(results))
 
 
-def print_table(results: Mapping[str, Any]) -> None:
-    """Ceilings, then a line for each number of tokens."""
+def print_table(results: Mapping[str, Any], output: Output) -> None:
+    """Print ceilings and a row for each number of tokens."""
     top = results["ceilings"]
-    print(f"{results['device']}: fp16 products {top['tflops']:.0f} TFLOP/s, copies {top['gbytes_per_s']:.0f} GB/s")
-    print("tokens tile   fused µs  dense µs   loop µs  TFLOP/s (share)   GB/s (share)   row error")
+    output.line(f"{results['device']}: fp16 products {top['tflops']:.0f} TFLOP/s, copies {top['gbytes_per_s']:.0f} GB/s")
+    cells = []
     for row in results["rows"]:
-        print(
-            f"{row['tokens']:6} {row['tile']:5} {row['fused_us']:9.1f} {row['dense_us']:9.1f} {row['loop_us']:9.1f} "
-            f"{row['tflops']:8.1f} {100 * row['tflops'] / top['tflops']:5.0f} % "
-            f"{row['gbytes_per_s']:8.0f} {100 * row['gbytes_per_s'] / top['gbytes_per_s']:5.0f} % {row['row_error']:11.2e}"
-        )
+        times = [f"{row[name]:.1f}" for name in ("fused_us", "dense_us", "loop_us")]
+        rates = [f"{row[name]:.1f} ({100 * row[name] / top[name]:.0f} %)" for name in ("tflops", "gbytes_per_s")]
+        cells.append([str(row["tokens"]), row["tile"], *times, *rates, f"{row['row_error']:.2e}"])
+    output.table((">tokens", "tile", ">fused µs", ">dense µs", ">loop µs", ">TFLOP/s (share)", ">GB/s (share)", ">row error"), cells)

@@ -1,40 +1,39 @@
-"""What each device could do with each model: fits or not, a decoding step, a token, a face, and what bounds them.
+"""Roofline predictions for each device and model: memory, decoding step, answer token, face, and their bounds.
 
     python -m bench roofline [--device orin-nano --device h200] [--model nano --model 1.8b] [--moe plain|plugin] [--cpu] [--json]
 
-Nothing here was run on the devices: figures follow from :mod:`bench.hardware.roofline_model` and ``engines/profiles``, and the model's
-error is printed beside every published figure that it was fitted to.  ``--cpu`` adds this machine: ceilings of matrix products and memory
-measured now, a prediction of nano's decoding step from them, and the step measured in the same run.
+Nothing was run on the devices: predictions follow from :mod:`bench.hardware.roofline_model` and ``engines/profiles``; the model's error is
+printed for every published result that it was fitted to.  ``--cpu`` adds this machine: measured ceilings of matrix products and memory, the
+predicted decoding step of nano, and the step measured in the same run.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from bench.hardware.roofline_model import SHARES, hidden_columns, predict, published_errors
+from bench.options import AsJson, Threads
+from bench.results import Results, document
 from engines.profile import load_profiles
+from f2edge.cli.console import Output
 from f2edge.errors import InputError
 from f2edge.spec.configuration import CONFIGURATIONS, ModelConfiguration
 from f2edge.spec.flops import attention_flops, step_flops
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-#: Decoding steps of a face by model: nano's own default, the published command of Show-o for the others.
+#: Decoding steps of a face by model: nano's default, Show-o's published command for the others.
 STEPS = {"nano": 12, "show-o": 18, "1.8b": 18}
 PROMPT = "a young woman with long curly red hair and eyeglasses"
-#: The CPU's model: fp32 values read or written for each column of a token in a layer (of the width, of the experts' hidden values), and
+#: CPU model: fp32 values read or written for each column of a token in a layer (of the width, of the experts' hidden values), and
 #: passes of the sampler over its scores (export/graph/sampling.py), each a read and a write.
 _CPU_ACTIVATIONS, _SAMPLER_PASSES = (30, 8), 17
 
 
 def decoder_flops(model: ModelConfiguration) -> float:
-    """Operations of the image tokenizer's decoder for one picture, counted by PyTorch on tensors without memory."""
+    """Return the operations of the image tokenizer's decoder for one picture, counted by PyTorch on meta tensors."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -49,7 +48,7 @@ def decoder_flops(model: ModelConfiguration) -> float:
 
 
 def cpu_step_ms(model: ModelConfiguration, prompt: int, ceilings: dict[str, float]) -> dict[str, float]:
-    """Parts of one guided decoding step on a CPU, in milliseconds: operators run one after the other, so they add up.
+    """Return the parts of one guided decoding step on a CPU in milliseconds; they add up, as operators run one after the other.
 
     Args:
         model: the configuration; linear layers in int8, everything else in fp32.
@@ -72,8 +71,8 @@ def cpu_step_ms(model: ModelConfiguration, prompt: int, ceilings: dict[str, floa
     }
 
 
-def measure_cpu(bundle: str, threads: int | None, repeats: int = 3) -> dict[str, Any]:
-    """Ceilings of the machine at hand, the predicted step, and the measured one of an int8 bundle, in one run."""
+def measure_cpu(bundle: str, threads: int | None, repeats: int = 3) -> Results:
+    """Measure this machine's ceilings, and the decoding step of an int8 bundle beside its prediction."""
     from bench.hardware.ceilings import gemm_peaks, read_rate
     from f2edge.backends.onnxruntime import usable_cores
     from f2edge.pipeline import FacePipeline
@@ -102,8 +101,8 @@ def measure_cpu(bundle: str, threads: int | None, repeats: int = 3) -> dict[str,
     }
 
 
-def run(devices: list[str], models: list[str], moe: str) -> dict[str, Any]:
-    """All predictions as plain data."""
+def run(devices: list[str], models: list[str], moe: str) -> Results:
+    """Return all predictions."""
     from export.tensorrt.fused_moe import check_implementation
 
     check_implementation(moe)
@@ -115,59 +114,58 @@ def run(devices: list[str], models: list[str], moe: str) -> dict[str, Any]:
         decode = decoder_flops(configuration)
         rows += [asdict(predict(configuration, profile, moe, STEPS[name], decode)) for profile in profiles]
     published = [
-        {"device": device, "figure": figure, "published": value, "model": predicted, "error": predicted / value - 1}
-        for device, figure, value, predicted in published_errors()
+        {"device": device, "metric": metric, "published": value, "model": predicted, "error": predicted / value - 1}
+        for device, metric, value, predicted in published_errors()
     ]
     return {"run_on_a_device": False, "shares": {"bandwidth": SHARES[0], "arithmetic": SHARES[1]}, "published": published, "rows": rows}
 
 
-def print_results(results: dict[str, Any]) -> None:
-    """Tables for people."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    console, shares = Console(), results["shares"]
-    console.print(f"Predictions; nothing was run on these devices.  Shares of the ceilings: memory {shares['bandwidth']:.0%}, ", end="")
-    console.print(f"arithmetic {shares['arithmetic']:.0%}, from published figures of Qwen3-1.7B:")
-    table = Table("device", "figure", "published", "model", "error", box=SIMPLE_HEAD, padding=0)
-    for row in results["published"]:
-        table.add_row(row["device"], row["figure"], f"{row['published']:.0f}", f"{row['model']:.0f}", f"{row['error']:+.0%}")
-    console.print(table)
+def print_results(results: Results, output: Output) -> None:
+    """Print the published results with the model's errors, a table per model, and the CPU's prediction."""
+    shares = results["shares"]
+    output.line(
+        f"Predictions; nothing was run on these devices.  Shares of the ceilings: memory {shares['bandwidth']:.0%}, "
+        f"arithmetic {shares['arithmetic']:.0%}, from published results of Qwen3-1.7B:\n"
+    )
+    cells = [
+        (row["device"], row["metric"], f"{row['published']:.0f}", f"{row['model']:.0f}", f"{row['error']:+.0%}")
+        for row in results["published"]
+    ]
+    output.table(("device", "metric", ">published", ">model", ">error"), cells)
+    headings = (">GB", "fits", ">step ms", ">ideal", "by", ">face ms", ">token ms", ">ideal", "by", ">first ms")
     for model in dict.fromkeys(row["model"] for row in results["rows"]):
         rows = [row for row in results["rows"] if row["model"] == model]
-        table = Table(title=f"{model}, experts {rows[0]['moe']}, {rows[0]['steps']} steps", box=SIMPLE_HEAD, padding=0)
-        table.add_column("device", no_wrap=True)
-        for column in ("GB", "fits", "step ms", "ideal", "by", "face ms", "token ms", "ideal", "by", "first ms"):
-            table.add_column(column, justify="left" if column in ("fits", "by") else "right")
-        for row in rows:
-            step, token = row["step"], row["token"]
-            table.add_row(
-                row["device"],
-                f"{row['resident_gb']:.1f}",
-                "yes" if row["fits"] else "no",
-                f"{step['ms']:.2f}",
-                f"{row['step_ideal_ms']:.2f}",
-                step["bound"],
-                f"{row['face_ms']:.0f}",
-                f"{token['ms']:.2f}",
-                f"{row['token_ideal_ms']:.2f}",
-                token["bound"],
-                f"{row['first_ms']:.1f}",
-            )
-        console.print(table)
+        output.line(f"\n{model}, experts {rows[0]['moe']}, {rows[0]['steps']} steps")
+        output.table(("device", *headings), [_device_cells(row) for row in rows])
     if "cpu" in results:
-        _print_cpu(console, results["cpu"])
+        _print_cpu(results["cpu"], output)
 
 
-def _print_cpu(console: Console, cpu: dict[str, Any]) -> None:
+def _device_cells(row: Results) -> list[str]:
+    step, token = row["step"], row["token"]
+    return [
+        row["device"],
+        f"{row['resident_gb']:.1f}",
+        "yes" if row["fits"] else "no",
+        f"{step['ms']:.2f}",
+        f"{row['step_ideal_ms']:.2f}",
+        step["bound"],
+        f"{row['face_ms']:.0f}",
+        f"{token['ms']:.2f}",
+        f"{row['token_ideal_ms']:.2f}",
+        token["bound"],
+        f"{row['first_ms']:.1f}",
+    ]
+
+
+def _print_cpu(cpu: Results, output: Output) -> None:
     ceilings = cpu["ceilings"]
-    console.print(
-        f"This CPU, {cpu['threads']} threads: ceilings int8 {ceilings['int8_gops']:.0f} Gop/s, fp32 {ceilings['fp32_gops']:.0f} Gop/s, "
+    output.line(
+        f"\nThis CPU, {cpu['threads']} threads: ceilings int8 {ceilings['int8_gops']:.0f} Gop/s, fp32 {ceilings['fp32_gops']:.0f} Gop/s, "
         f"memory {ceilings['memory_gb_s']:.1f} GB/s"
     )
     parts = ", ".join(f"{name} {ms:.2f}" for name, ms in cpu["parts_ms"].items())
-    console.print(
+    output.line(
         f"nano, one decoding step: predicted {cpu['predicted_ms']:.2f} ms ({parts}), measured {cpu['measured_ms']:.2f} ms "
         f"(fastest {cpu['fastest_ms']:.2f}): {cpu['error']:+.0%}"
     )
@@ -177,17 +175,15 @@ def roofline(
     *,
     device: Annotated[list[str] | None, typer.Option(help="Device profile; all by default.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="nano, show-o or 1.8b; nano and 1.8b by default.")] = None,
-    moe: Annotated[str, typer.Option(help="Form of the experts: plain or plugin.")] = "plain",
+    moe: Annotated[str, typer.Option(help="Expert kernels: plain or plugin.")] = "plain",
     cpu: Annotated[bool, typer.Option("--cpu", help="Measure this machine and compare.")] = False,
     bundle: Annotated[str, typer.Option(help="int8 bundle that --cpu measures.")] = "nano",
-    threads: Annotated[int | None, typer.Option(help="CPU threads of --cpu; every usable core by default.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")] = False,
+    threads: Threads = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Predict what devices can do with a model, and say how far predictions were from measurements."""
+    """Predict the speed and memory of models on devices; print the error of the predictions."""
     results = run(device or [], model or ["nano", "1.8b"], moe)
     if cpu:
         results["cpu"] = measure_cpu(bundle, threads)
-    if as_json:
-        print(json.dumps(results))
-    else:
-        print_results(results)
+    print_results(results, Output(json=as_json))
+    print(document(results))

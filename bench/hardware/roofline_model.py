@@ -1,17 +1,16 @@
-"""What a device can do at best with a model, and what part of that devices of its kind were seen to reach.
+"""Roofline model: the best possible times of a model on a device, scaled by the shares that similar devices reach.
 
-A call (a decoding step, a token of an answer, a prefill) takes the longest of three times, and is bound by it:
+A call (decoding step, answer token, prefill) takes the longest of three times:
 
-* arithmetic: its matrix products (:mod:`f2edge.spec.flops`; in the form "plain" all routed experts, in "plugin" the active ones) at the
-dense
-  rate of its recipe's type;
+* arithmetic: its matrix products (:mod:`f2edge.spec.flops`; with "plain" kernels all routed experts, with "plugin" the active ones) at the
+  dense rate of its recipe's type;
 * memory: its weights once, the keys and values it reads and writes, and its activations: ``ACTIVATIONS`` half-precision values a token and
   layer for each of the width's and the experts' columns, at the device's bandwidth;
 * launches: ``KERNELS`` kernels a layer, ``LAUNCH_US`` each, replayed from a CUDA graph.
 
-Arithmetic and memory count at the shares of the ceilings in ``SHARES``.  These are no measurement of this project: they are what eight
-published figures of another model and runtime amount to (``PUBLISHED``), and :func:`published_errors` says how far the model is from
-each of them.  Encoders, the image tokenizer's encoder and the transfer of pictures are left out.
+Arithmetic and memory run at the shares of the ceilings in ``SHARES``.  These are not measurements of this project: they follow from eight
+published results of another model and runtime (``PUBLISHED``); :func:`published_errors` has the model's error for each.
+Encoders, the image tokenizer's encoder and the transfer of pictures are not included.
 
 Axes: B branches or questions, P prompt columns, S text columns, N image tokens, R requests.
 """
@@ -27,7 +26,7 @@ from f2edge.spec.flops import image_flops, prompt_flops, step_flops, text_flops
 
 #: Bytes of a weight by recipe; INT4 with a half-precision scale for each 128.
 WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "fp8": 1.0, "int4": 0.5 + 2 / 128}
-#: Types of arithmetic by recipe, the first that the device has: weights alone are small in INT4.
+#: Arithmetic types by recipe, in order of preference; INT4 quantizes weights only.
 _ARITHMETIC = {"fp16": ("fp16",), "int8": ("int8", "fp16"), "fp8": ("fp8", "int8", "fp16"), "int4": ("fp16",)}
 #: Half-precision values read or written for each column of a token in a layer: of the width, of the experts' hidden values.
 ACTIVATIONS = (14, 3)
@@ -38,8 +37,8 @@ PROMPT, ANSWER = 32, 128
 
 
 @dataclass(frozen=True)
-class Work:
-    """One call: operations, bytes of weights and of everything else, kernels, and the recipe that decides the rate."""
+class CallCost:
+    """Cost of one call: operations, bytes of weights and of other data, kernels, and the recipe that determines the rate."""
 
     flops: float
     weights: float
@@ -50,7 +49,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Time:
-    """Milliseconds of one call and what they are bound by."""
+    """Milliseconds of one call and their bound: "compute", "memory" or "launch"."""
 
     ms: float
     bound: str
@@ -58,7 +57,7 @@ class Time:
 
 @dataclass(frozen=True)
 class Published:
-    """A figure of somebody else: Qwen3-1.7B, batch 1, W4A16 with a half-precision head (TensorRT-Edge-LLM 0.10.0, JetPack 7.2)."""
+    """Published result: Qwen3-1.7B, batch 1, W4A16 with a half-precision head (TensorRT-Edge-LLM 0.10.0, JetPack 7.2)."""
 
     device: str
     gb_s: float
@@ -80,7 +79,7 @@ _QWEN_PREFILL_TFLOP = (2 * _QWEN_LAYERS * 2048 + 28 * 2 * 2048 * 2048**2) / 1e12
 
 
 def _reached(measured: Published) -> tuple[float, float]:
-    """Shares of the bandwidth (one token) and of the arithmetic (prefill) that a published figure amounts to."""
+    """Return the shares of bandwidth (one token) and arithmetic (prefill) that a published result reaches."""
     return measured.tokens_s * _QWEN_TOKEN_GB / measured.gb_s, _QWEN_PREFILL_TFLOP / (measured.prefill_ms / 1e3) / measured.fp16
 
 
@@ -95,7 +94,7 @@ SHARES = _mean_shares()
 
 
 def published_errors() -> list[tuple[str, str, float, float]]:
-    """Device, figure, published value and the model's: tokens a second and prefill milliseconds of Qwen3-1.7B."""
+    """Return device, metric, published and predicted value: tokens/s and prefill milliseconds of Qwen3-1.7B."""
     rows = []
     for row in PUBLISHED:
         rows.append((row.device, "tokens/s", row.tokens_s, row.gb_s * SHARES[0] / _QWEN_TOKEN_GB))
@@ -107,20 +106,20 @@ def published_errors() -> list[tuple[str, str, float, float]]:
 
 
 def hidden_columns(model: ModelConfiguration, moe: str) -> int:
-    """Columns of experts that one token's arithmetic runs through."""
+    """Return the number of hidden columns of experts that one token computes."""
     experts = model.token_experts
     return experts.shared_width + (experts.routed if moe == "plain" else experts.active) * experts.routed_width
 
 
 def layer_weights(model: ModelConfiguration, group: str) -> tuple[float, float]:
-    """Weights of one layer of a task group outside its routed experts, and in them."""
+    """Return the weights of one layer of a task group outside and inside its routed experts."""
     experts, mixing = model.token_experts, {"t2i": 1, "mmu": 2}[group] if model.sequence_experts else 0
     base = 4 * model.width**2 + 2 * model.width * experts.shared_width + mixing * model.resampler_width * model.width
     return base, 2 * model.width * experts.routed * experts.routed_width
 
 
 def _layers_bytes(model: ModelConfiguration, group: str, recipe: str, moe: str, read: str) -> float:
-    """Bytes of a group's layers: ``read`` "all", or "token" for what one token touches."""
+    """Return the bytes of a group's layers: ``read`` "all", or "token" for what one token touches."""
     base, routed = layer_weights(model, group)
     experts = model.token_experts
     if moe == "plugin" and experts.routed:
@@ -130,7 +129,7 @@ def _layers_bytes(model: ModelConfiguration, group: str, recipe: str, moe: str, 
 
 
 def _cache_bytes(model: ModelConfiguration, rows: int, columns: int) -> float:
-    """fp32 keys and values of all layers."""
+    """Return the bytes of fp32 keys and values of all layers."""
     return 8.0 * model.layers * rows * columns * model.width
 
 
@@ -138,50 +137,50 @@ def _activation_bytes(model: ModelConfiguration, tokens: int, moe: str) -> float
     return 2.0 * model.layers * tokens * (ACTIVATIONS[0] * model.width + ACTIVATIONS[1] * hidden_columns(model, moe))
 
 
-def _as_form(model: ModelConfiguration, moe: str) -> ModelConfiguration:
-    """The configuration whose "active" experts are those that the form computes, for :mod:`f2edge.spec.flops`."""
+def _as_computed(model: ModelConfiguration, moe: str) -> ModelConfiguration:
+    """Return the configuration whose "active" experts are those that the kernels compute, for :mod:`f2edge.spec.flops`."""
     experts = model.token_experts
     return replace(model, token_experts=replace(experts, active=experts.routed)) if moe == "plain" and experts.routed else model
 
 
-def step_work(model: ModelConfiguration, recipe: str, moe: str, images: int = 1, prompt: int | None = None) -> Work:
-    """``t2i_step`` of guided images: two branches each; the prompt's columns as padded."""
+def step_work(model: ModelConfiguration, recipe: str, moe: str, images: int = 1, prompt: int | None = None) -> CallCost:
+    """Return the cost of ``t2i_step`` of guided images (two branches each); ``prompt``: padded columns."""
     columns = model.prompt_tokens + 3 if prompt is None else prompt
-    flops = step_flops(_as_form(model, moe), [columns] * 2 * images, images)
+    flops = step_flops(_as_computed(model, moe), [columns] * 2 * images, images)
     tokens, scores = 2 * images * (model.image_columns + 2), images * model.image_tokens * model.codes
     moved = _activation_bytes(model, tokens, moe) + _cache_bytes(model, 2 * images, columns) + 4.0 * 12 * scores
     weights = _layers_bytes(model, "t2i", recipe, moe, "all") + model.width * model.codes * WEIGHT_BYTES[recipe]
-    return Work(flops, weights, moved, KERNELS * model.layers + OTHER_KERNELS, recipe)
+    return CallCost(flops, weights, moved, KERNELS * model.layers + OTHER_KERNELS, recipe)
 
 
-def prompt_work(model: ModelConfiguration, recipe: str, moe: str) -> Work:
-    """``t2i_prefill`` of one prompt, padded to the longest."""
+def prompt_work(model: ModelConfiguration, recipe: str, moe: str) -> CallCost:
+    """Return the cost of ``t2i_prefill`` of one prompt, padded to the longest."""
     columns = model.prompt_tokens + 3
     moved = _activation_bytes(model, columns, moe) + _cache_bytes(model, 1, columns)
-    flops = prompt_flops(_as_form(model, moe), columns)
-    return Work(flops, _layers_bytes(model, "t2i", recipe, moe, "all"), moved, KERNELS * model.layers, recipe)
+    flops = prompt_flops(_as_computed(model, moe), columns)
+    return CallCost(flops, _layers_bytes(model, "t2i", recipe, moe, "all"), moved, KERNELS * model.layers, recipe)
 
 
-def image_work(model: ModelConfiguration, recipe: str, moe: str) -> Work:
-    """``mmu_prefill`` of one face."""
+def image_work(model: ModelConfiguration, recipe: str, moe: str) -> CallCost:
+    """Return the cost of ``mmu_prefill`` of one face."""
     columns = model.understanding_columns
     moved = _activation_bytes(model, columns, moe) + _cache_bytes(model, 1, columns)
-    flops = image_flops(_as_form(model, moe))
-    return Work(flops, _layers_bytes(model, "mmu", recipe, moe, "all"), moved, KERNELS * model.layers, recipe)
+    flops = image_flops(_as_computed(model, moe))
+    return CallCost(flops, _layers_bytes(model, "mmu", recipe, moe, "all"), moved, KERNELS * model.layers, recipe)
 
 
-def token_work(model: ModelConfiguration, recipe: str, moe: str, earlier: int = 2 * PROMPT) -> Work:
-    """``mmu_extend`` by one token of one answer."""
+def token_work(model: ModelConfiguration, recipe: str, moe: str, earlier: int = 2 * PROMPT) -> CallCost:
+    """Return the cost of ``mmu_extend`` by one token of one answer."""
     before = model.understanding_columns + earlier
     weights = _layers_bytes(model, "mmu", recipe, moe, "token") + model.width * model.text_vocabulary * WEIGHT_BYTES[recipe]
     moved = _activation_bytes(model, 1, moe) + _cache_bytes(model, 1, before + earlier)  # the text's columns are also written
-    flops = text_flops(_as_form(model, moe), [1], earlier)
-    return Work(flops, weights, moved, KERNELS * model.layers, recipe)
+    flops = text_flops(_as_computed(model, moe), [1], earlier)
+    return CallCost(flops, weights, moved, KERNELS * model.layers, recipe)
 
 
 def resident_bytes(model: ModelConfiguration, profile: Profile, moe: str) -> float:
-    """Engines of both tasks loaded at once, each with weights of its own, tables, the caches of one batch of each task, and what one
-    decoding step keeps alive: scores of the sampler and activations.
+    """Return the bytes of both tasks' engines, each with separate weights, of tables, of the caches of one batch of each task, and of the
+    scores and activations of one decoding step.
     """
     total = 0.0
     for graph in ("t2i_prefill", "t2i_step", "mmu_prefill", "mmu_extend"):
@@ -200,13 +199,13 @@ def resident_bytes(model: ModelConfiguration, profile: Profile, moe: str) -> flo
 
 
 def rate_of(profile: Profile, recipe: str) -> tuple[str, float]:
-    """Type of arithmetic that a recipe runs in on a device, and its dense rate in tera-operations a second."""
+    """Return the arithmetic type of a recipe on a device and its dense rate in tera-operations per second."""
     kind = next(kind for kind in _ARITHMETIC[recipe] if kind in profile.rates)
     return kind, profile.rates[kind]
 
 
-def time_of(work: Work, profile: Profile, *, ideal: bool = False) -> Time:
-    """The longest of the three times; ``ideal`` counts the whole of both ceilings and no launches."""
+def time_of(work: CallCost, profile: Profile, *, ideal: bool = False) -> Time:
+    """Return the longest of the three times; ``ideal`` uses the full ceilings and no launches."""
     bandwidth, arithmetic = (1.0, 1.0) if ideal else SHARES
     times = {
         "compute": 1e3 * work.flops / (rate_of(profile, work.recipe)[1] * 1e12 * arithmetic),
@@ -219,7 +218,7 @@ def time_of(work: Work, profile: Profile, *, ideal: bool = False) -> Time:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One device and model.
+    """Prediction for one device and model.
 
     Attributes:
         resident_gb: see :func:`resident_bytes`; ``fits``: whether the device's usable memory holds it.
@@ -245,12 +244,12 @@ class Prediction:
 
 
 def predict(model: ModelConfiguration, profile: Profile, moe: str, steps: int, decode_flops: float) -> Prediction:
-    """All figures of one device; ``decode_flops``: of the image tokenizer's decoder, half precision."""
+    """Return the prediction for one device; ``decode_flops``: operations of the image tokenizer's decoder in half precision."""
     step = step_work(model, profile.recipes["t2i_step"], moe)
     token = token_work(model, profile.recipes["mmu_extend"], moe)
     step_time, token_time = time_of(step, profile), time_of(token, profile)
     prompt = time_of(prompt_work(model, profile.recipes["t2i_prefill"], moe), profile)
-    decode = time_of(Work(decode_flops, 0.0, 0.0, 120, "fp16"), profile)
+    decode = time_of(CallCost(decode_flops, 0.0, 0.0, 120, "fp16"), profile)
     resident = resident_bytes(model, profile, moe) / 1e9
     return Prediction(
         device=profile.name,

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from f2edge.backends.base import Backend, Value, host
+from f2edge.backends.base import Backend
 from f2edge.decoding.autoregressive import ExtendFunction
 from f2edge.decoding.parallel import StepFunction
-from f2edge.prefix_cache import PromptPrefixes
+from f2edge.inference import Inference, TextState
 from f2edge.spec.layout import Ids, TokenLayout
 
 #: Encoder features of one image by name, float32 (1, M, F); empty for a model without encoders.
@@ -40,22 +40,12 @@ class GraphDecoder:
     """Decoder of any backend that runs the graphs of ``f2edge.spec.graphs``."""
 
     def __init__(self, backend: Backend, layout: TokenLayout) -> None:
-        self.backend, self.layout = backend, layout
-        self._prefixes = PromptPrefixes(backend, layout)
+        self._inference = Inference(backend, layout)
 
     def step(self, prompts: Sequence[Sequence[int]]) -> StepFunction:
         """See :class:`Decoder`; prefills the prompts."""
-        return self._prefixes.step([self._prefixes.prompt(prompt) for prompt in prompts])
+        return self._inference.step([self._inference.prompt_prefix(prompt) for prompt in prompts])
 
-    def prefill(self, codes: Ids, features: Features) -> tuple[ExtendFunction[tuple[Value, Value]], tuple[Value, Value]]:
+    def prefill(self, codes: Ids, features: Features) -> tuple[ExtendFunction[TextState | None], None]:
         """See :class:`Decoder`; prefills the image."""
-        image = self.backend.run("mmu_prefill", {"codes": codes, **features})
-        L, _, H, _, W = image["image_key"].shape
-
-        def extend(text: Ids, lengths: Ids, cache: tuple[Value, Value]) -> tuple[NDArray[np.float32], tuple[Value, Value]]:
-            columns = {"text_key": cache[0], "text_value": cache[1]}
-            outputs = self.backend.run("mmu_extend", {"text_ids": text, "text_lengths": lengths, **image, **columns})
-            return host(outputs["logits"]), (outputs["next_text_key"], outputs["next_text_value"])
-
-        empty = np.zeros((L, 1, H, 0, W), dtype=np.float32)
-        return extend, (empty, empty)
+        return self._inference.extend([self._inference.prefill_image({"codes": codes, **features})]), None

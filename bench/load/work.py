@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from f2edge.client.connection import Connection
-from f2edge.client.messages import ImageOrder, analyze_message, ask_message, describe_message, edit_message, generate_message
+from f2edge.client.messages import analyze_message, ask_message, describe_message, edit_message, generate_message
+from f2edge.engine.requests import EditRequest, GenerateRequest
 from f2edge.errors import InputError
 from f2edge.results import GenerateOptions
 from f2edge.v1 import face_pb2 as pb
@@ -94,18 +95,18 @@ def make_queries(
     facts: ModelFacts, faces: Sequence[Image.Image], methods: Sequence[str], distinct: int, steps: int | None
 ) -> dict[str, list[Query]]:
     """Return ``distinct`` requests of each method, about variants of ``faces``."""
-    order = ImageOrder(GenerateOptions(steps=steps))
+    options = GenerateOptions(steps=steps)
     prompts = [f"a photo of a {who} with {color} hair{more}" for who in _PEOPLE for color in _HAIR for more in _MORE]
     random.Random(0).shuffle(prompts)  # noqa: S311  neighbours in the list should differ
 
     def message(method: str, number: int) -> Any:
         prompt = prompts[number % len(prompts)]
         if method == "generate":
-            return generate_message(facts, prompt, number, order)
+            return generate_message(facts, GenerateRequest(prompt, number, options))
         picture = _variant(faces[number % len(faces)], number)
         if method == "edit":
             region = (0.2, 0.05, 0.6, 0.35)
-            return edit_message(facts, picture, prompt, region, seed=number, keep_outside=True, order=order)
+            return edit_message(facts, EditRequest(picture, prompt, region, number, options))
         if method == "ask":
             return ask_message(facts, picture, _QUESTIONS[number % len(_QUESTIONS)], 32, None)
         return describe_message(facts, picture, 96, None) if method == "describe" else analyze_message(facts, picture, None, None)

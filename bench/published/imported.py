@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +19,11 @@ from export.defaults import defaults_of
 from export.graph.trace import Models
 from export.onnx_export import load_models, schedule_of
 from export.verify.parity import TorchBackend
-from f2edge.backends.base import Value, host
+from f2edge.backends.base import Value
 from f2edge.decoding.autoregressive import answer
 from f2edge.decoding.parallel import decode
 from f2edge.decoding.schedule import Schedule, plan
-from f2edge.prefix_cache import PromptPrefixes
+from f2edge.inference import Inference, TextState
 from f2edge.spec.configuration import ModelConfiguration
 from f2edge.spec.layout import Ids, TokenLayout, left_pad
 
@@ -49,7 +48,7 @@ class Imported:
         end = self.models.configuration.text_vocabulary - 1
         self.layout = TokenLayout.of(self.models.configuration, end, end)
         self.backend = TorchBackend(self.models)
-        self.prompts = PromptPrefixes(self.backend, self.layout)
+        self.inference = Inference(self.backend, self.layout)
 
     @classmethod
     def of(cls, folders: tuple[Path, Path], out: Path, base: ModelConfiguration, clip: Path | None = None) -> Imported:
@@ -78,7 +77,7 @@ class Imported:
         schedule = Schedule(
             **{**vars(schedule_of(defaults_of(self.models.configuration).generation)), "steps": steps, "guidance": guidance}
         )
-        step = self.prompts.step([self.prompts.prompt(prompt)])
+        step = self.inference.step([self.inference.prompt_prefix(prompt)])
         drawn: Ids = decode(step, codes[None], [plan(schedule, codes == self.layout.mask_code, seed)], [seed])[0]
         return drawn
 
@@ -86,23 +85,21 @@ class Imported:
 
     def answer(self, codes: Ids, question: Sequence[int], longest: int) -> tuple[Tensor, list[int]]:
         """Logits behind the question (T,), and the greedy answer without its end."""
-        return self._answer(self.backend.run("mmu_prefill", {"codes": codes[None]}), question, longest)
+        return self._answer({"codes": codes[None]}, question, longest)
 
     def answer_by_features(self, features: Features, question: Sequence[int], longest: int) -> tuple[Tensor, list[int]]:
         """The same by CLIP's features (1, M, F)."""
-        return self._answer(self.backend.run("mmu_prefill", {"semantic": features}), question, longest)
+        return self._answer({"semantic": features}, question, longest)
 
-    def _answer(self, image: Mapping[str, Value], question: Sequence[int], longest: int) -> tuple[Tensor, list[int]]:
-        c = self.models.configuration
-        empty: Any = np.zeros((c.layers, 1, c.heads, 0, c.head_width), dtype=np.float32)
+    def _answer(self, feeds: Mapping[str, Value], question: Sequence[int], longest: int) -> tuple[Tensor, list[int]]:
+        extend = self.inference.extend([self.inference.prefill_image(feeds)])
         first: list[Tensor] = []
 
-        def extend(text: Ids, lengths: Ids, cache: Any) -> tuple[Features, Any]:
-            text_cache = {"text_key": cache[0], "text_value": cache[1]}
-            outputs = self.backend.run("mmu_extend", {"text_ids": text, "text_lengths": lengths, **image, **text_cache})
-            first.append(torch.from_numpy(host(outputs["logits"])[0]))
-            return host(outputs["logits"]), (outputs["next_text_key"], outputs["next_text_value"])
+        def recorded(text: Ids, lengths: Ids, state: TextState | None) -> tuple[Features, TextState | None]:
+            logits, state = extend(text, lengths, state)
+            first.append(torch.from_numpy(logits[0]))
+            return logits, state
 
         ids, lengths = left_pad([self.layout.question(question)], self.layout.pad)
-        (tokens,) = answer(extend, (empty, empty), ids, lengths, end_of_text=self.layout.end_of_text, max_tokens=longest)
+        (tokens,) = answer(recorded, None, ids, lengths, end_of_text=self.layout.end_of_text, max_tokens=longest)
         return first[0], tokens

@@ -56,7 +56,7 @@ def quality(
     bundle: BundleName = "nano",
     backend: BackendName = "auto",
     judge_file: Annotated[Path, typer.Option("--judge", help="Weights of the judge.")] = DEFAULT_JUDGE,
-    images: Annotated[int, typer.Option(min=2, help="Faces to generate; the other sections use a fraction or a multiple of it.")] = 500,
+    images: Annotated[int, typer.Option(min=2, help="Faces to generate; other sections use a fraction or a multiple.")] = 500,
     steps: Steps = None,
     guidance: Guidance = None,
     only: Annotated[str, typer.Option(help="Comma-separated sections: tokenizer, generate, analyze, ask, describe, edit.")] = "",

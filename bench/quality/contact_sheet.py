@@ -1,4 +1,4 @@
-"""A page of pictures with their captions below, to be looked at by a person.
+"""Contact sheet: a page of pictures with captions.
 
 contact_sheet(images, captions).save("sheet.png")
 """
@@ -20,7 +20,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def wrapped(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, lines: int) -> list[str]:
-    """Words of ``text`` in at most ``lines`` lines no wider than ``width`` pixels; what does not fit ends in an ellipsis."""
+    """Wrap ``text`` into at most ``lines`` lines of ``width`` pixels; cut text ends in an ellipsis."""
     words, result, line = text.split(), list[str](), ""
     for word in words:
         longer = f"{line} {word}".strip()
@@ -39,10 +39,10 @@ def wrapped(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont |
 def contact_sheet(
     images: Sequence[Image.Image], captions: Sequence[str], *, columns: int = 8, size: int = 192, lines: int = 6, font_size: int = 13
 ) -> Image.Image:
-    """Pictures row by row, each scaled to ``size`` pixels, its caption in up to ``lines`` lines of its width below it.
+    """Arrange pictures in rows, each scaled to ``size`` pixels, with captions of up to ``lines`` lines below.
 
     Raises:
-        InputError: no pictures, or another number of captions.
+        InputError: no pictures, or a different number of captions.
     """
     if not images or len(images) != len(captions):
         raise InputError(f"contact sheet: needs as many captions as pictures and at least one, got {len(images)} and {len(captions)}")

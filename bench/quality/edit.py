@@ -1,4 +1,4 @@
-"""Edits of held-out renders: does the asked attribute come, do the tokens outside the region stay, do the other slots stay?"""
+"""Edits of held-out renders: accuracy of the requested attribute, tokens outside the region, other slots."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.quality.faces import Faces, progress
-from bench.quality.quality import Bench, Figures, as_array, as_images
+from bench.quality.faces import HeldOutFaces, progress
+from bench.quality.quality import Bench, as_array, as_images
+from bench.results import Results
 from f2edge.errors import InputError
 
 _KEPT_IN_PROMPT = 5
@@ -20,11 +21,11 @@ class EditKind:
     """One kind of edit.
 
     Attributes:
-        slot: what changes.
-        region: named region that is decoded anew.
-        values: what it may become (another value than before).
-        only: the face must show one of these values of other slots.
-        bound: slots that the new value may rightly change or hide; they do not count as "other".
+        slot: edited attribute.
+        region: named region that is regenerated.
+        values: possible new values.
+        only: required values of other slots.
+        bound: slots that the new value may change or hide; not counted as "other".
     """
 
     slot: str
@@ -63,8 +64,8 @@ class PlannedEdit:
     prompt: str
 
 
-def plan_edits(faces: Faces, kinds: Sequence[EditKind], count: int, seed: int) -> list[PlannedEdit]:
-    """About ``count`` edits, each kind as often as the others, every face at most once; the prompt describes the whole wanted face."""
+def plan_edits(faces: HeldOutFaces, kinds: Sequence[EditKind], count: int, seed: int) -> list[PlannedEdit]:
+    """Plan about ``count`` edits, equally many of each kind, at most one per face; the prompt describes the whole edited face."""
     from export.data.text.captions import caption
 
     rng = np.random.default_rng([seed, 0xED17])
@@ -87,8 +88,8 @@ def plan_edits(faces: Faces, kinds: Sequence[EditKind], count: int, seed: int) -
     return planned
 
 
-def edit(bench: Bench) -> Figures:
-    """Two fifths of ``images`` edits, spread over :data:`KINDS`."""
+def edit(bench: Bench) -> Results:
+    """Score two fifths of ``images`` edits, spread over :data:`KINDS`."""
     known = bench.pipeline.bundle.regions
     kinds = [kind for kind in KINDS if kind.region in known]
     if not kinds:
@@ -105,11 +106,11 @@ def edit(bench: Bench) -> Figures:
     outside = [bool(np.array_equal(r.codes[keep], r.original_codes[keep])) for r, keep in zip(results, kept, strict=True)]
     pairs = [image for original, r in zip(originals, results, strict=True) for image in (original, r.image)]
     bench.sheet("edit", pairs, [text for e in edits for text in ("original", f"{e.kind.region}: {e.prompt}")])
-    return edit_figures(bench, edits, before, after, outside)
+    return edit_results(bench, edits, before, after, outside)
 
 
-def edit_figures(bench: Bench, edits: Sequence[PlannedEdit], before: Any, after: Any, outside: Sequence[bool]) -> Figures:
-    """Figures from the judge's answers before and after, ``(n, K)`` each, and whether the tokens outside stayed, ``(n,)``."""
+def edit_results(bench: Bench, edits: Sequence[PlannedEdit], before: Any, after: Any, outside: Sequence[bool]) -> Results:
+    """Return results from the judge's answers before and after, ``(n, K)``, and whether outside tokens are unchanged, ``(n,)``."""
     names = list(bench.schema)
     hit = np.array([after[i, names.index(e.kind.slot)] == bench.schema[e.kind.slot].index(e.value) for i, e in enumerate(edits)])
     kept: list[float] = []

@@ -1,4 +1,4 @@
-"""Held-out renders with their truth and texts, made on the fly and the same on every machine.
+"""Held-out renders with their ground truth and prompts, rendered on demand and equal on every machine.
 
     faces = held_out_faces(500, seed=1)
     prompts = held_out_prompts(faces, seed=1)
@@ -27,12 +27,12 @@ _MOST_TRIES = 400
 
 
 @dataclass(frozen=True)
-class Faces:
-    """n rendered faces.
+class HeldOutFaces:
+    """n rendered faces of the held-out split.
 
     Attributes:
         images: uint8 ``(n, 128, 128, 3)``.
-        visible: what can be seen in each, slot → value.
+        visible: visible attributes of each, slot → value.
     """
 
     images: NDArray[np.uint8]
@@ -41,35 +41,35 @@ class Faces:
     def __len__(self) -> int:
         return len(self.visible)
 
-    def __getitem__(self, rows: slice) -> Faces:
-        return Faces(self.images[rows], self.visible[rows])
+    def __getitem__(self, rows: slice) -> HeldOutFaces:
+        return HeldOutFaces(self.images[rows], self.visible[rows])
 
     @property
     def slots(self) -> NDArray[np.int8]:
-        """Value index of every slot of the f2edge schema, -1 where hidden, ``(n, K)``."""
+        """Return the value index of every slot of the f2edge schema, -1 where hidden, ``(n, K)``."""
         return mention_table(self.visible, F2EDGE_SCHEMA).astype(np.int8)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and what it says, slot → value."""
+    """A prompt and the attributes that it mentions, slot → value."""
 
     text: str
     mentioned: Mapping[str, str]
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
-    """``items`` with a bar on stderr, when that is a terminal."""
+    """Yield ``items`` with a progress bar on stderr, if that is a terminal."""
     bar: Iterable[T] = tqdm(items, desc=what, total=total, disable=None, leave=False, dynamic_ncols=True)
     return bar
 
 
-def held_out_faces(count: int, seed: int, size: int = 128) -> Faces:
-    """``count`` faces of the split "heldout"; another ``seed`` gives other faces."""
+def held_out_faces(count: int, seed: int, size: int = 128) -> HeldOutFaces:
+    """Render ``count`` faces of the split "heldout"; other seeds give other faces."""
     from export.data.render.renderer import sample_face
 
     faces = [sample_face(seed * _SEEDS_APART + index, "heldout", size) for index in progress(range(count), "rendering", count)]
-    return Faces(np.stack([face.image for face in faces]), tuple(dict(face.slots) for face in faces))
+    return HeldOutFaces(np.stack([face.image for face in faces]), tuple(dict(face.slots) for face in faces))
 
 
 def held_out_prompts(
@@ -78,13 +78,13 @@ def held_out_prompts(
     caption: Callable[[Mapping[str, str], np.random.Generator, int], Prompt] | None = None,
     combination: Sequence[str] | None = None,
 ) -> list[Prompt]:
-    """One prompt per face, of 4 to 18 attributes, that names the combination which training never saw, if the face shows it.
+    """Return one prompt per face, of 4 to 18 attributes; it names the combination that training never saw, if visible.
 
     Args:
-        visible: what each face shows.
-        seed: of the draws.
-        caption: writes a prompt of so many attributes; by default ``export.data.text.captions.caption``.
-        combination: slots that have to be named; by default those by which the renderer's splits differ.
+        visible: attributes of each face.
+        seed: of the random choices.
+        caption: writes a prompt with the given number of attributes; by default ``export.data.text.captions.caption``.
+        combination: slots that the prompt must name; by default those that distinguish the renderer's splits.
     """
     write = caption or _caption
     if combination is None:

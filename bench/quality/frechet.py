@@ -2,8 +2,8 @@
 
     frechet_distance(judge.features(generated), judge.features(rendered))
 
-A finite sample of the same distribution is not at distance 0, so the figure is always reported beside the distance of two disjoint sets
-of renders of the same size.
+The distance of two finite samples of one distribution is above 0, so results include the distance of two disjoint sets of renders of the
+same size.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Features = NDArray[np.floating]
 
 
 def gaussian_distance(mean_a: Features, covariance_a: Features, mean_b: Features, covariance_b: Features) -> float:
-    """Squared 2-Wasserstein distance of two Gaussians: ``|m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^½)``.
+    """Return the squared 2-Wasserstein distance of two Gaussians: ``|m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^½)``.
 
     Means are ``(F,)``, covariances ``(F, F)``. The trace of the root is taken from ``(A C_b A)^½`` with ``A = C_a^½``: both symmetric,
     so singular covariances (fewer pictures than features) need no special treatment.
@@ -31,7 +31,7 @@ def gaussian_distance(mean_a: Features, covariance_a: Features, mean_b: Features
 
 
 def frechet_distance(a: Features, b: Features) -> float:
-    """Fréchet distance of Gaussians fitted to two sets ``(n, F)`` and ``(m, F)``; fewer than two rows raise :class:`InputError`."""
+    """Return the Fréchet distance of Gaussians fitted to two sets ``(n, F)`` and ``(m, F)``; fewer rows raise :class:`InputError`."""
     if len(a) < 2 or len(b) < 2 or a.shape[1:] != b.shape[1:]:
         raise InputError(f"Fréchet distance: needs two sets of at least two vectors of one width, got {a.shape} and {b.shape}")
     a, b = a.astype(np.float64), b.astype(np.float64)

@@ -1,7 +1,7 @@
-"""The attribute judge: a network of its own that looks at a face and says the value of every slot.
+"""Attribute judge: a network that classifies every slot of a face.
 
-It scores generated and edited faces against their prompts, so it shares nothing with the model that it judges: other architecture, other
-code, other seeds, its own training run (``bench/quality/judge_training.py``), weights in its own file.
+It scores generated and edited faces against their prompts and shares nothing with the judged model: architecture, code, seeds, training run
+(``bench/quality/judge_training.py``) and weights are separate.
 
     judge = Judge.load("bench/weights/judge.safetensors")
     judge.predict(images)        # (n, 40) value index of every slot
@@ -52,9 +52,9 @@ class _PreActivated(nn.Module):
 
 
 class JudgeNetwork(nn.Module):
-    """Residual network over 64, 32, 16 and 8 pixel grids; each slot reads the place-wise squeezed 16 and 8 grids and the mean.
+    """Residual network over 64, 32, 16 and 8 pixel grids; each slot reads the squeezed 16 and 8 grids, by position, and the mean.
 
-    Faces are aligned, so a fully connected look at a squeezed grid finds an earring where earrings are.
+    Faces are aligned, so a fully connected layer over a squeezed grid can use positions.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class JudgeNetwork(nn.Module):
         self.register_buffer("index", (offsets[:, None] + values).clamp(max=sum(counts) - 1), persistent=False)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """``(B, 3, 128, 128)`` float in [-1, 1] → ``(B, F)``, the vector that the last linear map reads."""
+        """``(B, 3, 128, 128)`` float in [-1, 1] → ``(B, F)``, the input of the last linear layer."""
         x = pixels.contiguous(memory_format=torch.channels_last)
         grids: list[Tensor] = []
         for stage in self.stages:
@@ -101,7 +101,7 @@ class JudgeNetwork(nn.Module):
         return torch.cat([functional.silu(self.look(placed)), last.mean(dim=(2, 3))], dim=1)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """``(B, 3, 128, 128)`` → logits ``(B, K, V)``; values that a slot lacks have the lowest float."""
+        """``(B, 3, 128, 128)`` → logits ``(B, K, V)``; entries beyond a slot's values are the lowest float."""
         logits: Tensor = self.head(self.features(pixels)).float()
         return logits[:, self.index].masked_fill(~self.valid, torch.finfo(torch.float32).min)
 
@@ -122,7 +122,7 @@ def to_pixels(images: Images) -> Tensor:
 
 
 def _shape_of(state: dict[str, Tensor]) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """Widths, blocks and look width of the network that a state dict belongs to, read off its tensors."""
+    """Return widths, blocks and look width of the network of a state dict."""
     stages = range(sum(name.startswith("stages.") and name.endswith(".0.weight") for name in state))
     widths = tuple(len(state[f"stages.{stage}.0.weight"]) for stage in stages)
     blocks = tuple(sum(name.startswith(f"stages.{stage}.") and name.endswith(".first.weight") for name in state) for stage in stages)
@@ -130,7 +130,7 @@ def _shape_of(state: dict[str, Tensor]) -> tuple[tuple[int, ...], tuple[int, ...
 
 
 class Judge:
-    """A trained judge, for measuring."""
+    """A trained judge in evaluation mode."""
 
     def __init__(self, network: JudgeNetwork, schema: AttributeSchema = F2EDGE_SCHEMA) -> None:
         self.network = network.eval().float().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -138,10 +138,10 @@ class Judge:
 
     @classmethod
     def load(cls, path: str | Path) -> Judge:
-        """Read what :meth:`save` wrote; a missing file, a foreign one or one for another schema raises :class:`BundleError`."""
+        """Read a file of :meth:`save`; a missing, damaged or unrelated file raises :class:`BundleError`."""
         path = Path(path)
         if not path.is_file():
-            raise BundleNotFoundError(f"no judge at {path}; train one: python -m bench judge --data SHARDS --out {path.parent}")
+            raise BundleNotFoundError(f"{path}: judge not found; train one: python -m bench judge --data SHARDS --out {path.parent}")
         try:
             with safe_open(str(path), framework="pt") as file:
                 schema = AttributeSchema.from_json(json.loads((file.metadata() or {})["schema"]))
@@ -151,11 +151,11 @@ class Judge:
         except BundleError:
             raise
         except Exception as error:
-            raise BundleError(f"judge {path}: {type(error).__name__}: {error}; train it anew: python -m bench judge") from error
+            raise BundleError(f"judge {path}: {type(error).__name__}: {error}; train it again: python -m bench judge") from error
         return cls(network, schema)
 
     def save(self, path: Path) -> None:
-        """Write the weights in fp16, the schema beside them."""
+        """Write the weights in fp16 and the schema."""
         state = {
             name: (value.half() if value.is_floating_point() else value).contiguous() for name, value in self.network.state_dict().items()
         }
@@ -175,11 +175,6 @@ class Judge:
         """uint8 ``(n, 128, 128, 3)`` → the most likely value index of every slot, ``(n, K)``."""
         answers: NDArray[np.int8] = self.logits(images).argmax(axis=-1).astype(np.int8)
         return answers
-
-    def probabilities(self, images: Images) -> dict[str, NDArray[np.float32]]:
-        """uint8 ``(n, 128, 128, 3)`` → for each slot the probability of each of its values, ``(n, values)``."""
-        table = torch.softmax(torch.from_numpy(self.logits(images)), dim=-1).numpy()
-        return {name: table[:, k, : len(slot.values)] for k, (name, slot) in enumerate(self.schema.items())}
 
     def features(self, images: Images) -> NDArray[np.float32]:
         """uint8 ``(n, 128, 128, 3)`` → ``(n, F)`` for the Fréchet distance."""

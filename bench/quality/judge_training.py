@@ -1,10 +1,10 @@
-"""Trains the judge and measures it on held-out renders.
+"""Training of the judge and its accuracy on held-out renders.
 
     python -m bench judge --data shards/faces --out runs/judge
 
 Writes ``judge.safetensors`` (fp16) and ``judge.json`` with the accuracy of every slot on faces of the split "heldout", whose attribute
-combinations no training picture has.  Training pictures are bent, softened, grained and re-exposed a little, so that the judge looks at
-features and not at single pixels: it has to be fair to pictures that went through a tokenizer.
+combinations no training picture has.  Training pictures are warped, blurred, noisy and re-exposed a little, so that the judge is robust to
+the artifacts of a tokenizer.
 
 Axes: B batch, K slots, V values, Y / X pixels.
 """
@@ -33,7 +33,7 @@ _CALIBRATION_BATCHES = 16
 
 
 class LabelledImages(Protocol):
-    """The part of ``export.data.shards.FaceShards`` that is used here."""
+    """Used part of ``export.data.shards.FaceShards``."""
 
     def __len__(self) -> int: ...
 
@@ -43,9 +43,9 @@ class LabelledImages(Protocol):
 
 
 def disturbed(images: NDArray[np.uint8], generator: torch.Generator) -> Tensor:
-    """uint8 ``(B, Y, X, 3)`` → float ``(B, 3, Y, X)`` in [-1, 1], changed in ways that leave every slot true.
+    """uint8 ``(B, Y, X, 3)`` → float ``(B, 3, Y, X)`` in [-1, 1], augmented without changing any attribute.
 
-    Bent by a smooth field (up to about 1.5 px) and moved up to 4 px, mixed with a blurred copy, re-exposed by ± 7 %, grained at two scales.
+    Warped by a smooth field (up to about 1.5 px), moved up to 4 px, mixed with a blurred copy, re-exposed by ± 7 %, noisy at two scales.
     """
     pixels = to_pixels(images)
     B, _, Y, X = pixels.shape
@@ -86,7 +86,7 @@ class JudgeTask:
         self.modules: Mapping[str, nn.Module] = {"judge": self.network.to(memory_format=torch.channels_last)}  # type: ignore[call-overload]
 
     def batch(self, step: int, micro: int, rank: int, world: int) -> Batch:
-        """Random rows."""
+        """Return random augmented rows."""
         numbers = np.random.default_rng([_SEED, step, micro, rank, world])
         rows = numbers.choice(len(self.data) - self.validation_rows, size=self.rows, replace=False)
         generator = torch.Generator().manual_seed(int(numbers.integers(2**62)))
@@ -96,7 +96,7 @@ class JudgeTask:
         }
 
     def losses(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], StepMetrics]:
-        """Cross entropy over the visible slots."""
+        """Return the cross entropy over the visible slots."""
         del step
         logits, slots = self.network(batch["pixels"]), batch["slots"]
         visible = slots >= 0
@@ -107,7 +107,7 @@ class JudgeTask:
         return {"judge": loss}, {"slot_accuracy": right}
 
     def validate(self, model: Mapping[str, nn.Module], step: int, directory: Path) -> dict[str, float]:
-        """Mean slot accuracy on the rows kept back."""
+        """Return the mean slot accuracy on the validation rows."""
         del model, step, directory
         device = next(self.network.parameters()).device
         self._calibrate(device)
@@ -120,7 +120,7 @@ class JudgeTask:
         return {"slot_accuracy": float(np.nanmean(list(accuracy.values())))}
 
     def _calibrate(self, device: torch.device) -> None:
-        """BatchNorm statistics of the weights now in the network (the averaged ones), over a dozen batches."""
+        """Recompute the BatchNorm statistics for the current (averaged) weights."""
         norms = [m for m in self.network.modules() if isinstance(m, nn.BatchNorm2d)]
         for norm in norms:
             norm.reset_running_stats()
@@ -134,7 +134,7 @@ class JudgeTask:
 
 
 def slot_accuracy(answers: NDArray[Any], slots: NDArray[Any], schema: AttributeSchema = F2EDGE_SCHEMA) -> dict[str, float]:
-    """Share of right answers per slot over the pictures that show it, NaN where none does; ``(n, K)`` each, ``slots`` -1 where hidden."""
+    """Return the share of correct answers per slot where visible, NaN where never visible; ``(n, K)`` each, ``slots`` -1 where hidden."""
     visible = slots >= 0
     right = ((answers == slots) & visible).sum(axis=0)
     with np.errstate(invalid="ignore"):
@@ -149,7 +149,7 @@ def write_judge(
     slots: NDArray[np.int8],
     names: Sequence[str] = ("judge.safetensors", "judge.json"),
 ) -> dict[str, Any]:
-    """Write the averaged weights of a run and their accuracy on held-out pictures ``(n, …)``; returns what went into the JSON."""
+    """Write the averaged weights of a run and their accuracy on held-out pictures ``(n, …)``; return the JSON report."""
     load_weights(run, task.network, name="judge")
     Judge(task.network, task.schema).save(run / names[0])
     judge = Judge.load(run / names[0])  # measured as saved, in fp16

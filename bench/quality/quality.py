@@ -1,17 +1,17 @@
-"""How good the model is, by numbers: the judge reads what it draws, ground truth marks what it says.
+"""Quality of a bundle: an attribute judge scores generated faces, ground truth scores answers.
 
     python -m bench quality --bundle nano --images 500 --steps 12 --out runs/quality
 
-Every section is a function of one :class:`Bench` that returns plain figures for the JSON:
+Every section is a function of a :class:`Bench` that returns results for the JSON:
 
 =========  ==========================================================================================================
-tokenizer  judge's accuracy on pictures that only went through the image tokenizer: the ceiling of everything below
-generate   judge's accuracy over the slots that each prompt mentions, beside chance and the judge on true renders; Fréchet distance
+tokenizer  judge's accuracy on pictures encoded and decoded by the image tokenizer: the ceiling of the other sections
+generate   judge's accuracy on mentioned slots, that of chance and on renders; Fréchet distance
 analyze    balanced accuracy of every slot on held-out renders
 ask        exact match per kind of question
 describe   precision and recall of attributes in descriptions
-edit       the asked attribute by the judge, tokens outside the region, the other slots (``bench/quality/edit.py``)
-everyday   everyday words over twelve seeds each (``bench/quality/words.py``)
+edit       requested attribute by the judge, tokens outside the region, other slots (``bench/quality/edit.py``)
+everyday   everyday words, twelve seeds each (``bench/quality/words.py``)
 typed      prompts typed by hand, never trained on (``bench/quality/words.py``)
 =========  ==========================================================================================================
 
@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,14 +31,13 @@ from PIL import Image
 
 from bench.quality import scores
 from bench.quality.contact_sheet import contact_sheet
-from bench.quality.faces import Faces, Prompt, held_out_faces, held_out_prompts, progress
+from bench.quality.faces import HeldOutFaces, Prompt, held_out_faces, held_out_prompts, progress
 from bench.quality.frechet import frechet_distance
 from bench.quality.judge import IMAGE_SIZE, Images, Judge
+from bench.results import Results
 from f2edge.pipeline import FacePipeline
 from f2edge.results import GenerateOptions
 from f2edge.spec.attributes import AttributeSchema
-
-Figures = dict[str, Any]
 
 SHEET_PICTURES = 64
 _GROUP = 16
@@ -47,7 +45,7 @@ _GROUP = 16
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a face with the answer that its ground truth gives."""
+    """A question about a face and the answer from its ground truth."""
 
     text: str
     answer: str
@@ -56,7 +54,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Texts:
-    """Where prompts, questions and the reading of descriptions come from; the defaults are the renderer's own (``export/data``)."""
+    """Functions for prompts, questions and the parsing of descriptions; by default those of the renderer (``export/data``)."""
 
     prompts: Callable[[Sequence[Mapping[str, str]], int], list[Prompt]] = held_out_prompts
     questions: Callable[[Mapping[str, str], int, int], list[Question]] = field(default_factory=lambda: _questions)
@@ -65,14 +63,14 @@ class Texts:
 
 @dataclass
 class Bench:
-    """What the sections share.
+    """Inputs of the sections.
 
     Attributes:
-        pipeline, judge: what is measured, and by whom.
-        images: pictures to generate; the other sections take ``share`` of it (see :meth:`count`).
+        pipeline, judge: the measured model and its judge.
+        images: pictures to generate; the other sections use a fraction or a multiple of it.
         options: steps and guidance.
         seed: of faces, texts and pictures.
-        out: folder for contact sheets, or None for none.
+        out: folder for contact sheets, or None.
     """
 
     pipeline: FacePipeline
@@ -82,15 +80,15 @@ class Bench:
     seed: int = 1
     out: Path | None = None
     texts: Texts = field(default_factory=Texts)
-    render: Callable[[int, int], Faces] = held_out_faces
+    render: Callable[[int, int], HeldOutFaces] = held_out_faces
 
     @property
     def schema(self) -> AttributeSchema:
         return self.judge.schema
 
     @cached_property
-    def faces(self) -> Faces:
-        """Twice ``images`` held-out renders."""
+    def faces(self) -> HeldOutFaces:
+        """Render twice ``images`` held-out faces."""
         return self.render(2 * self.images, self.seed)
 
     def sheet(self, name: str, images: Sequence[Image.Image], captions: Sequence[str]) -> None:
@@ -101,7 +99,7 @@ class Bench:
 
 
 def as_array(images: Iterable[Image.Image]) -> Images:
-    """Pictures → uint8 ``(n, 128, 128, 3)`` as the judge reads them, scaled where they have another size."""
+    """Return pictures as uint8 ``(n, 128, 128, 3)`` for the judge, resized if necessary."""
 
     def one(image: Image.Image) -> NDArray[np.uint8]:
         rgb = image.convert("RGB")
@@ -111,12 +109,12 @@ def as_array(images: Iterable[Image.Image]) -> Images:
 
 
 def as_images(array: Images) -> list[Image.Image]:
-    """uint8 ``(n, Y, X, 3)`` → pictures."""
+    """Return uint8 ``(n, Y, X, 3)`` as pictures."""
     return [Image.fromarray(picture) for picture in array]
 
 
-def tokenizer(bench: Bench) -> Figures:
-    """Pictures encoded and decoded, never generated."""
+def tokenizer(bench: Bench) -> Results:
+    """Score pictures that are encoded and decoded again."""
     faces = bench.faces[: bench.images]
     decoded: list[Image.Image] = []
     for begin in progress(range(0, len(faces), _GROUP), "tokenizer", -(-len(faces) // _GROUP)):
@@ -135,8 +133,8 @@ def tokenizer(bench: Bench) -> Figures:
     }
 
 
-def generate(bench: Bench) -> Figures:
-    """Faces from held-out prompts."""
+def generate(bench: Bench) -> Results:
+    """Score faces generated from held-out prompts."""
     faces, others = bench.faces[: bench.images], bench.faces[bench.images :]
     prompts = bench.texts.prompts(faces.visible, bench.seed)
     made: list[Image.Image] = []
@@ -166,8 +164,8 @@ def generate(bench: Bench) -> Figures:
     }
 
 
-def analyze(bench: Bench) -> Figures:
-    """Every slot of twice ``images`` faces."""
+def analyze(bench: Bench) -> Results:
+    """Score the analysis of twice ``images`` faces."""
     faces = bench.faces
     reports = [bench.pipeline.analyze(image)[0].best for image in progress(as_images(faces.images), "analyze", len(faces))]
     answers, truth = scores.mention_table(reports, bench.schema), faces.slots
@@ -180,8 +178,8 @@ def analyze(bench: Bench) -> Figures:
     }
 
 
-def ask(bench: Bench) -> Figures:
-    """Two questions about each of ``images`` faces."""
+def ask(bench: Bench) -> Results:
+    """Score two questions about each of ``images`` faces."""
     faces = bench.faces[: bench.images]
     answers, expected, kinds = list[str](), list[str](), list[str]()
     for row, image in progress(enumerate(as_images(faces.images)), "ask", len(faces)):
@@ -193,8 +191,8 @@ def ask(bench: Bench) -> Figures:
     return {"questions": len(answers), "exact_match": table.pop("all"), "by_kind": table}
 
 
-def describe(bench: Bench) -> Figures:
-    """Descriptions of two fifths of ``images`` faces."""
+def describe(bench: Bench) -> Results:
+    """Score descriptions of two fifths of ``images`` faces."""
     faces = bench.faces[: max(bench.images * 2 // 5, 1)]
     texts = [bench.pipeline.describe(image).text for image in progress(as_images(faces.images), "describe", len(faces))]
     said = scores.mention_table([bench.texts.mentioned(text) for text in texts], bench.schema)

@@ -1,10 +1,10 @@
-"""What every recipe costs and loses: one fp32 bundle, written once more by each recipe, with its size, its times and every quality figure.
+"""Comparison of recipes: one fp32 bundle quantized by each, with size, times and quality.
 
     python -m export onnx … --recipe fp32 --out runs/fp32/nano
     python -m bench recipes --bundle runs/fp32/nano --images 500 --out runs/recipes
 
-All recipes get the same faces, prompts and seeds.  With few images differences are mostly chance all the same: the table says how far two
-figures of so many images differ by chance alone.
+All recipes use the same faces, prompts and seeds.  With few images most differences are chance: the last row of the table has the standard
+deviation of a difference by chance.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.options import DEFAULT_JUDGE
+from bench.options import DEFAULT_JUDGE, AsJson, Threads
+from bench.results import write_json
 from f2edge.errors import InputError
 
-#: Figures of the quality bench that are shares, in the order of the table; each at best 1.
-FIGURES: tuple[tuple[str, str], ...] = (
+#: Section and name of the metrics that are shares, in the order of the table; 1 is best.
+METRICS: tuple[tuple[str, str], ...] = (
     ("tokenizer", "accuracy"),
     ("generate", "accuracy"),
     ("analyze", "balanced_accuracy"),
@@ -32,18 +33,18 @@ FIGURES: tuple[tuple[str, str], ...] = (
     ("edit", "accuracy"),
     ("edit", "tokens_outside_identical"),
 )
-#: How many points below fp32 a recipe may be, by the precision of its coarsest graph; "mixed" is held to int8's.
+#: Allowed loss against fp32 in percentage points, by the precision of the coarsest graph; "mixed" as int8.
 ALLOWED_POINTS: Mapping[str, float] = {"fp32": 0.0, "int8": 1.0, "int4": 2.0, "mixed": 1.0}
 DEFAULT_RECIPES = "fp32,int8,int8-smooth,int8-gathered,int4,int4-128,int4-gptq,int4-careful,mixed"
 _TIMES = ("one step", "analyze, per face", "ask, first token", "describe, per token")
-#: What each figure of the quality bench counts: how many of its section's trials, under which name.
+#: Result with the number of trials of each section.
 _TRIALS = {
     "tokenizer": "faces", "generate": "mentions", "analyze": "faces", "ask": "questions", "describe": "faces", "edit": "edits",
 }  # fmt: skip
 
 
 def chosen_recipes(names: str) -> list[str]:
-    """Recipes from a comma-separated list, fp32 first; an unknown one raises :class:`InputError`."""
+    """Return recipes from a comma-separated list, fp32 first; others raise :class:`InputError`."""
     from export.quantize.recipes import recipe_named
 
     asked = [name.strip() for name in names.split(",") if name.strip()]
@@ -55,21 +56,21 @@ def chosen_recipes(names: str) -> list[str]:
 
 
 def allowed_points(recipe: str) -> float:
-    """Points below fp32 that a recipe may lose."""
+    """Return the percentage points below fp32 that a recipe may lose."""
     from export.quantize.recipes import recipe_named
 
     return ALLOWED_POINTS.get(recipe, ALLOWED_POINTS[recipe_named(recipe).label])
 
 
 def shares(quality: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of :data:`FIGURES` that were measured, as ``section.figure``."""
-    return {f"{section}.{name}": float(quality[section][name]) for section, name in FIGURES if name in quality.get(section, {})}
+    """Return the measured :data:`METRICS` as ``section.name``."""
+    return {f"{section}.{name}": float(quality[section][name]) for section, name in METRICS if name in quality.get(section, {})}
 
 
 def chance(quality: Mapping[str, Any]) -> dict[str, float]:
-    """How many points two such figures differ by chance, one standard deviation, were their trials independent."""
+    """Return the standard deviation of the difference of two such metrics by chance, in points, for independent trials."""
     result = {}
-    for section, name in FIGURES:
+    for section, name in METRICS:
         trials = quality.get(section, {}).get(_TRIALS[section])
         if trials and name in quality[section]:
             share = min(max(float(quality[section][name]), 0.5 / trials), 1 - 0.5 / trials)
@@ -78,7 +79,7 @@ def chance(quality: Mapping[str, Any]) -> dict[str, float]:
 
 
 def losses(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Figures that are further below fp32's than their recipe allows, in words."""
+    """Return the metrics that lose more against fp32 than their recipe allows, in words."""
     exact, by_chance, found = rows[0]["shares"], chance(rows[0]["quality"]), []
     for row in rows[1:]:
         allowed = allowed_points(row["recipe"])
@@ -91,7 +92,7 @@ def losses(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def write_recipe(bundle: Path, recipe: str, work: Path, prompts: int) -> Path:
-    """The bundle by ``recipe`` in ``work``; one that is there is taken as it is."""
+    """Write the bundle quantized by ``recipe`` to ``work``; an existing one is reused."""
     from export.onnx_export import real_inputs
     from export.quantize.requantize import requantize
     from f2edge.bundle.bundle import TOKENIZER, Bundle
@@ -108,7 +109,7 @@ def write_recipe(bundle: Path, recipe: str, work: Path, prompts: int) -> Path:
 def measure_recipe(
     folder: Path, recipe: str, *, images: int, sections: Sequence[str], repeats: int, threads: int | None, judge: Path, seed: int
 ) -> dict[str, Any]:
-    """Size, times and quality of one bundle."""
+    """Measure size, times and quality of one bundle."""
     from bench.latency import latency
     from bench.quality.judge import Judge
     from bench.quality.quality import Bench
@@ -127,7 +128,7 @@ def measure_recipe(
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], lost: Sequence[str]) -> None:
-    """One row per recipe; shares as points away from fp32's."""
+    """Print one row per recipe; shares as points relative to fp32."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -138,31 +139,31 @@ def print_table(rows: Sequence[Mapping[str, Any]], lost: Sequence[str]) -> None:
     table = Table("recipe", "MB", *heads, box=box.SIMPLE)
     for row in rows:
         points = {name: 100 * (value - exact[name]) for name, value in row["shares"].items()}
-        figures = [f"{100 * exact[name]:.1f}" if row is rows[0] else f"{points[name]:+.1f}" for name in exact]
+        metrics = [f"{100 * exact[name]:.1f}" if row is rows[0] else f"{points[name]:+.1f}" for name in exact]
         times = [f"{row['times'][name]:.2f}" for name in timed]
-        table.add_row(row["recipe"], f"{row['bytes'] / 1e6:.1f}", *times, *figures)
+        table.add_row(row["recipe"], f"{row['bytes'] / 1e6:.1f}", *times, *metrics)
     by_chance = chance(rows[0]["quality"])
     table.add_section()
     table.add_row("by chance", "", *("" for _ in timed), *(f"±{by_chance[name]:.1f}" if name in by_chance else "" for name in exact))
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table)
-    for line in lost or ["every figure is within what its recipe may lose"]:
+    for line in lost or ["every metric is within the allowed loss of its recipe"]:
         console.print(line)
 
 
 def recipes(
     *,
     bundle: Annotated[Path, typer.Option(help="Folder of a bundle exported with --recipe fp32.")],
-    names: Annotated[str, typer.Option("--recipes", help="Comma-separated; fp32 is always measured.")] = DEFAULT_RECIPES,
-    images: Annotated[int, typer.Option(min=2, help="Faces of the quality bench; 500 for figures to publish.")] = 16,
+    names: Annotated[str, typer.Option("--recipes", help="Comma-separated recipes; fp32 is always measured.")] = DEFAULT_RECIPES,
+    images: Annotated[int, typer.Option(min=2, help="Faces of the quality bench; 500 for publication.")] = 16,
     only: Annotated[str, typer.Option(help="Comma-separated sections of the quality bench; all by default.")] = "",
-    repeats: Annotated[int, typer.Option(min=0, help="Measured calls per time; 0 measures none.")] = 3,
-    prompts: Annotated[int, typer.Option(min=1, help="Prompts and faces that recipes are calibrated with.")] = 4,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; every usable core by default.")] = None,
+    repeats: Annotated[int, typer.Option(min=0, help="Measured calls per time; 0 measures no times.")] = 3,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts and faces for calibration.")] = 4,
+    threads: Threads = None,
     judge: Annotated[Path, typer.Option(help="Weights of the judge.")] = DEFAULT_JUDGE,
-    seed: Annotated[int, typer.Option(help="Of faces, prompts and pictures.")] = 1,
-    out: Annotated[Path, typer.Option(help="Folder for the bundles, which are kept, and recipes.json.")] = Path("runs/recipes"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of faces, prompts and pictures.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder for recipes.json and the bundles, which are kept.")] = Path("runs/recipes"),
+    as_json: AsJson = False,
 ) -> None:
     """Compare recipes: size, times and quality of one bundle by each."""
     from bench.quality.report import chosen_sections
@@ -176,8 +177,7 @@ def recipes(
             measure_recipe(folder, recipe, images=images, sections=sections, repeats=repeats, threads=threads, judge=judge, seed=seed)
         )
         document = {"settings": settings, "rows": rows, "chance": chance(rows[0]["quality"]), "losses": losses(rows)}
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "recipes.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_json(document, out / "recipes.json")
     if as_json:
         print(json.dumps(document))
     else:

@@ -1,12 +1,10 @@
-"""The quality bench from end to end: run the chosen sections, print tables, write ``quality.json``."""
+"""Runs of the quality bench: chosen sections, tables, ``quality.json``."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,11 +12,12 @@ from rich.table import Table
 
 from bench.quality import quality
 from bench.quality.edit import edit
-from bench.quality.quality import Bench, Figures
+from bench.quality.quality import Bench
 from bench.quality.words import everyday, typed
+from bench.results import Results, write_json
 from f2edge.errors import InputError
 
-SECTIONS: Mapping[str, Callable[[Bench], Figures]] = {
+SECTIONS: Mapping[str, Callable[[Bench], Results]] = {
     "tokenizer": quality.tokenizer,
     "generate": quality.generate,
     "analyze": quality.analyze,
@@ -29,12 +28,12 @@ SECTIONS: Mapping[str, Callable[[Bench], Figures]] = {
     "typed": typed,
 }
 
-#: What the tables print as it is and not as a percentage.
+#: Prefixes of results that are not shares.
 _PLAIN = ("frechet", "psnr", "attributes_said")
 
 
 def chosen_sections(only: str) -> list[str]:
-    """Names from a comma-separated list, in the order of :data:`SECTIONS`; "" means all; an unknown one raises :class:`InputError`."""
+    """Return names from a comma-separated list in the order of :data:`SECTIONS`; "" means all; others raise :class:`InputError`."""
     names = [name.strip() for name in only.split(",") if name.strip()]
     unknown = [name for name in names if name not in SECTIONS]
     if unknown:
@@ -42,24 +41,16 @@ def chosen_sections(only: str) -> list[str]:
     return [name for name in SECTIONS if name in names or not names]
 
 
-def run_sections(bench: Bench, names: Sequence[str], settings: Mapping[str, Any] | None = None) -> Figures:
-    """Figures of each section by name, each with the seconds it took; ``bench.out`` has them (and ``settings``) after every section."""
-    results: Figures = {}
+def run_sections(bench: Bench, names: Sequence[str], settings: Mapping[str, Any] | None = None) -> Results:
+    """Return the results of each section with its duration in seconds; write them to ``bench.out`` after every section."""
+    results: Results = {}
     for name in names:
         print(f"quality: {name} …", file=sys.stderr, flush=True)
         begun = time.perf_counter()
         results[name] = {**SECTIONS[name](bench), "seconds": round(time.perf_counter() - begun, 1)}
         if bench.out is not None:
-            write_results({"settings": dict(settings or {}), **results}, bench.out)
+            write_json({"settings": dict(settings or {}), **results}, bench.out / "quality.json")
     return results
-
-
-def write_results(results: Mapping[str, Any], out: Path) -> Path:
-    """``out/quality.json``."""
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "quality.json"
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    return path
 
 
 def _shown(name: str, value: Any) -> str:
@@ -68,23 +59,23 @@ def _shown(name: str, value: Any) -> str:
     return str(value)
 
 
-def print_results(results: Mapping[str, Figures], console: Console) -> None:
-    """One summary table, then one table per section that has figures by slot or by kind."""
-    summary = Table("section", "figure", "value", title="Quality")
-    for section, figures in results.items():
-        for name, value in figures.items():
+def print_results(results: Mapping[str, Results], console: Console) -> None:
+    """Print a summary table, then a table per section with results by slot or kind."""
+    summary = Table("section", "metric", "value", title="Quality")
+    for section, metrics in results.items():
+        for name, value in metrics.items():
             if not isinstance(value, dict):
                 summary.add_row(section, name.replace("_", " "), _shown(name, value))
         summary.add_section()
     console.print(summary)
-    for section, figures in results.items():
-        for name, table in figures.items():
+    for section, metrics in results.items():
+        for name, table in metrics.items():
             if isinstance(table, dict) and table:
                 console.print(_breakdown(f"{section}, {name.replace('_', ' ')}", table))
 
 
 def _breakdown(title: str, table: Mapping[str, Any]) -> Table:
-    """Rows by slot, weakest accuracy first."""
+    """Return a table by slot, lowest accuracy first."""
     columns = list(next(iter(table.values()))) if isinstance(next(iter(table.values())), dict) else ["accuracy"]
     rows = {key: value if isinstance(value, dict) else {"accuracy": value} for key, value in table.items()}
     made = Table("", *columns, title=title)

@@ -1,4 +1,4 @@
-"""The figures of the quality bench, each a small function of arrays.
+"""Metrics of the quality bench as functions of arrays.
 
 Axes: n pictures, K slots of a schema.  ``truth`` and ``answers`` hold value indices; -1 means hidden, not mentioned or not answered.
 """
@@ -18,7 +18,7 @@ Table = NDArray[np.integer[Any]]
 
 
 def mention_table(mentions: Sequence[Mapping[str, str]], schema: AttributeSchema) -> NDArray[np.int64]:
-    """What each of n texts says, ``(n, K)``; -1 where it is silent."""
+    """Return the mentioned value index of every slot in n texts, ``(n, K)``; -1 where not mentioned."""
     table = np.full((len(mentions), len(schema)), -1, dtype=np.int64)
     for row, said in enumerate(mentions):
         for k, slot in enumerate(schema.values()):
@@ -29,11 +29,11 @@ def mention_table(mentions: Sequence[Mapping[str, str]], schema: AttributeSchema
 
 @dataclass(frozen=True)
 class SlotShares:
-    """One share per slot that occurs, and over all (picture, slot) pairs together.
+    """Accuracy per occurring slot and over all (picture, slot) pairs.
 
     Attributes:
-        by_slot: slot → share of right answers; slots that never occur are left out.
-        count: slot → how often it occurs.
+        by_slot: slot → share of correct answers; without slots that do not occur.
+        count: slot → number of occurrences.
         overall: share over all pairs (a frequent slot counts more).
     """
 
@@ -43,7 +43,7 @@ class SlotShares:
 
 
 def slot_shares(answers: Table, truth: Table, schema: AttributeSchema) -> SlotShares:
-    """Share of right answers where ``truth`` is given; both ``(n, K)``."""
+    """Return the share of correct answers where ``truth`` is given; both ``(n, K)``."""
     given = truth >= 0
     right = (answers == truth) & given
     counts = given.sum(axis=0)
@@ -52,13 +52,13 @@ def slot_shares(answers: Table, truth: Table, schema: AttributeSchema) -> SlotSh
 
 
 def majority_answers(truth: Table) -> NDArray[np.int64]:
-    """The best guess without looking: for each slot the value given most often; ``(n, K)`` → ``(n, K)``."""
+    """Return each slot's most frequent value as the answer to every picture; ``(n, K)`` → ``(n, K)``."""
     best = [np.bincount(column[column >= 0], minlength=1).argmax() for column in truth.T]
     return np.broadcast_to(np.array(best, dtype=np.int64), truth.shape)
 
 
 def balanced_accuracy(answers: NDArray[Any], truth: NDArray[Any]) -> float:
-    """Mean over the values that occur in ``truth`` of the share answered right (mean recall); ``(n,)`` each, NaN where all is hidden."""
+    """Return the mean recall over the values that occur in ``truth``; ``(n,)`` each, NaN where all are hidden."""
     given = truth >= 0
     values = np.unique(truth[given])
     if not len(values):
@@ -67,16 +67,16 @@ def balanced_accuracy(answers: NDArray[Any], truth: NDArray[Any]) -> float:
 
 
 def balanced_accuracies(answers: Table, truth: Table, schema: AttributeSchema) -> dict[str, float]:
-    """:func:`balanced_accuracy` of each slot that is visible anywhere."""
+    """Return :func:`balanced_accuracy` of each slot that is visible in some picture."""
     table = {name: balanced_accuracy(answers[:, k], truth[:, k]) for k, name in enumerate(schema)}
     return {name: value for name, value in table.items() if not np.isnan(value)}
 
 
 def description_scores(said: Table, truth: Table) -> tuple[float, float]:
-    """Precision and recall of descriptions; ``(n, K)`` each.
+    """Return precision and recall of descriptions; ``(n, K)`` each.
 
-    Precision: of the attributes said, the share that is true; saying something of a hidden slot is false.  Recall: of the *remarkable*
-    attributes that can be seen (visible and not the first value of the slot, which is the unremarkable one), the share that is said.
+    Precision: share of correct attributes among the mentioned ones; a mention of a hidden slot is wrong.  Recall: share of mentioned
+    attributes among the *remarkable* visible ones (not the first value of their slot, which is the ordinary one).
     """
     spoken, remarkable = said >= 0, truth > 0
     right = spoken & (said == truth)
@@ -84,7 +84,7 @@ def description_scores(said: Table, truth: Table) -> tuple[float, float]:
 
 
 def exact_match(answers: Sequence[str], expected: Sequence[str], kinds: Sequence[str]) -> dict[str, float]:
-    """Share of answers that equal the expected one, but for letter case, blanks and a final full stop; per kind of question and "all"."""
+    """Return the share of answers equal to the expected one up to case, blanks and a final full stop; by kind and "all"."""
 
     def plain(text: str) -> str:
         return " ".join(text.lower().split()).rstrip(".")

@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from export.data.pixels import to_pixels
 from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
 
 Images = NDArray[np.uint8]
@@ -131,7 +132,7 @@ def disturbed(
         schema: of the columns of ``slots``.
     """
     B = len(images)
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    pixels = to_pixels(images)
     maps = torch.zeros(B, 0, 1, 1) if regions is None else torch.from_numpy(regions.astype(np.float32) / 255)
     changed = rng.random(B) < conditions.share
     mirrored = rng.random(B) < conditions.mirror

@@ -19,12 +19,6 @@ import numpy as np
 from f2edge.errors import InputError
 from f2edge.spec.attributes import ACTIONS, EMOTIONS, F2EDGE_SCHEMA
 
-#: Slots that are constant over all pictures of a person.
-PERSON_SLOTS = (
-    "gender_presentation", "age", "skin_tone", "skin_texture", "cheekbones", "face_shape", "build", "chin", "hairline",
-    "eyebrow_shape", "eyebrow_thickness", "eye_color", "eye_shape", "eye_bags", "nose_size", "nose_shape", "lips",
-)  # fmt: skip
-
 SPLITS = ("train", "heldout")
 
 #: The three slots whose combinations are split between training and testing.
@@ -97,7 +91,7 @@ def is_held_out(slots: Mapping[str, str]) -> bool:
 
 
 def sample_person(rng: np.random.Generator) -> dict[str, str]:
-    """Sample the :data:`PERSON_SLOTS` of a new person."""
+    """Sample the slots of a new person, which are constant over all pictures of that person."""
     masculine = rng.random() < 0.5
     person = {"gender_presentation": "masculine" if masculine else "feminine"}
     person["age"] = _pick(rng, {"young": 0.42, "middle_aged": 0.3, "old": 0.28})
@@ -164,7 +158,7 @@ def sample_slots(rng: np.random.Generator, split: str = "train", *, person: Mapp
     Args:
         rng: random generator; the same state gives the same slots.
         split: "train" never yields a held-out combination, "heldout" always does, with visible hair.
-        person: fixed values, usually :data:`PERSON_SLOTS` of one person.
+        person: fixed values, usually from :func:`sample_person`.
 
     Raises:
         InputError: for an unknown split.

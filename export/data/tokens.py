@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.data.conditions import REAL, Conditions, disturbed
+from export.data.pixels import to_pixels
 from f2edge.errors import InputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA
 
@@ -40,15 +41,15 @@ class FaceSource(Protocol):
     def __len__(self) -> int: ...
 
     def images(self, rows: Any) -> NDArray[np.uint8]:
-        """``(n, Y, X, 3)``."""
+        """Return pictures ``(n, Y, X, 3)``."""
         ...
 
     def slots(self, rows: Any) -> NDArray[np.int8]:
-        """``(n, K)`` value index, -1 where hidden."""
+        """Return value indices ``(n, K)``, -1 for hidden slots."""
         ...
 
     def regions(self, rows: Any) -> NDArray[np.uint8]:
-        """``(n, R, G, G)`` coverage of the cells, times 255."""
+        """Return coverage of cells ``(n, R, G, G)``, times 255."""
         ...
 
 
@@ -108,7 +109,7 @@ def cache_tokens(
     for start in range(0, count, batch):
         rows = np.arange(start, min(start + batch, count))
         images, slots, regions = faces.images(rows), faces.slots(rows), faces.regions(rows)
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+        pixels = to_pixels(images)
         found = encoded(pixels.to(device)) | {"slots": slots}
         if conditions is None:
             seen = found

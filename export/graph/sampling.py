@@ -12,19 +12,21 @@ Cost: seventeen passes over (R, N, V).  ``argmax(z + g)`` with Gumbel noise ``g 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from export.graph.lower import OPSET
+from export.graph.lower import OPSET, Array
 from f2edge.decoding.noise import GOLDEN, MULTIPLIERS
 from f2edge.spec.graphs import T2I_STEP
 
 #: Inputs of the step graph that sampling reads; all but ``codes`` are read by sampling only.
 SAMPLING_INPUTS = ("codes", "token_temperature", "temperature", "noise_key", "priority", "masked_after")
-_U32 = 0xFFFFFFFF
+U32 = 0xFFFFFFFF
 
 
 def step_inputs() -> list[str]:
@@ -34,9 +36,9 @@ def step_inputs() -> list[str]:
 
 def uniform(key: Tensor, code: Tensor) -> Tensor:
     """Return :func:`f2edge.decoding.noise.uniform` of int64 keys and codes, broadcast; float32 in (0, 1)."""
-    h = (key + code * GOLDEN) & _U32
-    h = ((h ^ (h >> 16)) * MULTIPLIERS[0]) & _U32
-    h = ((h ^ (h >> 13) ^ key) * MULTIPLIERS[1]) & _U32
+    h = (key + code * GOLDEN) & U32
+    h = ((h ^ (h >> 16)) * MULTIPLIERS[0]) & U32
+    h = ((h ^ (h >> 13) ^ key) * MULTIPLIERS[1]) & U32
     return ((h >> 9).to(torch.float32) + 0.5) * 2.0**-23
 
 
@@ -89,75 +91,81 @@ def sample(  # noqa: PLR0917 - the graph's inputs in their order
     return torch.where(again, V, proposal), proposal
 
 
-_TEXT = """
+_TEMPLATE = """
 <ir_version: 10, opset_import: ["" : {opset}]>
 sampling (
     float[R,{N},{V}] logits, int64[R,{N}] codes, float[R] token_temperature, float[R] temperature,
     int64[R,{N}] noise_key, float[R,{N}] priority, int64[R] masked_after
 ) => (int64[R,{N}] next_codes, int64[R,{N}] proposal)
 <
-    uint32 m1 = {{{m1}}}, uint32 m2 = {{{m2}}}, uint32 s16 = {{16}}, uint32 s13 = {{13}}, uint32 s9 = {{9}},
-    float half = {{0.5}}, float ulp = {{{ulp}}}, float never = {{3.0e38}}, uint32 own_stream = {{{own}}},
-    int64 mask_code = {{{V}}}, int64[1] columns = {{{N}}}, int64[1] axis1 = {{1}}, int64[2] axes12 = {{1, 2}}, int64[1] last = {{-1}}
+    {constants}
 >
 {{
     heat = Unsqueeze (token_temperature, axes12)
     z = Div (logits, heat)
     p = Softmax <axis = -1> (z)
-
-    key = Cast <to = 12> (noise_key)
-    key_column = Unsqueeze (key, last)
-    h0 = Add (key_column, stream)
-    h1 = BitShift <direction = "RIGHT"> (h0, s16)
-    h2 = BitwiseXor (h0, h1)
-    h3 = Mul (h2, m1)
-    h4 = BitShift <direction = "RIGHT"> (h3, s13)
-    h5 = BitwiseXor (h3, h4)
-    h6 = BitwiseXor (h5, key_column)
-    h7 = Mul (h6, m2)
-    h8 = BitShift <direction = "RIGHT"> (h7, s9)
-    n0 = Cast <to = 1> (h8)
-    n1 = Add (n0, half)
-    u = Mul (n1, ulp)
-    log_u = Log (u)
+{code_noise}
+    log_u = Log ({u})
     score = Div (p, log_u)
     token = ArgMin <axis = -1, keepdims = 0> (score)
     token_column = Unsqueeze (token, last)
     chosen_column = GatherElements <axis = -1> (p, token_column)
     chosen = Squeeze (chosen_column, last)
     log_p = Log (chosen)
-
     masked = Equal (codes, mask_code)
     proposal = Where (masked, token, codes)
-
-    c0 = Add (key, own_stream)
-    c1 = BitShift <direction = "RIGHT"> (c0, s16)
-    c2 = BitwiseXor (c0, c1)
-    c3 = Mul (c2, m1)
-    c4 = BitShift <direction = "RIGHT"> (c3, s13)
-    c5 = BitwiseXor (c3, c4)
-    c6 = BitwiseXor (c5, key)
-    c7 = Mul (c6, m2)
-    c8 = BitShift <direction = "RIGHT"> (c7, s9)
-    c9 = Cast <to = 1> (c8)
-    c10 = Add (c9, half)
-    c11 = Mul (c10, ulp)
-    c12 = Log (c11)
-    c13 = Neg (c12)
-    minus_gumbel = Log (c13)
+{own_noise}
+    log_own = Log ({own_u})
+    minus_log = Neg (log_own)
+    minus_gumbel = Log (minus_log)
     temperature_column = Unsqueeze (temperature, axis1)
     minus_spread = Mul (temperature_column, minus_gumbel)
     noisy = Sub (log_p, minus_spread)
     wished = Add (noisy, priority)
     confidence = Where (masked, wished, never)
-    least, order = TopK <axis = -1, largest = 0, sorted = 1> (confidence, columns)
-    after_column = Unsqueeze (masked_after, axis1)
-    ranked = Less (positions, after_column)
-    low = ScatterElements <axis = 1> (masked, order, ranked)
+{ranking}
     again = And (masked, low)
     next_codes = Where (again, mask_code, proposal)
 }}
 """
+_CONSTANTS = """
+    uint32 m1 = {{{m1}}}, uint32 m2 = {{{m2}}}, uint32 s16 = {{16}}, uint32 s13 = {{13}}, uint32 s9 = {{9}},
+    float half = {{0.5}}, float ulp = {{{ulp}}}, float never = {{3.0e38}}, uint32 own_stream = {{{own}}},
+    int64 mask_code = {{{V}}}, int64[1] columns = {{{N}}}, int64[1] axis1 = {{1}}, int64[2] axes12 = {{1, 2}}, int64[1] last = {{-1}}
+"""
+_KEY = """
+    key = Cast <to = 12> (noise_key)
+    key_column = Unsqueeze (key, last)
+"""
+_UNIFORM = """
+    {n}0 = Add ({key}, {stream})
+    {n}1 = BitShift <direction = "RIGHT"> ({n}0, s16)
+    {n}2 = BitwiseXor ({n}0, {n}1)
+    {n}3 = Mul ({n}2, m1)
+    {n}4 = BitShift <direction = "RIGHT"> ({n}3, s13)
+    {n}5 = BitwiseXor ({n}3, {n}4)
+    {n}6 = BitwiseXor ({n}5, {key})
+    {n}7 = Mul ({n}6, m2)
+    {n}8 = BitShift <direction = "RIGHT"> ({n}7, s9)
+    {n}9 = Cast <to = 1> ({n}8)
+    {n}10 = Add ({n}9, half)
+    {n}11 = Mul ({n}10, ulp)
+"""
+_RANKING = """
+    least, order = TopK <axis = -1, largest = 0, sorted = 1> (confidence, columns)
+    after_column = Unsqueeze (masked_after, axis1)
+    ranked = Less (positions, after_column)
+    low = ScatterElements <axis = 1> (masked, order, ranked)
+"""
+
+
+def build_sampler(image_tokens: int, codes: int, arrays: Mapping[str, Array], **parts: str) -> ir.Model:
+    """Return a sampling graph from the parts of :data:`_TEMPLATE`; ``arrays`` are further constants."""
+    model = onnx.parser.parse_model(_TEMPLATE.format(opset=OPSET, N=image_tokens, V=codes, **parts))
+    for name, array in arrays.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    onnx.checker.check_model(model)
+    return ir.from_proto(model)
 
 
 def sampling_model(image_tokens: int, codes: int) -> ir.Model:
@@ -165,19 +173,19 @@ def sampling_model(image_tokens: int, codes: int) -> ir.Model:
 
     Ties in confidence are broken by position (``TopK`` ranks equal values by index), so exactly ``masked_after`` positions stay masked.
     """
-    text = _TEXT.format(
-        opset=OPSET,
-        N=image_tokens,
-        V=codes,
-        m1=MULTIPLIERS[0],
-        m2=MULTIPLIERS[1],
-        ulp=2.0**-23,
-        own=codes * GOLDEN & _U32,
+    m1, m2 = MULTIPLIERS
+    arrays = {
+        "stream": (np.arange(codes, dtype=np.uint64) * GOLDEN).astype(np.uint32),
+        "positions": np.arange(image_tokens, dtype=np.int64)[None],
+    }
+    return build_sampler(
+        image_tokens,
+        codes,
+        arrays,
+        constants=_CONSTANTS.format(N=image_tokens, V=codes, m1=m1, m2=m2, ulp=2.0**-23, own=codes * GOLDEN & U32),
+        code_noise=_KEY + _UNIFORM.format(n="h", key="key_column", stream="stream"),
+        u="h11",
+        own_noise=_UNIFORM.format(n="c", key="key", stream="own_stream"),
+        own_u="c11",
+        ranking=_RANKING,
     )
-    model = onnx.parser.parse_model(text)
-    stream = (np.arange(codes, dtype=np.uint64) * GOLDEN).astype(np.uint32)
-    positions = np.arange(image_tokens, dtype=np.int64)[None]
-    for name, array in (("stream", stream), ("positions", positions)):
-        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    onnx.checker.check_model(model)
-    return ir.from_proto(model)

@@ -76,11 +76,15 @@ class Models:
         return tuple(name for name in SIGNATURES if parts[name] is not None)
 
 
-class _PromptPrefill(nn.Module):
+class _TransformerGraph(nn.Module):
+    """Base class of graphs that call one method of the transformer."""
+
     def __init__(self, model: UnifiedTransformer) -> None:
         super().__init__()
         self.model = model
 
+
+class _PromptPrefill(_TransformerGraph):
     def forward(self, prompt_ids: Tensor, prompt_lengths: Tensor) -> tuple[Tensor, Tensor]:
         return self.model.prefill_prompt(prompt_ids, prompt_lengths)
 
@@ -118,33 +122,24 @@ class ImageStep(nn.Module):
         return logits
 
 
-class _ImagePrefill(nn.Module):
-    def __init__(self, model: UnifiedTransformer) -> None:
-        super().__init__()
-        self.model = model
-
+class _ImagePrefill(_TransformerGraph):
     def forward(self, codes: Tensor, semantic: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
         return self.model.prefill_image(codes, semantic, identity)
 
 
-class _PlainImagePrefill(nn.Module):
+class _PlainImagePrefill(_TransformerGraph):
     """The same for a model without encoders (Show-o)."""
-
-    def __init__(self, model: UnifiedTransformer) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         nothing = torch.zeros(0)
         return self.model.prefill_image(codes, nothing, nothing)
 
 
-class _FeaturePrefill(nn.Module):
+class _FeaturePrefill(_TransformerGraph):
     """The same for a model that reads pictures by features (Show-o with CLIP-ViT); the system prompt is a constant of the graph."""
 
     def __init__(self, model: UnifiedTransformer, system_ids: tuple[int, ...]) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.register_buffer("system_ids", torch.tensor(system_ids), persistent=False)
 
     def forward(self, semantic: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,11 +147,7 @@ class _FeaturePrefill(nn.Module):
         return self.model.prefill_features(self.system_ids, semantic)
 
 
-class _TextExtend(nn.Module):
-    def __init__(self, model: UnifiedTransformer) -> None:
-        super().__init__()
-        self.model = model
-
+class _TextExtend(_TransformerGraph):
     def forward(  # noqa: PLR0917 - the graph's inputs in their order
         self, text_ids: Tensor, text_lengths: Tensor, image_key: Tensor, image_value: Tensor, text_key: Tensor, text_value: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,11 +19,13 @@ import onnx_ir as ir
 from typing_extensions import Self
 
 from export.graph.lower import Array
+from export.quantize.convolutions import convolution_layers, range_of, span, widened
 from export.quantize.quantize import layer_name, linear_layers, products_of
 from export.quantize.recipes import Recipe
 from f2edge.backends.base import Value, host, pack_arrays
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.errors import InputError, OutputError
+from f2edge.spec.graphs import SIGNATURES
 
 
 def save_scratch(model: ir.Model, path: Path) -> None:
@@ -68,6 +70,7 @@ class Calibrator:
         self.branches = (0, 0)
         self._traced, self._recipe = traced, recipe
         self._scratch = tempfile.TemporaryDirectory(prefix="f2edge-calibration-")
+        self._convolutions: dict[str, dict[str, tuple[str, str]]] = {}
         self._opened: dict[str, tuple[OnnxRuntimeBackend, dict[str, list[str]]]] = {}
 
     def __enter__(self) -> Self:
@@ -84,7 +87,12 @@ class Calibrator:
         layers = linear_layers(model.graph, self._recipe.of(graph))
         for _, x, weight, _ in layers:
             watched.setdefault(str(x.name), []).append(layer_name(model.graph, weight))
-        inner = {str(x.name): x for _, x, _, _ in layers if not x.is_graph_input()}
+        convolutions = convolution_layers(model.graph, self._recipe.of(graph))
+        self._convolutions[graph] = {
+            layer_name(model.graph, weight): (str(x.name), str(node.outputs[0].name)) for node, x, weight, _ in convolutions
+        }
+        seen = [x for _, x, _, _ in layers] + [value for node, x, _, _ in convolutions for value in (x, node.outputs[0])]
+        inner = {str(x.name): x for x in seen if not x.is_graph_input()}
         model.graph.outputs.extend(value for value in inner.values() if not value.is_graph_output())
         folder = Path(self._scratch.name) / graph
         folder.mkdir()
@@ -108,9 +116,12 @@ class Calibrator:
                 self.statistics[layer] = np.maximum(self.statistics.get(layer, largest), largest)
                 if products is not None:
                     self.statistics[products_of(layer)] = self.statistics.get(products_of(layer), 0) + products
+        for layer, ends in self._convolutions[graph].items():
+            spans = [span(host(outputs[value]) if value in outputs else arrays[value]) for value in ends]
+            self.statistics[range_of(layer)] = widened(self.statistics.get(range_of(layer)), (spans[0], spans[1]))
         if graph == "t2i_step":
             self._count(arrays)
-        return {name: value for name, value in outputs.items() if name not in watched}
+        return {tensor.name: outputs[tensor.name] for tensor in SIGNATURES[graph].outputs}
 
     def _count(self, feeds: Mapping[str, Array]) -> None:
         rows = len(feeds["codes"])

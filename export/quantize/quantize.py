@@ -17,7 +17,7 @@ same numbers on every machine; "int8-vnni" uses all 8 bits, for machines with VN
 
 **Routers stay fp32** and read unquantized activations: choosing another expert costs more than coarse weights.  **Tables** (embeddings) are
 int8 per row.  **Convolutions** are stored as int8 per output channel or as fp16 and computed in fp32; the runtime folds the conversion when
-it loads.
+it loads.  :mod:`export.quantize.convolutions` computes them in int8.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import onnx_ir.passes.common as passes
 
 from export.graph.expert_kernels import ExpertLayer, apply_expert_kernels, is_expert_row, origin
 from export.graph.lower import CONTRIB, Array, Inserter, LoweringError, add_constant, constant, replace
+from export.quantize.convolutions import compute_in_int8, convolution_layers, range_of
 from export.quantize.recipes import RECIPES, Recipe, recipe_named
 from export.quantize.weight_only import ACCURACY_LEVEL, BITS, Blocks, to_blocks
 from f2edge.errors import InputError
@@ -227,7 +228,7 @@ def _convolution_codes(weight: Array, transposed: bool) -> tuple[Array, Array]:
 
 def _convolutions(graph: ir.Graph, recipe: Recipe) -> None:
     for node in list(graph):
-        if node.op_type not in ("Conv", "ConvTranspose"):
+        if node.op_type not in ("Conv", "ConvTranspose"):  # one that is computed in int8 is a QLinearConv by now
             continue
         weight, source = constant(node.inputs[1]), node.inputs[1]
         if weight is None or source is None or weight.dtype != np.float32:
@@ -240,6 +241,14 @@ def _convolutions(graph: ir.Graph, recipe: Recipe) -> None:
             whole = insert("Cast", add_constant(graph, f"{source.name}.int8", codes), to=ir.DataType.FLOAT)
             unfolded = insert("Mul", whole, add_constant(graph, f"{source.name}.scale", scale))
         node.replace_input_with(1, unfolded)
+
+
+def _computed_convolutions(graph: ir.Graph, recipe: Recipe, calibration: Calibration) -> None:
+    for layer in convolution_layers(graph, recipe):
+        name = layer_name(graph, layer[2])
+        if range_of(name) not in calibration:
+            raise _uncalibrated(recipe, graph, name)
+        compute_in_int8(graph, layer, calibration[range_of(name)], recipe.weight_limit)
 
 
 def _large_constants(graph: ir.Graph, recipe: Recipe) -> None:
@@ -288,6 +297,8 @@ def quantize(model: ir.Model, recipe: Recipe, calibration: Calibration | None = 
         steps.append(lambda: _tables(graph, recipe))
     if recipe.precision != "float32":
         steps.append(lambda: _linear_layers(graph, recipe, statistics))
+    if recipe.convolutions == "computed":
+        steps.append(lambda: _computed_convolutions(graph, recipe, statistics))
     if recipe.convolutions != "float32":
         steps.append(lambda: _convolutions(graph, recipe))
     if recipe.tables:

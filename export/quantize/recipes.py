@@ -22,7 +22,9 @@ class Recipe:
         precision: precision of linear layers: "float32", "int8" or "int4".
         weight_limit: largest int8 weight code; 127 uses all of int8, 64 is safe without VNNI.
         tables: whether embedding tables are int8 per row.
-        convolutions: storage of convolution weights: "float32", "float16" or "int8".
+        convolutions: storage of convolution weights: "float32", "float16" or "int8"; "computed" also multiplies in int8, with static
+            scales from calibration (:mod:`export.quantize.convolutions`).
+        keep_convolutions: pattern of names of convolutions that are only stored, where the others are computed.
         smooth: SmoothQuant's alpha (arXiv 2211.10438), or None.
         keep: pattern of names of constants that stay fp32.
         smallest: linear layers and tables with fewer rows or columns stay fp32.
@@ -39,6 +41,7 @@ class Recipe:
     weight_limit: int = 64
     tables: bool = True
     convolutions: str = "int8"
+    keep_convolutions: str | None = None
     smooth: float | None = None
     keep: str = r"router"
     smallest: int = 32
@@ -55,7 +58,7 @@ class Recipe:
     @property
     def calibrated(self) -> bool:
         """Whether this recipe or one of its ``graphs`` needs calibration statistics."""
-        own = self.smooth is not None or (self.precision == "int4" and self.method != "rtn")
+        own = self.smooth is not None or (self.precision == "int4" and self.method != "rtn") or self.convolutions == "computed"
         return own or any(recipe_named(other).calibrated for other in self.graphs.values())
 
     @property

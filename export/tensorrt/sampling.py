@@ -11,13 +11,10 @@ Axes: R requests, N image tokens, V image codes.
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
-from export.graph.lower import OPSET
+from export.graph.sampling import U32, build_sampler
 from f2edge.decoding.noise import GOLDEN, MULTIPLIERS
-
-_U32 = 0xFFFFFFFF
 
 
 class _Text:
@@ -90,41 +87,7 @@ class _Text:
         return self.binary("Mul", centred, "ulp")
 
 
-_TEXT = """
-<ir_version: 10, opset_import: ["" : {opset}]>
-sampling (
-    float[R,{N},{V}] logits, int64[R,{N}] codes, float[R] token_temperature, float[R] temperature,
-    int64[R,{N}] noise_key, float[R,{N}] priority, int64[R] masked_after
-) => (int64[R,{N}] next_codes, int64[R,{N}] proposal)
-<
-    {constants},
-    float half = {{0.5}}, float ulp = {{{ulp}}}, float never = {{3.0e38}}, int64 own_stream = {{{own}}}, int64 mask_code = {{{V}}},
-    int64[1] axis1 = {{1}}, int64[1] axis2 = {{2}}, int64[2] axes12 = {{1, 2}}, int64[1] last = {{-1}}
->
-{{
-    heat = Unsqueeze (token_temperature, axes12)
-    z = Div (logits, heat)
-    p = Softmax <axis = -1> (z)
-    key_column = Unsqueeze (noise_key, last)
-{code_noise}
-    log_u = Log ({u})
-    score = Div (p, log_u)
-    token = ArgMin <axis = -1, keepdims = 0> (score)
-    token_column = Unsqueeze (token, last)
-    chosen_column = GatherElements <axis = -1> (p, token_column)
-    chosen = Squeeze (chosen_column, last)
-    log_p = Log (chosen)
-    masked = Equal (codes, mask_code)
-    proposal = Where (masked, token, codes)
-{own_noise}
-    log_own = Log ({own_u})
-    minus_log = Neg (log_own)
-    minus_gumbel = Log (minus_log)
-    temperature_column = Unsqueeze (temperature, axis1)
-    minus_spread = Mul (temperature_column, minus_gumbel)
-    noisy = Sub (log_p, minus_spread)
-    wished = Add (noisy, priority)
-    confidence = Where (masked, wished, never)
+_RANKING = """
     mine = Unsqueeze (confidence, axis2)
     theirs = Unsqueeze (confidence, axis1)
     lower = Less (theirs, mine)
@@ -136,9 +99,6 @@ sampling (
     after = Cast <to = 1> (masked_after)
     after_column = Unsqueeze (after, axis1)
     low = Less (rank, after_column)
-    again = And (masked, low)
-    next_codes = Where (again, mask_code, proposal)
-}}
 """
 
 
@@ -149,28 +109,29 @@ def tensorrt_sampling_model(image_tokens: int, codes: int) -> ir.Model:
     constants = [f"int64 two{bits} = {{{1 << bits}}}" for bits in (8, 9, 13, 16, 32)]
     for number, multiplier in enumerate(MULTIPLIERS, start=1):
         constants += [f"int64 m{number}_low = {{{multiplier & 0xFFFF}}}", f"int64 m{number}_high = {{{multiplier >> 16}}}"]
-    model = onnx.parser.parse_model(
-        _TEXT.format(
-            opset=OPSET,
-            N=image_tokens,
-            V=codes,
-            constants=", ".join(constants),
-            ulp=2.0**-23,
-            own=codes * GOLDEN & _U32,
-            code_noise="\n".join(of_codes.lines),
-            own_noise="\n".join(own.lines),
-            u=u,
-            own_u=own_u,
-        )
-    )
+    constants += [
+        f"float half = {{0.5}}, float ulp = {{{2.0**-23}}}, float never = {{3.0e38}}",
+        f"int64 own_stream = {{{codes * GOLDEN & U32}}}",
+    ]
+    constants += [
+        f"int64 mask_code = {{{codes}}}",
+        "int64[1] axis1 = {1}, int64[1] axis2 = {2}, int64[2] axes12 = {1, 2}, int64[1] last = {-1}",
+    ]
     byte = np.arange(256, dtype=np.int64)
     position = np.arange(image_tokens)
     arrays = {
-        "stream": np.arange(codes, dtype=np.int64) * GOLDEN & _U32,
+        "stream": np.arange(codes, dtype=np.int64) * GOLDEN & U32,
         "xor_table": (byte[:, None] ^ byte).reshape(-1),
         "earlier": (position < position[:, None])[None],  # [0, i, j]: j stands before i
     }
-    for name, array in arrays.items():
-        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    onnx.checker.check_model(model)
-    return ir.from_proto(model)
+    return build_sampler(
+        image_tokens,
+        codes,
+        arrays,
+        constants=", ".join(constants),
+        code_noise="\n".join(["    key_column = Unsqueeze (noise_key, last)", *of_codes.lines]),
+        u=u,
+        own_noise="\n".join(own.lines),
+        own_u=own_u,
+        ranking=_RANKING,
+    )

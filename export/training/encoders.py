@@ -14,7 +14,7 @@ Axes: B batch (rows 2k and 2k + 1 are one person), K slots or regions, V values,
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from export.data.conditions import REAL, Conditions, disturbed
+from export.data.pixels import to_pixels
+from export.data.tokens import FaceSource
 from export.model.encoders import SIDE, AttributeReadout, IdentityEncoder, RegionParser, SemanticEncoder
 from export.training.checkpoint import load_weights, save_weights, stored_json, weights_metadata
 from export.training.loop import Batch, StepMetrics, TrainOptions, train
@@ -40,28 +42,11 @@ _CALIBRATION_BATCHES = 12
 _SHOWN = 0.5
 
 
-class FaceRows(Protocol):
+class FaceRows(FaceSource, Protocol):
     """The part of ``export.data.shards.FaceShards`` that is used here; rows are indices ``(n,)``."""
 
-    @property
-    def region_names(self) -> Sequence[str]: ...
-
-    def __len__(self) -> int: ...
-
-    def images(self, rows: Any) -> NDArray[np.uint8]:
-        """``(n, Y, X, 3)``."""
-        ...
-
-    def slots(self, rows: Any) -> NDArray[np.int8]:
-        """``(n, K)`` value index, -1 where hidden."""
-        ...
-
-    def regions(self, rows: Any) -> NDArray[np.uint8]:
-        """``(n, K, G, G)`` coverage times 255."""
-        ...
-
     def identity(self, rows: Any) -> NDArray[Any]:
-        """``(n,)``."""
+        """Return person numbers ``(n,)``."""
         ...
 
 
@@ -105,11 +90,6 @@ def reduced(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     )
     means: NDArray[np.uint8] = ((total + parts * parts // 2) // (parts * parts)).astype(np.uint8)
     return means
-
-
-def plain(images: NDArray[np.uint8]) -> Tensor:
-    """uint8 ``(B, Y, X, 3)`` → float ``(B, 3, Y, X)`` in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
 @dataclass(frozen=True)
@@ -206,7 +186,7 @@ class EncodersTask:
         lower, upper = np.zeros(len(self.data.region_names)), np.zeros(len(self.data.region_names))
         for begin in range(first, len(self.data), _VALIDATION_CHUNK):
             rows = np.arange(begin, min(begin + _VALIDATION_CHUNK, len(self.data)))
-            pixels, slots = plain(reduced(self.data.images(rows))).to(next(self.identity.parameters()).device), self.data.slots(rows)
+            pixels, slots = to_pixels(reduced(self.data.images(rows))).to(next(self.identity.parameters()).device), self.data.slots(rows)
             answer = self.semantic(pixels).argmax(-1).cpu().numpy()
             right, seen = right + (answer == slots).sum(axis=0), seen + (slots >= 0).sum(axis=0)
             features.append(self.identity(pixels)[:, 0].float().cpu())

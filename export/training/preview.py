@@ -18,9 +18,10 @@ from torch.nn import functional
 from export.data.text.dialogues import TextMaker
 from export.data.text.questions import QuestionAnswer
 from export.data.tokens import TokenCache
+from export.graph.sampling import SAMPLING_INPUTS, guide
+from export.graph.sampling import sample as sample_codes
 from export.model.transformer import Routing, UnifiedTransformer
 from export.training.losses import expert_usage
-from f2edge.decoding.noise import gumbel
 from f2edge.decoding.parallel import UNCONDITIONAL, Feeds, decode
 from f2edge.decoding.schedule import Schedule, plan
 from f2edge.spec.attributes import F2EDGE_SCHEMA
@@ -158,7 +159,7 @@ def sample(model: UnifiedTransformer, texts: TextMaker, prompts: Sequence[Sequen
         branch = feeds["branch_row"]
         codes, ratio = (torch.from_numpy(feeds[name][branch]).to(device) for name in ("codes", "mask_ratio"))
         logits = model.image_logits(codes, key[:, rows], value[:, rows], lengths[rows], ratio).float().cpu()
-        return _next_codes(logits, feeds, V)
+        return _next_codes(logits, feeds)
 
     masked = np.full((len(prompts), model.configuration.image_tokens), V, dtype=np.int64)
     seeds = list(range(len(prompts)))
@@ -166,24 +167,13 @@ def sample(model: UnifiedTransformer, texts: TextMaker, prompts: Sequence[Sequen
     return torch.from_numpy(decode(step, masked, plans, seeds)).to(device)
 
 
-def _next_codes(logits: Tensor, feeds: Feeds, V: int) -> tuple[Ids, Ids]:
-    """What the ``t2i_step`` graph does after the transformer (f2edge/spec/graphs.py), with this file's own key for the confidence's
-    noise.
-    """
-    codes = torch.from_numpy(feeds["codes"])
-    R = len(codes)
-    g, heat = (torch.from_numpy(feeds[name])[:, None] for name in ("guidance", "temperature"))
-    guided = logits[:R] + g[..., None] * (logits[:R] - logits[torch.from_numpy(feeds["unconditional_branch"])])
-    log_p = torch.log_softmax(guided / torch.from_numpy(feeds["token_temperature"])[:, None, None], dim=-1)  # (R, N, V)
-    keys = feeds["noise_key"].astype(np.int64)
-    chosen = (log_p + torch.from_numpy(gumbel(keys[..., None], np.arange(V)))).argmax(dim=-1)
-    known = codes < V
-    proposal = torch.where(known, codes, chosen)
-    confidence = log_p.gather(2, chosen[..., None])[..., 0] + heat * torch.from_numpy(gumbel(keys, np.full(keys.shape, V)))
-    confidence = (confidence + torch.from_numpy(feeds["priority"])).masked_fill(known, torch.inf)
-    rank = confidence.argsort(dim=1).argsort(dim=1)
-    again = rank < torch.from_numpy(feeds["masked_after"])[:, None]
-    return torch.where(again, V, proposal).numpy(), proposal.numpy()
+def _next_codes(logits: Tensor, feeds: Feeds) -> tuple[Ids, Ids]:
+    """Sample as the ``t2i_step`` graph does after the transformer; ``logits`` of all branches (B, N, V)."""
+    tensors = {name: torch.from_numpy(np.asarray(feeds[name])) for name in (*SAMPLING_INPUTS, "guidance", "unconditional_branch")}
+    conditional = logits[: len(tensors["codes"])]
+    guided = guide(conditional, logits[tensors["unconditional_branch"]], tensors["guidance"])
+    codes, proposal = sample_codes(guided, **{name: tensors[name] for name in SAMPLING_INPUTS})
+    return codes.numpy(), proposal.numpy()
 
 
 def save_grid(pixels: Tensor, path: Path) -> None:

@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from export.data.conditions import HIDDEN, MILD, Conditions, disturbed
+from export.data.pixels import to_pixels
 from export.model.discriminator import PatchDiscriminator, critic_loss, generator_loss
 from export.model.image_tokenizer import ImageTokenizer, bit_statistics
 from export.model.magvit2 import Magvit2Tokenizer, build_tokenizer
@@ -139,7 +140,7 @@ class TokenizerTask:
         rows = np.sort(generator.choice(len(self.data) - self.held_out, size=self.rows, replace=False))
         images, labels = self.data.images(rows), None if self.labels is None else self.labels(rows)
         if self.conditions is None:
-            pixels = pixels_of(images)
+            pixels = to_pixels(images)
         else:
             known = np.full((len(rows), len(F2EDGE_SCHEMA)), HIDDEN, np.int8) if labels is None else labels
             changed = disturbed(images, known, generator, self.conditions)
@@ -187,7 +188,7 @@ class TokenizerTask:
         shown: list[Tensor] = []
         found, codes = [], []
         for begin in range(0, len(rows), 32):
-            pixels = pixels_of(self.data.images(rows[begin : begin + 32])).to(device)
+            pixels = to_pixels(self.data.images(rows[begin : begin + 32])).to(device)
             result = self.tokenizer(pixels)
             found.append(torch.stack((psnr(result.pixels, pixels), (result.pixels.clamp(-1, 1) - pixels).abs().mean((1, 2, 3)))))
             codes.append(self.tokenizer.codes(result.latent).flatten())
@@ -231,11 +232,6 @@ def code_metrics(codes: Tensor, bits: int) -> dict[str, float]:
         "codes_seen": float((counts > 0).sum()),
         "perplexity": float(torch.special.entr(counts / counts.sum()).sum().exp()),
     }
-
-
-def pixels_of(images: NDArray[np.uint8]) -> Tensor:
-    """uint8 (n, H, W, 3) → float (n, 3, H, W) in [-1, 1], channels last in memory."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
 def write_pairs(path: Path, above: Tensor, below: Tensor) -> None:

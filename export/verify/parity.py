@@ -34,7 +34,7 @@ from f2edge.backends.base import Sequential, Value, host, pack_arrays
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.decoding.parallel import decode
 from f2edge.decoding.schedule import Schedule, plan
-from f2edge.prefix_cache import PromptPrefixes
+from f2edge.inference import Inference
 from f2edge.spec.graphs import SIGNATURES
 from f2edge.spec.layout import TokenLayout, left_pad
 
@@ -130,19 +130,20 @@ class SampleInputs:
 
 def generate(backend: Any, layout: TokenLayout, inputs: SampleInputs, rows: int = 10) -> Array:
     """Decode every prompt in batches of ``rows``; return codes int64 (prompts, N)."""
-    prefixes = PromptPrefixes(backend, layout)
+    inference = Inference(backend, layout)
     everything = np.ones(layout.image_tokens, dtype=bool)
     grids = []
     for first in range(0, len(inputs.prompts), rows):
         seeds = list(inputs.seeds[first : first + rows])
-        group = [prefixes.prompt(prompt) for prompt in inputs.prompts[first : first + rows]]
+        group = [inference.prompt_prefix(prompt) for prompt in inputs.prompts[first : first + rows]]
         masked = np.full((len(group), layout.image_tokens), layout.mask_code, dtype=np.int64)
-        grids.append(decode(prefixes.step(group), masked, [plan(inputs.schedule, everything, seed) for seed in seeds], seeds))
+        grids.append(decode(inference.step(group), masked, [plan(inputs.schedule, everything, seed) for seed in seeds], seeds))
     return np.concatenate(grids)
 
 
 def understand(backend: Any, graphs: Sequence[str], layout: TokenLayout, inputs: SampleInputs) -> None:
     """Run all other graphs: tokenizer and encoders for each picture, then all questions about it and one answer token."""
+    inference = Inference(backend, layout)
     reading = inputs.pixels if inputs.read_pixels is None else inputs.read_pixels
     for pixels, read in zip(inputs.pixels[:, None], reading[:, None], strict=True):
         features = {name: backend.run(name, {"pixels": read})["features"] for name in ("semantic", "identity") if name in graphs}
@@ -154,14 +155,11 @@ def understand(backend: Any, graphs: Sequence[str], layout: TokenLayout, inputs:
         backend.run("image_decode", {"codes": codes})
         if "mmu_prefill" not in graphs:
             continue
-        image = backend.run("mmu_prefill", {"codes": codes, **features} if inputs.read_pixels is None else features)
+        feeds = {"codes": codes, **features} if inputs.read_pixels is None else features
+        extend = inference.extend([inference.prefill_image(feeds)])
         ids, lengths = left_pad([layout.question(question) for question in inputs.questions], layout.pad)
-        L, _, H, _, W = image["image_key"].shape
-        empty = np.zeros((L, len(ids), H, 0, W), dtype=np.float32)
-        first = backend.run("mmu_extend", {"text_ids": ids, "text_lengths": lengths, **image, "text_key": empty, "text_value": empty})
-        chosen = host(first["logits"]).argmax(-1)[:, None]
-        text = {"text_key": first["next_text_key"], "text_value": first["next_text_value"]}
-        backend.run("mmu_extend", {"text_ids": chosen, "text_lengths": lengths + 1, **image, **text})
+        logits, state = extend(ids, lengths, None)
+        extend(logits.argmax(-1)[:, None], lengths + 1, state)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from f2edge.errors import OutputError
-from f2edge.server.metrics_page import serve_metrics
 
 #: Help text of each metric; those in ``_COUNTED`` are counters.
 HELP: Mapping[str, str] = {
@@ -71,6 +70,8 @@ class CameraMetrics:
         Raises:
             OutputError: the port is taken.
         """
+        from f2edge.server.metrics import serve_metrics
+
         try:
             self._stop, chosen = serve_metrics(self._registry, address, port)
         except OSError as error:

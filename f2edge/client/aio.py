@@ -18,7 +18,6 @@ from f2edge.client.connection import Connection, no_answer, translated_errors, u
 from f2edge.client.messages import (
     FrameAnswer,
     FrameRequest,
-    ImageOrder,
     ImageReader,
     ImageSource,
     analyze_message,
@@ -30,15 +29,17 @@ from f2edge.client.messages import (
     generate_message,
     read_words,
 )
-from f2edge.engine.requests import Done, Progress, Result, Token
+from f2edge.decoding.parallel import StepEvent
+from f2edge.engine.requests import Done, EditRequest, GenerateRequest, Priority, Result, Token
 from f2edge.errors import DeadlineExceededError
+from f2edge.imaging.images import load_image
 from f2edge.imaging.regions import Region
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
 from f2edge.v1 import face_pb2 as pb
 from f2edge.v1 import face_pb2_grpc
 from f2edge.wire import ModelFacts, model_of, report_of
 
-EventT = TypeVar("EventT", Progress | Done, Token | Done)
+EventT = TypeVar("EventT", StepEvent | Done, Token | Done)
 
 
 class AsyncClient:
@@ -85,18 +86,18 @@ class AsyncClient:
         self, prompt: str, *, seed: int = 0, options: GenerateOptions | None = None, timeout_s: float | None = None
     ) -> GeneratedFace:
         """Generate a face; the server batches concurrent calls."""
-        face = await _result(self.stream_generate(prompt, seed=seed, order=ImageOrder(options), timeout_s=timeout_s))
+        face = await _result(self.stream_generate(GenerateRequest(prompt, seed, options or GenerateOptions()), timeout_s=timeout_s))
         assert isinstance(face, GeneratedFace)
         return face
 
     def stream_generate(
-        self, prompt: str, *, seed: int = 0, order: ImageOrder | None = None, timeout_s: float | None = None
-    ) -> AsyncIterator[Progress | Done]:
-        """Generate a face and yield its progress as set by ``order``; leaving the iterator cancels the call."""
+        self, request: GenerateRequest, *, priority: Priority | None = None, timeout_s: float | None = None
+    ) -> AsyncIterator[StepEvent | Done]:
+        """Generate a face and yield the events that the request wants; leaving the iterator cancels the call."""
 
-        def start(facts: ModelFacts) -> tuple[Any, Callable[[Any], Progress | Done]]:
-            message = generate_message(facts, prompt, seed, order or ImageOrder())
-            return self._stub.Generate(message, **self._call(timeout_s)), ImageReader(facts, prompt).read
+        def start(facts: ModelFacts) -> tuple[Any, Callable[[Any], StepEvent | Done]]:
+            message = generate_message(facts, request, priority)
+            return self._stub.Generate(message, **self._call(timeout_s)), ImageReader(facts, request.prompt).read
 
         return self._events(start)
 
@@ -112,28 +113,19 @@ class AsyncClient:
         timeout_s: float | None = None,
     ) -> EditedFace:
         """Redraw a region, as :meth:`FacePipeline.edit`."""
-        order = ImageOrder(options)
-        events = self.stream_edit(image, prompt, region, seed=seed, keep_outside=keep_outside, order=order, timeout_s=timeout_s)
-        face = await _result(events)
+        request = EditRequest(load_image(image), prompt, region, seed, options or GenerateOptions(), keep_outside)
+        face = await _result(self.stream_edit(request, timeout_s=timeout_s))
         assert isinstance(face, EditedFace)
         return face
 
     def stream_edit(
-        self,
-        image: ImageSource,
-        prompt: str,
-        region: Region,
-        *,
-        seed: int = 0,
-        keep_outside: bool = True,
-        order: ImageOrder | None = None,
-        timeout_s: float | None = None,
-    ) -> AsyncIterator[Progress | Done]:
-        """Redraw a region and yield its progress; leaving the iterator cancels the call."""
+        self, request: EditRequest, *, priority: Priority | None = None, timeout_s: float | None = None
+    ) -> AsyncIterator[StepEvent | Done]:
+        """Redraw a region and yield the events that the request wants; leaving the iterator cancels the call."""
 
-        def start(facts: ModelFacts) -> tuple[Any, Callable[[Any], Progress | Done]]:
-            message = edit_message(facts, image, prompt, region, seed=seed, keep_outside=keep_outside, order=order or ImageOrder())
-            return self._stub.Edit(message, **self._call(timeout_s)), ImageReader(facts, prompt).read
+        def start(facts: ModelFacts) -> tuple[Any, Callable[[Any], StepEvent | Done]]:
+            message = edit_message(facts, request, priority)
+            return self._stub.Edit(message, **self._call(timeout_s)), ImageReader(facts, request.prompt).read
 
         return self._events(start)
 

@@ -30,8 +30,7 @@ from f2edge.errors import (
     UnknownAttributeError,
     UnknownRegionError,
 )
-from f2edge.loopback import is_loopback
-from f2edge.pem import read_pem
+from f2edge.transport import is_loopback, read_pem
 from f2edge.wire import STATUS_DETAILS_KEY
 
 DEFAULT_ADDRESS = "127.0.0.1:8033"

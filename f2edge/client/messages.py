@@ -1,4 +1,4 @@
-"""Requests from plain values and events from responses, for the synchronous and the asyncio client.
+"""Messages from requests and events from responses, for the synchronous and the asyncio client.
 
 A picture is sent as the model sees it, cropped to its square and scaled to the model's side, so a server produces the same tokens as a
 local model, and a photograph of 4000 pixels takes 30 KB.
@@ -19,12 +19,12 @@ from PIL import Image
 from f2edge.client.connection import LARGEST_RESPONSE_BYTES
 from f2edge.decoding.parallel import StepEvent
 from f2edge.decoding.schedule import Schedule
-from f2edge.engine.requests import Done, Priority, Progress, Timings, Token
+from f2edge.engine.requests import Done, EditRequest, GenerateRequest, ImageRequest, Priority, Timings, Token
 from f2edge.errors import InputError
 from f2edge.imaging.guard import ImageLimits
 from f2edge.imaging.images import fit_square, load_image
-from f2edge.imaging.regions import Region, known_region, region_cells
-from f2edge.results import EditedFace, FaceReport, GeneratedFace, GenerateOptions
+from f2edge.imaging.regions import known_region, region_cells
+from f2edge.results import EditedFace, FaceReport, GeneratedFace
 from f2edge.text import check_text
 from f2edge.v1 import face_pb2 as pb
 from f2edge.wire import (
@@ -48,57 +48,41 @@ _FRAME_QUALITY = 92
 _PRIORITY_VALUES = {priority: value for value, priority in PRIORITIES.items()}
 
 
-@dataclass(frozen=True)
-class ImageOrder:
-    """Options of an image request.
-
-    Attributes:
-        options: decoding options; None uses the model's defaults.
-        preview_every: steps between :class:`~f2edge.engine.requests.Progress` events; 0 for none.
-        preview_images: include a picture in each of them.
-        anytime: allow fewer steps if the deadline requires it; otherwise such a call is refused.
-        priority: scheduling priority; None for normal.
-    """
-
-    options: GenerateOptions | None = None
-    preview_every: int = 0
-    preview_images: bool = False
-    anytime: bool = False
-    priority: Priority | None = None
-
-    def fields(self, facts: ModelFacts) -> dict[str, Any]:
-        """Return the common fields of a request message."""
-        side = facts.image_side if self.preview_images else 0
-        wanted = pb.PreviewOptions(every_steps=self.preview_every, tokens=self.preview_every > 0, proposal=self.preview_every > 0)
-        wanted.picture_side = side if self.preview_every else 0
-        return {
-            "options": options_message(self.options or GenerateOptions()),
-            "previews": wanted,
-            "min_steps": None if self.anytime else _EVERY_STEP,
-            "priority": priority_value(self.priority),
-        }
+def generate_message(facts: ModelFacts, request: GenerateRequest, priority: Priority | None = None) -> pb.GenerateRequest:
+    """Return a ``Generate`` request; without ``min_steps`` a deadline that leaves no time for all steps refuses the call."""
+    request.options.resolve(facts.generation)
+    return pb.GenerateRequest(
+        prompt=check_text(request.prompt, "prompt"), seed=_seed(request.seed), **_image_fields(facts, request, priority)
+    )
 
 
-def generate_message(facts: ModelFacts, prompt: str, seed: int, order: ImageOrder) -> pb.GenerateRequest:
-    """Return a ``Generate`` request."""
-    _checked(order, facts.generation)
-    return pb.GenerateRequest(prompt=check_text(prompt, "prompt"), seed=_seed(seed), **order.fields(facts))
-
-
-def edit_message(
-    facts: ModelFacts, image: ImageSource, prompt: str, region: Region, *, seed: int, keep_outside: bool, order: ImageOrder
-) -> pb.EditRequest:
+def edit_message(facts: ModelFacts, request: EditRequest, priority: Priority | None = None) -> pb.EditRequest:
     """Return an ``Edit`` request; named regions are resolved by the server, others here."""
-    _checked(order, facts.editing)
-    prompt, picture = check_text(prompt, "prompt"), load_image(image)
+    request.options.resolve(facts.editing)
+    prompt, picture, region = check_text(request.prompt, "prompt"), load_image(request.image), request.region
     message = pb.EditRequest(
-        image=as_seen(picture, facts), prompt=prompt, seed=_seed(seed), redraw_outside=not keep_outside, **order.fields(facts)
+        image=as_seen(picture, facts),
+        prompt=prompt,
+        seed=_seed(request.seed),
+        redraw_outside=not request.keep_outside,
+        **_image_fields(facts, request, priority),
     )
     if isinstance(region, str) and known_region(region, facts.regions):
         message.name = region
     else:
         message.cells.CopyFrom(cells_message(region_cells(region, picture.size, facts.grid, facts.regions)))
     return message
+
+
+def _image_fields(facts: ModelFacts, request: ImageRequest, priority: Priority | None) -> dict[str, Any]:
+    wanted = request.preview_every > 0
+    side = facts.image_side if wanted and request.preview_images else 0
+    return {
+        "options": options_message(request.options),
+        "previews": pb.PreviewOptions(every_steps=request.preview_every, tokens=wanted, proposal=wanted, picture_side=side),
+        "min_steps": _EVERY_STEP if request.min_steps is None else request.min_steps,
+        "priority": priority_value(priority),
+    }
 
 
 def ask_message(facts: ModelFacts, image: ImageSource, question: str, max_tokens: int, priority: Priority | None) -> pb.AskRequest:
@@ -195,15 +179,18 @@ class ImageReader:
         self._facts = facts
         self._prompt = prompt
         self._codes = np.full(facts.tokens, facts.codes, dtype=np.int64)
+        self._last = perf_counter()
 
-    def read(self, message: pb.GenerateResponse | pb.EditResponse) -> Progress | Done:
+    def read(self, message: pb.GenerateResponse | pb.EditResponse) -> StepEvent | Done:
+        """Return the event of a message; a step's duration is the time since the message before it."""
         if message.WhichOneof("event") == "preview":
-            preview = message.preview
+            preview, now = message.preview, perf_counter()
+            elapsed_ms, self._last = 1e3 * (now - self._last), now
             self._codes = self._codes.copy()
             self._codes[list(preview.positions)] = list(preview.codes)
             proposal = ids_of(preview.proposal) if preview.proposal else self._codes
-            image = _picture(preview.picture) if preview.picture else None
-            return Progress(preview.step, preview.steps, self._codes, proposal, image)
+            images = (_picture(preview.picture),) if preview.picture else ()
+            return StepEvent(preview.step, preview.steps, self._codes[None], proposal[None], elapsed_ms, images)
         result = message.result
         codes, image = ids_of(result.picture.tokens), _picture(result.picture.image)
         if isinstance(result, pb.EditResult):
@@ -223,46 +210,43 @@ def read_words(message: pb.AskResponse | pb.DescribeResponse) -> Token | Done:
 
 
 class StepMerger:
-    """Merger of several calls' progress into the :class:`StepEvent` of a local pipeline.
+    """Merger of several calls' events into the :class:`StepEvent` of a local pipeline.
 
     A step is emitted when every row has done it; a finished row keeps its last state.
     """
 
     def __init__(self, rows: int) -> None:
-        self._steps: list[dict[int, Progress]] = [{} for _ in range(rows)]
+        self._steps: list[dict[int, StepEvent]] = [{} for _ in range(rows)]
         self._ends: list[int | None] = [None] * rows
         self._emitted = 0
         self._last = perf_counter()
 
-    def progress(self, row: int, event: Progress) -> list[StepEvent]:
-        """Add a row's progress and return the events that are complete now."""
+    def add(self, row: int, event: StepEvent | Done) -> list[StepEvent]:
+        """Return the steps that are complete now; the last step of a row comes with its result."""
+        if isinstance(event, Done):
+            face = event.result
+            assert isinstance(face, GeneratedFace | EditedFace)
+            self._ends[row] = event.steps
+            event = StepEvent(event.steps, event.steps, face.codes[None], face.codes[None], 0.0, (face.image,))
         self._steps[row][event.step] = event
-        return list(self._complete())
-
-    def end(self, row: int, done: Done) -> list[StepEvent]:
-        """Add a row's result, which carries its last step, and return the events that are complete now."""
-        face = done.result
-        assert isinstance(face, GeneratedFace | EditedFace)
-        self._steps[row][done.steps] = Progress(done.steps, done.steps, face.codes, face.codes, face.image)
-        self._ends[row] = done.steps
         return list(self._complete())
 
     def _complete(self) -> Iterator[StepEvent]:
         while True:
             rows = [self._at(row, self._emitted + 1) for row in range(len(self._steps))]
-            present = [progress for progress in rows if progress is not None]
+            present = [event for event in rows if event is not None]
             if len(present) < len(rows) or all(end is not None and self._emitted >= end for end in self._ends):
                 return
             self._emitted += 1
             now = perf_counter()
             elapsed_ms, self._last = 1e3 * (now - self._last), now
-            images = tuple(p.image for p in present if p.image is not None)
-            codes, proposal = np.stack([p.codes for p in present]), np.stack([p.proposal for p in present])
-            steps = max(p.steps for p in present)
+            images = tuple(image for event in present for image in event.images)
+            codes, proposal = np.concatenate([e.codes for e in present]), np.concatenate([e.proposal for e in present])
+            steps = max(event.steps for event in present)
             yield StepEvent(self._emitted, steps, codes, proposal, elapsed_ms, images if len(images) == len(present) else ())
 
-    def _at(self, row: int, step: int) -> Progress | None:
-        """Return a row's progress at a step, or at the next later one that the server sent."""
+    def _at(self, row: int, step: int) -> StepEvent | None:
+        """Return a row's event of a step, or of the next later one that the server sent."""
         later = [known for known in self._steps[row] if known >= step]
         end = self._ends[row]
         return self._steps[row][min(later)] if later else None if end is None else self._steps[row][end]
@@ -286,12 +270,6 @@ def _jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=_FRAME_QUALITY)
     return buffer.getvalue()
-
-
-def _checked(order: ImageOrder, defaults: Schedule) -> None:
-    """Raise for options outside their ranges."""
-    if order.options is not None:
-        order.options.resolve(defaults)
 
 
 def _tokens(count: int) -> int:

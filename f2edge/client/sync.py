@@ -26,7 +26,6 @@ from f2edge.client.connection import Connection, no_answer, translated_errors, u
 from f2edge.client.messages import (
     FrameAnswer,
     FrameRequest,
-    ImageOrder,
     ImageReader,
     ImageSource,
     StepMerger,
@@ -40,17 +39,17 @@ from f2edge.client.messages import (
     read_words,
 )
 from f2edge.decoding.parallel import StepEvent
-from f2edge.engine.requests import Done, Progress, Token
+from f2edge.engine.requests import Done, EditRequest, GenerateRequest, Priority, Token
 from f2edge.errors import DeadlineExceededError
+from f2edge.imaging.images import load_image
 from f2edge.imaging.regions import Region
-from f2edge.pairing import paired
-from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
+from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions, paired
 from f2edge.spec.attributes import AttributeSchema
 from f2edge.v1 import face_pb2 as pb
 from f2edge.v1 import face_pb2_grpc
 from f2edge.wire import ModelFacts, model_of, report_of
 
-EventT = TypeVar("EventT", Progress | Done, Token | Done)
+EventT = TypeVar("EventT", StepEvent | Done, Token | Done)
 
 #: Concurrent calls of :meth:`Client.generate`; the server batches them.
 FACES_AT_ONCE = 8
@@ -139,8 +138,9 @@ class Client:
     ) -> list[GeneratedFace]:
         """Generate faces, as :meth:`FacePipeline.generate`; ``on_step`` is called on other threads, one call at a time."""
         faces: list[GeneratedFace] = []
-        order = ImageOrder(options, preview_every=1 if on_step else 0, preview_images=preview_images)
-        rows = [(prompt, generate_message(self.bundle, prompt, seed, order)) for prompt, seed in paired(prompts, seeds)]
+        every, wanted = (1 if on_step else 0), options or GenerateOptions()
+        requests = [GenerateRequest(prompt, seed, wanted, every, preview_images) for prompt, seed in paired(prompts, seeds)]
+        rows = [(request.prompt, generate_message(self.bundle, request)) for request in requests]
         for first in range(0, len(rows), FACES_AT_ONCE):
             group = rows[first : first + FACES_AT_ONCE]
             calls = [self._stub.Generate(message, **self._call(timeout_s)) for _, message in group]
@@ -151,12 +151,11 @@ class Client:
         return faces
 
     def stream_generate(
-        self, prompt: str, *, seed: int = 0, order: ImageOrder | None = None, timeout_s: float | None = None
-    ) -> Iterator[Progress | Done]:
-        """Generate a face and yield its progress as set by ``order``; leaving the iterator cancels the call."""
-        facts = self.bundle
-        message = generate_message(facts, prompt, seed, order or ImageOrder())
-        return self._events(self._stub.Generate(message, **self._call(timeout_s)), ImageReader(facts, prompt).read)
+        self, request: GenerateRequest, *, priority: Priority | None = None, timeout_s: float | None = None
+    ) -> Iterator[StepEvent | Done]:
+        """Generate a face and yield the events that the request wants; leaving the iterator cancels the call."""
+        message = generate_message(self.bundle, request, priority)
+        return self._events(self._stub.Generate(message, **self._call(timeout_s)), ImageReader(self.bundle, request.prompt).read)
 
     def edit(
         self,
@@ -171,28 +170,19 @@ class Client:
         timeout_s: float | None = None,
     ) -> EditedFace:
         """Redraw a region, as :meth:`FacePipeline.edit`."""
-        order = ImageOrder(options, preview_every=1 if on_step else 0)
-        message = edit_message(self.bundle, image, prompt, region, seed=seed, keep_outside=keep_outside, order=order)
-        call = self._stub.Edit(message, **self._call(timeout_s))
+        wanted, every = options or GenerateOptions(), 1 if on_step else 0
+        request = EditRequest(load_image(image), prompt, region, seed, wanted, keep_outside, preview_every=every)
+        call = self._stub.Edit(edit_message(self.bundle, request), **self._call(timeout_s))
         (done,) = self._together([call], [ImageReader(self.bundle, prompt)], on_step)
         assert isinstance(done.result, EditedFace)
         return done.result
 
     def stream_edit(
-        self,
-        image: ImageSource,
-        prompt: str,
-        region: Region,
-        *,
-        seed: int = 0,
-        keep_outside: bool = True,
-        order: ImageOrder | None = None,
-        timeout_s: float | None = None,
-    ) -> Iterator[Progress | Done]:
-        """Redraw a region and yield its progress; leaving the iterator cancels the call."""
-        facts = self.bundle
-        message = edit_message(facts, image, prompt, region, seed=seed, keep_outside=keep_outside, order=order or ImageOrder())
-        return self._events(self._stub.Edit(message, **self._call(timeout_s)), ImageReader(facts, prompt).read)
+        self, request: EditRequest, *, priority: Priority | None = None, timeout_s: float | None = None
+    ) -> Iterator[StepEvent | Done]:
+        """Redraw a region and yield the events that the request wants; leaving the iterator cancels the call."""
+        message = edit_message(self.bundle, request, priority)
+        return self._events(self._stub.Edit(message, **self._call(timeout_s)), ImageReader(self.bundle, request.prompt).read)
 
     def describe(
         self,
@@ -274,14 +264,13 @@ class Client:
 
     def _together(self, calls: Sequence[Any], readers: Sequence[ImageReader], on_step: Callable[[StepEvent], None] | None) -> list[Done]:
         """Read several calls concurrently; one failure cancels all."""
-        watch, lock = StepMerger(len(calls)), Lock()
+        merger, lock = StepMerger(len(calls)), Lock()
 
         def follow(row: int) -> Done:
             with closing(self._events(calls[row], readers[row].read)) as events:
                 for event in events:
                     with lock:
-                        events_due = watch.end(row, event) if isinstance(event, Done) else watch.progress(row, event)
-                        for step in events_due if on_step else ():
+                        for step in merger.add(row, event) if on_step else ():
                             on_step(step)  # type: ignore[misc]  # not None here
                     if isinstance(event, Done):
                         return event

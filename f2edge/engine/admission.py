@@ -1,22 +1,23 @@
-"""What the engine expects from measured step times: how much work is queued, when a request will be done, and whether to take it.
+"""Admission by measured step times: how much work is queued, when a request will be done, and whether to accept it.
 
-Refusing early is better than failing late: a caller who is told at once can go elsewhere or wait as long as it is told to.
+Refusing early is better than failing late: a caller refused at once can go elsewhere, or wait for the time in the error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from math import inf
 
 from f2edge.engine.requests import Limits, Priority
 from f2edge.engine.scheduler import Stage
-from f2edge.engine.sequences import AnswerJob, ImageJob, Job, ReportJob
+from f2edge.engine.sequences import AnswerState, EditState, ImageState, ReportState, RequestState
 from f2edge.engine.step_times import StepTimes, finish_ms, fitting_steps
 from f2edge.errors import DeadlineUnreachableError, QueueFullError
 
-#: Bounds of what a refused caller is told to wait.
+#: Bounds of ``retry_after_ms`` of a refusal.
 SHORTEST_RETRY_MS, LONGEST_RETRY_MS = 50.0, 30_000.0
-#: Tokens of an answer, before any has been heard; then the running mean.
+#: Tokens of an answer, before any has ended; then the running mean.
 ASSUMED_TOKENS = 16.0
 
 
@@ -26,129 +27,133 @@ class Admission:
     Args:
         limits: of counts and work.
         times: measured, by :class:`~f2edge.engine.scheduler.Stage` value; steps by branches.
-        lanes: how many pieces of work the backend does side by side.
-
-    Attributes:
-        quantum_ms: see :class:`~f2edge.engine.requests.Limits`.
-        live: whether live answers were asked for of late.
+        workers: returns how many pieces of work the backend does side by side.
+        live: returns whether live answers were requested lately.
     """
 
-    def __init__(self, limits: Limits, times: StepTimes, lanes: Callable[[], int] = lambda: 1) -> None:
-        self.quantum_ms = limits.quantum_ms
-        self.live = False
+    def __init__(self, limits: Limits, times: StepTimes, workers: Callable[[], int], live: Callable[[], bool]) -> None:
         self._limits = limits
         self._times = times
-        self._lanes = lanes
+        self._workers = workers
+        self._live = live
+        self._quantum_ms = limits.quantum_ms
         self._answer_tokens = ASSUMED_TOKENS
         self._known_rows: tuple[object, int] = (None, 1)
 
-    def heard(self, tokens: int) -> None:
-        """An answer had so many tokens."""
+    @contextmanager
+    def without_quantum(self) -> Iterator[None]:
+        """Let image steps take as many rows as the limits allow, to measure them."""
+        self._quantum_ms = inf
+        try:
+            yield
+        finally:
+            self._quantum_ms = self._limits.quantum_ms
+
+    def add_answer(self, tokens: int) -> None:
+        """Count the tokens of an answer that has ended."""
         self._answer_tokens += 0.1 * (tokens - self._answer_tokens)
 
     def rows(self, stage: Stage) -> int:
-        """How many requests share a turn of this stage: forward passes take many, everything else runs side by side."""
+        """Return how many requests share a batch of this stage: forward passes take many, everything else runs side by side."""
         if stage in (Stage.QUESTION, Stage.TOKEN):
             return self._limits.answer_rows
         if stage is not Stage.STEP:
-            return self._lanes()
-        state = self._times.version, self.quantum_ms, self.live
+            return self._workers()
+        live = self._live()
+        state = self._times.version, self._quantum_ms, live
         if self._known_rows[0] != state:
-            self._known_rows = state, self._image_rows()
+            self._known_rows = state, self._image_rows(live=live)
         return self._known_rows[1]
 
     def cost_ms(self, stage: Stage, rows: int = 1) -> float:
-        """What a turn with so many requests takes."""
+        """Return what a batch of so many requests takes."""
         return self._step_ms(rows) if stage is Stage.STEP else self._times.ms(stage.value, rows)
 
-    def work_ms(self, job: Job) -> float:
-        """Engine time that a request still needs, with the company that a busy engine gives it."""
-        if isinstance(job, ImageJob):
+    def work_ms(self, request: RequestState) -> float:
+        """Return the engine time that a request still needs, in the batches of a busy engine."""
+        if isinstance(request, ImageState):
             rows = self.rows(Stage.STEP)
-            return self._around_ms(job) + job.steps_left * self._step_ms(rows, job.branches) / rows
-        if isinstance(job, ReportJob):
-            return (len(job.pixels) - len(job.reports)) * (self.cost_ms(Stage.ENCODE) + self.cost_ms(Stage.REPORT))
-        assert isinstance(job, AnswerJob)
-        tokens = max(1.0, min(float(job.max_tokens), self._answer_tokens) - len(job.tokens))
-        return self._first_token_ms(job) + tokens * self.cost_ms(Stage.TOKEN, self._limits.answer_rows) / self._limits.answer_rows
+            return self._around_ms(request) + request.steps_left * self._step_ms(rows, request.branches) / rows
+        if isinstance(request, ReportState):
+            return (len(request.pixels) - len(request.reports)) * (self.cost_ms(Stage.ENCODE) + self.cost_ms(Stage.REPORT))
+        assert isinstance(request, AnswerState)
+        tokens = max(1.0, min(float(request.max_tokens), self._answer_tokens) - len(request.tokens))
+        return self._first_token_ms(request) + tokens * self.cost_ms(Stage.TOKEN, self._limits.answer_rows) / self._limits.answer_rows
 
-    def steps_that_fit(self, job: ImageJob, wanted: int, jobs: Iterable[Job], now: float) -> int:
-        """Steps to plan: ``wanted``, or what the deadline leaves room for, but never below the request's floor."""
-        if job.deadline == inf:
+    def steps_that_fit(self, request: ImageState, wanted: int, requests: Iterable[RequestState], now: float) -> int:
+        """Return the steps to plan: ``wanted``, or what the deadline leaves room for, but never below the request's floor."""
+        if request.deadline == inf:
             return wanted
-        mates = list(jobs)
-        budget_ms = 1e3 * (job.deadline - now) - self._limits.margin_ms
-        return fitting_steps(wanted, job.floor, budget_ms, lambda steps: self._image_ms(job, steps, mates))
+        others = list(requests)
+        budget_ms = 1e3 * (request.deadline - now) - self._limits.margin_ms
+        return fitting_steps(wanted, request.floor, budget_ms, lambda steps: self._image_ms(request, steps, others))
 
-    def last_chance(self, job: ImageJob, now: float) -> bool:
-        """Whether another step and the drawing would end after the deadline, while what there is may already be shown."""
-        if job.deadline == inf or job.row is None or job.row.step < job.floor:
+    def last_chance(self, request: ImageState, now: float) -> bool:
+        """Return whether another step and the drawing would end after the deadline, while the proposal may already be the result."""
+        if request.deadline == inf or request.row is None or request.row.step < request.floor:
             return False
-        needed_ms = self._step_ms(1, job.branches) + self.cost_ms(Stage.DRAW) + self._limits.margin_ms
-        return 1e3 * (job.deadline - now) < needed_ms
+        needed_ms = self._step_ms(1, request.branches) + self.cost_ms(Stage.DRAW) + self._limits.margin_ms
+        return 1e3 * (request.deadline - now) < needed_ms
 
-    def check(self, job: Job, jobs: Collection[Job], now: float) -> None:
-        """Take a new request, or refuse it.
+    def check(self, request: RequestState, requests: Collection[RequestState], now: float) -> None:
+        """Accept a new request, or refuse it.
 
         Raises:
             QueueFullError: too many requests of its class, or too much work.
             DeadlineUnreachableError: it cannot be done in time.
         """
-        mates, work_ms = self.check_room(job.family, jobs)
-        most_ms = self._limits.max_image_work_ms if job.family == "images" else self._limits.max_answer_work_ms
-        excess_ms = work_ms + self.work_ms(job) - most_ms
-        if mates and excess_ms > 0:
-            raise QueueFullError(f"{job.family}: {work_ms / 1e3:.1f} s of work are queued; try again later", _retry_ms(excess_ms))
-        needed_ms = self._image_ms(job, job.floor, jobs) if isinstance(job, ImageJob) else self._words_ms(job, mates)
-        left_ms = 1e3 * (job.deadline - now) - self._limits.margin_ms
-        if needed_ms > left_ms or job.deadline <= now:
+        others, work_ms = self.check_room(request.family, requests)
+        most_ms = self._limits.max_image_work_ms if request.family == "images" else self._limits.max_answer_work_ms
+        excess_ms = work_ms + self.work_ms(request) - most_ms
+        if others and excess_ms > 0:
+            raise QueueFullError(f"{request.family}: {work_ms / 1e3:.1f} s of work are queued; try again later", _retry_ms(excess_ms))
+        needed_ms = self._image_ms(request, request.floor, requests) if isinstance(request, ImageState) else self._words_ms(request, others)
+        left_ms = 1e3 * (request.deadline - now) - self._limits.margin_ms
+        if needed_ms > left_ms or request.deadline <= now:
             raise DeadlineUnreachableError(f"this takes about {needed_ms:.0f} ms, the deadline leaves {max(left_ms, 0.0):.0f} ms")
 
-    def check_room(self, family: str, jobs: Iterable[Job]) -> tuple[list[Job], float]:
-        """The requests of a family and their work in milliseconds; raises :class:`QueueFullError` where another is one too many."""
-        mates = [mate for mate in jobs if mate.family == family]
-        work_ms = sum(map(self.work_ms, mates))
+    def check_room(self, family: str, requests: Iterable[RequestState]) -> tuple[list[RequestState], float]:
+        """Return the requests of a family and their work in ms; raises :class:`QueueFullError` where another is one too many."""
+        present = [request for request in requests if request.family == family]
+        work_ms = sum(map(self.work_ms, present))
         count = self._limits.max_images if family == "images" else self._limits.max_answers
-        if len(mates) >= count:
-            raise QueueFullError(f"{len(mates)} {family} are queued, that is all; try again later", _retry_ms(work_ms / len(mates)))
-        return mates, work_ms
+        if len(present) >= count:
+            raise QueueFullError(f"{len(present)} {family} are queued, that is all; try again later", _retry_ms(work_ms / len(present)))
+        return present, work_ms
 
-    def _image_ms(self, job: ImageJob, steps: int, jobs: Iterable[Job]) -> float:
-        """Until a picture of so many steps is drawn, behind those before it and beside the words that go first."""
-        images = [mate for mate in jobs if isinstance(mate, ImageJob) and mate is not job]
-        ahead = [mate for mate in images if (mate.lane, mate.due, mate.ticket.id) < (job.lane, job.due, job.ticket.id)]
+    def _image_ms(self, request: ImageState, steps: int, requests: Iterable[RequestState]) -> float:
+        """Return the time until a picture of so many steps is drawn, behind those before it and beside the words that go first."""
+        images = [other for other in requests if isinstance(other, ImageState) and other is not request]
+        ahead = [other for other in images if other.order < request.order]
         rows = self.rows(Stage.STEP)
-        company = min(rows, 1 + len(images))  # those behind ride along in the same steps
-        around = sum(map(self._around_ms, (*ahead, job)))
-        alone = around + finish_ms([mate.steps_left for mate in ahead], steps, rows, lambda n: self._step_ms(max(n, company)))
-        words = sum(self.work_ms(mate) for mate in jobs if not isinstance(mate, ImageJob) and mate.lane < job.lane)
-        share = {Priority.LIVE: 1.0, Priority.NORMAL: self._limits.normal_share, Priority.BACKGROUND: self._limits.background_share}[
-            job.lane
-        ]
-        return min(alone + words, alone / share)
+        batch = min(rows, 1 + len(images))  # those behind fill the rest of the same steps
+        around = sum(map(self._around_ms, (*ahead, request)))
+        alone = around + finish_ms([other.steps_left for other in ahead], steps, rows, lambda n: self._step_ms(max(n, batch)))
+        words = sum(self.work_ms(other) for other in requests if not isinstance(other, ImageState) and other.priority < request.priority)
+        shares = {Priority.LIVE: 1.0, Priority.NORMAL: self._limits.normal_share, Priority.BACKGROUND: self._limits.background_share}
+        return min(alone + words, alone / shares[request.priority])
 
-    def _around_ms(self, job: ImageJob) -> float:
-        """What a picture still needs before and after its steps."""
-        encode = self.cost_ms(Stage.ENCODE) if job.edit and job.edit.cells is None else 0.0
-        prompt = self.cost_ms(Stage.PROMPT) if job.prefix is None else 0.0
+    def _around_ms(self, request: ImageState) -> float:
+        """Return what a picture still needs before and after its steps."""
+        encode = self.cost_ms(Stage.ENCODE) if isinstance(request, EditState) and request.cells is None else 0.0
+        prompt = self.cost_ms(Stage.PROMPT) if request.prefix is None else 0.0
         return encode + prompt + self.cost_ms(Stage.DRAW)
 
-    def _words_ms(self, job: Job, mates: Iterable[Job]) -> float:
-        """The least time until an answer or report can be whole: its own first token or all its reports, behind those before it."""
-        ahead = [mate for mate in mates if (mate.lane, mate.due, mate.ticket.id) < (job.lane, job.due, job.ticket.id)]
-        first = sum(self._first_token_ms(mate) if isinstance(mate, AnswerJob) else self.work_ms(mate) for mate in ahead)
-        return first + (self._first_token_ms(job) if isinstance(job, AnswerJob) else self.work_ms(job))
+    def _words_ms(self, request: RequestState, others: Iterable[RequestState]) -> float:
+        """Return the least time until an answer's first token or a report's end, behind those before it."""
+        ahead = [other for other in others if other.order < request.order]
+        return sum(self._first_token_ms(each) if isinstance(each, AnswerState) else self.work_ms(each) for each in (*ahead, request))
 
-    def _first_token_ms(self, job: AnswerJob) -> float:
-        if job.text is not None:
+    def _first_token_ms(self, request: AnswerState) -> float:
+        if request.text is not None:
             return 0.0
-        return self.cost_ms(Stage.QUESTION) + (self.cost_ms(Stage.ENCODE) if job.prefix is None else 0.0)
+        return self.cost_ms(Stage.QUESTION) + (self.cost_ms(Stage.ENCODE) if request.prefix is None else 0.0)
 
-    def _image_rows(self) -> int:
-        """Rows that fit in the quantum; sizes that are not known are tried, up to twice the largest known."""
+    def _image_rows(self, *, live: bool) -> int:
+        """Return the rows that fit in the quantum; sizes that are not known are tried, up to twice the largest known."""
         largest = self._times.largest(Stage.STEP.value)
-        quantum_ms = self.quantum_ms
-        if self.live:
+        quantum_ms = self._quantum_ms
+        if live:
             quantum_ms = min(quantum_ms, self.cost_ms(Stage.ENCODE) + self.cost_ms(Stage.QUESTION))
         rows = 1
         while rows < self._limits.image_rows:

@@ -1,19 +1,20 @@
-"""Step-level continuous batching: one thread owns the backend and runs everybody's next step together.
+"""Step-level continuous batching: one thread owns the backend and runs the next step of all requests together.
 
 >>> engine = Engine(FacePipeline.load("nano"))                                                                  # doctest: +SKIP
 >>> engine.submit(GenerateRequest("an old man with a beard", seed=7)).result().result.image.save("face.png")    # doctest: +SKIP
 
 Requests at different steps, with different prompts, seeds and guidance, share one forward pass, as do answers about different faces; they
-join and leave between turns.  Noise is a function of the request alone, so nobody's face depends on the neighbours.  The parts:
+join and leave between batches.  Noise is a function of the request alone, so no face depends on the other requests in the batch.
 
 =============  ==========================================================================================
-requests       what is asked and told, limits, statistics
-scheduling     whose turn it is: lanes, shares, order
+requests       requests, events, limits, statistics
+prepare        from a request to its state, on the caller's thread
+sequences      handle and state of a request, and the table of its stages
+admission      what is accepted and what is refused
+scheduler      which batch is next: priorities, shares, order
+executor       what each stage computes
+step_loop      the loop, batch by batch
 step_times     how long steps take, when work will be done, how many steps fit
-admission      what is taken and what is refused
-intake, jobs   from a request to what is known of it on its way
-stages         what a turn computes
-step_loop      the loop, turn by turn
 =============  ==========================================================================================
 """
 
@@ -21,20 +22,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from math import inf
 from threading import Condition, Thread
 from time import monotonic
 
 from PIL import Image
 
 from f2edge.engine.requests import AnalyzeRequest, AskRequest, EngineState, EngineStats, Event, GenerateRequest, Limits, Priority, Request
-from f2edge.engine.sequences import Ticket
+from f2edge.engine.sequences import RequestHandle
 from f2edge.engine.step_loop import StepLoop
 from f2edge.errors import BackendError, EngineClosedError
 from f2edge.pipeline import FacePipeline
 from f2edge.results import GenerateOptions
 
-__all__ = ["Engine", "Ticket"]
+__all__ = ["Engine", "RequestHandle"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Engine:
         priority: Priority | None = None,
         deadline: float | None = None,
         on_event: Callable[[Event], None] | None = None,
-    ) -> Ticket:
+    ) -> RequestHandle:
         """Accept a request or refuse it at once.
 
         Checks texts and options and resizes pictures on the calling thread (call it where pictures were decoded, not in an event loop).
@@ -83,7 +83,7 @@ class Engine:
             request: what to do.
             priority: None is LIVE for answers and reports, NORMAL for images.
             deadline: on ``time.monotonic``; None for none.
-            on_event: told every event, on the engine's thread: it must return at once and hand over (``loop.call_soon_threadsafe``).
+            on_event: called with every event, on the engine's thread: it must return at once (``loop.call_soon_threadsafe``).
 
         Raises:
             InputError: what the pipeline's methods raise for the same values.
@@ -91,25 +91,25 @@ class Engine:
             DeadlineUnreachableError: by measured step times it cannot be done in time, even with the fewest steps allowed.
             EngineClosedError: starting, draining or stopped.
         """
-        ticket = self._loop.submit(request, priority=priority, deadline=deadline, on_event=on_event)
+        handle = self._loop.submit(request, priority=priority, deadline=deadline, on_event=on_event)
         with self._changed:
             self._changed.notify_all()
-        return ticket
+        return handle
 
     def check_room(self, family: str) -> None:
-        """Before a picture is opened for nothing: raises :class:`QueueFullError` where no more "images" or "answers" are taken now."""
+        """Raise :class:`QueueFullError` where no more "images" or "answers" are taken now; call it before opening a picture."""
         self._loop.check_room(family)
 
     @property
     def state(self) -> EngineState:
-        """Of now.  Readiness is READY and a fresh heartbeat."""
+        """The present state.  Readiness is READY and a fresh heartbeat."""
         if self._state is EngineState.READY and self._loop.failures >= FAILURES:
             return EngineState.FAULTY
         return self._state
 
     @property
     def heartbeat_age_ms(self) -> float:
-        """Since the engine's thread was last seen between two turns; an idle engine beats four times a second."""
+        """Time since the engine's thread was last between two batches; an idle engine beats four times a second."""
         return 1e3 * (monotonic() - self._beat)
 
     def wait_ready(self, timeout: float | None = None) -> bool:
@@ -128,7 +128,7 @@ class Engine:
             return self._state is EngineState.READY
 
     def stats(self) -> EngineStats:
-        """A snapshot of the counters."""
+        """Return a snapshot of the counters."""
         return self._loop.stats()
 
     def drain(self, grace_s: float) -> bool:
@@ -147,9 +147,9 @@ class Engine:
         return finished
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Stop after the present turn; everything unfinished fails with EngineClosedError.
+        """Stop after the present batch; everything unfinished fails with EngineClosedError.
 
-        A turn that hangs for ``timeout_s`` is left behind with its thread, and its requests fail all the same.
+        A batch that hangs for ``timeout_s`` is left behind with its thread, and its requests fail all the same.
         """
         with self._changed:
             self._loop.open = False
@@ -157,7 +157,7 @@ class Engine:
             self._changed.notify_all()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
-            logger.error("the engine's thread hangs in a turn; its requests are given up")
+            logger.error("the engine's thread hangs in a batch; its requests are given up")
             self._abandon()
 
     # The engine's thread -------------------------------------------------------------------------------------------------------------
@@ -169,13 +169,13 @@ class Engine:
             self._enter(EngineState.READY)
             while not self._stop:
                 self._beat = monotonic()
-                worked = self._loop.turn()
+                worked = self._loop.run_batch()
                 with self._changed:
                     if not len(self._loop):
-                        self._changed.notify_all()  # who drains
+                        self._changed.notify_all()  # wakes drain()
                 if not worked:
                     self._idle()
-        except Exception as error:  # a defect outside any request's work: nobody may wait for an answer that will never come
+        except Exception as error:  # a defect outside any request's work: no caller may wait for an answer that will never come
             logger.exception("the engine's thread ends")
             self._cause = error
         self._abandon()
@@ -183,7 +183,7 @@ class Engine:
     def _idle(self) -> None:
         if self.state is EngineState.FAULTY and monotonic() - self._tried >= TRIAL_EVERY_S:
             self._tried = monotonic()
-            self._exercise(1)  # their turns come in the loop
+            self._exercise(1)  # they run in the loop
         with self._changed:
             if not len(self._loop) and not self._stop:
                 self._changed.wait(BEAT_S)
@@ -204,31 +204,30 @@ class Engine:
         self._loop.abandon(EngineClosedError("the engine was closed before the work was done; send the request again"))
 
     def _warm_up(self) -> None:
-        """Every batch size that will occur, or powers of two where any size may; the counters begin anew behind it."""
+        """Run every batch size that will occur, or powers of two where any size may; then count from zero."""
         most = max(self._limits.image_rows, self._limits.answer_rows)
         sizes = self._limits.padded_rows or tuple(sorted({*(2**k for k in range(most.bit_length()) if 2**k <= most), most}))
-        self._loop.admission.quantum_ms = inf
-        for size in (1, 1, *sizes):  # the first of all loads the graphs
-            tickets = self._exercise(size)
-            while not self._stop and self._loop.turn():
-                self._beat = monotonic()
-            if self._stop:
-                return
-            for ticket in tickets:
-                ticket.result(0)
-        self._loop.admission.quantum_ms = self._limits.quantum_ms
+        with self._loop.admission.without_quantum():
+            for size in (1, 1, *sizes):  # the first of all loads the graphs
+                handles = self._exercise(size)
+                while not self._stop and self._loop.run_batch():
+                    self._beat = monotonic()
+                if self._stop:
+                    return
+                for handle in handles:
+                    handle.result(0)
         self._loop.reset_counters()
 
-    def _exercise(self, size: int) -> list[Ticket]:
-        """Small requests of every kind that the bundle can do, ``size`` of each at once (of reports one)."""
-        self._exercises += 1  # each with a face and a prompt of its own, for what is remembered cannot be measured
+    def _exercise(self, size: int) -> list[RequestHandle]:
+        """Submit small requests of every kind that the bundle can do, ``size`` of each at once (of reports one)."""
+        self._exercises += 1  # another face and prompt each time: a cached prefix cannot be measured
         side = self._pipeline.bundle.configuration.tokenizer.image_size
         face = Image.new("RGB", (side, side), (self._exercises % 256, 128, 128))
-        tickets = []
+        handles = []
         if self._pipeline.bundle.has("t2i_step"):
             request = GenerateRequest(f"face {self._exercises % 256}", options=GenerateOptions(steps=2))
-            tickets += [self._loop.submit_own(request) for _ in range(min(size, self._limits.image_rows))]
+            handles += [self._loop.submit_internal(request) for _ in range(min(size, self._limits.image_rows))]
         if self._pipeline.bundle.has("mmu_extend"):
-            tickets += [self._loop.submit_own(AskRequest(face, "what?", 4)) for _ in range(min(size, self._limits.answer_rows))]
-            tickets += [self._loop.submit_own(AnalyzeRequest((face,)))] if size == 1 else []
-        return tickets
+            handles += [self._loop.submit_internal(AskRequest(face, "what?", 4)) for _ in range(min(size, self._limits.answer_rows))]
+            handles += [self._loop.submit_internal(AnalyzeRequest((face,)))] if size == 1 else []
+        return handles

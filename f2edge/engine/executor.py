@@ -1,7 +1,7 @@
-"""What a turn does: each stage as a function of the requests that share it, over one pipeline.
+"""What each stage computes: one function of the requests that share it, over one pipeline.
 
-A stage first computes, then changes its requests and tells their listeners, so that one which raises has changed nothing and can be run
-again for each request alone.
+Every function first computes, then changes its requests and emits their events, so that one which raises has changed nothing and can be
+run again for each request alone.  Which stage follows stands in :data:`f2edge.engine.sequences.STAGES`.
 """
 
 from __future__ import annotations
@@ -11,29 +11,31 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from f2edge.decoding.autoregressive import ExtendFunction
 from f2edge.decoding.parallel import GridRow, StepFunction, advance
 from f2edge.decoding.sample import greedy
 from f2edge.decoding.schedule import plan
-from f2edge.engine.answer_rows import AnswerRows, TextRow
-from f2edge.engine.requests import Progress, Report, Token
+from f2edge.engine.requests import Report, Token
 from f2edge.engine.scheduler import Stage
-from f2edge.engine.sequences import AnswerJob, EditWork, ImageJob, Job, ReportJob
+from f2edge.engine.sequences import AnswerState, EditState, FaceState, ImageState, ReportState, RequestState
 from f2edge.imaging.regions import Cells, paste_outside
+from f2edge.inference import ImagePrefix, PromptPrefix, TextRow, TextState
+from f2edge.lru_cache import LRUCache
 from f2edge.pipeline import FacePipeline
-from f2edge.prefix_cache import PromptPrefix
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace
-from f2edge.spec.layout import Ids
+from f2edge.spec.layout import Ids, left_pad
 
 
-class Stages:
-    """Runs turns.
+class Executor:
+    """Runs stages.
 
     Args:
         pipeline: what computes.
         clock: seconds.
-        steps_that_fit: how many steps a picture shall be planned with, of those wanted; asked right before its first step.
+        steps_that_fit: how many steps a picture is planned with, of those wanted; called right before its first step.
         padded: the row count that a step of so many rows runs with.
     """
 
@@ -41,216 +43,204 @@ class Stages:
         self,
         pipeline: FacePipeline,
         clock: Callable[[], float],
-        steps_that_fit: Callable[[ImageJob, int], int],
+        steps_that_fit: Callable[[ImageState, int], int],
         padded: Callable[[int], int],
     ) -> None:
         self._pipeline = pipeline
+        self._inference = pipeline.inference
         self._clock = clock
         self._steps_that_fit = steps_that_fit
         self._padded = padded
         self._layout = pipeline.bundle.layout
-        self._answers = AnswerRows(pipeline.backend, pipeline.understanding, self._layout.pad)
-        self._step: tuple[tuple[PromptPrefix, ...], StepFunction] | None = None
+        # The functions of the last batch: while its rows stay the same, their prefixes stay packed.
+        self._step: LRUCache[tuple[PromptPrefix, ...], StepFunction] = LRUCache(1)
+        self._extend: LRUCache[tuple[ImagePrefix, ...], ExtendFunction[TextState | None]] = LRUCache(1)
         self._run: Mapping[Stage, Callable[[Any], None]] = {
             Stage.ENCODE: self._encode,
             Stage.PROMPT: self._prompts,
             Stage.STEP: self._steps,
             Stage.PREVIEW: self._previews,
             Stage.DRAW: self._draw,
-            Stage.QUESTION: self._questions,
-            Stage.TOKEN: self._tokens,
+            Stage.QUESTION: self._texts,
+            Stage.TOKEN: self._texts,
             Stage.REPORT: self._reports,
         }
 
-    def begin(self, job: Job) -> None:
-        """Set a request's next preparation, passing over those whose result is remembered."""
-        if isinstance(job, ImageJob):
-            if job.edit and job.edit.cells is None:
-                job.stage = Stage.ENCODE
-            elif job.prefix is None and job.prompt_key not in self._pipeline.prompts.recent:
-                job.stage = Stage.PROMPT
-            else:
-                job.prefix = job.prefix or self._pipeline.prompts.prompt(job.prompt_ids)
-                job.stage = Stage.STEP
-        elif isinstance(job, AnswerJob | ReportJob):
-            key = _image_key(job)
-            if job.prefix is None and key in self._pipeline.understanding.prefixes:
-                job.prefix = self._pipeline.understanding.prefix(_pixels(job), key)
-            job.stage = Stage.ENCODE if job.prefix is None else Stage.REPORT if isinstance(job, ReportJob) else Stage.QUESTION
+    def begin(self, request: RequestState) -> None:
+        """Set a request's next stage, passing over a prefill whose result is cached."""
+        request.stage = request.next_stage
+        if request.stage is Stage.PROMPT and isinstance(request, ImageState) and request.prompt_key in self._inference.prompts:
+            request.prefix = self._inference.prompt_prefix(request.prompt_ids)
+        elif request.stage is Stage.ENCODE and isinstance(request, FaceState) and _face(request)[0] in self._inference.images:
+            request.prefix = self._face_prefix(_face(request))
+        request.stage = request.next_stage
 
-    def run(self, stage: Stage, jobs: Sequence[Job]) -> None:
-        """One turn; what it raises, it raises before anything has changed."""
-        self._run[stage](jobs)
+    def run(self, stage: Stage, requests: Sequence[RequestState]) -> None:
+        """Run a stage of these requests; what it raises, it raises before anything has changed."""
+        self._run[stage](requests)
 
-    def size(self, stage: Stage, jobs: Sequence[Job]) -> int:
-        """What a turn's duration depends on: branches of a step, padding included, rows otherwise."""
+    def size(self, stage: Stage, requests: Sequence[RequestState]) -> int:
+        """Return what the duration depends on: branches of a step, padding included, rows otherwise."""
         if stage is not Stage.STEP:
-            return len(jobs)
-        branches = [job.branches for job in jobs if isinstance(job, ImageJob)]
-        return sum(branches) + branches[-1] * (self._padded(len(jobs)) - len(jobs))
+            return len(requests)
+        branches = [request.branches for request in requests if isinstance(request, ImageState)]
+        return sum(branches) + branches[-1] * (self._padded(len(requests)) - len(requests))
 
-    def rest(self) -> None:
-        """Nothing is in progress: let go of what was packed for the last turns."""
-        self._step = None
-        self._answers.forget()
+    def release(self) -> None:
+        """Nothing is in progress: free what was packed for the last batch."""
+        self._step.clear()
+        self._extend.clear()
 
     # Pictures ------------------------------------------------------------------------------------------------------------------------
 
-    def _encode(self, jobs: Sequence[Job]) -> None:
-        edits = [job.edit for job in jobs if isinstance(job, ImageJob) and job.edit is not None]
-        others = [job for job in jobs if isinstance(job, AnswerJob | ReportJob)]
-        seen = {_image_key(job): _pixels(job) for job in others}
+    def _encode(self, requests: Sequence[EditState | FaceState]) -> None:
+        edits = [request for request in requests if isinstance(request, EditState)]
+        others = [request for request in requests if isinstance(request, FaceState)]
+        faces = dict(map(_face, others))
         encoded = self._pipeline.backend.each(self._encoded, edits)
-        made = self._pipeline.backend.each(lambda key: self._pipeline.understanding.prefix(seen[key], key), list(seen))
-        prefixes = dict(zip(seen, made, strict=True))
+        prefixes = dict(zip(faces, self._pipeline.backend.each(self._face_prefix, list(faces.items())), strict=True))
         for edit, (original, cells) in zip(edits, encoded, strict=True):
             edit.original, edit.cells = original, cells
-        for asker in others:
-            asker.prefix = prefixes[_image_key(asker)]
-        for job in jobs:
-            self.begin(job)
+        for other in others:
+            other.prefix = prefixes[_face(other)[0]]
+        for request in requests:
+            self.begin(request)
 
-    def _encoded(self, edit: EditWork) -> tuple[Ids, Cells]:
+    def _face_prefix(self, face: tuple[bytes, NDArray[np.float32]]) -> ImagePrefix:
+        key, pixels = face
+        return self._inference.image_prefix(pixels, key)
+
+    def _encoded(self, edit: EditState) -> tuple[Ids, Cells]:
         cells = self._pipeline.cells(edit.region, edit.image_wh, edit.pixels)
         return self._pipeline.encode_pixels(edit.pixels[None])[0], cells
 
-    def _prompts(self, jobs: Sequence[ImageJob]) -> None:
-        asked = {job.prompt_key: job.prompt_ids for job in jobs}
-        prefixes = dict(zip(asked, self._pipeline.backend.each(self._pipeline.prompts.prompt, list(asked.values())), strict=True))
-        for job in jobs:
-            job.prefix = prefixes[job.prompt_key]
-            self.begin(job)
+    def _prompts(self, requests: Sequence[ImageState]) -> None:
+        prompts = {request.prompt_key: request.prompt_ids for request in requests}
+        made = self._pipeline.backend.each(self._inference.prompt_prefix, list(prompts.values()))
+        prefixes = dict(zip(prompts, made, strict=True))
+        for request in requests:
+            request.prefix = prefixes[request.prompt_key]
+            self.begin(request)
 
-    def _steps(self, jobs: Sequence[ImageJob]) -> None:
+    def _steps(self, requests: Sequence[ImageState]) -> None:
         start = self._clock()
-        rows = [job.row or self._first_row(job) for job in jobs]
+        rows = [request.row or self._first_row(request) for request in requests]
         padding = self._padded(len(rows)) - len(rows)
-        prefixes = [job.prefix for job in jobs if job.prefix is not None]
-        step = self._step_of((*prefixes, *prefixes[-1:] * padding))
+        prefixes = [request.prefix for request in requests if request.prefix is not None]
+        key = (*prefixes, *prefixes[-1:] * padding)
+        step = self._step.get(key, lambda: self._inference.step(key))
         advanced, proposals = advance(step, rows + rows[-1:] * padding, range(len(rows) + padding))
         now = self._clock()
-        for job, row, proposal in zip(jobs, advanced, proposals, strict=False):
-            job.row, job.proposal = row, proposal.copy()
-            job.seen(now)
-            job.step_ms.append(1e3 * (now - start))
-            due = job.preview_every > 0 and row.step % job.preview_every == 0 and not row.finished
-            job.stage = Stage.DRAW if row.finished else Stage.PREVIEW if due and job.preview_images else Stage.STEP
-            if due and not job.preview_images:
-                job.ticket.tell(Progress(row.step, row.plan.steps, row.codes, job.proposal))
+        for request, row, proposal in zip(requests, advanced, proposals, strict=False):
+            request.row, request.proposal = row, proposal.copy()
+            request.first = now if request.first is None else request.first
+            request.step_ms.append(1e3 * (now - start))
+            request.stage = request.next_stage
+            if request.preview_due and not request.preview_images:
+                request.handle.emit(request.progress())
 
-    def _first_row(self, job: ImageJob) -> GridRow:
-        codes, masked = self._grid(job.edit)
-        job.steps_wanted = min(job.schedule.steps, int(masked.sum()))
-        steps = self._steps_that_fit(job, job.steps_wanted)
-        return GridRow(codes, plan(replace(job.schedule, steps=steps), masked, job.seed), job.seed)
+    def _first_row(self, image: ImageState) -> GridRow:
+        size = self._layout.image_tokens
+        codes, masked = np.full(size, self._layout.mask_code, dtype=np.int64), np.ones(size, dtype=bool)
+        if isinstance(image, EditState):
+            assert image.cells is not None
+            assert image.original is not None
+            masked = self._pipeline.token_mask(image.cells)
+            codes = np.where(masked, self._layout.mask_code, image.original)
+        whole = plan(image.schedule, masked, image.seed)
+        image.steps_wanted = whole.steps
+        steps = self._steps_that_fit(image, whole.steps)
+        cut = whole if steps == whole.steps else plan(replace(image.schedule, steps=steps), masked, image.seed)
+        return GridRow(codes, cut, image.seed)
 
-    def _grid(self, edit: EditWork | None) -> tuple[Ids, np.ndarray[Any, np.dtype[np.bool_]]]:
-        """The token grid before the first step, and what of it is masked; both (N,)."""
-        if edit is None:
-            shape = self._layout.image_tokens
-            return np.full(shape, self._layout.mask_code, dtype=np.int64), np.ones(shape, dtype=bool)
-        assert edit.cells is not None
-        assert edit.original is not None
-        masked = self._pipeline.token_mask(edit.cells)
-        return np.where(masked, self._layout.mask_code, edit.original), masked
+    def _previews(self, requests: Sequence[ImageState]) -> None:
+        for request, picture in zip(requests, self._pipeline.backend.each(self._previewed, requests), strict=True):
+            event = replace(request.progress(), images=(picture,))
+            request.stage = request.next_stage
+            request.handle.emit(event)
 
-    def _step_of(self, prefixes: tuple[PromptPrefix, ...]) -> StepFunction:
-        """The step function of these prefixes; the same one for as long as the rows stay the same, for it has them packed."""
-        known = self._step and len(self._step[0]) == len(prefixes) and all(a is b for a, b in zip(self._step[0], prefixes, strict=True))
-        if self._step is None or not known:
-            self._step = prefixes, self._pipeline.prompts.step(prefixes)
-        return self._step[1]
+    def _previewed(self, image: ImageState) -> Image.Image:
+        assert image.proposal is not None
+        return self._pipeline.draw(image.proposal[None])[0]
 
-    def _previews(self, jobs: Sequence[ImageJob]) -> None:
-        images = self._pipeline.backend.each(self._previewed, jobs)
-        for job, image in zip(jobs, images, strict=True):
-            assert job.row is not None
-            assert job.proposal is not None
-            job.stage = Stage.STEP
-            job.ticket.tell(Progress(job.row.step, job.row.plan.steps, job.row.codes, job.proposal, image))
+    def _draw(self, requests: Sequence[ImageState]) -> None:
+        for request, result in zip(requests, self._pipeline.backend.each(self._drawn, requests), strict=True):
+            request.result = result
 
-    def _previewed(self, job: ImageJob) -> Image.Image:
-        assert job.proposal is not None
-        return self._pipeline.draw(job.proposal[None])[0]
-
-    def _draw(self, jobs: Sequence[ImageJob]) -> None:
-        for job, result in zip(jobs, self._pipeline.backend.each(self._drawn, jobs), strict=True):
-            job.result = result
-
-    def _drawn(self, job: ImageJob) -> GeneratedFace | EditedFace:
-        assert job.row is not None
-        codes = job.proposal if job.truncated else job.row.codes
+    def _drawn(self, image: ImageState) -> GeneratedFace | EditedFace:
+        assert image.row is not None
+        codes = image.proposal if image.truncated else image.row.codes
         assert codes is not None
-        (image,) = self._pipeline.decode(codes[None])
-        if job.edit is None:
-            schedule = replace(job.schedule, steps=job.row.plan.steps)
-            image = self._pipeline.mark(image)
-            return GeneratedFace(image, codes, job.prompt, job.seed, schedule, tuple(job.step_ms), self._pipeline.marks)
-        assert job.edit.cells is not None
-        assert job.edit.original is not None
-        if job.edit.keep_outside:
-            image = paste_outside(self._pipeline.bundle.manifest.pictures.picture(job.edit.pixels), image, job.edit.cells)
-        return EditedFace(self._pipeline.mark(image), codes, job.edit.original, job.edit.cells, self._pipeline.marks)
+        (picture,) = self._pipeline.decode(codes[None])
+        if not isinstance(image, EditState):
+            schedule = replace(image.schedule, steps=image.row.plan.steps)
+            picture = self._pipeline.mark(picture)
+            return GeneratedFace(picture, codes, image.prompt, image.seed, schedule, tuple(image.step_ms), self._pipeline.marks)
+        assert image.cells is not None
+        assert image.original is not None
+        if image.keep_outside:
+            picture = paste_outside(self._pipeline.bundle.manifest.pictures.picture(image.pixels), picture, image.cells)
+        return EditedFace(self._pipeline.mark(picture), codes, image.original, image.cells, self._pipeline.marks)
 
     # Words ---------------------------------------------------------------------------------------------------------------------------
 
-    def _questions(self, jobs: Sequence[AnswerJob]) -> None:
-        images = [job.prefix for job in jobs if job.prefix is not None]
-        logits, rows = self._answers.question(images, [job.question_ids for job in jobs])
-        self._say(jobs, greedy(logits, 0), rows)
-
-    def _tokens(self, jobs: Sequence[AnswerJob]) -> None:
-        images = [job.prefix for job in jobs if job.prefix is not None]
-        rows = [job.text for job in jobs if job.text is not None]
-        logits, rows = self._answers.token(images, rows, [job.tokens[-1] for job in jobs])
-        self._say(jobs, greedy(logits, 0), rows)
-
-    def _say(self, jobs: Sequence[AnswerJob], tokens: Ids, rows: Sequence[TextRow]) -> None:
+    def _texts(self, requests: Sequence[AnswerState]) -> None:
+        """Questions, or the last token of each answer: what of its text a request has not passed yet, all of one kind."""
+        images = tuple(request.prefix for request in requests if request.prefix is not None)
+        earlier = [request.text for request in requests if request.text is not None]
+        unread = [request.question_ids if request.text is None else request.tokens[-1:] for request in requests]
+        text, new = left_pad(unread, self._layout.pad)
+        lengths = new + np.array([row.length for row in earlier], dtype=np.int64) if earlier else new
+        extend = self._extend.get(images, lambda: self._inference.extend(images))
+        logits, state = extend(text, lengths, self._inference.gather(earlier) if earlier else None)
+        assert state is not None
         now = self._clock()
-        for job, token, row in zip(jobs, tokens.tolist(), rows, strict=True):
-            job.seen(now)
-            job.text, job.stage = row, Stage.TOKEN
-            if token != self._layout.end_of_text:
-                job.tokens.append(token)
-                self._tell_text(job, job.stream.push(token))
-            if token == self._layout.end_of_text or len(job.tokens) >= job.max_tokens:
-                self._tell_text(job, job.stream.finish())
-                job.result = self._answer(job, now)
+        for row, (request, token) in enumerate(zip(requests, greedy(logits, 0).tolist(), strict=True)):
+            request.first = now if request.first is None else request.first
+            request.text = TextRow(state, row, int(lengths[row]))
+            request.stage = request.next_stage
+            self._add_token(request, token, now)
 
-    def _tell_text(self, job: AnswerJob, text: str) -> None:
-        if text:
-            job.ticket.tell(Token(text))
+    def _add_token(self, answer: AnswerState, token: int, now: float) -> None:
+        if token != self._layout.end_of_text:
+            answer.tokens.append(token)
+            _emit_text(answer, answer.stream.push(token))
+        if token == self._layout.end_of_text or len(answer.tokens) >= answer.max_tokens:
+            _emit_text(answer, answer.stream.finish())
+            answer.result = self._answer(answer, now)
 
-    def _answer(self, job: AnswerJob, now: float) -> Answer:
-        first = now if job.first is None else job.first
+    def _answer(self, answer: AnswerState, now: float) -> Answer:
+        first = now if answer.first is None else answer.first
         return Answer(
-            text=self._pipeline.tokenizer.decode(job.tokens).strip(),
-            tokens=tuple(job.tokens),
-            first_token_ms=1e3 * (first - job.arrived),
-            tokens_per_second=(len(job.tokens) - 1) / (now - first) if now > first and len(job.tokens) > 1 else 0.0,
+            text=self._pipeline.tokenizer.decode(answer.tokens).strip(),
+            tokens=tuple(answer.tokens),
+            first_token_ms=1e3 * (first - answer.arrived),
+            tokens_per_second=(len(answer.tokens) - 1) / (now - first) if now > first and len(answer.tokens) > 1 else 0.0,
         )
 
-    def _reports(self, jobs: Sequence[ReportJob]) -> None:
-        reports = self._pipeline.backend.each(self._reported, jobs)
+    def _reports(self, requests: Sequence[ReportState]) -> None:
+        reports = self._pipeline.backend.each(self._reported, requests)
         now = self._clock()
-        for job, report in zip(jobs, reports, strict=True):
-            job.seen(now)
-            job.ticket.tell(Report(len(job.reports), report))
-            job.reports.append(report)
-            job.prefix = None
-            if len(job.reports) == len(job.pixels):
-                job.result = tuple(job.reports)
+        for request, report in zip(requests, reports, strict=True):
+            request.first = now if request.first is None else request.first
+            request.handle.emit(Report(request.current, report))
+            request.reports.append(report)
+            request.prefix = None
+            if len(request.reports) == len(request.pixels):
+                request.result = tuple(request.reports)
             else:
-                self.begin(job)
+                self.begin(request)
 
-    def _reported(self, job: ReportJob) -> FaceReport:
-        assert job.prefix is not None
-        return self._pipeline.understanding.analyze(job.prefix, job.schema)
-
-
-def _image_key(job: AnswerJob | ReportJob) -> bytes:
-    return job.image_key if isinstance(job, AnswerJob) else job.image_keys[len(job.reports)]
+    def _reported(self, request: ReportState) -> FaceReport:
+        assert request.prefix is not None
+        return self._pipeline.questions.report(request.prefix, request.schema)
 
 
-def _pixels(job: AnswerJob | ReportJob) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return job.pixels if isinstance(job, AnswerJob) else job.pixels[len(job.reports)]
+def _face(request: FaceState) -> tuple[bytes, NDArray[np.float32]]:
+    """Return the face that a request works on: the key of its prefix, and its pixels."""
+    return request.image_keys[request.current], request.pixels[request.current]
+
+
+def _emit_text(answer: AnswerState, text: str) -> None:
+    if text:
+        answer.handle.emit(Token(text))

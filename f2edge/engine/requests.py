@@ -1,9 +1,7 @@
-"""What the engine is asked and what it tells: plain frozen data, checked where it is made.
+"""Requests to the engine and its events: plain frozen data, checked where it is made.
 
 One request is one face, one answer or one report.  :mod:`f2edge.engine.engine` runs many of them at once; every request's tokens are those
 it would have alone.  Times are milliseconds unless a name says otherwise; deadlines are points in seconds on ``time.monotonic``.
-
-N image tokens.
 """
 
 from __future__ import annotations
@@ -15,14 +13,14 @@ from typing import TypeAlias
 
 from PIL import Image
 
+from f2edge.decoding.parallel import StepEvent
 from f2edge.errors import InputError
 from f2edge.imaging.regions import Region
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
-from f2edge.spec.layout import Ids
 
 
 class Priority(IntEnum):
-    """Lower goes first; each lower lane has a guaranteed share of the engine's time (:class:`Limits`), so none starves."""
+    """Lower goes first; each lower priority has a guaranteed share of the engine's time (:class:`Limits`), so none starves."""
 
     LIVE = 0
     NORMAL = 1
@@ -31,14 +29,14 @@ class Priority(IntEnum):
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """A face from words.
+    """Request for a face from words.
 
     Attributes:
         prompt: text, checked at submission.
         seed: in ``[0, 2^64)``.
         options: what is None follows the bundle's defaults.
-        preview_every: a :class:`Progress` after every so many steps (the last one excepted: its picture is the result); 0 for none.
-        preview_images: let each :class:`Progress` carry a picture too; it costs one run of the tokenizer's decoder.
+        preview_every: emit a :class:`StepEvent` after every so many steps (the last one excepted: its picture is the result); 0 for none.
+        preview_images: let each event carry a picture too; it costs one run of the tokenizer's decoder.
         min_steps: with a deadline the engine may cut the steps to what fits, never below this; None takes :attr:`Limits.min_steps`.
             A value of at least ``options.steps`` forbids cutting.
     """
@@ -56,7 +54,7 @@ class GenerateRequest:
 
 @dataclass(frozen=True)
 class EditRequest:
-    """A region of a face decoded anew; see :meth:`f2edge.pipeline.FacePipeline.edit` for ``region`` and ``keep_outside``."""
+    """Request for a region of a face decoded anew; see :meth:`f2edge.pipeline.FacePipeline.edit` for ``region`` and ``keep_outside``."""
 
     image: Image.Image
     prompt: str
@@ -74,7 +72,7 @@ class EditRequest:
 
 @dataclass(frozen=True)
 class AskRequest:
-    """An answer of at most ``max_tokens`` tokens to a question about a face."""
+    """Request for an answer of at most ``max_tokens`` tokens to a question about a face."""
 
     image: Image.Image
     question: str
@@ -86,7 +84,7 @@ class AskRequest:
 
 @dataclass(frozen=True)
 class DescribeRequest:
-    """A face in words; the bundle's own question."""
+    """Request for a face in words, by the bundle's own question."""
 
     image: Image.Image
     max_tokens: int = 128
@@ -97,7 +95,7 @@ class DescribeRequest:
 
 @dataclass(frozen=True)
 class AnalyzeRequest:
-    """Attributes of one face or several; ``attributes`` None takes the whole schema.  One face is one step of the engine."""
+    """Request for attributes of one face or several; ``attributes`` None takes the whole schema.  One face is one step of the engine."""
 
     images: tuple[Image.Image, ...]
     attributes: tuple[str, ...] | None = None
@@ -115,7 +113,7 @@ Result: TypeAlias = GeneratedFace | EditedFace | Answer | tuple[FaceReport, ...]
 
 @dataclass(frozen=True)
 class Timings:
-    """Of one request, from its submission: until its first run, until its first step or token was done, until its result."""
+    """Times of one request from its submission: to its first run, to the end of its first step or token, to its result."""
 
     queued_ms: float
     first_ms: float
@@ -123,34 +121,15 @@ class Timings:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """A step of an image is done.
-
-    Attributes:
-        step: steps done, 1 … ``steps``.
-        steps: planned, after any cut for a deadline.
-        codes: int64 (N,), V where still masked.
-        proposal: int64 (N,), every masked position filled with the present guess.
-        image: the proposal as a picture, where the request wants pictures.
-    """
-
-    step: int
-    steps: int
-    codes: Ids
-    proposal: Ids
-    image: Image.Image | None = None
-
-
-@dataclass(frozen=True)
 class Token:
-    """A piece of an answer's text, as soon as it is certain; never half a character, never empty."""
+    """Event: a piece of an answer's text, as soon as it is certain; never half a character, never empty."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Report:
-    """The report of face ``index`` of an :class:`AnalyzeRequest`; the :class:`Done` that follows has all of them."""
+    """Event: the report of face ``index`` of an :class:`AnalyzeRequest`; the :class:`Done` that follows has all of them."""
 
     index: int
     report: FaceReport
@@ -158,12 +137,12 @@ class Report:
 
 @dataclass(frozen=True)
 class Done:
-    """The request's end.
+    """Event: the request has ended.
 
     Attributes:
         result: a :class:`GeneratedFace`, an :class:`EditedFace`, an :class:`Answer` or a tuple of :class:`FaceReport`.
         timings: of this request.
-        steps: decoding steps done (images) or tokens said (answers); 0 for reports.
+        steps: decoding steps done (images) or tokens (answers); 0 for reports.
         steps_planned: steps of the plan followed; above ``steps`` only where time ran out and the last proposal became the result.
         degraded: fewer steps were planned or done than were asked for, to meet the deadline.
     """
@@ -177,7 +156,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """The request's end without a result.
+    """Event: the request has ended without a result.
 
     ``error`` is an :class:`InputError` (a region that the picture does not show), :class:`CancelledError`, :class:`DeadlineExceededError`,
     :class:`EngineClosedError` or :class:`BackendError`; anything else is a defect, which a server must not show to clients.
@@ -187,24 +166,24 @@ class Failed:
     timings: Timings
 
 
-#: Every request hears any number of the first three, then exactly one :class:`Done` or :class:`Failed`.
-Event: TypeAlias = Progress | Token | Report | Done | Failed
+#: Every request emits any number of the first three, then exactly one :class:`Done` or :class:`Failed`.  A StepEvent has one row.
+Event: TypeAlias = StepEvent | Token | Report | Done | Failed
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the engine accepts and how it shares its time.
+    """Limits of what the engine accepts, and how it shares its time.
 
     Attributes:
-        image_rows, answer_rows: rows of one forward pass, and the requests of each lane that are in progress at once.
+        image_rows, answer_rows: rows of one forward pass, and the requests of each priority that are in progress at once.
         padded_rows: row counts that image steps are padded up to, ascending; empty for none (right where shapes cost nothing: CPU).
         max_images, max_answers: requests queued or running; more are refused.
         max_image_work_ms, max_answer_work_ms: the same in estimated engine time.
-        normal_share, background_share: of engine time, guaranteed to these lanes while they have work.
+        normal_share, background_share: of engine time, guaranteed to these priorities while they have work.
         quantum_ms: an image step takes no more rows than are expected to take this long (at least one).
         live_memory_s: for so long after a live answer was asked for, an image step moreover takes no longer than an answer takes to its
             first token, so that the next one waits half its own time on average.
-        patience_s: a request without a deadline is served, within its lane, as if it were due so long after its arrival.
+        patience_s: a request without a deadline is served, within its priority, as if it were due so long after its arrival.
         min_steps: floor of the steps of an image with a deadline.
         margin_ms: kept free before a deadline, for what follows the engine (encoding, sending).
     """
@@ -225,7 +204,7 @@ class Limits:
     margin_ms: float = 20.0
 
     def padded(self, rows: int) -> int:
-        """The row count that an image step of so many rows runs with."""
+        """Return the row count that an image step of so many rows runs with."""
         return next((size for size in self.padded_rows if size >= rows), rows)
 
     def __post_init__(self) -> None:
@@ -244,7 +223,7 @@ class Limits:
 
 
 class EngineState(Enum):
-    """Only READY takes work and should be reported as ready."""
+    """State of an engine; only READY takes work and should be reported as ready."""
 
     STARTING = "starting"  #: warming up
     READY = "ready"
@@ -258,20 +237,20 @@ class EngineStats:
     """Counters since the start, and gauges of now; plain numbers, to be copied into metrics outside the engine's thread.
 
     Attributes:
-        queued: gauge by lane ("live", "normal", "background"): accepted, nothing of it run yet.
-        running: gauge by lane.
+        queued: gauge by priority ("live", "normal", "background"): accepted, nothing of it run yet.
+        running: gauge by priority.
         work_ms: gauge by class ("images", "answers"): estimated engine time still to be spent.
         accepted, done: by request class name without "Request", lower case ("generate", "ask" …).
         failed: by reason: "cancelled", "deadline", "closed", "input", "backend", "other".
         cancelled_at: requests cancelled or expired while "queued" or "running".
         rejected: by reason: "queue_full", "work_full", "deadline", "closed".
-        turns: units of work by stage ("prompt", "step", "draw", "preview", "encode", "question", "token", "report").
+        turns: batches run, by stage ("prompt", "step", "draw", "preview", "encode", "question", "token", "report").
         turn_ms: engine time by stage.
         rows: histogram by stage: ``rows["step"][4]`` steps had four rows.
         image_steps: decoding steps counted by row; ``wasted_steps`` of them belonged to images that were never finished.
-        preemptions: times that work in progress of a lower lane had to wait for a higher lane.
+        preemptions: times that work in progress of a lower priority had to wait for a higher one.
         faults: forward passes that failed; ``isolated``: batches that were run again row by row.
-        prefix_hits, prefix_misses: of the memory of image prefixes; ``prompt_*`` of that of prompts.
+        prefix_hits, prefix_misses: of the cache of image prefixes; ``prompt_*`` of that of prompts.
         degraded: results with fewer steps than asked for.
     """
 

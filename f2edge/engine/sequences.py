@@ -1,5 +1,4 @@
-"""Requests on their way through the engine: what is known of each, and what is left to do.  Data only; :mod:`f2edge.engine.executor` does
-it.
+"""Requests in the engine: the handle of their owner, the state of each, and the stage that follows.  :mod:`f2edge.engine.executor` runs it.
 
 N image tokens, G token grid.
 """
@@ -7,37 +6,33 @@ N image tokens, G token grid.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from threading import Event as Flag
 from threading import Lock
-from typing import ClassVar
-
-import numpy as np
-from numpy.typing import NDArray
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from f2edge.decoding.autoregressive import TextStream
-from f2edge.decoding.parallel import GridRow
+from f2edge.decoding.parallel import GridRow, StepEvent
 from f2edge.decoding.schedule import Schedule
-from f2edge.engine.answer_rows import TextRow
 from f2edge.engine.requests import Done, Event, Failed, Priority, Result, Timings
 from f2edge.engine.scheduler import Stage
 from f2edge.imaging.regions import Cells, Region
-from f2edge.prefix_cache import PromptPrefix
+from f2edge.inference import ImagePrefix, Pixels, PromptPrefix, TextRow
 from f2edge.results import FaceReport
 from f2edge.spec.attributes import AttributeSchema
 from f2edge.spec.layout import Ids
-from f2edge.understanding import ImagePrefix
 
 logger = logging.getLogger(__name__)
 
 
-class Ticket:
+class RequestHandle:
     """A request in the engine, for its owner.
 
     Args:
-        number: of the request, unique in its engine.
-        on_event: told every event, on the engine's thread.
+        number: id, unique in its engine.
+        on_event: called with every event, on the engine's thread.
     """
 
     def __init__(self, number: int, on_event: Callable[[Event], None] | None = None) -> None:
@@ -54,12 +49,12 @@ class Ticket:
 
     @property
     def cancelled(self) -> bool:
-        """Whether its owner has asked for the end."""
+        """Whether its owner has cancelled it."""
         return self._cancelled
 
     @property
     def ended(self) -> bool:
-        """Whether Done or Failed was told."""
+        """Whether Done or Failed was emitted."""
         return self._ended.is_set()
 
     def result(self, timeout: float | None = None) -> Done:
@@ -76,8 +71,8 @@ class Ticket:
             raise self._end.error
         return self._end
 
-    def tell(self, event: Event) -> None:
-        """For the engine: pass an event on.  The first end is the last event; a listener that raises has its request cancelled."""
+    def emit(self, event: Event) -> None:
+        """Pass an event to the owner.  The first end is the last event; an ``on_event`` that raises has its request cancelled."""
         with self._lock:
             if self._end is not None:
                 return
@@ -87,28 +82,29 @@ class Ticket:
             if self._on_event:
                 self._on_event(event)
         except Exception:
-            logger.exception("the listener of request %d failed; the request is cancelled", self.id)
+            logger.exception("on_event of request %d failed; the request is cancelled", self.id)
             self._cancelled = True
         if isinstance(event, Done | Failed):
             self._ended.set()
 
 
 @dataclass(eq=False, kw_only=True)
-class Job:
-    """What every request has.
+class RequestState:
+    """State common to all requests.
 
     Attributes:
         kind: "generate", "edit", "ask", "describe" or "analyze".
         deadline: seconds of the engine's clock; infinity for none.
-        due: place in its lane's order.
+        due: place in the order of its priority.
         stage: what it does next; None while it is queued.
+        started, first: when its first stage began, when its first step or token was done.
         result: set by its last stage.
     """
 
     family: ClassVar[str]
-    ticket: Ticket
+    handle: RequestHandle
     kind: str
-    lane: Priority
+    priority: Priority
     arrived: float
     deadline: float
     due: float
@@ -117,45 +113,39 @@ class Job:
     first: float | None = None
     result: Result | None = None
 
-    def seen(self, now: float) -> None:
-        """Its first step or token is done, if it was not before."""
-        if self.first is None:
-            self.first = now
+    @property
+    def order(self) -> tuple[Priority, float, int]:
+        """Place among the requests of its family."""
+        return self.priority, self.due, self.handle.id
+
+    @property
+    def next_stage(self) -> Stage:
+        """The first stage of :data:`STAGES` that the request needs now."""
+        return next(stage for stage, needed in STAGES[type(self)] if needed(self))
 
     def timings(self, now: float) -> Timings:
-        """Until now; what has not happened yet counts as happening now."""
+        """Return the timings until now; what has not happened yet counts as happening now."""
         started, first = (now if moment is None else moment for moment in (self.started, self.first))
         return Timings(*(1e3 * (moment - self.arrived) for moment in (started, first, now)))
 
     def done(self, now: float) -> Done:
-        """The end that tells its result."""
+        """Return the event of its end."""
         assert self.result is not None
         return Done(self.result, self.timings(now), 0, 0)
 
 
 @dataclass(eq=False, kw_only=True)
-class EditWork:
-    """What an edit has beyond a generation; ``original`` int64 (N,) and ``cells`` bool (G, G) come from its first stage."""
-
-    pixels: NDArray[np.float32]  # (3, Y, X)
-    region: Region
-    image_wh: tuple[int, int]
-    keep_outside: bool
-    original: Ids | None = None
-    cells: Cells | None = None
-
-
-@dataclass(eq=False, kw_only=True)
-class ImageJob(Job):
-    """A picture in the making.
+class ImageState(RequestState):
+    """A generated picture.
 
     Attributes:
-        prompt_ids: text tokens of the prompt; prompt_key: the same with specials, which its prefix is remembered by.
+        prompt_ids: text tokens of the prompt; prompt_key: the same with specials, the key of its prefix.
         schedule: as asked for.
         floor: fewest steps that a deadline may cut it to.
         row: its grid and plan; None before the first step.
         proposal: int64 (N,), every position filled.
-        steps_wanted: of the plan without any cut; known once the plan is made.
+        previewed: the step that was last emitted.
+        steps_wanted: steps of the plan without any cut; known once the plan is made.
         truncated: time ran out between two steps and the proposal became the result.
     """
 
@@ -168,10 +158,10 @@ class ImageJob(Job):
     floor: int
     preview_every: int
     preview_images: bool
-    edit: EditWork | None = None
     prefix: PromptPrefix | None = None
     row: GridRow | None = None
     proposal: Ids | None = None
+    previewed: int = 0
     steps_wanted: int = 0
     truncated: bool = False
     step_ms: list[float] = field(default_factory=list)
@@ -190,6 +180,26 @@ class ImageJob(Job):
             return 2 if self.schedule.guidance > 0 else 1
         return 2 if self.row.plan.guidance[self.row.step] > 0 else 1
 
+    @property
+    def finished(self) -> bool:
+        """Whether no step follows."""
+        return self.truncated or (self.row is not None and self.row.finished)
+
+    @property
+    def preview_due(self) -> bool:
+        """Whether the step just done is to be emitted; the last one is not, its picture is the result."""
+        row = self.row
+        if row is None or not self.preview_every or row.finished:
+            return False
+        return row.step % self.preview_every == 0 and row.step > self.previewed
+
+    def progress(self) -> StepEvent:
+        """Return the event of the step just done, without a picture."""
+        assert self.row is not None
+        assert self.proposal is not None
+        self.previewed = self.row.step
+        return StepEvent(self.row.step, self.row.plan.steps, self.row.codes[None], self.proposal[None], self.step_ms[-1])
+
     def done(self, now: float) -> Done:
         assert self.result is not None
         assert self.row is not None
@@ -199,16 +209,39 @@ class ImageJob(Job):
 
 
 @dataclass(eq=False, kw_only=True)
-class AnswerJob(Job):
-    """An answer in the making; ``image_key`` is what its picture's prefix is remembered by."""
+class EditState(ImageState):
+    """A region of a picture decoded anew; ``original`` int64 (N,) and ``cells`` bool (G, G) come from its first stage."""
+
+    pixels: Pixels  # (3, Y, X)
+    region: Region
+    image_wh: tuple[int, int]
+    keep_outside: bool
+    original: Ids | None = None
+    cells: Cells | None = None
+
+
+@dataclass(eq=False, kw_only=True)
+class FaceState(RequestState):
+    """Work on the prefixes of given faces, one face after another; ``image_keys`` are the keys of their prefixes."""
 
     family: ClassVar[str] = "answers"
-    pixels: NDArray[np.float32]  # (3, Y, X)
-    image_key: bytes
+    pixels: tuple[Pixels, ...]  # each (3, Y, X)
+    image_keys: tuple[bytes, ...]
+    prefix: ImagePrefix | None = None
+
+    @property
+    def current(self) -> int:
+        """Index of the face that is worked on."""
+        return 0
+
+
+@dataclass(eq=False, kw_only=True)
+class AnswerState(FaceState):
+    """An answer about one face."""
+
     question_ids: tuple[int, ...]
     max_tokens: int
     stream: TextStream
-    prefix: ImagePrefix | None = None
     text: TextRow | None = None
     tokens: list[int] = field(default_factory=list)
 
@@ -218,12 +251,36 @@ class AnswerJob(Job):
 
 
 @dataclass(eq=False, kw_only=True)
-class ReportJob(Job):
-    """Reports of several pictures, one after another."""
+class ReportState(FaceState):
+    """Reports of several faces."""
 
-    family: ClassVar[str] = "answers"
-    pixels: tuple[NDArray[np.float32], ...]  # each (3, Y, X)
-    image_keys: tuple[bytes, ...]
     schema: AttributeSchema
-    prefix: ImagePrefix | None = None
     reports: list[FaceReport] = field(default_factory=list)
+
+    @property
+    def current(self) -> int:
+        return len(self.reports)
+
+
+_IMAGE: tuple[tuple[Stage, Callable[[Any], bool]], ...] = (
+    (Stage.PROMPT, lambda image: image.prefix is None),
+    (Stage.DRAW, lambda image: image.finished),
+    (Stage.PREVIEW, lambda image: image.preview_images and image.preview_due),
+    (Stage.STEP, lambda _: True),
+)
+#: The stages of each kind of request with what it needs them for; the first that is needed is the next.  A request ends with its result.
+STAGES: Mapping[type[RequestState], tuple[tuple[Stage, Callable[[Any], bool]], ...]] = MappingProxyType(
+    {
+        ImageState: _IMAGE,
+        EditState: ((Stage.ENCODE, lambda edit: edit.cells is None), *_IMAGE),
+        AnswerState: (
+            (Stage.ENCODE, lambda answer: answer.prefix is None),
+            (Stage.QUESTION, lambda answer: answer.text is None),
+            (Stage.TOKEN, lambda _: True),
+        ),
+        ReportState: (
+            (Stage.ENCODE, lambda report: report.prefix is None),
+            (Stage.REPORT, lambda _: True),
+        ),
+    }
+)

@@ -1,4 +1,4 @@
-"""What the engine counts while it runs, and the frozen snapshot that others read."""
+"""Counters of the engine, and the frozen snapshot that others read."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from f2edge.engine.requests import EngineStats, Priority
-from f2edge.engine.sequences import ImageJob, Job
+from f2edge.engine.sequences import ImageState, RequestState
 from f2edge.errors import BackendError, CancelledError, DeadlineExceededError, EngineClosedError, InputError
-from f2edge.pipeline import FacePipeline
+from f2edge.inference import Inference
 
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (CancelledError, "cancelled"),
@@ -21,7 +21,7 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
 
 
 def reason_of(error: Exception) -> str:
-    """An error's label in statistics."""
+    """Return an error's label in statistics."""
     return next((reason for kind, reason in _REASONS if isinstance(error, kind)), "other")
 
 
@@ -43,30 +43,30 @@ class Counters:
     isolated: int = 0
     degraded: int = 0
 
-    def turn(self, stage: str, rows: int, ms: float) -> None:
-        """A turn is over."""
+    def add_batch(self, stage: str, rows: int, ms: float) -> None:
+        """Count a batch that has run."""
         self.turns[stage] += 1
         self.turn_ms[stage] += ms
         self.rows[stage][rows] += 1
         if stage == "step":
             self.image_steps += rows
 
-    def failure(self, job: Job, error: Exception) -> None:
-        """A request ended without a result."""
+    def add_failure(self, request: RequestState, error: Exception) -> None:
+        """Count a request that ended without a result."""
         reason = reason_of(error)
         self.failed[reason] += 1
         if reason in ("cancelled", "deadline"):
-            self.cancelled_at["queued" if job.started is None else "running"] += 1
-        if isinstance(job, ImageJob) and job.row is not None:
-            self.wasted_steps += job.row.step
+            self.cancelled_at["queued" if request.started is None else "running"] += 1
+        if isinstance(request, ImageState) and request.row is not None:
+            self.wasted_steps += request.row.step
 
-    def snapshot(self, jobs: Iterable[Job], work_ms: dict[str, float], preemptions: int, pipeline: FacePipeline) -> EngineStats:
-        """Copies of everything."""
-        lanes = Counter((job.lane, job.started is not None) for job in jobs)
-        faces, prompts = pipeline.understanding.prefixes, pipeline.prompts.recent
+    def snapshot(self, requests: Iterable[RequestState], work_ms: dict[str, float], preemptions: int, inference: Inference) -> EngineStats:
+        """Return a copy of everything."""
+        present = Counter((request.priority, request.started is not None) for request in requests)
+        faces, prompts = inference.images, inference.prompts
         return EngineStats(
-            queued={lane.name.lower(): lanes[lane, False] for lane in Priority},
-            running={lane.name.lower(): lanes[lane, True] for lane in Priority},
+            queued={priority.name.lower(): present[priority, False] for priority in Priority},
+            running={priority.name.lower(): present[priority, True] for priority in Priority},
             work_ms=work_ms,
             accepted=dict(self.accepted),
             done=dict(self.done),

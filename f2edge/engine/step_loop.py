@@ -1,17 +1,16 @@
-"""The step loop, one turn at a time: requests join and leave between turns.  No thread of its own; :class:`f2edge.engine.engine.Engine`
-has one.
+"""The step loop, one batch at a time: requests join and leave between batches.  It has no thread; :class:`f2edge.engine.engine.Engine`
+runs it in one.
 
 >>> loop = StepLoop(FacePipeline.load("nano"), Limits())                                                        # doctest: +SKIP
->>> ticket = loop.submit(GenerateRequest("an old man"))                                                         # doctest: +SKIP
->>> while loop.turn(): pass                                                                                     # doctest: +SKIP
->>> ticket.result().steps                                                                                       # doctest: +SKIP
+>>> handle = loop.submit(GenerateRequest("an old man"))                                                         # doctest: +SKIP
+>>> while loop.run_batch(): pass                                                                                # doctest: +SKIP
+>>> handle.result().steps                                                                                       # doctest: +SKIP
 12
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import count
 from math import inf
@@ -19,11 +18,11 @@ from threading import RLock
 from time import monotonic
 
 from f2edge.engine.admission import Admission
-from f2edge.engine.executor import Stages
-from f2edge.engine.prepare import Intake
+from f2edge.engine.executor import Executor
+from f2edge.engine.prepare import prepare
 from f2edge.engine.requests import EngineStats, Event, Failed, Limits, Priority, Request
-from f2edge.engine.scheduler import Queued, Ready, Scheduler, Stage, Turn, beginners
-from f2edge.engine.sequences import AnswerJob, ImageJob, Job, Ticket
+from f2edge.engine.scheduler import ScheduledBatch, Scheduler, Stage, beginners
+from f2edge.engine.sequences import AnswerState, ImageState, RequestHandle, RequestState
 from f2edge.engine.stats import Counters
 from f2edge.engine.step_times import StepTimes
 from f2edge.errors import CancelledError, DeadlineExceededError, DeadlineUnreachableError, EngineClosedError, InputError, QueueFullError
@@ -33,9 +32,9 @@ logger = logging.getLogger(__name__)
 
 
 class StepLoop:
-    """Requests in progress and the turns that bring them on.
+    """Requests in progress and the batches that advance them.
 
-    ``submit`` and ``stats`` may be called from any thread; ``turn`` and ``abandon`` from one.
+    ``submit`` and ``stats`` may be called from any thread; ``run_batch`` and ``abandon`` from one.
 
     Args:
         pipeline: what computes.
@@ -53,17 +52,16 @@ class StepLoop:
         self.open = True
         self.failures = 0
         self.times = StepTimes()
-        self.admission = Admission(limits, self.times, lambda: pipeline.backend.workers)
+        self.admission = Admission(limits, self.times, lambda: pipeline.backend.workers, lambda: clock() < self._live_until)
         self.counters = Counters()
         self.scheduler = Scheduler(limits, self.admission.rows, self.admission.cost_ms)
         self._pipeline = pipeline
+        self._limits = limits
         self._clock = clock
-        self._intake = Intake(pipeline, limits)
-        self._stages = Stages(pipeline, clock, self._steps_that_fit, limits.padded)
+        self._executor = Executor(pipeline, clock, self._steps_that_fit, limits.padded)
         self._slots = {"images": limits.image_rows, "answers": limits.answer_rows}
-        self._jobs: dict[int, Job] = {}
+        self._requests: dict[int, RequestState] = {}
         self._numbers = count(1)
-        self._live_memory_s = limits.live_memory_s
         self._live_until = -inf
 
     def submit(
@@ -73,93 +71,96 @@ class StepLoop:
         priority: Priority | None = None,
         deadline: float | None = None,
         on_event: Callable[[Event], None] | None = None,
-    ) -> Ticket:
+    ) -> RequestHandle:
         """See :meth:`f2edge.engine.engine.Engine.submit`."""
         arrived = self._clock()
         self._check_open()  # before pictures are resized in vain
-        ticket = Ticket(next(self._numbers), on_event)
-        job = self._intake.job(request, ticket, arrived, priority, deadline)
+        handle = RequestHandle(next(self._numbers), on_event)
+        state = prepare(self._pipeline, self._limits, request, handle, arrived, priority, deadline)
         with self.lock:
             self._check_open()
             try:
-                self.admission.check(job, self._jobs.values(), self._clock())
+                self.admission.check(state, self._requests.values(), self._clock())
             except (QueueFullError, DeadlineUnreachableError) as refusal:
                 self.counters.rejected["deadline" if isinstance(refusal, DeadlineUnreachableError) else "queue_full"] += 1
                 raise
-            self._jobs[ticket.id] = job
-            self.counters.accepted[job.kind] += 1
-            if job.lane is Priority.LIVE and job.family == "answers":
-                self._live_until = arrived + self._live_memory_s
-        return ticket
+            self._accept(state)
+            if state.priority is Priority.LIVE and state.family == "answers":
+                self._live_until = arrived + self._limits.live_memory_s
+        return handle
+
+    def submit_internal(self, request: Request) -> RequestHandle:
+        """Accept a request of the engine itself (warm-up, trials), whatever is queued."""
+        handle = RequestHandle(next(self._numbers))
+        state = prepare(self._pipeline, self._limits, request, handle, self._clock(), Priority.BACKGROUND, None)
+        with self.lock:
+            self._accept(state)
+        return handle
 
     def check_room(self, family: str) -> None:
         """See :meth:`f2edge.engine.engine.Engine.check_room`."""
         with self.lock:
             try:
-                self.admission.check_room(family, self._jobs.values())
+                self.admission.check_room(family, self._requests.values())
             except QueueFullError:
                 self.counters.rejected["queue_full"] += 1
                 raise
 
-    def submit_own(self, request: Request) -> Ticket:
-        """A request of the engine itself (warm-up, trials), taken in any case."""
-        ticket = Ticket(next(self._numbers))
-        job = self._intake.job(request, ticket, self._clock(), Priority.BACKGROUND, None)
-        with self.lock:
-            self._jobs[ticket.id] = job
-            self.counters.accepted[job.kind] += 1
-        return ticket
-
     def reset_counters(self) -> None:
-        """Begin to count anew."""
+        """Count from zero again."""
         with self.lock:
             self.counters = Counters()
-            self.scheduler.preemptions = 0
-            for remembered in (self._pipeline.understanding.prefixes, self._pipeline.prompts.recent):
-                remembered.hits = remembered.misses = 0
+            self.scheduler.reset_counts()
+            self._pipeline.inference.images.reset_counts()
+            self._pipeline.inference.prompts.reset_counts()
 
     def __len__(self) -> int:
-        """Requests queued or in progress."""
-        return len(self._jobs)
+        """Return the number of requests queued or in progress."""
+        return len(self._requests)
 
-    def turn(self) -> bool:
-        """End what is cancelled or late, let others begin, run one turn; whether there was one to run."""
-        turn = self._next()
-        if turn is None:
-            self._stages.rest()
+    def run_batch(self) -> bool:
+        """End what is cancelled or late, let others begin, run one batch; return whether there was one to run."""
+        batch = self._next_batch()
+        if batch is None:
+            self._executor.release()
             return False
-        jobs = [self._jobs[number] for number in turn.requests]
-        size = self._stages.size(turn.stage, jobs)
+        size = self._executor.size(batch.stage, batch.requests)
         start = self._clock()
-        for job in jobs:
-            job.started = start if job.started is None else job.started
-        whole = self._run(turn.stage, jobs)
+        for request in batch.requests:
+            request.started = start if request.started is None else request.started
+        whole = self._run(batch.stage, batch.requests)
         ms = 1e3 * (self._clock() - start)
         with self.lock:
-            self.scheduler.charge(turn, ms)
-            self.counters.turn(turn.stage.value, len(jobs), ms)
+            self.scheduler.charge(batch, ms)
+            self.counters.add_batch(batch.stage.value, len(batch.requests), ms)
             if whole:
-                self.times.add(turn.stage.value, size, ms)
-        for job in jobs:
-            if job.result is not None:
-                self._finish(job)
-        if turn.stage in (Stage.ENCODE, Stage.PROMPT):
-            self._pass_on(turn.stage)
+                self.times.add(batch.stage.value, size, ms)
+        for request in batch.requests:
+            if request.result is not None:
+                self._finish(request)
+        if batch.stage in (Stage.ENCODE, Stage.PROMPT):
+            for other in self._present():  # others that wait for the same picture or prompt have it now
+                if other.stage is batch.stage:
+                    self._executor.begin(other)
         return True
 
     def abandon(self, error: Exception) -> None:
         """End every request with ``error``."""
-        for job in list(self._jobs.values()):
-            self._fail(job, error)
+        for request in self._present():
+            self._fail(request, error)
 
     def stats(self) -> EngineStats:
-        """A snapshot of the counters."""
+        """Return a snapshot of the counters."""
         with self.lock:
-            jobs = list(self._jobs.values())
+            requests = self._present()
             work = {"images": 0.0, "answers": 0.0}
-            for job in jobs:
-                work[job.family] += self.admission.work_ms(job)
-            return self.counters.snapshot(jobs, work, self.scheduler.preemptions, self._pipeline)
+            for request in requests:
+                work[request.family] += self.admission.work_ms(request)
+            return self.counters.snapshot(requests, work, self.scheduler.preemptions, self._pipeline.inference)
+
+    def _present(self) -> list[RequestState]:
+        with self.lock:
+            return list(self._requests.values())
 
     def _check_open(self) -> None:
         if not self.open:
@@ -167,76 +168,73 @@ class StepLoop:
                 self.counters.rejected["closed"] += 1
             raise EngineClosedError("the engine takes no new work: it is shutting down; send the request to another one")
 
-    def _next(self) -> Turn | None:
-        now = self._clock()
-        self.admission.live = now < self._live_until
-        for job in list(self._jobs.values()):
-            if job.ticket.cancelled:
-                self._fail(job, CancelledError("the request was cancelled by its owner"))
-            elif now >= job.deadline:
-                self._fail(job, DeadlineExceededError("the deadline passed before the work was done"))
-            elif isinstance(job, ImageJob) and job.stage is Stage.STEP and self.admission.last_chance(job, now):
-                job.truncated, job.stage = True, Stage.DRAW
-        with self.lock:
-            jobs = list(self._jobs.values())
-        begun = Counter((job.family, job.lane) for job in jobs if job.stage is not None)
-        queued = [Queued(job.ticket.id, job.family, job.lane, job.due) for job in jobs if job.stage is None]
-        for number in beginners(queued, begun, self._slots):
-            self._stages.begin(self._jobs[number])
-        ready = [Ready(job.ticket.id, job.lane, job.due, job.stage) for job in jobs if job.stage is not None]
-        with self.lock:
-            return self.scheduler.choose(ready)
+    def _accept(self, request: RequestState) -> None:
+        self._requests[request.handle.id] = request
+        self.counters.accepted[request.kind] += 1
 
-    def _run(self, stage: Stage, jobs: Sequence[Job]) -> bool:
-        """Run a stage; where it fails for several together, for each alone, so that only the culprit fails.  Whether all went well."""
+    def _next_batch(self) -> ScheduledBatch[RequestState] | None:
+        now = self._clock()
+        for request in self._present():
+            if request.handle.cancelled:
+                self._fail(request, CancelledError("the request was cancelled by its owner"))
+            elif now >= request.deadline:
+                self._fail(request, DeadlineExceededError("the deadline passed before the work was done"))
+            elif isinstance(request, ImageState) and request.stage is Stage.STEP and self.admission.last_chance(request, now):
+                request.truncated = True
+                request.stage = request.next_stage
+        requests = self._present()
+        for request in beginners(requests, self._slots):
+            self._executor.begin(request)
+        with self.lock:
+            return self.scheduler.choose(requests)
+
+    def _run(self, stage: Stage, requests: Sequence[RequestState]) -> bool:
+        """Run a stage; where it fails for several together, for each alone, so that one fault fails one request.
+
+        Returns whether no run failed.
+        """
         try:
-            self._stages.run(stage, jobs)
+            self._executor.run(stage, requests)
         except Exception as error:  # whatever it is, it must not take the others along
-            if len(jobs) == 1:
-                self._blame(jobs[0], stage, error)
+            if len(requests) == 1:
+                self._blame(requests[0], stage, error)
                 return False
-            logger.warning("a %s of %d requests failed and is run for each alone", stage.value, len(jobs), exc_info=True)
+            logger.warning("a %s of %d requests failed and is run for each alone", stage.value, len(requests), exc_info=True)
             with self.lock:
                 self.counters.faults += 1
                 self.counters.isolated += 1
-            for job in jobs:
-                self._run(stage, [job])
+            for request in requests:
+                self._run(stage, [request])
             return False
         self.failures = 0
         return True
 
-    def _blame(self, job: Job, stage: Stage, error: Exception) -> None:
+    def _blame(self, request: RequestState, stage: Stage, error: Exception) -> None:
         if not isinstance(error, InputError):
-            logger.error("the %s of request %d failed", stage.value, job.ticket.id, exc_info=error)
+            logger.error("the %s of request %d failed", stage.value, request.handle.id, exc_info=error)
             self.failures += 1
             with self.lock:
                 self.counters.faults += 1
-        self._fail(job, error)
+        self._fail(request, error)
 
-    def _pass_on(self, stage: Stage) -> None:
-        """Others that wait for the same picture or prompt have it now."""
-        for job in list(self._jobs.values()):
-            if job.stage is stage:
-                self._stages.begin(job)
-
-    def _finish(self, job: Job) -> None:
-        done = job.done(self._clock())
+    def _finish(self, request: RequestState) -> None:
+        done = request.done(self._clock())
         with self.lock:
-            if self._jobs.pop(job.ticket.id, None) is None:
+            if self._requests.pop(request.handle.id, None) is None:
                 return
-            self.counters.done[job.kind] += 1
+            self.counters.done[request.kind] += 1
             self.counters.degraded += done.degraded
-            if isinstance(job, AnswerJob):
-                self.admission.heard(len(job.tokens))
-        job.ticket.tell(done)
+            if isinstance(request, AnswerState):
+                self.admission.add_answer(len(request.tokens))
+        request.handle.emit(done)
 
-    def _fail(self, job: Job, error: Exception) -> None:
+    def _fail(self, request: RequestState, error: Exception) -> None:
         with self.lock:
-            if self._jobs.pop(job.ticket.id, None) is None:
+            if self._requests.pop(request.handle.id, None) is None:
                 return
-            self.counters.failure(job, error)
-        job.ticket.tell(Failed(error, job.timings(self._clock())))
+            self.counters.add_failure(request, error)
+        request.handle.emit(Failed(error, request.timings(self._clock())))
 
-    def _steps_that_fit(self, job: ImageJob, wanted: int) -> int:
+    def _steps_that_fit(self, request: ImageState, wanted: int) -> int:
         with self.lock:
-            return self.admission.steps_that_fit(job, wanted, self._jobs.values(), self._clock())
+            return self.admission.steps_that_fit(request, wanted, self._requests.values(), self._clock())

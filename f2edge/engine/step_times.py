@@ -1,4 +1,4 @@
-"""How long steps take, measured as they run, and what follows: when work will be done, and how many steps fit before a deadline.
+"""Times of steps, measured as they run, and estimates from them: when work will be done, and how many steps fit before a deadline.
 
 >>> times = StepTimes()
 >>> for ms in (900.0, 20.0, 22.0, 21.0): times.add("step", 2, ms)     # the first run loads the graph and is not counted
@@ -36,7 +36,7 @@ class StepTimes:
         self._runs: Counter[str] = Counter()
 
     def add(self, kind: str, size: int, ms: float) -> None:
-        """A run took ``ms``.  The very first of a kind loads its graph and is not counted."""
+        """Add a run of ``ms``.  The very first of a kind loads its graph and is not counted."""
         self._runs[kind] += 1
         if self._runs[kind] == 1:
             return
@@ -50,14 +50,14 @@ class StepTimes:
         self.version += 1
 
     def largest(self, kind: str) -> int:
-        """The largest size that is known, 0 where none is."""
+        """Return the largest size that is known, 0 where none is."""
         return max(self._medians.get(kind, {}), default=0)
 
     def ms(self, kind: str, size: int = 1) -> float:
-        """Expected duration: the median at this size, or between the nearest sizes known.
+        """Return the expected duration: the median at this size, or between the nearest sizes known.
 
-        Below the smallest size known its time is taken, above the largest it grows in proportion; 0 where nothing is known, for what is
-        not known refuses nobody.
+        Below the smallest size known its time is taken, above the largest it grows in proportion; 0 where nothing is known, so
+        that an unknown time refuses no request.
         """
         medians = self._medians.get(kind)
         if not medians:
@@ -76,7 +76,7 @@ class StepTimes:
 
 
 def finish_ms(ahead: Sequence[int], steps: int, rows: int, step_ms: Callable[[int], float]) -> float:
-    """Time until a request of ``steps`` steps is done.
+    """Return the time until a request of ``steps`` steps is done.
 
     Args:
         ahead: steps left of the requests before it, in order of service.
@@ -96,7 +96,7 @@ def finish_ms(ahead: Sequence[int], steps: int, rows: int, step_ms: Callable[[in
 
 
 def fitting_steps(wanted: int, floor: int, budget_ms: float, total_ms: Callable[[int], float]) -> int:
-    """The most steps of ``floor … wanted`` that fit in the budget, by a total that grows with the steps; ``floor`` where none do."""
+    """Return the most steps of ``floor … wanted`` that fit in the budget, by a total that grows with the steps; ``floor`` where none do."""
     low, high = min(floor, wanted), wanted
     while low < high:
         middle = (low + high + 1) // 2

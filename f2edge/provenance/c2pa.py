@@ -24,8 +24,8 @@ from threading import Lock
 from typing import Any
 
 from f2edge.errors import InputError
-from f2edge.pem import read_pem
 from f2edge.provenance.label import Label
+from f2edge.transport import read_pem
 
 MIME_TYPES: Mapping[str, str] = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 _SETTINGS: Mapping[str, Any] = {

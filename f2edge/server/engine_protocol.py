@@ -7,18 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from f2edge.engine.requests import EngineState, EngineStats, Event, Priority, Request
+from f2edge.engine.sequences import RequestHandle
 from f2edge.provenance.watermark import PUBLIC, Watermark
 from f2edge.wire import ModelFacts
 
 if TYPE_CHECKING:
     from f2edge.bundle.bundle import Bundle
     from f2edge.provenance.c2pa import Signer
-
-
-class TicketPort(Protocol):
-    """An accepted request."""
-
-    def cancel(self) -> None: ...
 
 
 class EnginePort(Protocol):
@@ -31,7 +26,7 @@ class EnginePort(Protocol):
         priority: Priority | None = None,
         deadline: float | None = None,
         on_event: Callable[[Event], None] | None = None,
-    ) -> TicketPort: ...
+    ) -> RequestHandle: ...
 
     def check_room(self, family: str) -> None: ...
 

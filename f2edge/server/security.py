@@ -12,11 +12,10 @@ from typing import Any
 import grpc
 
 from f2edge.errors import InputError
-from f2edge.pem import read_pem
-from f2edge.server.certificate_dates import check_dates
 from f2edge.server.settings import ServerSettings
 from f2edge.server.status import RefusedError, trailers
 from f2edge.server.tokens import Tokens
+from f2edge.transport import check_dates, read_pem
 
 logger = logging.getLogger(__name__)
 

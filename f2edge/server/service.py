@@ -15,7 +15,8 @@ from typing import TypeVar
 import numpy as np
 from google.protobuf.message import Message
 
-from f2edge.engine.requests import AnalyzeRequest, Done, EditRequest, EngineState, GenerateRequest, Priority, Progress, Request, Token
+from f2edge.decoding.parallel import StepEvent
+from f2edge.engine.requests import AnalyzeRequest, Done, EditRequest, EngineState, GenerateRequest, Priority, Request, Token
 from f2edge.errors import InputError, PromptError
 from f2edge.provenance.label import label as new_label
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace
@@ -58,10 +59,10 @@ class FaceService:
     async def generate(self, message: pb.GenerateRequest, call: Call) -> None:
         served = await self._ready()
         validation.check_output(message.output)
-        lane = validation.priority(message.priority, image=True)
+        priority = validation.priority(message.priority, image=True)
         request = validation.generate_request(message)  # no picture in it, so it costs no thread
         with self._events() as events:
-            self._submit(served, events, call, lambda: request, lane)
+            self._submit(served, events, call, lambda: request, priority)
             done = await self._follow(events, call, request, message.previews, lambda preview: pb.GenerateResponse(preview=preview))
         face = done.result
         assert isinstance(face, GeneratedFace)
@@ -75,7 +76,7 @@ class FaceService:
     async def edit(self, message: pb.EditRequest, call: Call) -> None:
         served = await self._ready()
         validation.check_output(message.output)
-        lane = validation.priority(message.priority, image=True)
+        priority = validation.priority(message.priority, image=True)
         call.fields = {InputError: "region"}
         kept: list[EditRequest] = []
 
@@ -85,7 +86,7 @@ class FaceService:
 
         served.engine.check_room("images")
         with self._events() as events:
-            await self._pool.open(message.ByteSize(), partial(self._submit, served, events, call, build, lane))
+            await self._pool.open(message.ByteSize(), partial(self._submit, served, events, call, build, priority))
             request = kept[0]
             done = await self._follow(events, call, request, message.previews, lambda preview: pb.EditResponse(preview=preview))
         face = done.result
@@ -115,10 +116,10 @@ class FaceService:
 
     async def analyze(self, message: pb.AnalyzeRequest, call: Call) -> pb.AnalyzeResponse:
         served = await self._ready()
-        lane = validation.priority(message.priority, image=False)
+        priority = validation.priority(message.priority, image=False)
         call.fields = {InputError: "attributes"}
         build = partial(validation.analyze_request, message, served.facts.schema, self._settings.images)
-        done, (report,) = await self._reports(served, message.ByteSize(), call, build, lane)
+        done, (report,) = await self._reports(served, message.ByteSize(), call, build, priority)
         return pb.AnalyzeResponse(report=report_message(report), timings=timings_message(done.timings))
 
     async def analyze_stream(self, messages: AsyncIterator[pb.AnalyzeStreamRequest], call: Call) -> None:
@@ -152,10 +153,10 @@ class FaceService:
         whole: Callable[[pb.Answer], Response],
     ) -> None:
         served = await self._ready()
-        lane = validation.priority(message.priority, image=False)
+        priority = validation.priority(message.priority, image=False)
         served.engine.check_room("answers")
         with self._events() as events:
-            await self._pool.open(message.ByteSize(), partial(self._submit, served, events, call, build, lane))
+            await self._pool.open(message.ByteSize(), partial(self._submit, served, events, call, build, priority))
             while not isinstance(event := await events.next(), Done):
                 assert isinstance(event, Token)
                 await call.send(piece(event.text))
@@ -164,11 +165,11 @@ class FaceService:
         await call.send(whole(answer_message(event.result, event.timings)))
 
     async def _reports(
-        self, served: Served, size: int, call: Call, build: Callable[[], AnalyzeRequest], lane: Priority | None
+        self, served: Served, size: int, call: Call, build: Callable[[], AnalyzeRequest], priority: Priority | None
     ) -> tuple[Done, tuple[FaceReport, ...]]:
         served.engine.check_room("answers")
         with self._events() as events:
-            await self._pool.open(size, partial(self._submit, served, events, call, build, lane))
+            await self._pool.open(size, partial(self._submit, served, events, call, build, priority))
             while not isinstance(event := await events.next(), Done):
                 pass  # the single reports come together in the end
         self._metrics.engine_finished(call.method, event.timings)
@@ -188,23 +189,23 @@ class FaceService:
         label = new_label(prompt=request.prompt, seed=request.seed, bundle=self._facts.name, edited=edited)
         known: Ids | None = None
         while not isinstance(event := await events.next(), Done):
-            assert isinstance(event, Progress)
-            preview = pb.Preview(step=event.step, steps=event.steps)
+            assert isinstance(event, StepEvent)
+            preview, codes = pb.Preview(step=event.step, steps=event.steps), event.codes[0]
             if wanted.tokens:
-                fixed = np.flatnonzero(event.codes < self._facts.codes) if known is None else np.flatnonzero(event.codes != known)
-                known = event.codes
+                fixed = np.flatnonzero(codes < self._facts.codes) if known is None else np.flatnonzero(codes != known)
+                known = codes
                 preview.positions.extend(fixed.tolist())
-                preview.codes.extend(event.codes[fixed].tolist())
+                preview.codes.extend(codes[fixed].tolist())
             if wanted.proposal:
-                preview.proposal.extend(event.proposal.tolist())
-            if event.image is not None:
-                preview.picture = await self._pool.write(partial(preview_picture, event.image, wanted.picture_side, label))
+                preview.proposal.extend(event.proposal[0].tolist())
+            if event.images:
+                preview.picture = await self._pool.write(partial(preview_picture, event.images[0], wanted.picture_side, label))
             await call.send(wrap(preview))
         return event
 
-    def _submit(self, served: Served, events: Events, call: Call, build: Callable[[], Request], lane: Priority | None) -> None:
+    def _submit(self, served: Served, events: Events, call: Call, build: Callable[[], Request], priority: Priority | None) -> None:
         request = build()
-        events.submit(lambda tell: served.engine.submit(request, priority=lane, deadline=call.deadline, on_event=tell))
+        events.submit(lambda emit: served.engine.submit(request, priority=priority, deadline=call.deadline, on_event=emit))
 
     async def _ready(self) -> Served:
         """The engine; while it starts, calls wait for it a little, for a client that is refused at once has soon tried often enough."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from f2edge.errors import InputError
 from f2edge.imaging.guard import ImageLimits
-from f2edge.loopback import is_loopback
+from f2edge.transport import is_loopback
 
 DEFAULT_PORT = 8033
 #: Room for a prompt and the other fields beside an image of the largest size.

@@ -106,7 +106,7 @@ def attributes(names: Sequence[str], include_sensitive: bool, schema: AttributeS
 
 
 def priority(value: pb.Priority, *, image: bool) -> Priority | None:
-    """The lane of a request; pictures are never live."""
+    """Return the priority of a request; pictures are never live."""
     if value == pb.PRIORITY_UNSPECIFIED:
         return None
     if value not in PRIORITIES:

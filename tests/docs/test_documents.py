@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,3 +115,33 @@ def test_files_and_modules_exist(document: Path) -> None:
 def test_links_lead_somewhere(document: Path) -> None:
     links = {link for link in LINK.findall(text(document)) if "://" not in link} if document.suffix == ".md" else set()
     assert [link for link in sorted(links) if not (document.parent / link).exists()] == []
+
+
+def test_the_layout_in_the_readme_names_every_package() -> None:
+    rows = re.findall(r"^\| `(f2edge|export|engines|bench)/` [^|]*\| ([^|]*) \|$", text(ROOT / "README.md"), re.MULTILINE)
+    assert len(rows) == 4
+    for house, packages in rows:
+        there = {path.parent.relative_to(ROOT / house).as_posix() for path in (ROOT / house).rglob("*/__init__.py")}
+        inner = {name.rsplit("/", 1)[-1] for name in there} - {house}
+        assert set(SPAN.findall(packages)) == inner, house
+
+
+def test_each_behaviour_is_found_in_two_files_at_most() -> None:
+    rows = re.findall(r"^\| [^|`]+ \| (`[^|]+) \|$", text(ROOT / "CONTRIBUTING.md").partition("| behaviour | open |")[2], re.MULTILINE)[:10]
+    assert len(rows) == 10
+    for row in rows:
+        files = re.findall(r"`([\w/]+\.py)`(?: \(([^)]*)\))?", row)
+        assert 1 <= len(files) <= 2, row
+        for file, names in files:
+            source = text(ROOT / file)
+            assert all(f"def {name}(" in source for name in SPAN.findall(names)), f"{file}: {names}"
+
+
+def test_the_first_program_of_the_readme_runs(tmp_path: Path) -> None:
+    (program, *_) = [block for language, block in FENCE.findall(text(ROOT / "README.md")) if language == "python"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) >= 2

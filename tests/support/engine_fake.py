@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import inf
 from threading import Event as Flag
 
 import numpy as np
@@ -12,7 +11,7 @@ from PIL import Image
 
 from f2edge.backends.base import Array, Value
 from f2edge.bundle.bundle import Bundle
-from f2edge.engine.engine import Ticket
+from f2edge.engine.engine import RequestHandle
 from f2edge.engine.requests import AnalyzeRequest, AskRequest, Done, Event, Failed, GenerateRequest, Limits, Request
 from f2edge.engine.step_loop import StepLoop
 from f2edge.pipeline import FacePipeline
@@ -64,7 +63,7 @@ class ScriptedBackend(PaperBackend):
         self.gate.set()
 
     @property
-    def lanes(self) -> int:
+    def workers(self) -> int:
         return self.beside
 
     def run(self, graph: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
@@ -101,9 +100,9 @@ class ScriptedBackend(PaperBackend):
 
 @dataclass
 class Heard:
-    """A ticket and everything that its listener was told."""
+    """A handle and everything that its listener was told."""
 
-    ticket: Ticket
+    handle: RequestHandle
     events: list[Event] = field(default_factory=list)
 
     @property
@@ -141,22 +140,21 @@ class Bench:
     def run(self, turns: int = 10_000) -> int:
         """Run so many turns, or until there is nothing to do; the turns run."""
         for turn in range(turns):
-            if not self.loop.turn():
+            if not self.loop.run_batch():
                 return turn
         return turns
 
     def learn(self) -> None:
         """Fill the table of step times, as the warm-up does."""
-        quantum_ms, self.loop.admission.quantum_ms = self.loop.admission.quantum_ms, inf
-        for size in (1, 1, 2, 4):
-            for _ in range(size):
-                self.loop.submit_own(generate(99, steps=2))
+        with self.loop.admission.without_quantum():
+            for size in (1, 1, 2, 4):
+                for _ in range(size):
+                    self.loop.submit_internal(generate(99, steps=2))
+                self.run()
+            for image in (97, 98, 99):
+                self.loop.submit_internal(question(image))
+                self.loop.submit_internal(AnalyzeRequest((face(image),), ("hat",)))
             self.run()
-        for image in (97, 98, 99):
-            self.loop.submit_own(question(image))
-            self.loop.submit_own(AnalyzeRequest((face(image),), ("hat",)))
-        self.run()
-        self.loop.admission.quantum_ms = quantum_ms
         self.loop.reset_counters()
         self.backend.runs.clear()
         self.backend.rows.clear()

@@ -19,6 +19,7 @@ from google.rpc import error_details_pb2, status_pb2
 from PIL import Image
 
 from f2edge.client.sync import Client
+from f2edge.decoding.parallel import StepEvent
 from f2edge.decoding.schedule import Schedule
 from f2edge.engine.engine import Engine
 from f2edge.engine.requests import (
@@ -31,11 +32,11 @@ from f2edge.engine.requests import (
     Failed,
     GenerateRequest,
     Priority,
-    Progress,
     Request,
     Timings,
     Token,
 )
+from f2edge.engine.sequences import RequestHandle
 from f2edge.errors import CancelledError, DeadlineExceededError, EngineClosedError
 from f2edge.imaging.images import load_image
 from f2edge.pipeline import FacePipeline
@@ -69,14 +70,6 @@ FACTS = ModelFacts(
 WORDS = ("the ", "hair ", "is ", "red")
 
 
-class ScriptedTicket:
-    def __init__(self) -> None:
-        self.cancelled = threading.Event()
-
-    def cancel(self) -> None:
-        self.cancelled.set()
-
-
 class ScriptedEngine:
     """Every request gets a thread and takes ``steps`` steps of ``step_s`` seconds.
 
@@ -95,7 +88,7 @@ class ScriptedEngine:
         self.gate.set()
         self.steps_done = 0
         self.submitted: list[tuple[Any, Priority | None, float | None]] = []
-        self.open_tickets: set[ScriptedTicket] = set()
+        self.open_requests: set[RequestHandle] = set()
         self.state = EngineState.READY
         self.heartbeat_age_ms = 1.0
         self.closed = False
@@ -108,55 +101,55 @@ class ScriptedEngine:
         priority: Priority | None = None,
         deadline: float | None = None,
         on_event: Callable[[Event], None] | None = None,
-    ) -> ScriptedTicket:
+    ) -> RequestHandle:
         if (refusal := self.refusal or self.refuse(request)) is not None:
             raise refusal
         if self.closed:
             raise EngineClosedError("closed")
         assert on_event is not None
-        ticket = ScriptedTicket()
+        handle = RequestHandle(len(self.submitted))
         with self._lock:
             self.submitted.append((request, priority, deadline))
-            self.open_tickets.add(ticket)
-        threading.Thread(target=self._run, args=(request, deadline, on_event, ticket), daemon=True).start()
-        return ticket
+            self.open_requests.add(handle)
+        threading.Thread(target=self._run, args=(request, deadline, on_event, handle), daemon=True).start()
+        return handle
 
-    def _run(self, request: Request, deadline: float | None, tell: Callable[[Event], None], ticket: ScriptedTicket) -> None:
+    def _run(self, request: Request, deadline: float | None, emit: Callable[[Event], None], handle: RequestHandle) -> None:
         start = time.monotonic()
         error: Exception | None = None
         for step in range(1, self.steps + 1):
-            while not self.gate.wait(0.005) and not ticket.cancelled.is_set() and not self.closed:
+            while not self.gate.wait(0.005) and not handle.cancelled and not self.closed:
                 pass
-            error = self._trouble(step, deadline, ticket)
+            error = self._trouble(step, deadline, handle)
             if error is not None:
                 break
             with self._lock:
                 self.steps_done += 1
             time.sleep(self.step_s)
-            self._tell_step(request, step, tell)
+            self._emit_step(request, step, emit)
         with self._lock:
-            self.open_tickets.discard(ticket)
+            self.open_requests.discard(handle)
         ms = 1e3 * (time.monotonic() - start)
         timings = Timings(0.0, ms, ms)
-        tell(Failed(error, timings) if error is not None else Done(self._result(request), timings, self.steps, self.steps))
+        emit(Failed(error, timings) if error is not None else Done(self._result(request), timings, self.steps, self.steps))
 
-    def _trouble(self, step: int, deadline: float | None, ticket: ScriptedTicket) -> Exception | None:
+    def _trouble(self, step: int, deadline: float | None, handle: RequestHandle) -> Exception | None:
         if self.closed:
             return EngineClosedError("closed")
-        if ticket.cancelled.is_set():
+        if handle.cancelled:
             return CancelledError("cancelled")
         if deadline is not None and time.monotonic() > deadline:
             return DeadlineExceededError("too late")
         return self.failure if step == 2 else None
 
-    def _tell_step(self, request: Request, step: int, tell: Callable[[Event], None]) -> None:
+    def _emit_step(self, request: Request, step: int, emit: Callable[[Event], None]) -> None:
         if isinstance(request, GenerateRequest | EditRequest):
             if request.preview_every and step % request.preview_every == 0 and step < self.steps:
                 codes = np.where(np.arange(GRID * GRID) < step * GRID * GRID // self.steps, step_codes(), CODES)
-                image = Image.new("RGB", (SIDE, SIDE), (step, 0, 0)) if request.preview_images else None
-                tell(Progress(step, self.steps, codes, step_codes(), image))
+                images = (Image.new("RGB", (SIDE, SIDE), (step, 0, 0)),) if request.preview_images else ()
+                emit(StepEvent(step, self.steps, codes[None], step_codes()[None], 1e3 * self.step_s, images))
         elif not isinstance(request, AnalyzeRequest) and step <= len(WORDS):
-            tell(Token(WORDS[step - 1]))
+            emit(Token(WORDS[step - 1]))
 
     def _result(self, request: Request) -> Any:
         image = Image.new("RGB", (SIDE, SIDE), (200, 100, 50))
@@ -175,7 +168,7 @@ class ScriptedEngine:
             raise self.full
 
     def stats(self) -> EngineStats:
-        lanes = {"live": 0, "normal": len(self.open_tickets), "background": 0}
+        lanes = {"live": 0, "normal": len(self.open_requests), "background": 0}
         empty: Mapping[str, int] = {}
         return EngineStats(
             queued=dict.fromkeys(lanes, 0), running=lanes, work_ms={}, accepted={"generate": len(self.submitted)}, done=empty, failed=empty,

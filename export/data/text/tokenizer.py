@@ -144,14 +144,3 @@ def _fitting_merges(learner: Tokenizer, ids: dict[str, int], vocabulary: int) ->
             ids[left + right] = len(ids)
         kept.append((left, right))
     return kept
-
-
-def clashing_slots(tokenizer: Tokenizer) -> dict[str, list[str]]:
-    """Slots in which two answers begin with the same token: name → the answers concerned.  Empty for a good vocabulary."""
-    clashes = {}
-    for name, slot in F2EDGE_SCHEMA.items():
-        first = [tokenizer.encode(answer, add_special_tokens=False).ids[0] for answer in slot.answers]
-        same = [answer for answer, token in zip(slot.answers, first, strict=True) if first.count(token) > 1]
-        if same:
-            clashes[name] = same
-    return clashes

@@ -1,14 +1,15 @@
-"""The camera bench on a model of paper: every figure is there and plausible, several cameras share the model, bad input is refused."""
+"""The camera bench on a fake model: complete and plausible results, several cameras on one model, refused input."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
-from bench.camera.camera import camera, numbers, print_results
-from bench.camera.run import Setting, call_costs, measure, resident_mb
+from bench.camera.camera import camera, print_results
+from bench.camera.run import Setting, call_costs, measure
+from bench.hardware.memory import resident_mb
+from f2edge.cli.console import Output
 from f2edge.errors import InputError
 from f2edge.pipeline import FacePipeline
 from tests.support.serving import paper_pipeline
@@ -19,10 +20,10 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> FacePipeline:
     return paper_pipeline(tmp_path_factory.mktemp("paper"))
 
 
-def test_cameras_side_by_side_are_measured(pipeline: FacePipeline, capsys: pytest.CaptureFixture[str]) -> None:
-    told: list[str] = []
-    rows = measure(pipeline, [Setting(1, 1), Setting(2, 3)], 3.0, (240, 136), told.append)
-    assert len(told) == 2
+def test_concurrent_cameras_are_measured(pipeline: FacePipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    messages: list[str] = []
+    rows = measure(pipeline, [Setting(1, 1), Setting(2, 3)], 3.0, (240, 136), messages.append)
+    assert len(messages) == 2
     for row, setting in zip(rows, ((1, 1), (2, 3)), strict=True):
         assert (row["cameras"], row["people"]) == setting
         assert row["frames_per_second"] > 0
@@ -36,18 +37,17 @@ def test_cameras_side_by_side_are_measured(pipeline: FacePipeline, capsys: pytes
     for row in calls:
         assert row["whole_ms"] > 0
         assert row["face_ms"] == pytest.approx(row["whole_ms"] / row["faces"], abs=0.02)
-    print_results({"calls": calls, "rows": rows})
+    print_results({"calls": calls, "rows": rows}, Output())
     printed = capsys.readouterr().out
     assert "answer age" in printed
     assert "against one" in printed
     json.dumps([calls, rows], allow_nan=False)
 
 
-def test_lists_of_numbers_and_bad_settings() -> None:
-    assert numbers("1,2,4", "--cameras") == [1, 2, 4]
-    for bad in ("", "1,x", "0", "-1"):
+def test_bad_settings_are_refused() -> None:
+    for bad in ("1,x", "0", "-1"):
         with pytest.raises(InputError, match="--cameras"):
-            numbers(bad, "--cameras")
+            camera(cameras=[bad])
     for cameras, people in ((0, 1), (17, 1), (1, 5)):
         with pytest.raises(InputError, match="cameras with"):
             Setting(cameras, people)
@@ -55,8 +55,11 @@ def test_lists_of_numbers_and_bad_settings() -> None:
         camera(duration=0.0)
 
 
-def test_memory_of_now_is_read(tmp_path: Path) -> None:
+def test_resident_memory_is_read() -> None:
     before = resident_mb()
+    assert before is not None
     held = bytearray(64 << 20)
     held[::4096] = b"x" * len(held[::4096])
-    assert resident_mb() - before > 50
+    after = resident_mb()
+    assert after is not None
+    assert after - before > 50

@@ -16,7 +16,7 @@ from bench.hardware.roofline_model import (
     PUBLISHED,
     SHARES,
     WEIGHT_BYTES,
-    Work,
+    CallCost,
     predict,
     published_errors,
     resident_bytes,
@@ -33,11 +33,11 @@ def test_a_call_is_bound_by_its_longest_part() -> None:
     device = load_profile("orin-nano")
     bandwidth, arithmetic = SHARES
     slow = 1e3 * 16.7e12 / (16.7e12 * arithmetic)
-    assert time_of(Work(16.7e12, 1.0, 1.0, 1, "fp16"), device).bound == "compute"
-    assert time_of(Work(16.7e12, 1.0, 1.0, 1, "fp16"), device).ms == pytest.approx(slow)
-    assert time_of(Work(1.0, 102e9, 0.0, 1, "fp16"), device).ms == pytest.approx(1e3 / bandwidth)
-    assert time_of(Work(1.0, 1.0, 1.0, 1000, "fp16"), device).bound == "launch"
-    assert time_of(Work(1.0, 102e9, 0.0, 1, "fp16"), device, ideal=True).ms == pytest.approx(1e3)
+    assert time_of(CallCost(16.7e12, 1.0, 1.0, 1, "fp16"), device).bound == "compute"
+    assert time_of(CallCost(16.7e12, 1.0, 1.0, 1, "fp16"), device).ms == pytest.approx(slow)
+    assert time_of(CallCost(1.0, 102e9, 0.0, 1, "fp16"), device).ms == pytest.approx(1e3 / bandwidth)
+    assert time_of(CallCost(1.0, 1.0, 1.0, 1000, "fp16"), device).bound == "launch"
+    assert time_of(CallCost(1.0, 102e9, 0.0, 1, "fp16"), device, ideal=True).ms == pytest.approx(1e3)
 
 
 def test_shares_are_what_the_published_figures_amount_to() -> None:

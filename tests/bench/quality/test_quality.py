@@ -1,4 +1,4 @@
-"""The quality bench: every figure against a slow reference, every section with a model that is perfect and one that is not."""
+"""The quality bench: metrics against slow references, sections with a perfect and with a poor model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bench import cli
 from bench.quality import quality, scores
 from bench.quality.contact_sheet import contact_sheet, wrapped
 from bench.quality.edit import KINDS, edit, plan_edits
-from bench.quality.faces import Faces, held_out_prompts
+from bench.quality.faces import HeldOutFaces, held_out_prompts
 from bench.quality.frechet import frechet_distance, gaussian_distance
 from bench.quality.quality import Bench, Question, Texts
 from bench.quality.report import SECTIONS, chosen_sections, print_results, run_sections
@@ -34,7 +34,7 @@ from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema, Slot
 SMALL = AttributeSchema([Slot("a", ("x", "y", "z"), "a?", "test"), Slot("b", ("no", "yes"), "b?", "test")])
 
 
-# --- figures -------------------------------------------------------------------------------------------------------------------------
+# --- metrics -------------------------------------------------------------------------------------------------------------------------
 
 
 def test_distance_of_gaussians_in_closed_form() -> None:
@@ -144,7 +144,7 @@ NAMES = list(F2EDGE_SCHEMA)
 
 
 def written(slots: Mapping[str, str]) -> np.ndarray:
-    """A picture that holds its slots in its first row of pixels: red is the value's index plus one."""
+    """Return a picture that encodes its slots in its first row of pixels: red is the value's index plus one."""
     picture = np.full((128, 128, 3), 128, np.uint8)
     picture[0] = 0
     for k, name in enumerate(NAMES):
@@ -156,9 +156,9 @@ def read(picture: np.ndarray) -> dict[str, str]:
     return {name: F2EDGE_SCHEMA[name].values[picture[0, k, 0] - 1] for k, name in enumerate(NAMES) if picture[0, k, 0]}
 
 
-def rendered(count: int, seed: int) -> Faces:
+def rendered(count: int, seed: int) -> HeldOutFaces:
     shown = [visible(sample_slots(np.random.default_rng([seed, i]), "heldout")) for i in range(count)]
-    return Faces(np.stack([written(s) for s in shown]), tuple(shown))
+    return HeldOutFaces(np.stack([written(s) for s in shown]), tuple(shown))
 
 
 class ReadingJudge:
@@ -172,7 +172,7 @@ class ReadingJudge:
 
 
 class Model:
-    """Draws and tells what it should; ``lazy`` forgets: it draws first values only and answers nothing right."""
+    """Fake of a perfect model; with ``lazy`` it draws first values only and answers everything wrong."""
 
     bundle = SimpleNamespace(regions=("hair", "eyes", "mouth", "chin", "clothing", "background"))
 
@@ -240,7 +240,7 @@ def test_a_perfect_model_scores_full_marks(tmp_path: Path) -> None:
     assert all(Image.open(tmp_path / f"{name}.png").width > 1000 for name in sheets)
 
 
-def test_a_lazy_model_scores_what_it_deserves() -> None:
+def test_a_lazy_model_scores_low() -> None:
     bench = bench_of(Model(lazy=True))
     made = quality.generate(bench)
     prompts = held_out_prompts(bench.faces.visible[:40], 3)
@@ -260,7 +260,7 @@ def test_a_lazy_model_scores_what_it_deserves() -> None:
     assert quality.tokenizer(bench)["accuracy"] < 0.6
 
 
-def test_the_bench_repeats_itself_and_every_picture_has_its_own_seed() -> None:
+def test_runs_are_repeatable_and_every_picture_has_a_distinct_seed() -> None:
     models = Model(), Model()
     first, second = (quality.generate(bench_of(m, images=20)) for m in models)
     assert first == second
@@ -273,6 +273,7 @@ def test_prompts_name_the_combination_that_training_never_saw() -> None:
     prompts = held_out_prompts(shown, 5)
     assert prompts == held_out_prompts(shown, 5)
     assert prompts != held_out_prompts(shown, 6)
+    assert len(prompts) == 30
     named = [all(s in p.mentioned for s in SPLIT_SLOTS if s in face) for p, face in zip(prompts, shown, strict=True)]
     assert np.mean(named) >= 0.9
     for prompt, face in zip(prompts, shown, strict=True):
@@ -286,6 +287,7 @@ def test_planned_edits_ask_for_something_new_on_faces_that_allow_it() -> None:
     edits = plan_edits(faces, KINDS, 70, 6)
     assert len({e.row for e in edits}) == len(edits)
     assert {e.kind.slot for e in edits} == {k.slot for k in KINDS}
+    assert len(edits) > 50
     for planned in edits:
         face = faces.visible[planned.row]
         assert face[planned.kind.slot] != planned.value

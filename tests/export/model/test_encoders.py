@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from export.data.conditions import Conditions
+from export.data.pixels import to_pixels
 from export.model.encoders import (
     AttributeReadout,
     IdentityEncoder,
@@ -26,7 +27,6 @@ from export.training.encoders import (
     attribute_loss,
     identity_loss,
     load_encoders,
-    plain,
     reduced,
     write_encoders,
 )
@@ -167,8 +167,8 @@ def test_identity_loss_against_a_slow_reference() -> None:
 def test_larger_pictures_are_read_by_their_means(size: int, grid: int) -> None:
     parser, encoder = RegionParser(3, grid).eval(), SemanticEncoder(SEMANTIC).eval()
     images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
-    assert parser(plain(images)).shape == (2, 3, grid, grid)
-    torch.testing.assert_close(encoder(plain(images)), encoder(plain(reduced(images))), atol=0.05, rtol=0)  # uint8 rounds the means
+    assert parser(to_pixels(images)).shape == (2, 3, grid, grid)
+    torch.testing.assert_close(encoder(to_pixels(images)), encoder(to_pixels(reduced(images))), atol=0.05, rtol=0)  # uint8 rounds the means
 
 
 def test_the_readout_says_apart_from_values_what_is_to_be_seen() -> None:

@@ -297,7 +297,7 @@ def test_a_step_keeps_what_is_known_and_masks_the_least_sure() -> None:
         "temperature": np.zeros(1, np.float32), "token_temperature": np.full(1, 0.01, np.float32),
         "noise_key": np.array([[1, 2, 3, 4]]), "priority": np.zeros((1, 4), np.float32), "masked_after": np.array([2]),
     }  # fmt: skip
-    codes, proposal = _next_codes(logits, feeds, 3)
+    codes, proposal = _next_codes(logits, feeds)
     assert proposal.tolist() == [[2, 1, 1, 1]]
     assert codes[0, 0] == 2
     assert (codes == 3).sum() == 2

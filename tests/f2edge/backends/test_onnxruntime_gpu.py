@@ -47,7 +47,7 @@ def test_bound_values_give_the_same_faces_and_answers(pipelines: tuple[FacePipel
 
 
 def test_keys_and_values_are_bound_not_copied(pipelines: tuple[FacePipeline, FacePipeline]) -> None:
-    prefixes = [p.prompts.prompt([5, 6, 7]) for p in pipelines]
+    prefixes = [p.inference.prompt_prefix([5, 6, 7]) for p in pipelines]
     assert isinstance(prefixes[0].key, OrtTensor)
     assert prefixes[0].key.shape == prefixes[1].key.shape
     assert np.array_equal(prefixes[0].key.numpy(), host(prefixes[1].key))

@@ -18,10 +18,10 @@ from PIL import Image
 
 from f2edge.cli.main import run
 from f2edge.client.aio import AsyncClient
-from f2edge.client.messages import FrameRequest, ImageOrder, StepMerger
+from f2edge.client.messages import FrameRequest, StepMerger
 from f2edge.client.sync import Client
 from f2edge.decoding.parallel import StepEvent
-from f2edge.engine.requests import Done, Progress, Timings, Token
+from f2edge.engine.requests import Done, EditRequest, GenerateRequest, Timings, Token
 from f2edge.errors import (
     BackendError,
     CancelledError,
@@ -169,35 +169,35 @@ def test_frames_are_reported_as_pictures_are(client: Client, pipeline: FacePipel
 
 
 def test_streams_give_the_engines_events(client: Client, pipeline: FacePipeline) -> None:
-    order = ImageOrder(GenerateOptions(steps=4), preview_every=2)
-    *progress, done = client.stream_generate(PROMPT, seed=1, order=order)
-    assert [event.step for event in progress if isinstance(event, Progress)] == [2]
+    request = GenerateRequest(PROMPT, 1, GenerateOptions(steps=4), preview_every=2)
+    *progress, done = client.stream_generate(request)
+    assert [event.step for event in progress if isinstance(event, StepEvent)] == [2]
     assert isinstance(done, Done)
     assert isinstance(done.result, GeneratedFace)
     assert np.array_equal(done.result.codes, pipeline.generate(PROMPT, seeds=1, options=GenerateOptions(steps=4))[0].codes)
     assert (done.steps, done.steps_planned, done.degraded) == (4, 4, False)
-    *_, edited = client.stream_edit(photo(), PROMPT, "hair", order=ImageOrder(preview_every=1))
+    *_, edited = client.stream_edit(EditRequest(load_image(photo()), PROMPT, "hair", preview_every=1))
     assert isinstance(edited, Done)
     events = list(client.stream_ask(photo(), "what?", max_tokens=4))
     assert all(isinstance(event, Token) for event in events[:-1])
     assert isinstance(events[-1], Done)
 
 
-def test_a_watch_tells_steps_of_all_rows_in_order() -> None:
-    def at(step: int) -> Progress:
-        codes = np.full(4, step, dtype=np.int64)
-        return Progress(step, 3, codes, codes)
+def test_the_merger_emits_steps_of_all_rows_in_order() -> None:
+    def at(step: int) -> StepEvent:
+        codes = np.full((1, 4), step, dtype=np.int64)
+        return StepEvent(step, 3, codes, codes, 1.0)
 
     face = GeneratedFace(Image.new("RGB", (8, 8)), np.full(4, 3), "", 0, None, ())  # type: ignore[arg-type]
     done = Done(face, Timings(0, 0, 0), 3, 3)
-    watch = StepMerger(2)
-    assert watch.progress(0, at(1)) == []
-    assert watch.progress(0, at(2)) == []
-    assert watch.end(0, done) == []
-    (first, second) = watch.progress(1, at(2))  # the server left step 1 of this row out
+    merger = StepMerger(2)
+    assert merger.add(0, at(1)) == []
+    assert merger.add(0, at(2)) == []
+    assert merger.add(0, done) == []
+    (first, second) = merger.add(1, at(2))  # the server left step 1 of this row out
     assert [event.step for event in (first, second)] == [1, 2]
     assert first.codes[:, 0].tolist() == [1, 2]
-    (last,) = watch.end(1, done)
+    (last,) = merger.add(1, done)
     assert (last.step, last.codes[:, 0].tolist(), len(last.images)) == (3, [3, 3], 2)
 
 
@@ -254,7 +254,7 @@ def test_a_deadline_passes(remote: Client, engine: ScriptedEngine) -> None:
     engine.gate.clear()
     with pytest.raises(DeadlineExceededError):
         remote.generate(PROMPT, timeout_s=0.3)
-    assert eventually(lambda: not engine.open_tickets)
+    assert eventually(lambda: not engine.open_requests)
 
 
 def test_one_of_several_calls_that_fails_ends_the_others(remote: Client, engine: ScriptedEngine) -> None:
@@ -263,7 +263,7 @@ def test_one_of_several_calls_that_fails_ends_the_others(remote: Client, engine:
     engine.refuse = lambda request: QueueFullError("full", 100) if getattr(request, "seed", 0) == 2 else None
     with pytest.raises(QueueFullError):
         remote.generate(PROMPT, seeds=[1, 2, 3])
-    assert eventually(lambda: not engine.open_tickets)
+    assert eventually(lambda: not engine.open_requests)
 
 
 def test_one_of_several_faces_that_fails_ends_the_others(remote: Client, engine: ScriptedEngine) -> None:
@@ -275,13 +275,13 @@ def test_one_of_several_faces_that_fails_ends_the_others(remote: Client, engine:
         """The red one, once the others are at work."""
         if not same(request.images[0], red):
             return None
-        assert eventually(lambda: len(engine.open_tickets) == 2)
+        assert eventually(lambda: len(engine.open_requests) == 2)
         return QueueFullError("full", 100)
 
     engine.refuse = refuse
     with pytest.raises(QueueFullError):
         remote.analyze([red, *others])
-    assert eventually(lambda: not engine.open_tickets)
+    assert eventually(lambda: not engine.open_requests)
 
 
 def test_bad_input_among_good_starts_nothing(remote: Client, engine: ScriptedEngine) -> None:
@@ -294,10 +294,10 @@ def test_bad_input_among_good_starts_nothing(remote: Client, engine: ScriptedEng
 
 def test_leaving_a_stream_early_stops_the_work(remote: Client, engine: ScriptedEngine) -> None:
     engine.steps, engine.step_s = 10_000, 0.01
-    for event in remote.stream_generate(PROMPT, order=ImageOrder(preview_every=1)):
-        assert isinstance(event, Progress)
+    for event in remote.stream_generate(GenerateRequest(PROMPT, preview_every=1)):
+        assert isinstance(event, StepEvent)
         break
-    assert eventually(lambda: not engine.open_tickets)
+    assert eventually(lambda: not engine.open_requests)
 
 
 def test_a_server_on_this_machine_is_asked_past_every_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +343,7 @@ def test_the_asyncio_client_says_the_same(client: Client) -> None:
     async def ask_all() -> tuple[Any, ...]:
         async with AsyncClient(client.connection) as remote:
             faces = await asyncio.gather(*(remote.generate(PROMPT, seed=seed) for seed in (1, 2)))
-            steps = [event async for event in remote.stream_generate(PROMPT, seed=1, order=ImageOrder(preview_every=1))]
+            steps = [event async for event in remote.stream_generate(GenerateRequest(PROMPT, 1, preview_every=1))]
             edited = await remote.edit(picture, PROMPT, "hair", seed=4)
             answer = await remote.ask(picture, "what?", max_tokens=6)
             words = await remote.describe(picture, max_tokens=6)
@@ -359,7 +359,7 @@ def test_the_asyncio_client_says_the_same(client: Client) -> None:
 
     faces, steps, edited, answer, words, report, seen = asyncio.run(ask_all())
     assert [face.codes.tolist() for face in faces] == [client.generate(PROMPT, seeds=seed)[0].codes.tolist() for seed in (1, 2)]
-    assert isinstance(steps[0], Progress)
+    assert isinstance(steps[0], StepEvent)
     assert isinstance(steps[-1], Done)
     assert np.array_equal(edited.codes, client.edit(picture, PROMPT, "hair", seed=4).codes)
     assert answer.text == client.ask(picture, "what?", max_tokens=6).text
@@ -374,13 +374,13 @@ def test_cancelling_a_task_stops_the_work(remote: Client, engine: ScriptedEngine
     async def main() -> None:
         async with AsyncClient(remote.connection) as other:
             task = asyncio.create_task(other.generate(PROMPT))
-            assert await asyncio.to_thread(eventually, lambda: bool(engine.open_tickets))
+            assert await asyncio.to_thread(eventually, lambda: bool(engine.open_requests))
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
 
     asyncio.run(main())
-    assert eventually(lambda: not engine.open_tickets)
+    assert eventually(lambda: not engine.open_requests)
 
 
 def test_a_closed_client_cancels(remote: Client, engine: ScriptedEngine) -> None:
@@ -399,7 +399,7 @@ def test_a_closed_client_cancels(remote: Client, engine: ScriptedEngine) -> None
     remote.close()
     worker.join(10)
     assert [type(error) for error in raised] == [CancelledError]
-    assert eventually(lambda: not engine.open_tickets)
+    assert eventually(lambda: not engine.open_requests)
 
 
 # The command line -------------------------------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def test_what_is_cancelled_is_in_no_further_step(bench: Bench) -> None:
     heard = [bench.ask(generate(seed, steps=8)) for seed in range(3)]
     while len(bench.steps()) < 3:
         bench.run(1)
-    heard[1].ticket.cancel()
+    heard[1].handle.cancel()
     bench.run()
     assert isinstance(heard[1].error, CancelledError)
     assert bench.steps() == [3, 3, 3, 2, 2, 2, 2, 2]
@@ -59,7 +59,7 @@ def test_what_is_cancelled_is_in_no_further_step(bench: Bench) -> None:
 def test_what_is_cancelled_in_the_queue_runs_nothing(bench: Bench) -> None:
     for request in (generate(1), question(1), AnalyzeRequest((face(1),))):
         heard = bench.ask(request)
-        heard.ticket.cancel()
+        heard.handle.cancel()
         assert bench.run() == 0
         assert isinstance(heard.error, CancelledError)
     assert not bench.backend.runs
@@ -71,7 +71,7 @@ def test_an_answer_stops_between_two_tokens(bench: Bench) -> None:
     while not any(isinstance(e, Token) for e in heard.events):
         bench.run(1)
     runs = bench.backend.runs["mmu_extend"]
-    heard.ticket.cancel()
+    heard.handle.cancel()
     bench.run()
     assert bench.backend.runs["mmu_extend"] == runs
     assert isinstance(heard.error, CancelledError)
@@ -110,7 +110,7 @@ def test_work_ahead_counts_when_a_deadline_is_judged(bundle: Bundle) -> None:
     bench = Bench(bundle, Limits(image_rows=1, margin_ms=0))
     bench.learn()
     request = generate(7, steps=12, min_steps=12)
-    bench.ask(request, deadline=bench.clock.now + 0.4).ticket.cancel()
+    bench.ask(request, deadline=bench.clock.now + 0.4).handle.cancel()
     bench.run()
     for seed in range(2):
         bench.ask(generate(seed, steps=12), deadline=bench.clock.now + 0.39)
@@ -202,7 +202,7 @@ def test_full_queues_refuse_with_a_time_to_come_back_and_do_not_stand_in_each_ot
     for family in ("images", "answers"):  # which a server asks before it opens a picture
         with pytest.raises(QueueFullError, match=family):
             bench.loop.check_room(family)
-    images[0].ticket.cancel()
+    images[0].handle.cancel()
     bench.run(1)
     bench.loop.check_room("images")
     bench.ask(generate(5))
@@ -230,7 +230,7 @@ def expected_tokens(bench: Bench) -> float:
     for max_tokens in (1, 2, 30):
         heard = bench.ask(question(50, max_tokens=max_tokens))
         work_ms.append(bench.loop.stats().work_ms["answers"])
-        heard.ticket.cancel()
+        heard.handle.cancel()
         bench.run()
     one, two, many = work_ms
     assert two > one
@@ -258,7 +258,7 @@ def test_an_answer_waits_for_one_step_at_most_while_images_run(bench: Bench) -> 
         bench.run(1)
     heard = bench.ask(question(1, "what do you see?", 4))
     before = len(bench.steps())
-    while heard.ticket.ended is False and not any(isinstance(e, Token) for e in heard.events):
+    while heard.handle.ended is False and not any(isinstance(e, Token) for e in heard.events):
         bench.run(1)
     assert len(bench.steps()) <= before + 1
     bench.run()
@@ -271,7 +271,7 @@ def test_images_keep_their_share_under_a_flood_of_answers(bench: Bench) -> None:
     image = bench.ask(generate(1, steps=12))
     start, busy_ms = bench.clock.now, 12 * 20 + 30
     asked = 0
-    while not image.ticket.ended:
+    while not image.handle.ended:
         while len(bench.loop) < 12:
             bench.ask(question(asked % 20, f"what is {asked}?", 8))
             asked += 1

@@ -15,8 +15,9 @@ import pytest
 
 import f2edge.engine.engine
 from f2edge.bundle.bundle import Bundle
-from f2edge.engine.engine import Engine, Ticket
-from f2edge.engine.requests import EngineState, Failed, Limits, Progress, Request, Token
+from f2edge.decoding.parallel import StepEvent
+from f2edge.engine.engine import Engine, RequestHandle
+from f2edge.engine.requests import EngineState, Failed, Limits, Request, Token
 from f2edge.errors import BackendError, DeadlineUnreachableError, EngineClosedError
 from f2edge.pipeline import FacePipeline
 from tests.support.engine_fake import ScriptedBackend, face, generate, question
@@ -59,12 +60,12 @@ def eventually(condition: Callable[[], bool]) -> None:
         sleep(0.005)
 
 
-def hang(engine: Engine, backend: ScriptedBackend, *requests: Request) -> list[Ticket]:
+def hang(engine: Engine, backend: ScriptedBackend, *requests: Request) -> list[RequestHandle]:
     """Submit requests and return once a turn hangs."""
     backend.gate.clear()
-    tickets = [engine.submit(request) for request in requests]
+    handles = [engine.submit(request) for request in requests]
     assert backend.inside.wait(PATIENCE_S)
-    return tickets
+    return handles
 
 
 def test_many_callers_get_what_each_would_get_alone(bundle: Bundle, backend: ScriptedBackend) -> None:
@@ -80,21 +81,21 @@ def test_many_callers_get_what_each_would_get_alone(bundle: Bundle, backend: Scr
         with ThreadPoolExecutor(6) as pool:
             assert all(pool.map(client, range(12)))
         faces = [engine.submit(generate(seed)) for seed in range(3)]
-        for seed, ticket in enumerate(faces):
+        for seed, handle in enumerate(faces):
             (expected,) = alone.generate("an old man", seeds=seed)
-            assert np.array_equal(ticket.result(PATIENCE_S).result.codes, expected.codes)  # type: ignore[union-attr]
+            assert np.array_equal(handle.result(PATIENCE_S).result.codes, expected.codes)  # type: ignore[union-attr]
         assert engine.stats().done == {"generate": 15, "ask": 12}
 
 
 def test_events_come_on_the_engines_thread_and_before_the_result(bundle: Bundle, backend: ScriptedBackend) -> None:
     heard: list[tuple[str, str]] = []
     with running(bundle, backend) as engine:
-        ticket = engine.submit(
+        handle = engine.submit(
             generate(1, preview_every=1), on_event=lambda event: heard.append((current_thread().name, type(event).__name__))
         )
-        ticket.result(PATIENCE_S)
-        assert ticket.ended
-        assert heard == [("f2edge-engine", name) for name in ("Progress", "Progress", "Progress", "Done")]
+        handle.result(PATIENCE_S)
+        assert handle.ended
+        assert heard == [("f2edge-engine", name) for name in ("StepEvent", "StepEvent", "StepEvent", "Done")]
 
 
 def test_the_warm_up_measures_and_leaves_no_trace_in_the_counters(bundle: Bundle, backend: ScriptedBackend) -> None:
@@ -134,44 +135,44 @@ def test_an_engine_whose_warm_up_fails_says_so_and_takes_nothing(bundle: Bundle,
 
 def test_draining_finishes_what_was_accepted_and_refuses_the_rest(bundle: Bundle, backend: ScriptedBackend) -> None:
     with running(bundle, backend) as engine, ThreadPoolExecutor(1) as pool:
-        tickets = hang(engine, backend, *(generate(seed) for seed in range(4)), question(1))
+        handles = hang(engine, backend, *(generate(seed) for seed in range(4)), question(1))
         drained = pool.submit(engine.drain, PATIENCE_S)
         eventually(lambda: engine.state is EngineState.DRAINING)
         with pytest.raises(EngineClosedError):
             engine.submit(generate(9))
         backend.gate.set()
         assert drained.result(PATIENCE_S)
-        assert [ticket.result(0).steps for ticket in tickets[:4]] == [4] * 4
-        assert tickets[4].ended
+        assert [handle.result(0).steps for handle in handles[:4]] == [4] * 4
+        assert handles[4].ended
         assert engine.state is EngineState.STOPPED
         assert engine.drain(0), "draining again is no error"
 
 
 def test_a_drain_without_grace_fails_what_is_left(bundle: Bundle, backend: ScriptedBackend) -> None:
     with running(bundle, backend) as engine, ThreadPoolExecutor(1) as pool:
-        tickets = hang(engine, backend, *(generate(seed, steps=40) for seed in range(3)))
+        handles = hang(engine, backend, *(generate(seed, steps=40) for seed in range(3)))
         drained = pool.submit(engine.drain, 0.0)
         eventually(lambda: engine._stop)
         backend.gate.set()
         assert not drained.result(PATIENCE_S)
-        for ticket in tickets:
+        for handle in handles:
             with pytest.raises(EngineClosedError):
-                ticket.result(0)
+                handle.result(0)
 
 
 def test_a_turn_that_hangs_ages_the_heartbeat_and_does_not_hold_up_closing(bundle: Bundle, backend: ScriptedBackend) -> None:
     with running(bundle, backend) as engine:
         ended = Flag()
-        ticket = hang(engine, backend, generate(1))[0]
+        handle = hang(engine, backend, generate(1))[0]
         engine.submit(generate(2), on_event=lambda event: ended.set() if isinstance(event, Failed) else None)
         eventually(lambda: engine.heartbeat_age_ms > 100)
         with pytest.raises(TimeoutError):
-            ticket.result(0.01)
+            handle.result(0.01)
         engine.close(timeout_s=0.05)
         assert engine.state is EngineState.STOPPED
         assert ended.is_set()
         with pytest.raises(EngineClosedError):
-            ticket.result(0)
+            handle.result(0)
         backend.gate.set()
         eventually(lambda: not engine._thread.is_alive())
         assert engine.stats().done == {}
@@ -207,30 +208,30 @@ def test_a_defect_of_the_loop_itself_leaves_nobody_waiting(
     bundle: Bundle, backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(bundle, backend) as engine:
-        tickets = hang(engine, backend, generate(1), question(1))
+        handles = hang(engine, backend, generate(1), question(1))
 
         def broken() -> None:
             raise ZeroDivisionError
 
-        monkeypatch.setattr(engine._loop, "_next", broken)
+        monkeypatch.setattr(engine._loop, "_next_batch", broken)
         backend.gate.set()
-        for ticket in tickets:
+        for handle in handles:
             with pytest.raises(EngineClosedError):
-                ticket.result(PATIENCE_S)
+                handle.result(PATIENCE_S)
         eventually(lambda: engine.state is EngineState.STOPPED)
 
 
 def test_a_cancelled_stream_of_tokens_ends(bundle: Bundle, backend: ScriptedBackend) -> None:
     with running(bundle, backend) as engine:
-        tickets: list[Ticket] = []
+        handles: list[RequestHandle] = []
 
         def listener(event: object) -> None:
-            if isinstance(event, Token | Progress):
-                tickets[0].cancel()
+            if isinstance(event, Token | StepEvent):
+                handles[0].cancel()
 
         backend.gate.clear()
-        tickets.append(engine.submit(generate(1, steps=100, preview_every=1), on_event=listener))
+        handles.append(engine.submit(generate(1, steps=100, preview_every=1), on_event=listener))
         backend.gate.set()
         with pytest.raises(Exception, match="cancelled"):
-            tickets[0].result(PATIENCE_S)
+            handles[0].result(PATIENCE_S)
         assert [rows for graph, rows in backend.rows if graph == "t2i_step"] == [1]

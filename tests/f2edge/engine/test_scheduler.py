@@ -1,7 +1,8 @@
-"""The engine's policy as laws: lanes and their shares, order, no starvation, estimates of time."""
+"""The engine's policy as laws: priorities and their shares, order, no starvation, estimates of time."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from f2edge.engine.requests import Limits, Priority
-from f2edge.engine.scheduler import FairTurns, Queued, Ready, Scheduler, Shares, Stage, beginners
+from f2edge.engine.scheduler import FairQueue, Scheduler, Shares, Stage, beginners
 from f2edge.engine.step_times import MEMORY, WINDOW, StepTimes, finish_ms, fitting_steps
 from f2edge.errors import InputError
 
@@ -20,12 +21,27 @@ costs = st.floats(20.0, 200.0)
 quick = settings(max_examples=30, deadline=None)
 
 
+@dataclass(frozen=True)
+class Item:
+    """A request as the scheduler sees it."""
+
+    number: int
+    priority: Priority
+    due: float
+    stage: Stage | None = None
+    family: str = "images"
+
+    @property
+    def order(self) -> tuple[Priority, float, int]:
+        return self.priority, self.due, self.number
+
+
 # Shares ------------------------------------------------------------------------------------------------------------------------------
 
 
 @quick
 @given(unit=st.fixed_dictionaries({"live": costs, "normal": costs, "low": costs}), normal=st.floats(0.05, 0.5), low=st.floats(0.02, 0.3))
-def test_every_backlogged_lane_gets_its_share_and_none_waits_forever(unit: dict[str, float], normal: float, low: float) -> None:
+def test_every_backlogged_priority_gets_its_share_and_none_waits_forever(unit: dict[str, float], normal: float, low: float) -> None:
     floors = {"live": 0.0, "normal": normal, "low": low}
     shares = Shares(floors)
     spent = dict.fromkeys(floors, 0.0)
@@ -56,7 +72,7 @@ def test_idling_earns_nothing(floor: float, unit: float, idle_turns: int) -> Non
 
 @quick
 @given(idle_turns=st.integers(1, 200), unit=costs)
-def test_running_alone_is_not_held_against_a_lane(idle_turns: int, unit: float) -> None:
+def test_running_alone_is_not_held_against_a_priority(idle_turns: int, unit: float) -> None:
     shares = Shares({"live": 0.0, "images": 0.25})
     for _ in range(idle_turns):
         assert shares.choose({"images": unit}) == "images"
@@ -71,8 +87,8 @@ def test_running_alone_is_not_held_against_a_lane(idle_turns: int, unit: float) 
 
 @quick
 @given(durations=st.dictionaries(st.sampled_from("abcd"), costs, min_size=2))
-def test_stages_share_the_time_of_their_lane_equally(durations: dict[str, float]) -> None:
-    fair: FairTurns[str] = FairTurns()
+def test_stages_share_the_time_of_their_priority_equally(durations: dict[str, float]) -> None:
+    fair: FairQueue[str] = FairQueue()
     spent = dict.fromkeys(durations, 0.0)
     for _ in range(60):
         key = fair.choose(durations)
@@ -82,7 +98,7 @@ def test_stages_share_the_time_of_their_lane_equally(durations: dict[str, float]
 
 
 def test_a_stage_that_comes_back_does_not_catch_up() -> None:
-    fair: FairTurns[str] = FairTurns()
+    fair: FairQueue[str] = FairQueue()
     for _ in range(100):
         fair.charge(fair.choose(["step"]), 10.0)
     order = []
@@ -100,26 +116,27 @@ def scheduler(rows: int = 4, cost_ms: float = 10.0, limits: Limits | None = None
 
 
 ready_requests = st.lists(st.tuples(st.sampled_from(Priority), st.floats(0, 100), st.sampled_from(Stage)), min_size=1, max_size=20).map(
-    lambda rows: [Ready(i, *row) for i, row in enumerate(rows)]
+    lambda rows: [Item(i, *row) for i, row in enumerate(rows)]
 )
 
 
 @quick
 @given(ready=ready_requests, rows=st.integers(1, 8))
-def test_a_turn_is_one_stage_of_the_highest_lane_first_come_first_served_and_filled_up(ready: list[Ready], rows: int) -> None:
-    turn = scheduler(rows).choose(ready)
-    assert turn is not None
-    chosen = [ready[number] for number in turn.requests]
-    assert turn.lane == min(r.lane for r in ready)
-    assert {r.stage for r in chosen} == {turn.stage}
-    assert chosen[0].lane == turn.lane
-    alike = [r for r in ready if r.stage is turn.stage]
+def test_a_batch_is_one_stage_of_the_highest_priority_first_come_first_served_and_filled_up(ready: list[Item], rows: int) -> None:
+    batch = scheduler(rows).choose(ready)
+    assert batch is not None
+    chosen = batch.requests
+    assert batch.priority == min(r.priority for r in ready)
+    assert {r.stage for r in chosen} == {batch.stage}
+    assert chosen[0].priority == batch.priority
+    alike = [r for r in ready if r.stage is batch.stage]
     assert len(chosen) == min(rows, len(alike))
-    assert [(r.lane, r.due) for r in chosen] == sorted((r.lane, r.due) for r in alike)[: len(chosen)]
+    assert [r.order for r in chosen] == sorted(r.order for r in alike)[: len(chosen)]
 
 
-def test_nothing_ready_is_no_turn() -> None:
+def test_nothing_ready_is_no_batch() -> None:
     assert scheduler().choose([]) is None
+    assert scheduler().choose([Item(1, LIVE, 0.0)]) is None, "what is queued has no stage"
 
 
 @quick
@@ -129,16 +146,17 @@ def test_nothing_ready_is_no_turn() -> None:
     unit=st.floats(5, 50),
 )
 def test_a_request_is_served_however_much_keeps_arriving(arrivals: list[tuple[Priority, Stage]], work: int, unit: float) -> None:
-    """A background request with ``work`` turns left, while every turn finds the same crowd again, always newer."""
+    """A background request with ``work`` batches left, while every batch finds the same crowd again, always newer."""
     policy = scheduler(rows=2, cost_ms=unit)
+    old = Item(0, BACKGROUND, 30.0, Stage.STEP)
     left, now = work, 0.0
     for number in range(2000):
-        crowd = [Ready(number * 10 + i + 1, lane, now + 30, stage) for i, (lane, stage) in enumerate(arrivals)]
-        turn = policy.choose([Ready(0, BACKGROUND, 30.0, Stage.STEP), *crowd])
-        assert turn is not None
-        policy.charge(turn, unit)
+        crowd = [Item(number * 10 + i + 1, priority, now + 30, stage) for i, (priority, stage) in enumerate(arrivals)]
+        batch = policy.choose([old, *crowd])
+        assert batch is not None
+        policy.charge(batch, unit)
         now += unit
-        left -= 0 in turn.requests
+        left -= old in batch.requests
         if left == 0:
             break
     assert left == 0
@@ -147,23 +165,23 @@ def test_a_request_is_served_however_much_keeps_arriving(arrivals: list[tuple[Pr
 
 @quick
 @given(late=st.floats(0.1, 100), newcomers=st.integers(2, 30))
-def test_within_a_lane_whoever_waits_gets_before_every_newcomer(late: float, newcomers: int) -> None:
+def test_within_a_priority_a_waiting_request_goes_before_every_newcomer(late: float, newcomers: int) -> None:
     """Due times are fixed on arrival, so newcomers that arrive after the old one's due time are behind it."""
-    old = Ready(0, NORMAL, 30.0, Stage.STEP)
-    crowd = [Ready(1 + i, NORMAL, 30.0 + late * (i + 1), Stage.STEP) for i in range(newcomers)]
-    turn = scheduler(rows=2).choose([*crowd, old])
-    assert turn is not None
-    assert turn.requests[0] == 0
+    old = Item(0, NORMAL, 30.0, Stage.STEP)
+    crowd = [Item(1 + i, NORMAL, 30.0 + late * (i + 1), Stage.STEP) for i in range(newcomers)]
+    batch = scheduler(rows=2).choose([*crowd, old])
+    assert batch is not None
+    assert batch.requests[0] is old
 
 
 def test_live_work_goes_between_two_steps_and_is_counted_as_preemption() -> None:
     policy = scheduler()
-    step, token = Ready(1, NORMAL, 1.0, Stage.STEP), Ready(2, LIVE, 2.0, Stage.TOKEN)
+    step, token = Item(1, NORMAL, 1.0, Stage.STEP), Item(2, LIVE, 2.0, Stage.TOKEN)
     for expected, ready in ((Stage.STEP, [step]), (Stage.TOKEN, [step, token]), (Stage.TOKEN, [step, token]), (Stage.STEP, [step])):
-        turn = policy.choose(ready)
-        assert turn is not None
-        assert turn.stage is expected
-        policy.charge(turn, 10.0)
+        batch = policy.choose(ready)
+        assert batch is not None
+        assert batch.stage is expected
+        policy.charge(batch, 10.0)
     assert policy.preemptions == 1
 
 
@@ -173,17 +191,18 @@ def test_live_work_goes_between_two_steps_and_is_counted_as_preemption() -> None
     taken=st.integers(0, 3),
     slots=st.integers(1, 4),
 )
-def test_requests_begin_by_due_time_within_the_slots_of_their_lane(
+def test_requests_begin_by_due_time_within_the_slots_of_their_priority(
     queued: list[tuple[str, Priority, float]], taken: int, slots: int
 ) -> None:
-    waiting = [Queued(i, *row) for i, row in enumerate(queued)]
-    begun = {("images", NORMAL): taken}
-    chosen = set(beginners(waiting, begun, {"images": slots, "answers": slots}))
+    waiting = [Item(i, priority, due, family=family) for i, (family, priority, due) in enumerate(queued)]
+    begun = [Item(100 + i, NORMAL, 0.0, Stage.STEP) for i in range(taken)]
+    chosen = beginners([*waiting, *begun], {"images": slots, "answers": slots})
+    assert [request.due for request in chosen] == sorted(request.due for request in chosen)
     for family in ("images", "answers"):
-        for lane in Priority:
-            mine = sorted((q for q in waiting if (q.family, q.lane) == (family, lane)), key=lambda q: (q.due, q.request))
-            room = max(0, slots - begun.get((family, lane), 0))
-            assert [q.request in chosen for q in mine] == [i < room for i in range(len(mine))]
+        for priority in Priority:
+            alike = sorted((q for q in waiting if (q.family, q.priority) == (family, priority)), key=lambda q: q.order)
+            room = max(0, slots - (taken if (family, priority) == ("images", NORMAL) else 0))
+            assert [q in chosen for q in alike] == [i < room for i in range(len(alike))]
 
 
 # Times -------------------------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from f2edge.engine.requests import (
     GenerateRequest,
     Limits,
     Priority,
-    Progress,
     Report,
     Request,
     Token,
@@ -34,7 +33,7 @@ from f2edge.errors import (
 from f2edge.imaging.regions import Region
 from f2edge.results import Answer, EditedFace, GeneratedFace, GenerateOptions
 from tests.support.engine_fake import Bench, Heard, face, generate, poisoned, question
-from tests.support.paper_model import paper_bundle
+from tests.support.paper_model import MODEL, paper_bundle
 
 pytestmark = pytest.mark.runtime
 
@@ -109,13 +108,13 @@ def test_every_request_ends_as_it_would_alone_whoever_joins_leaves_or_is_cancell
         asked.append((request, bench.ask(request, priority=random.choice([None, *Priority]))))
         if random.random() < 0.2:
             victim = random.choice(asked)[1]
-            if not victim.ticket.ended:
-                victim.ticket.cancel()
-                gone.add(victim.ticket.id)
+            if not victim.handle.ended:
+                victim.handle.cancel()
+                gone.add(victim.handle.id)
         bench.run(random.randrange(6))
     bench.run()
     for request, heard in asked:
-        if heard.ticket.id in gone:
+        if heard.handle.id in gone:
             assert isinstance(heard.error, CancelledError)
         else:
             assert is_what_it_is_alone(bench, request, heard.done)
@@ -199,6 +198,15 @@ def test_a_step_takes_no_more_rows_than_fit_in_the_quantum(bundle: Bundle) -> No
     assert max(bench.steps()) == 2
 
 
+def test_every_step_of_show_os_law_runs_although_there_are_fewer_tokens(bench: Bench) -> None:
+    steps = MODEL.image_tokens + 4
+    request = GenerateRequest("an old man", 3, GenerateOptions(steps=steps, mask_law="show-o"))
+    heard = bench.ask(request)
+    bench.run()
+    assert (heard.done.steps, heard.done.degraded) == (steps, False)
+    assert is_what_it_is_alone(bench, request, heard.done)
+
+
 def test_steps_are_short_while_live_answers_are_asked_for(bench: Bench) -> None:
     bench.learn()
     bench.ask(question(1))  # about 20 ms to its first token, as one row's step
@@ -214,7 +222,7 @@ def test_steps_are_short_while_live_answers_are_asked_for(bench: Bench) -> None:
     assert max(bench.steps()) == 2
 
 
-# What is told ------------------------------------------------------------------------------------------------------------------------
+# Events -------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_previews_come_every_so_many_steps_with_the_pipelines_own_proposals(bench: Bench) -> None:
@@ -223,16 +231,15 @@ def test_previews_come_every_so_many_steps_with_the_pipelines_own_proposals(benc
     heard = bench.ask(generate(5, steps=7, preview_every=2))
     seen = bench.ask(generate(5, steps=7, preview_every=3, preview_images=True))
     bench.run()
-    progress = [e for e in heard.events if isinstance(e, Progress)]
-    assert [(p.step, p.steps, p.image) for p in progress] == [(2, 7, None), (4, 7, None), (6, 7, None)]
-    for told in progress:
-        assert np.array_equal(told.codes, events[told.step - 1].codes[0])
-        assert np.array_equal(told.proposal, events[told.step - 1].proposal[0])
-    pictures = [e for e in seen.events if isinstance(e, Progress)]
+    progress = [e for e in heard.events if isinstance(e, StepEvent)]
+    assert [(p.step, p.steps, p.images) for p in progress] == [(2, 7, ()), (4, 7, ()), (6, 7, ())]
+    for event in progress:
+        assert np.array_equal(event.codes, events[event.step - 1].codes)
+        assert np.array_equal(event.proposal, events[event.step - 1].proposal)
+    pictures = [e for e in seen.events if isinstance(e, StepEvent)]
     assert [p.step for p in pictures] == [3, 6]
-    for told in pictures:
-        assert told.image is not None
-        assert told.image.tobytes() == bench.alone.decode(told.proposal[None])[0].tobytes()
+    for event in pictures:
+        assert [image.tobytes() for image in event.images] == [image.tobytes() for image in bench.alone.decode(event.proposal)]
     assert np.array_equal(heard.done.result.codes, face_alone.codes)  # type: ignore[union-attr]
 
 
@@ -271,12 +278,12 @@ def test_a_listener_that_fails_loses_its_request_and_nobody_else(bench: Bench) -
     def listener(_event: object) -> None:
         raise ValueError("the client is gone")
 
-    ticket = bench.loop.submit(generate(1, preview_every=1), on_event=listener)
+    handle = bench.loop.submit(generate(1, preview_every=1), on_event=listener)
     other = bench.ask(generate(2))
     bench.run()
-    assert ticket.ended
+    assert handle.ended
     with pytest.raises(CancelledError):
-        ticket.result(0)
+        handle.result(0)
     assert other.done.steps == 4
     assert bench.steps() == [2, 1, 1, 1]
 
@@ -312,7 +319,7 @@ def test_a_passing_fault_of_a_batch_costs_nobody_anything(bench: Bench) -> None:
     bench.run()
     for request, h in zip(requests, heard, strict=True):
         assert is_what_it_is_alone(bench, request, h.done)
-        assert [e.step for e in h.events if isinstance(e, Progress)] == [1, 2, 3], "a step is told once"
+        assert [e.step for e in h.events if isinstance(e, StepEvent)] == [1, 2, 3], "a step is told once"
     assert bench.loop.failures == 0
 
 
@@ -333,14 +340,14 @@ def test_memory_is_bounded_after_many_faces_and_prompts(bench: Bench) -> None:
         bench.ask(question(number, max_tokens=2))
         bench.ask(generate(number, prompt=f"man {number}", steps=1))
         bench.run()
-    assert len(bench.pipeline.understanding.prefixes) <= 8
-    assert len(bench.pipeline.prompts.recent) <= 32
+    assert len(bench.pipeline.inference.images) <= 8
+    assert len(bench.pipeline.inference.prompts) <= 32
     assert len(bench.loop) == 0
     heard = bench.ask(question(99, max_tokens=3))
     bench.run(1)
-    (job,) = bench.loop._jobs.values()
-    kept = weakref.ref(job)
-    del job
+    (state,) = bench.loop._requests.values()
+    kept = weakref.ref(state)
+    del state
     bench.run()
     gc.collect()
     assert heard.done

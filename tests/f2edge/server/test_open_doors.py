@@ -19,17 +19,17 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from f2edge.cli.main import run
 from f2edge.errors import InputError
-from f2edge.server import metrics_page
-from f2edge.server.certificate_dates import check_dates
-from f2edge.server.metrics_page import MOST_SCRAPES, serve_metrics
+from f2edge.server import metrics
+from f2edge.server.metrics import MOST_SCRAPES, serve_metrics
 from f2edge.server.security import Certificates
 from f2edge.server.settings import ServerSettings
+from f2edge.transport import check_dates
 from f2edge.v1 import face_pb2 as pb
 from tests.support.serving import SETTINGS, ScriptedEngine, eventually, scripted, serving, stub
 
 
 def settings(**changes: object) -> ServerSettings:
-    return ServerSettings(**{**SETTINGS.__dict__, **changes})  # type: ignore[arg-type]
+    return ServerSettings(**{**SETTINGS.__dict__, **changes})
 
 
 # Sockets ---------------------------------------------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def metrics_threads() -> int:
 
 
 def test_idle_scrapers_are_bounded_and_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics_page, "LONGEST_S", 1.0)
+    monkeypatch.setattr(metrics, "LONGEST_S", 1.0)
     registry = CollectorRegistry()
     Gauge("f2edge_x", "A gauge.", registry=registry).set(7)
     stop, port = serve_metrics(registry, "127.0.0.1", 0)

@@ -16,6 +16,7 @@ import pytest
 
 from f2edge.client.messages import FrameRequest
 from f2edge.client.sync import Client
+from f2edge.engine.requests import GenerateRequest
 from f2edge.errors import CancelledError, InputError
 from f2edge.pipeline import FacePipeline
 from f2edge.results import GenerateOptions
@@ -108,7 +109,7 @@ def test_failures_keep_their_status_and_words(client: Client) -> None:
 
 
 def test_leaving_a_stream_early_does_no_harm(client: Client) -> None:
-    stream = client.stream_generate("a man", seed=1)
+    stream = client.stream_generate(GenerateRequest("a man", 1))
     stream.close()  # type: ignore[attr-defined]  # a generator
     with pytest.raises((CancelledError, StopIteration)):
         next(stream)

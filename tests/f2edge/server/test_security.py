@@ -24,9 +24,9 @@ from f2edge.cli.top import scrape
 from f2edge.client.connection import Connection
 from f2edge.client.sync import Client
 from f2edge.errors import AccessError, InputError, ServerUnavailableError
-from f2edge.loopback import is_loopback
 from f2edge.server.settings import ServerSettings
 from f2edge.server.tokens import Tokens, new_token, read_tokens
+from f2edge.transport import is_loopback
 from f2edge.v1 import face_pb2 as pb
 from tests.support.serving import SETTINGS, ScriptedEngine, eventually, photo, scripted, serving, stub
 

@@ -343,9 +343,9 @@ def test_cancelled_work_stops_within_one_step(face: Any, engine: ScriptedEngine,
     call = requests_of_every_method()[method](face)
     assert eventually(lambda: engine.steps_done >= 2)
     call.cancel()
-    assert eventually(lambda: all(ticket.cancelled.is_set() for ticket in engine.open_tickets))
+    assert eventually(lambda: all(handle.cancelled for handle in engine.open_requests))
     done = engine.steps_done
-    assert eventually(lambda: not engine.open_tickets)
+    assert eventually(lambda: not engine.open_requests)
     assert engine.steps_done <= done + 1
 
 
@@ -356,7 +356,7 @@ def test_work_stops_at_its_deadline(face: Any, engine: ScriptedEngine, method: s
     with pytest.raises(grpc.RpcError) as caught:
         call.result() if method == "Analyze" else list(call)
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert eventually(lambda: not engine.open_tickets)
+    assert eventually(lambda: not engine.open_requests)
     assert engine.steps_done < 100
 
 
@@ -365,7 +365,7 @@ def test_no_call_outlives_the_servers_longest(engine: ScriptedEngine) -> None:
     with serving(scripted(engine), replace(SETTINGS, deadline_s=0.3)) as server, stub(server.address) as face:
         error = refused(lambda: face.Generate(pb.GenerateRequest(**GOOD)))
     assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert not engine.open_tickets or eventually(lambda: not engine.open_tickets)
+    assert not engine.open_requests or eventually(lambda: not engine.open_requests)
 
 
 def test_a_stream_of_frames_lasts_as_long_as_its_caller_wants(engine: ScriptedEngine) -> None:
@@ -383,7 +383,7 @@ def test_a_reader_who_is_slow_gets_fewer_previews_and_no_old_ones(face: Any, eng
     wanted = pb.PreviewOptions(every_steps=1, picture_side=1024, tokens=True)
     call = face.Generate(pb.GenerateRequest(**GOOD, previews=wanted))
     first: Any = next(call)
-    assert eventually(lambda: not engine.open_tickets)  # the engine did not wait for the reader
+    assert eventually(lambda: not engine.open_requests)  # the engine did not wait for the reader
     previews = [first, *call]
     last = previews.pop()
     steps = [message.preview.step for message in previews]

@@ -365,7 +365,7 @@ def test_a_revoked_token_ends_running_calls(engine: ScriptedEngine, tmp_path: Pa
             assert refused(lambda call=call: call).code() == grpc.StatusCode.UNAUTHENTICATED
         assert time.monotonic() - started < 5
         end.set()
-        assert eventually(lambda: not engine.open_tickets)
+        assert eventually(lambda: not engine.open_requests)
 
 
 def test_health_streams_are_bounded_and_need_a_token(server: ServerThread, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from f2edge.backends.tensorrt.backend import TensorRTBackend
 from f2edge.backends.tensorrt.device_memory import DeviceArray
 from f2edge.bundle.bundle import Bundle
 from f2edge.errors import BackendError
+from f2edge.lru_cache import LRUCache
 from f2edge.pipeline import FacePipeline
 from f2edge.results import GenerateOptions
 from tests.support.tensorrt.tensorrt_double import VERSIONS
@@ -244,7 +245,7 @@ def test_idle_memory_goes_back_and_its_graphs_with_it(here: Machine, bundle: Pat
         assert np.array_equal(drawn.codes, expected.generate(PROMPTS[seed], seeds=seed, options=OPTIONS)[0].codes)
     before = len(here.cuda.graphs)
     assert before
-    pipeline.prompts.recent = type(pipeline.prompts.recent)(1)
+    pipeline.inference.prompts = LRUCache(1)
     gc.collect()
     pipeline.generate(PROMPTS[0], seeds=1, options=GenerateOptions(steps=1, guidance=1.5))
     assert len(here.cuda.graphs) < before + 1, "graphs of addresses that went away are destroyed"
