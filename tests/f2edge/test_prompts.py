@@ -52,8 +52,8 @@ def test_the_command_line_says_it(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-m", "f2edge", *arguments, *more], capture_output=True, text=True, check=True, timeout=120)
         for more in ([], ["--json"])
     )
-    assert 'read "galsses" as "glasses"' in plain.stderr
-    assert "not understood, so not drawn: pirate" in plain.stderr
+    assert 'read "galsses" as "glasses"' in plain.stdout
+    assert "not understood, so not drawn: pirate" in plain.stdout
     document = json.loads(as_json.stdout)
     assert document["unmatched"] == ["pirate"]
     assert document["corrected"] == {"galsses": "glasses"}
