@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 #: Beyond the grace period, for cut-off calls and the engine to end; and for a last status to reach its caller.
 LAST_S, _FAREWELL_S = 5.0, 0.3
+#: An event loop that has done nothing for so long hangs.
+_PULSE_S = 2.0
 #: Between two looks for memory to give back.
 _TIDY_S = 5.0
 #: What the port of health checks takes: bytes of a message, connections, streams of each.
@@ -168,7 +170,11 @@ class FaceServer:
                 await loop.run_in_executor(None, give_back)
 
     def _supervise(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop, heard = asyncio.get_running_loop(), [time.monotonic()]
+
+        def answered(found: bool) -> None:
+            heard[0] = time.monotonic()
+            self.readiness.reached(found)
 
         def in_loop(work: Callable[..., None], *arguments: Any) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
@@ -179,7 +185,11 @@ class FaceServer:
             self._unreachable()
 
         self._supervisor = Supervisor(
-            self.address, tls=self.settings.tls, answered=lambda found: in_loop(self.readiness.reached, found), given_up=given_up
+            self.address,
+            tls=self.settings.tls,
+            answered=lambda found: in_loop(answered, found),
+            given_up=given_up,
+            alive=lambda: self._server is not None and self._server.running and time.monotonic() - heard[0] < _PULSE_S,
         )
         self._supervisor.start()
 
