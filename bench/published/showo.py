@@ -24,7 +24,7 @@ def showo(
     from export.checkpoints.random_weights import shortened
 
     rows = []
-    for row in compare(source, shortened("show-o", layers), images or source, work, seed, answer_tokens):
+    for row in compare(source, shortened("show-o", layers), images or source, work, seed=seed, answer_tokens=answer_tokens):
         rows.append(row)
         print(f"{'ok  ' if row.agrees else 'DIFF'}  {row.what:<66} {row.found}", flush=True)
     print(json.dumps([asdict(row) for row in rows]))

@@ -45,7 +45,7 @@ class Row:
     agrees: bool
 
 
-def compare(source: Path, model: ModelConfiguration, images: Path, work: Path | None, seed: int, answer_tokens: int) -> Iterator[Row]:
+def compare(source: Path, model: ModelConfiguration, images: Path, work: Path | None, *, seed: int, answer_tokens: int) -> Iterator[Row]:
     """Every row of the table; first the model that reads picture tokens, then the one that reads CLIP's features."""
     pictures = pictures_of(images)
     with torch.no_grad():
