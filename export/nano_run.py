@@ -4,7 +4,7 @@
     python -m export nano --out runs/nano --plan gpu --minutes 25   # one large GPU that renders its own data
     python -m export nano --out runs/nano --plan smoke              # minutes; shows that every stage works
 
-Every stage is a command of its own, printed before it runs; ``--dry-run`` prints them all.  A stage that is done is skipped and one that
+Every stage is a separate command, printed before it runs; ``--dry-run`` prints them all.  A stage that is done is skipped and one that
 was stopped resumes, so the same command given again goes on; with ``--until`` it ends early.  The stages that train do so by the clock.
 """
 
@@ -192,7 +192,7 @@ def run_nano(
 
 
 def _call(command: Sequence[str]) -> int:
-    """Run a command to its end; whoever ends this process, by SIGTERM too, ends the command first, which then saves what it trained."""
+    """Run a command to its end; when this process is ended, also by SIGTERM, the command is ended first and saves its state."""
 
     def leave(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -104,12 +104,12 @@ def with_system_prompt(models: Models, text_tokenizer: Path) -> Models:
     return replace(models, system_ids=tuple(read_text_tokenizer(text_tokenizer).encode(SYSTEM_PROMPT, add_special_tokens=False).ids))
 
 
-def _shown(count: int, size: int) -> list[Face]:
+def held_out(count: int, size: int) -> list[Face]:
     """Faces that training never saw, rendered at ``size`` pixels."""
     return [sample_face(_FIRST_SEED + 2 * i, "heldout", size, with_regions=False) for i in range(count)]
 
 
-def _pixels(faces: Sequence[Face]) -> Array:
+def pixels_of(faces: Sequence[Face]) -> Array:
     """Their pixels, float32 (B, 3, Y, X) in [-1, 1]."""
     return np.stack([face.image.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1 for face in faces])
 
@@ -132,7 +132,7 @@ def real_inputs(
 
     tokenizer = read_text_tokenizer(text_tokenizer)
     rng = np.random.default_rng(_FIRST_SEED)
-    shown = _shown(max(prompts, faces), size)
+    shown = held_out(max(prompts, faces), size)
 
     def encode(text: str) -> list[int]:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
@@ -141,8 +141,8 @@ def real_inputs(
     return SampleInputs(
         prompts=[encode(caption(face.slots, rng).text) for face in shown[:prompts]],
         questions=[encode(template.format(question=slot.question)) for slot in F2EDGE_SCHEMA.values()],
-        pixels=_pixels(shown[:faces]),
-        read_pixels=None if read_size is None else _pixels(_shown(faces, read_size)),
+        pixels=pixels_of(shown[:faces]),
+        read_pixels=None if read_size is None else pixels_of(held_out(faces, read_size)),
         seeds=list(range(prompts)),
         schedule=schedule,
     )

@@ -40,6 +40,7 @@ CALLS = {
     "token_ms": "answer token",
     "image_encode_ms": "image encode",
     "image_decode_ms": "image decode",
+    "first_token_ms": "image in, first token out",
 }
 REFERENCE = "torch lineage"
 

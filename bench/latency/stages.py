@@ -20,7 +20,7 @@ from bench.hardware.memory import process_memory
 from bench.latency.decoders import GraphDecoder, TokenDecoder
 from bench.latency.worker import Handler, Message, serve
 from export.defaults import defaults_of
-from f2edge.backends.base import Backend
+from f2edge.backends.base import Backend, host
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend, usable_cores
 from f2edge.bundle.bundle import Bundle
 from f2edge.decoding.parallel import GridRow, advance
@@ -136,6 +136,22 @@ def time_image_tokenizer(backend: Backend, layout: TokenLayout, model: ModelConf
     return {f"{graph}_ms": repeated_ms(lambda: backend.run(graph, feeds), min(repeats, 3))}
 
 
+def time_first_token(backend: Backend, layout: TokenLayout, model: ModelConfiguration, repeats: int) -> Times:
+    """Time from a picture's pixels to the first token of an answer: encoders, image prefill and question."""
+    rng, side, decoder = np.random.default_rng(0), model.tokenizer.image_size, GraphDecoder(backend, layout)
+    question = left_pad([[layout.start_of_text, *rng.integers(2, 1000, QUESTION_TOKENS - 1).tolist()]], layout.pad)
+    pixels = {"pixels": rng.uniform(-1, 1, (1, 3, side, side)).astype(np.float32)}
+    encoders = [name for name in ("semantic", "identity") if getattr(model, name) is not None]
+
+    def first_token() -> None:
+        codes = np.asarray(host(backend.run("image_encode", pixels)["codes"]))
+        features = {name: np.asarray(host(backend.run(name, pixels)["features"])) for name in encoders}
+        extend, state = decoder.prefill(codes, features)
+        extend(*question, state)
+
+    return {"first_token_ms": repeated_ms(first_token, min(repeats, 3))}
+
+
 def _torch_decoder(system: System, layout: TokenLayout) -> TokenDecoder:
     import torch
 
@@ -177,6 +193,8 @@ def _loaded(system: System) -> Callable[[], Times]:
             times = time_answers(decoder, layout, model, system.repeats)
         if backend is not None:
             times |= time_image_tokenizer(backend, layout, model, system.task, system.repeats)
+            if system.task == "mmu":
+                times |= time_first_token(backend, layout, model, system.repeats)
         return times
 
     return measure

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from typing_extensions import Self
 
 from export.graph.lower import Array
-from export.quantize.convolutions import convolution_layers, range_of, span, widened
+from export.quantize.convolutions import convolution_layers, range_of, ranges
 from export.quantize.quantize import layer_name, linear_layers, products_of
 from export.quantize.recipes import Recipe
 from f2edge.backends.base import Value, host, pack_arrays
@@ -117,8 +117,8 @@ class Calibrator:
                 if products is not None:
                     self.statistics[products_of(layer)] = self.statistics.get(products_of(layer), 0) + products
         for layer, ends in self._convolutions[graph].items():
-            spans = [span(host(outputs[value]) if value in outputs else arrays[value]) for value in ends]
-            self.statistics[range_of(layer)] = widened(self.statistics.get(range_of(layer)), (spans[0], spans[1]))
+            x, y = (host(outputs[value]) if value in outputs else arrays[value] for value in ends)
+            self.statistics[range_of(layer)] = ranges(x, y, self.statistics.get(range_of(layer)))
         if graph == "t2i_step":
             self._count(arrays)
         return {tensor.name: outputs[tensor.name] for tensor in SIGNATURES[graph].outputs}

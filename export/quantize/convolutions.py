@@ -1,8 +1,9 @@
 """Convolutions computed in int8: what flows in and out by static scales from calibration, weights per output channel.
 
-A convolution becomes ``QuantizeLinear → QLinearConv → DequantizeLinear``.  Normalisation, activation and the residual sum between two of
-them stay fp32: they are a tenth of the time and all of the spread that eight bits have to cover.  Scales hold for a whole tensor, unlike
-those of linear layers (:mod:`export.quantize.quantize`), because a picture passes the image tokenizer alone; no neighbour can change it.
+A convolution becomes ``QuantizeLinear → QLinearConv → DequantizeLinear → Mul``, with one scale for its inputs and one for each output
+channel.  Normalisation, activation and the residual sum between two of them stay fp32: they are a tenth of the time and all of the spread
+that eight bits have to cover.  Scales hold for a whole picture, unlike those of linear layers (:mod:`export.quantize.quantize`), because a
+picture passes the image tokenizer alone; no neighbour can change it.
 
 The first and the last convolutions, of few channels, and those whose name matches ``Recipe.keep_convolutions`` stay as they are stored.
 """
@@ -19,26 +20,24 @@ from export.quantize.recipes import Recipe
 
 #: Share of a tensor's values beyond either end of its range: rare ones would widen the steps of all others.
 BEYOND = 1e-5
-#: Every so many values of a tensor are looked at.
-_EVERY = 5
+#: So many values of a tensor are looked at, at most about twice.
+_LOOKED_AT = 1 << 20
 
 
 def range_of(layer: str) -> str:
-    """Where a convolution's ranges stand among calibration figures: least and largest input, least and largest output, float32 (4,)."""
+    """Return the key of a convolution's ranges in a calibration: least and largest input, then each channel's largest output."""
     return f"{layer} (range)"
 
 
-def span(values: Array) -> tuple[float, float]:
-    """The range that holds all but :data:`BEYOND` of ``values`` at either end; 0 is in it."""
-    picked = values.reshape(-1)[::_EVERY]
+def ranges(x: Array, y: Array, before: Array | None = None) -> Array:
+    """What flowed in (B, C, Y, X) and out (B, K, V, U) of a convolution, float32 (2 + K,), and ``before``.
+
+    Of the inputs a share of :data:`BEYOND` at either end is left out, because rare values would widen the steps of all others.
+    """
+    picked = x.reshape(-1)[:: max(1, x.size // _LOOKED_AT)]
     low, high = np.quantile(picked, (BEYOND, 1 - BEYOND))
-    return min(float(low), 0.0), max(float(high), 0.0)
-
-
-def widened(before: Array | None, spans: tuple[tuple[float, float], tuple[float, float]]) -> Array:
-    """A layer's ranges after one more picture."""
-    now = np.array([*spans[0], *spans[1]], dtype=np.float32)
-    return now if before is None else np.where([True, False, True, False], np.minimum(before, now), np.maximum(before, now))
+    now = np.array([min(low, 0.0), max(high, 0.0), *np.abs(y).max(axis=(0, 2, 3))], dtype=np.float32)
+    return now if before is None else np.concatenate((np.minimum(before[:1], now[:1]), np.maximum(before[1:], now[1:])))
 
 
 def convolution_layers(graph: ir.Graph, recipe: Recipe) -> list[tuple[ir.Node, ir.Value, ir.Value, Array]]:
@@ -58,30 +57,38 @@ def convolution_layers(graph: ir.Graph, recipe: Recipe) -> list[tuple[ir.Node, i
     return found
 
 
-def _static(graph: ir.Graph, name: str, low: float, high: float) -> tuple[ir.Value, ir.Value, float]:
-    """Scale and zero point of uint8 codes for a range, as constants, and the scale."""
-    scale = np.float32(max(high - low, 1e-6) / 255)
-    zero = np.uint8(np.clip(np.rint(-low / scale), 0, 255))
-    return add_constant(graph, f"{name}.scale", np.array(scale)), add_constant(graph, f"{name}.zero", np.array(zero)), float(scale)
+def compute_in_int8(graph: ir.Graph, layer: tuple[ir.Node, ir.Value, ir.Value, Array], figures: Array, limit: int) -> None:
+    """Let one convolution run on uint8 activations and int8 weights in ``[-limit, limit]``, with a bias in 32 bits.
 
-
-def compute_in_int8(graph: ir.Graph, layer: tuple[ir.Node, ir.Value, ir.Value, Array], ranges: Array, limit: int) -> None:
-    """Let one convolution run on uint8 activations and int8 weights in ``[-limit, limit]``, with a bias in 32 bits."""
+    Every output channel has a scale of its own, though the operator takes one for all: it is folded into the weights' scale.
+    """
     node, _, source, weight = layer
-    name, attributes = str(source.name), {key: attribute.value for key, attribute in node.attributes.items()}
+    name = str(source.name)
+    insert = Inserter(graph, node, node.name or str(node.outputs[0].name))
+
+    def fixed(part: str, values: Array) -> ir.Value:
+        return add_constant(graph, f"{name}.{part}", values)
+
+    low, high, reach = float(figures[0]), float(figures[1]), np.maximum(figures[2:], max(float(figures[2:].max()) * 1e-4, 1e-9))
+    step = np.float32(max(high - low, 1e-6) / 255)
+    x_scale = fixed("input.scale", np.array(step))
+    x_zero = fixed("input.zero", np.array(np.clip(np.rint(-low / step), 0, 255), dtype=np.uint8))
     scale = np.maximum(np.abs(weight).max(axis=(1, 2, 3)), np.float32(1e-12)).astype(np.float32) / np.float32(limit)
     codes = np.rint(weight / scale[:, None, None, None]).astype(np.int8)
-    x_scale, x_zero, x_step = _static(graph, f"{name}.input", float(ranges[0]), float(ranges[1]))
-    y_scale, y_zero, _ = _static(graph, f"{name}.output", float(ranges[2]), float(ranges[3]))
+    step_out, zero_out = np.array(1 / 127, dtype=np.float32), np.array(128, dtype=np.uint8)
     bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    steps = scale.astype(np.float64) * x_step
-    inputs = [
-        add_constant(graph, f"{name}.int8", codes),
-        add_constant(graph, f"{name}.scale", scale),
-        add_constant(graph, f"{name}.zero", np.zeros(len(scale), dtype=np.int8)),
-    ]
-    insert = Inserter(graph, node, node.name or str(node.outputs[0].name))
-    quantised = insert("QuantizeLinear", node.inputs[0], x_scale, x_zero)  # which may be another convolution's new output by now
-    whole = None if bias is None else add_constant(graph, f"{name}.bias", np.rint(bias / steps).astype(np.int32))
-    product = insert("QLinearConv", quantised, x_scale, x_zero, *inputs, y_scale, y_zero, whole, **attributes)
-    replace(node, insert("DequantizeLinear", product, y_scale, y_zero))
+    product = insert(
+        "QLinearConv",
+        insert("QuantizeLinear", node.inputs[0], x_scale, x_zero),
+        x_scale,
+        x_zero,
+        fixed("int8", codes),
+        fixed("scale", (scale / reach).astype(np.float32)),
+        fixed("zero", np.zeros(len(scale), dtype=np.int8)),
+        fixed("output.scale", step_out),
+        fixed("output.zero", zero_out),
+        None if bias is None else fixed("bias", np.rint(bias / (scale.astype(np.float64) * step)).astype(np.int32)),
+        **{key: attribute.value for key, attribute in node.attributes.items()},
+    )
+    shares = insert("DequantizeLinear", product, fixed("output.scale", step_out), fixed("output.zero", zero_out))
+    replace(node, insert("Mul", shares, fixed("output.reach", reach.astype(np.float32)[None, :, None, None])))

@@ -56,10 +56,14 @@ class Recipe:
         return recipe_named(self.graphs[graph]) if graph in self.graphs else self
 
     @property
+    def reads_statistics(self) -> bool:
+        """Whether the graphs that follow this recipe itself need calibration statistics."""
+        return self.smooth is not None or (self.precision == "int4" and self.method != "rtn") or self.convolutions == "computed"
+
+    @property
     def calibrated(self) -> bool:
         """Whether this recipe or one of its ``graphs`` needs calibration statistics."""
-        own = self.smooth is not None or (self.precision == "int4" and self.method != "rtn") or self.convolutions == "computed"
-        return own or any(recipe_named(other).calibrated for other in self.graphs.values())
+        return self.reads_statistics or any(recipe_named(other).calibrated for other in self.graphs.values())
 
     @property
     def label(self) -> str:
@@ -77,6 +81,9 @@ class Recipe:
 #: Graphs outside the transformer: a few megabytes of convolutions and small maps, which do not gain from four bits.
 _AROUND = dict.fromkeys(("image_encode", "image_decode", "semantic", "identity", "regions"), "int8")
 
+#: The image tokenizer with its convolutions computed in int8 too.
+_COMPUTED = {"image_encode": "int8-computed", "image_decode": "int8-computed"}
+
 #: Layers whose four-bit error is at least three times their graph's median, by ``python -m export sensitivity`` on nano: query-key-value
 #: maps, maps of image features, and output heads.  In int8 they halve the error of MMU's logits.
 _SENSITIVE = r"attention\.input\.|head\.weight|^split\.|semantic\."
@@ -90,8 +97,10 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("int8-smooth", smooth=0.5),
         Recipe("int8-fp16conv", convolutions="float16"),
         Recipe("int8-gathered", experts="gathered"),
+        Recipe("int8-computed", convolutions="computed"),
         Recipe("int4", precision="int4", graphs=_AROUND),
         Recipe("int4-128", precision="int4", block=128, graphs=_AROUND),
+        Recipe("int4-128-computed", precision="int4", block=128, graphs={**_AROUND, **_COMPUTED}),
         Recipe("int4-gptq", precision="int4", method="gptq", graphs=_AROUND),
         Recipe("int4-careful", precision="int4", method="gptq", higher=_SENSITIVE, graphs=_AROUND),
         Recipe("mixed", graphs={"mmu_extend": "int4"}),

@@ -38,8 +38,14 @@ def fp32_graphs(bundle: Path) -> dict[str, ir.Model]:
     return graphs
 
 
+#: Graphs of the transformer; those around it see pictures only.
+TRANSFORMER = ("t2i_prefill", "t2i_step", "mmu_prefill", "mmu_extend")
+
+
 def calibrate(graphs: Mapping[str, ir.Model], recipe: Recipe, layout: TokenLayout, inputs: SampleInputs) -> Calibration | None:
     """Measure the activation statistics that a recipe needs, on whole decodings, pictures and questions.
+
+    Pictures are enough for a recipe that calibrates only graphs around the transformer.
 
     Returns:
         The statistics; None if the recipe needs none.
@@ -49,6 +55,12 @@ def calibrate(graphs: Mapping[str, ir.Model], recipe: Recipe, layout: TokenLayou
     """
     if not recipe.calibrated:
         return None
+    calibrated = {graph for graph in graphs if recipe.of(graph).reads_statistics}
+    around = tuple(graph for graph in graphs if graph not in TRANSFORMER)
+    if calibrated <= set(around) and len(inputs.pixels):  # then whole decodings and answers would tell nothing
+        with Calibrator(graphs, recipe) as calibrator:
+            understand(calibrator, around, layout, inputs)
+        return calibrator.statistics
     if not (len(inputs.prompts) and len(inputs.questions) and len(inputs.pixels)):
         raise InputError(
             f"recipe {recipe.name!r} needs calibration data: prompts, questions and pictures (got {len(inputs.prompts)}, "

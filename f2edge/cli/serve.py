@@ -70,6 +70,7 @@ def serve(
         int | None, typer.Option("--metrics-port", help="Port of the Prometheus metrics, also for `f2edge top`.", show_default=False)
     ] = None,
     metrics_host: Annotated[str, typer.Option("--metrics-host", help="Address of the metrics.")] = "127.0.0.1",
+    metrics_insecure: Annotated[bool, typer.Option("--metrics-insecure", help="Serve metrics on a non-loopback address.")] = False,
     health_port: Annotated[
         int | None, typer.Option("--health-port", help="Port of a plaintext health service, for probes without TLS.", show_default=False)
     ] = None,
@@ -98,6 +99,7 @@ def serve(
         token_file=token_file,
         metrics_host=metrics_host,
         metrics_port=metrics_port,
+        metrics_insecure=metrics_insecure,
         health_port=health_port,
         reflection=reflection,
         deadline_s=deadline,

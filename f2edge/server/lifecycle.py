@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 from threading import Thread
 from typing import Any
 
-from f2edge.memory import give_back
+from f2edge.backends.memory import give_back
 from f2edge.server.engine_protocol import Served
 from f2edge.server.health import Readiness
 from f2edge.server.listener import GuardedServer, bind, options

@@ -43,7 +43,9 @@ class ServerSettings:
         tls_cert, tls_key: PEM files of the server; read again when they change.
         client_ca: PEM file; clients must show a certificate that it signed.
         token_file: names and hashes of bearer tokens (:mod:`f2edge.server.tokens`); read again when it changes.
-        metrics_host, metrics_port: of the Prometheus endpoint; a port of None is none, 0 a free one.
+        metrics_host, metrics_port: of the Prometheus endpoint; a port of None is none, 0 a free one.  It is plaintext without access
+            control, so a host other than loopback needs ``metrics_insecure``.
+        metrics_insecure: serve metrics beyond loopback all the same.
         health_port: health checks alone, in plaintext and without a token, at the same host (loopback for a socket): probes that speak no
             TLS, such as those of Kubernetes, go there.  A port of None is none, 0 a free one.
         reflection: serve the contract to tools such as grpcurl.
@@ -69,6 +71,7 @@ class ServerSettings:
     token_file: Path | None = None
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
+    metrics_insecure: bool = False
     health_port: int | None = None
     reflection: bool = True
     images: ImageLimits = PICTURES
@@ -106,6 +109,12 @@ class ServerSettings:
             raise InputError(
                 f"--host {self.host}: reachable from other machines, so it needs TLS (--tls-cert, --tls-key); "
                 "--insecure serves plaintext all the same"
+            )
+
+        if self.metrics_port is not None and not (is_loopback(self.metrics_host) or self.metrics_insecure):
+            raise InputError(
+                f"--metrics-host {self.metrics_host}: reachable from other machines, and metrics are plaintext for everybody; "
+                "--metrics-insecure serves them all the same"
             )
 
     @property

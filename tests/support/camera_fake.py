@@ -1,4 +1,4 @@
-"""Stand-ins for the camera's tests: a source that follows a script, a model with scripted probabilities, a sink that remembers."""
+"""Fakes for the camera's tests: a scripted source, a model with scripted probabilities, a recording sink."""
 
 from __future__ import annotations
 
