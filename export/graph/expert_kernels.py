@@ -7,7 +7,7 @@ fused     shared expert as matrices, routed experts by ONNX Runtime's ``QMoE`` (
 ========  ==============================================================================================================
 
 Every kernel keeps the traced fp32 router, so gates and choices are unchanged and the census finds the same nodes.  The fastest kernel
-depends on the number of rows and the width: :data:`KERNEL_CHOICES`, measured by ``python -m bench forms``.
+depends on the number of rows and the width: :data:`KERNEL_CHOICES`, measured by ``python -m bench expert-kernels``.
 
 Axes: T rows (all tokens of all sequences), D width, E experts, K active, I width of one expert, J = shared width + E·I.
 """
