@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from f2edge.backends.memory import give_back
 from f2edge.server.engine_protocol import Served
@@ -33,6 +33,9 @@ from f2edge.server.settings import ServerSettings
 from f2edge.server.standard import HEALTH, PACED, StandardServices
 from f2edge.server.supervisor import Supervisor
 from f2edge.server.tokens import Tokens
+
+if TYPE_CHECKING:
+    from f2edge.http.listener import HttpListener
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +65,7 @@ class FaceServer:
         self.address = settings.target
         self.metrics_port: int | None = None
         self.health_address: str | None = None
+        self.http_address: str | None = None
         tokens = None if settings.token_file is None else Tokens(settings.token_file)
         self._credentials = Certificates(settings).credentials if settings.tls else None
         self._pool = PicturePool(settings.decode_threads, settings.waiting_bytes)
@@ -69,6 +73,7 @@ class FaceServer:
         self._service = FaceService(settings, self._pool, self.metrics)
         self._standard = StandardServices(self.readiness.state)
         self._gates = [] if tokens is None else [TokenGate(tokens, self.metrics.denied.inc)]
+        self._http = self._http_listener(tokens) if settings.http_port is not None else None
         self._unreachable = unreachable
         self._server: GuardedServer | None = None
         self._probed: GuardedServer | None = None
@@ -92,11 +97,14 @@ class FaceServer:
             await self._probed.start()
         if self.settings.metrics_port is not None:
             self._stop_metrics, self.metrics_port = self.metrics.serve(self.settings.metrics_host, self.settings.metrics_port)
+        if self._http is not None:
+            self.http_address = await self._http.start()
         await self._server.start()
         self._tasks = [asyncio.create_task(self._keep_listening()), asyncio.create_task(self._calls.watch_tokens())]
         self._tasks.append(asyncio.create_task(self._tidy()))
         self._supervise()
-        logger.info("listening", extra={"address": self.address, "tls": self.settings.tls, "metrics_port": self.metrics_port})
+        where = {"address": self.address, "http": self.http_address, "metrics_port": self.metrics_port}
+        logger.info("listening", extra={**where, "tls": self.settings.tls})
 
     async def use(self, served: Served) -> None:
         """Serve this engine; ready once it is warm."""
@@ -117,10 +125,14 @@ class FaceServer:
         self._calls.close()
         self._service.close()
         self._standard.close()
+        if self._http is not None:
+            self._http.close()
         started = time.monotonic()
         stopped = asyncio.ensure_future(self._server.stop(grace_s))  # takes no more connections; what is open goes on
         finished = await self._calls.ended(grace_s)
         await asyncio.wait({stopped}, timeout=_FAREWELL_S)  # the last statuses are on their way
+        if self._http is not None:
+            self._http.stop()
         await _within(LAST_S / 2, self._server.stop(0))  # what is left never became a call
         await self._calls.ended(_FAREWELL_S)  # gRPC does not wait for what it cuts off to clean up
         if self._service.served is not None:
@@ -140,6 +152,13 @@ class FaceServer:
         limits = options(message_bytes=self.settings.message_bytes, connections=self.settings.connections)
         server = GuardedServer(handlers, self._gates, limits, PACED)
         return server, bind(server, target, self._credentials)
+
+    def _http_listener(self, tokens: Tokens | None) -> HttpListener:
+        from f2edge.http.app import Shared
+        from f2edge.http.listener import HttpListener
+
+        shared = Shared(self.settings, self._calls, self._service, self._pool, self.metrics, tokens, lambda: self.readiness.ready)
+        return HttpListener(shared)
 
     async def _keep_listening(self) -> None:
         """Replace a listener that ends by itself."""

@@ -65,6 +65,10 @@ class FaceService:
         self._closed = True
         self._streams.close()
 
+    async def facts(self) -> ModelFacts:
+        """Return the model's facts; while the engine starts, waits for it as a call does."""
+        return (await self._ready()).facts
+
     async def generate(self, message: pb.GenerateRequest, call: Call) -> None:
         served = await self._ready()
         validation.check_output(message.output)
