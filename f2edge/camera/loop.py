@@ -14,14 +14,14 @@ from typing import Protocol
 
 from f2edge.camera.answers import AnswerBook
 from f2edge.camera.describe import Describer
-from f2edge.camera.events import Notify
 from f2edge.camera.frames import Frame
-from f2edge.camera.reader import Reader
+from f2edge.camera.output.events import Notify
 from f2edge.camera.reports import Seen, View, report
 from f2edge.camera.slots import LatestSlot
-from f2edge.camera.source_errors import FrameError
-from f2edge.camera.source_url import redact
-from f2edge.camera.sources import Source
+from f2edge.camera.source.errors import FrameError
+from f2edge.camera.source.reader import Reader
+from f2edge.camera.source.sources import Source
+from f2edge.camera.source.url import redact
 from f2edge.camera.stats import Accuracy, AgeHistogram, Rate
 from f2edge.camera.watch import Watcher
 from f2edge.errors import F2EdgeError

@@ -46,7 +46,12 @@ def picture(text: str | None) -> Image.Image:
 
 
 def about(text: str, image: bytes | None = None) -> Any:
-    return [{"role": "user", "content": [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": data_uri(image or photo())}}]}]
+    return [
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": data_uri(image or photo())}}],
+        }
+    ]
 
 
 # Models ----------------------------------------------------------------------------------------------------------------------------------
@@ -64,7 +69,14 @@ def test_models(client: openai.OpenAI) -> None:
 
 def test_generate(client: openai.OpenAI, engine: ScriptedEngine) -> None:
     found = client.images.generate(
-        model="scripted", prompt="a smiling woman", n=3, size="64x64", output_format="webp", quality="high", user="me", extra_body={"seed": 5}
+        model="scripted",
+        prompt="a smiling woman",
+        n=3,
+        size="64x64",
+        output_format="webp",
+        quality="high",
+        user="me",
+        extra_body={"seed": 5},
     )
     assert found.data is not None
     assert [picture(item.b64_json).format for item in found.data] == ["WEBP"] * 3

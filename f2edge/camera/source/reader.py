@@ -14,12 +14,12 @@ from threading import Lock, Thread
 from time import monotonic
 
 from f2edge.camera import READ_THREADS
-from f2edge.camera.events import Notify
 from f2edge.camera.frames import Frame
+from f2edge.camera.output.events import Notify
 from f2edge.camera.slots import LatestSlot
-from f2edge.camera.source_errors import FrameError, SourceLostError
-from f2edge.camera.source_url import redact
-from f2edge.camera.sources import Source
+from f2edge.camera.source.errors import FrameError, SourceLostError
+from f2edge.camera.source.sources import Source
+from f2edge.camera.source.url import redact
 from f2edge.errors import F2EdgeError, InputError
 
 logger = logging.getLogger(__name__)
