@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -31,6 +31,7 @@ from f2edge.provenance.watermark import PUBLIC, Watermark
 from f2edge.questions import Questions
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions, paired
 from f2edge.spec.layout import Ids, left_pad, tokens_of_cells
+from f2edge.spec.lexicon import Wording
 from f2edge.text import TextTokenizer, check_text
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,14 @@ ROWS_AT_ONCE = 16
 #: Faces read together: the encoders' memory grows with their number.
 FACES_AT_ONCE = 8
 DESCRIBE_QUESTION = "describe the face"
+
+
+@dataclass(frozen=True)
+class PromptText:
+    """A prompt as the model reads it: its text tokens, misspelt words corrected, and what became of its words."""
+
+    ids: tuple[int, ...]
+    wording: Wording
 
 
 class FacePipeline:
@@ -56,6 +65,7 @@ class FacePipeline:
         self.backend = backend
         self.watermark = watermark
         self.tokenizer = TextTokenizer(bundle.tokenizer_path)
+        self._lexicon = bundle.lexicon()
         self.inference = Inference.of(backend, bundle)
         self.questions = Questions(self.inference, bundle, self.tokenizer)
 
@@ -115,7 +125,8 @@ class FacePipeline:
         """
         schedule = (options or GenerateOptions()).resolve(self.bundle.generation)
         rows = list(paired(prompts, seeds))
-        prefixes = [self.inference.prompt_prefix(self.tokenizer.encode(check_text(prompt, "prompt"))) for prompt, _ in rows]
+        texts = [self.prompt_text(prompt) for prompt, _ in rows]
+        prefixes = [self.inference.prompt_prefix(text.ids) for text in texts]
         everything = np.ones(self.bundle.layout.image_tokens, dtype=bool)
         plans = [plan(schedule, everything, seed) for _, seed in rows]
         faces: list[GeneratedFace] = []
@@ -137,8 +148,8 @@ class FacePipeline:
                 on_step=record,
                 cancelled=cancelled,
             )
-            for (prompt, seed), grid, image in zip(rows[group], codes, self.draw(codes), strict=True):
-                faces.append(GeneratedFace(image, grid, prompt, seed, schedule, tuple(times), self.marks))
+            for (prompt, seed), text, grid, image in zip(rows[group], texts[group], codes, self.draw(codes), strict=True):
+                faces.append(GeneratedFace(image, grid, prompt, seed, schedule, tuple(times), self.marks, text.wording))
         return faces
 
     def edit(
@@ -172,7 +183,8 @@ class FacePipeline:
             InputError: a region that covers no token, or what :meth:`generate` raises.
         """
         schedule = (options or GenerateOptions()).resolve(self.bundle.editing)
-        prefix = self.inference.prompt_prefix(self.tokenizer.encode(check_text(prompt, "prompt")))
+        text = self.prompt_text(prompt)
+        prefix = self.inference.prompt_prefix(text.ids)
         pixels = self.pixels(image)
         cells = self.cells(region, image.size, pixels)
         original = self.encode_pixels(pixels[None])[0]
@@ -183,7 +195,7 @@ class FacePipeline:
         edited = self.decode(codes[None])[0]
         if keep_outside:
             edited = paste_outside(self.bundle.manifest.pictures.picture(pixels), edited, cells)
-        return EditedFace(self.mark(edited), codes, original, cells, self.marks)
+        return EditedFace(self.mark(edited), codes, original, cells, self.marks, text.wording)
 
     def describe(self, image: Image.Image, *, max_tokens: int = 128, on_token: Callable[[str], None] | None = None) -> Answer:
         """Describe a face in words; ``on_token`` is called with each piece of text as soon as it is certain."""
@@ -253,6 +265,14 @@ class FacePipeline:
             return self.bundle.manifest.pictures.picture(host(self.backend.run("image_decode", {"codes": row[None]})["pixels"])[0])
 
         return self.backend.each(picture, list(codes.astype(np.int64)))
+
+    def prompt_text(self, prompt: str) -> PromptText:
+        """Return a prompt as the model reads it; :class:`~f2edge.errors.PromptError` for what is no text."""
+        text = check_text(prompt, "prompt")
+        if self._lexicon is None:
+            return PromptText(tuple(self.tokenizer.encode(text)), Wording())
+        text, corrected = self._lexicon.correct(text)
+        return PromptText(tuple(self.tokenizer.encode(text)), Wording(self._lexicon.read(text).unmatched, corrected))
 
     def draw(self, codes: Ids) -> list[Image.Image]:
         """Return the pictures of tokens as :meth:`generate` does: decoded and marked."""

@@ -12,6 +12,7 @@ from PIL import Image
 from f2edge.decoding.schedule import Schedule
 from f2edge.errors import InputError
 from f2edge.spec.layout import Ids
+from f2edge.spec.lexicon import Wording
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class GeneratedFace:
         options: the schedule used, defaults filled in.
         step_ms: duration of each step of its batch.
         marks: what its pixels carry: ("watermark",) or nothing.
+        wording: what the model made of the prompt's words.
     """
 
     image: Image.Image
@@ -54,6 +56,12 @@ class GeneratedFace:
     options: Schedule
     step_ms: tuple[float, ...]
     marks: tuple[str, ...] = ()
+    wording: Wording = field(default_factory=Wording)
+
+    @property
+    def unmatched(self) -> tuple[str, ...]:
+        """Words of the prompt that the model does not know."""
+        return self.wording.unmatched
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,7 @@ class EditedFace:
         original_codes: int64 (N,), tokens of the picture given.
         region: bool (G, G), the token cells that were decoded anew.
         marks: what its pixels carry: ("watermark",) or nothing.
+        wording: what the model made of the prompt's words.
     """
 
     image: Image.Image
@@ -73,6 +82,12 @@ class EditedFace:
     original_codes: Ids
     region: NDArray[np.bool_]
     marks: tuple[str, ...] = ()
+    wording: Wording = field(default_factory=Wording)
+
+    @property
+    def unmatched(self) -> tuple[str, ...]:
+        """Words of the prompt that the model does not know."""
+        return self.wording.unmatched
 
 
 @dataclass(frozen=True)

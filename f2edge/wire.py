@@ -19,6 +19,7 @@ from f2edge.engine.requests import Priority, Timings
 from f2edge.results import Answer, FaceReport, GenerateOptions
 from f2edge.spec.attributes import AttributeSchema
 from f2edge.spec.layout import Ids
+from f2edge.spec.lexicon import Wording
 from f2edge.v1 import face_pb2 as pb
 
 #: Domain of ErrorInfo, and the metadata keys of the contract.
@@ -182,3 +183,13 @@ def model_of(message: pb.GetModelResponse) -> ModelFacts:
         regions=tuple(message.regions),
         schema=AttributeSchema.from_json(rows),
     )
+
+
+def wording_message(wording: Wording) -> pb.Wording:
+    """Return what became of a prompt's words as a message."""
+    return pb.Wording(unmatched=wording.unmatched, corrected=wording.corrected)
+
+
+def wording_of(message: pb.Wording) -> Wording:
+    """Inverse of :func:`wording_message`."""
+    return Wording(tuple(message.unmatched), dict(message.corrected))

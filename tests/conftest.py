@@ -30,7 +30,7 @@ _SOURCES = (
     "export/graph/*.py",
     "export/quantize/*.py",
     "export/model/*.py",
-    "f2edge/bundle/manifest.py",
+    "f2edge/bundle/*.py",
     "f2edge/spec/*.py",
 )
 RECIPES = ("fp32", "int8", "int8-vnni")

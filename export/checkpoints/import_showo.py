@@ -206,7 +206,7 @@ def import_show_o(
         the files written, which ``python -m export onnx --unified OUT --tokenizer OUT`` reads.
 
     Raises:
-        InputError: as in :func:`recognize`, or a tensor with a value that is no finite number; nothing was written then.
+        InputError: as in :func:`recognize`, or a tensor has a NaN or an infinity; nothing is written.
         OutputError: the folder cannot be written, or the disk is too small; none of the files is left.
     """
     recognized = recognize(showo, magvit, size, base)

@@ -41,7 +41,7 @@ def check_tables(state: Mapping[str, Tensor], configuration: ImageTokenizerConfi
     """Compare the quantiser's two tables with the law that stands for them.
 
     Raises:
-        InputError: codes are numbered otherwise than most significant bit first, +1 for 1.
+        InputError: codes are not ordered most significant bit first, +1 for 1.
     """
     codes = bits_of(torch.arange(configuration.codes), configuration.bits)
     powers = 2 ** torch.arange(configuration.bits - 1, -1, -1)

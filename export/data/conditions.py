@@ -53,7 +53,7 @@ _MIRRORED = {"head_pose": ("left", "right"), "lighting": ("left", "right")}
 
 @dataclass(frozen=True)
 class Conditions:
-    """How far pictures are changed; every change but the mirror has a strength of its own in each picture.
+    """Strengths of changes to pictures; every change but the mirror has a random strength in each picture.
 
     Attributes:
         share: of the pictures that are changed at all (the mirror aside).

@@ -1,4 +1,4 @@
-"""Pictures that are no faces: noise, textures, gradients, and renders taken to pieces.  What a reader must not take for a face.
+"""Pictures without faces, which the model must not accept as faces: noise, textures, gradients, and shuffled renders.
 
 >>> outliers(4, 128, np.random.default_rng(0)).shape
 (4, 128, 128, 3)

@@ -89,7 +89,7 @@ def cache_tokens(
         device: where the networks are; None: the CPU.
         conditions: every face is encoded a second time as seen under these, for questions about it; None: the second time is the first.
         seed: of the conditions.
-        progress: told the number of faces done.
+        progress: called with the number of faces done.
     """
     device = device or torch.device("cpu")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -174,7 +174,7 @@ def sampling_model(image_tokens: int, codes: int) -> ir.Model:
     Ties in confidence are broken by position (``TopK`` ranks equal values by index), so exactly ``masked_after`` positions stay masked.
     """
     m1, m2 = MULTIPLIERS
-    arrays = {
+    arrays: dict[str, Array] = {
         "stream": (np.arange(codes, dtype=np.uint64) * GOLDEN).astype(np.uint32),
         "positions": np.arange(image_tokens, dtype=np.int64)[None],
     }

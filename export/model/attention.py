@@ -23,7 +23,7 @@ Columns = tuple[Tensor, Tensor]  # keys and values of one part, each (B or 1, H,
 
 
 def rotary_table(positions: Tensor, rotary: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of ``positions`` (…, S), each (…, 1, S, rotary) fp32, in the half-split order of Phi (arXiv 2104.09864)."""
+    """Return cosine and sine of ``positions`` (…, S), each (…, 1, S, rotary) fp32, in the half-split order of Phi (arXiv 2104.09864)."""
     exponent = torch.arange(0, rotary, 2, dtype=torch.float32, device=positions.device) / rotary
     angle = positions.to(torch.float32)[..., None] * torch.pow(base, -exponent)  # (…, S, rotary/2)
     angle = torch.cat((angle, angle), dim=-1)[..., None, :, :]
@@ -31,7 +31,7 @@ def rotary_table(positions: Tensor, rotary: int, base: float) -> tuple[Tensor, T
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn the first ``rotary`` dims of ``x`` (…, B, H, S, W) by the table of :func:`rotary_table`; the rest passes."""
+    """Rotate the first ``rotary`` dims of ``x`` (…, B, H, S, W) by the table of :func:`rotary_table`; the rest is unchanged."""
     width = cosine.shape[-1]
     turned = x[..., :width]
     first, second = turned[..., : width // 2], turned[..., width // 2 :]
@@ -40,12 +40,12 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 def additive(allowed: Tensor) -> Tensor:
-    """A boolean mask (…, S, T) as fp32 scores to add: 0 where allowed, :data:`MASKED` elsewhere."""
+    """Convert a boolean mask (…, S, T) to fp32 scores to add: 0 where allowed, :data:`MASKED` elsewhere."""
     return torch.where(allowed, 0.0, MASKED)
 
 
 def attend_plain(query: Tensor, parts: Sequence[Columns], mask: Tensor) -> Tensor:
-    """Softmax attention of ``query`` (B, H, S, W) over all columns of ``parts`` in order → (B, H, S, W).
+    """Compute softmax attention of ``query`` (B, H, S, W) over all columns of ``parts`` in order → (B, H, S, W).
 
     ``mask`` (B or 1, 1, S or 1, all columns) is added to the scores.  fp32 for an fp32 query; the softmax sums in fp32 for every dtype.
     """
@@ -64,7 +64,7 @@ def attend_plain(query: Tensor, parts: Sequence[Columns], mask: Tensor) -> Tenso
 
 
 def attend_fused(query: Tensor, parts: Sequence[Columns], mask: Tensor) -> Tensor:
-    """:func:`attend_plain` by PyTorch's fused kernel."""
+    """Compute :func:`attend_plain` by PyTorch's fused kernel."""
     rows = query.shape[0]
     keys = torch.cat([key.expand(rows, -1, -1, -1) for key, _ in parts], dim=2) if len(parts) > 1 else parts[0][0]
     values = torch.cat([value.expand(rows, -1, -1, -1) for _, value in parts], dim=2) if len(parts) > 1 else parts[0][1]

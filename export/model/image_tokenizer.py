@@ -147,7 +147,7 @@ class ImageTokenizer(nn.Module):
     """Encoder, sign, decoder.
 
     Raises:
-        InputError: for ``family`` other than "nano"; the published MAGVIT-v2 architecture has a module of its own.
+        InputError: ``family`` is not "nano"; MAGVIT-v2 is in :mod:`export.model.magvit2`.
     """
 
     def __init__(self, configuration: ImageTokenizerConfiguration) -> None:
@@ -217,7 +217,7 @@ def bit_statistics(latent: Tensor, temperature: float = 0.25, codes_per_cell: in
     Args:
         latent: (B, c·b, G, G) float32.
         temperature: softness of the bits; at 0.25 a latent of 1 stands for 98 % certainty.
-        codes_per_cell: c; figures are means over a cell's codes, each of which has a usage of its own.
+        codes_per_cell: c; terms are means over a cell's codes, each of which has its own usage.
     """
     confidence, usage = latent.new_zeros(()), latent.new_zeros(())
     for code in latent.chunk(codes_per_cell, dim=1):

@@ -41,7 +41,7 @@ from f2edge.spec.configuration import ModelConfiguration
 
 @dataclass(frozen=True)
 class Segments:
-    """Where images stand among the new columns: ``count`` segments ``<|soi|> codes <|eoi|>`` one behind the other from column ``start``."""
+    """Position of images among the new columns: ``count`` consecutive segments ``<|soi|> codes <|eoi|>`` from column ``start``."""
 
     start: int
     count: int = 1
@@ -49,7 +49,7 @@ class Segments:
 
 @dataclass(frozen=True)
 class Routing:
-    """What the routers of all blocks decided; probabilities sum to 1, chosen is 0 or 1.  Empty where a level does not exist.
+    """Routing decisions of all blocks; probabilities sum to 1, chosen is 0 or 1.  Empty for a level that does not exist.
 
     ``token_*`` (L, B, S, E) of every new column, ``sequence_*`` (L, B·G, 4) of every image segment.
     """
@@ -62,14 +62,14 @@ class Routing:
 
 @dataclass(frozen=True)
 class States:
-    """What :meth:`UnifiedTransformer.run` returns: states (B, S, D) before the final norm, the columns of each layer, and the routing."""
+    """Result of :meth:`UnifiedTransformer.run`: states (B, S, D) before the final norm, the columns of each layer, and the routing."""
 
     hidden: Tensor
     columns: list[Columns]
     routing: Routing
 
     def stacked(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of all layers, each (L, B, H, T + S, W)."""
+        """Return keys and values of all layers, each (L, B, H, T + S, W)."""
         return torch.stack([key for key, _ in self.columns]), torch.stack([value for _, value in self.columns])
 
 
@@ -95,7 +95,7 @@ class TransformerBlock(nn.Module):
     def sequence_residual(
         self, h: Tensor, exact: Tensor, group: str, segments: Segments, sources: Mapping[str, Tensor]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The sequence level's residual (B, S, D), zero outside the code positions of ``segments``, and its routing."""
+        """Return the sequence level's residual (B, S, D), zero outside the code positions of ``segments``, and its routing."""
         B, S, D = h.shape
         J, G = self.image_columns, segments.count
         end = segments.start + G * (J + 2)
@@ -135,7 +135,7 @@ class TransformerBlock(nn.Module):
 
 
 class UnifiedTransformer(nn.Module):
-    """See the module's docstring.  Groups of experts: "t2i" and "mmu"."""
+    """Unified transformer with two task groups of experts, "t2i" and "mmu"; see the module's docstring."""
 
     def __init__(self, configuration: ModelConfiguration) -> None:
         super().__init__()
@@ -175,13 +175,13 @@ class UnifiedTransformer(nn.Module):
                 self.split.weight += torch.eye(self.configuration.width).repeat(self.per_cell, 1)
 
     def use_fused_attention(self, fused: bool) -> None:
-        """Whether attention calls the fused kernel (training) or multiplies and takes the softmax itself (export); same numbers."""
+        """Select PyTorch's fused attention kernel (training) or explicit products and softmax (export), with equal results."""
         for block in self.blocks:
             assert isinstance(block, TransformerBlock)
             block.attention.fused = fused
 
     def special(self, token: str) -> int:
-        """Vocabulary id of a special token."""
+        """Return the vocabulary id of a special token."""
         return self.configuration.text_vocabulary + self.configuration.specials.index(token)
 
     def run(
@@ -196,7 +196,7 @@ class UnifiedTransformer(nn.Module):
         segments: Segments | None = None,
         sources: Mapping[str, Tensor] | None = None,
     ) -> States:
-        """All blocks over new columns.
+        """Run all blocks over new columns.
 
         Args:
             x: their embeddings (B, S, D).
@@ -242,33 +242,33 @@ class UnifiedTransformer(nn.Module):
         return torch.cat((task, self.image_segment(codes)), dim=1)
 
     def _sees_image(self, column: Tensor) -> Tensor:
-        """Which columns of an MMU sequence see the whole image segment: all but ``<|mmu|>``, and in Show-o that too."""
+        """Return which columns of an MMU sequence see the whole image segment: all but ``<|mmu|>``, in Show-o all."""
         return column >= (0 if self.configuration.task_sees_image else 1)
 
     def token_states(self, cells: Tensor) -> Tensor:
-        """States of cells (…, J, D) → states of tokens (…, N, D)."""
+        """Map states of cells (…, J, D) to states of tokens (…, N, D)."""
         return self.split(cells).unflatten(-1, (self.per_cell, -1)).flatten(-3, -2) if self.per_cell > 1 else cells
 
     def image_scores(self, hidden: Tensor) -> Tensor:
-        """States (…, D) of image tokens → logits (…, V)."""
+        """Map states (…, D) of image tokens to logits (…, V)."""
         scores: Tensor = self.image_head(self.norm(hidden))
         return scores
 
     def text_scores(self, hidden: Tensor) -> Tensor:
-        """States (…, D) of text positions → logits (…, text vocabulary)."""
+        """Map states (…, D) of text positions to logits (…, text vocabulary)."""
         scores: Tensor = self.text_head(self.norm(hidden))
         return scores
 
     def image_head_weight(self) -> Tensor:
-        """The image head folded to one matrix (V, D) fp32."""
+        """Return the image head folded to one matrix (V, D) fp32."""
         return self.image_head.weight()
 
     def noise_sources(self, mask_ratio: Tensor) -> dict[str, Tensor]:
-        """Mask ratios (B,) → what the T2I group's noise expert mixes in."""
+        """Map mask ratios (B,) to the input of the T2I group's noise expert."""
         return {"noise": self.noise(mask_ratio)} if self.configuration.sequence_experts else {}
 
     def feature_sources(self, semantic: Tensor, identity: Tensor) -> dict[str, Tensor]:
-        """Encoder features (B, M, F) → what the MMU group's experts mix in."""
+        """Map encoder features (B, M, F) to the inputs of the MMU group's experts."""
         return {"semantic": self.semantic(semantic), "identity": self.identity(identity)} if self.configuration.sequence_experts else {}
 
     # Graph forms -----------------------------------------------------------------------------------------------------
@@ -400,7 +400,7 @@ class UnifiedTransformer(nn.Module):
             identity: likewise.
             text_ids: (B, S), questions and answers one behind the other.
             text_positions: (B, S), 0 at the first token of each question.
-            text_segments: (B, S), number of the question that a token belongs to; padding forms a segment of its own.
+            text_segments: (B, S), number of the question that a token belongs to; padding is a separate segment.
 
         Returns:
             states of the text columns (B, S, D) for :meth:`text_scores`, and the routing over C + S columns.
@@ -421,13 +421,13 @@ class UnifiedTransformer(nn.Module):
 
 
 def _autocast(x: Tensor) -> Tensor:
-    """``x`` in autocast's dtype where autocast is on: cast once, not by every linear that reads it."""
+    """Cast ``x`` to autocast's dtype if autocast is on, once instead of in every linear layer."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def _layers(key: Tensor, value: Tensor) -> list[Columns]:
-    """Stacked columns (L, B, H, T, W) as one pair per layer."""
+    """Split stacked columns (L, B, H, T, W) into one pair per layer."""
     return list(zip(key.unbind(0), value.unbind(0), strict=True))
 
 

@@ -25,7 +25,7 @@ _LOOKED_AT = 1 << 20
 
 
 def range_of(layer: str) -> str:
-    """Where a convolution's ranges stand among calibration figures: least and largest input, then each channel's largest output."""
+    """Return the key of a convolution's ranges in a calibration: least and largest input, then each channel's largest output."""
     return f"{layer} (range)"
 
 

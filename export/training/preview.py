@@ -49,18 +49,20 @@ def measure(
 
     Returns:
         ``t2i/loss@r`` and ``t2i/right@r`` by mask ratio r, ``t2i/prompt_gain`` (nats per token that a prompt saves on an all-masked image),
-        ``slots/right`` (mean accuracy of the schema's questions) and ``slots/balanced`` (mean of each slot's mean recall over its values).
+        ``slots/right`` (mean accuracy of the schema's questions) and ``slots/balanced`` (mean of each slot's mean recall over its values);
+        ``seen/…``: the same under real conditions.
         ``directory`` gets ``unified-STEP.json`` (accuracy of each slot, use of each expert) and, with a decoder, ``unified-STEP.png``.
     """
     generation, drawing = measure_generation(model, cache, rows[:_GENERATION_ROWS], texts)
     understanding, table, reading = measure_slots(model, cache, rows[:_QUESTION_ROWS], texts)
-    report = {"slots": table, "t2i": usage_table(drawing), "mmu": usage_table(reading)}
+    seen, seen_table, _ = measure_slots(model, cache, rows[:_QUESTION_ROWS], texts, seen=True)
+    report = {"slots": table, "seen": seen_table, "t2i": usage_table(drawing), "mmu": usage_table(reading)}
     (directory / f"unified-{step:06d}.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     if image_decoder is not None:
         rng = np.random.default_rng(1)
         prompts = [texts.prompt(cache.face(row), rng) for row in rows[:_GRID]]
         save_grid(image_decoder(sample(model, texts, prompts)), directory / f"unified-{step:06d}.png")
-    return {**generation, **understanding}
+    return {**generation, **understanding, **{f"seen/{name}": value for name, value in seen.items()}}
 
 
 def measure_generation(
@@ -100,9 +102,15 @@ def _behind(
 
 
 def measure_slots(
-    model: UnifiedTransformer, cache: TokenCache, rows: NDArray[np.int64], texts: TextMaker
+    model: UnifiedTransformer, cache: TokenCache, rows: NDArray[np.int64], texts: TextMaker, *, seen: bool = False
 ) -> tuple[dict[str, float], dict[str, float], list[Routing]]:
-    """Ask every visible slot of every face; the answer is the most probable first token among those of the slot's answers."""
+    """Ask every visible slot of every face; the answer is the most probable first token among those of the slot's answers.
+
+    With ``seen``, of the faces under real conditions.
+    """
+    held = (cache.codes, cache.semantic, cache.identity, cache.slots)
+    if seen:
+        held = (cache.seen_codes, cache.seen_semantic, cache.seen_identity, cache.seen_slots)
     device, width = next(model.parameters()).device, max(len(slot.values) for slot in F2EDGE_SCHEMA.values())
     asked = [texts.exchange(QuestionAnswer(slot.question, slot.answers[0], slot.name, "slot"))[0] for slot in F2EDGE_SCHEMA.values()]
     first = np.full((len(asked), width), -1, np.int64)  # (K, values)
@@ -116,15 +124,15 @@ def measure_slots(
     answers, routings = [], []
     for start in range(0, len(rows), _CHUNK):
         part = rows[start : start + _CHUNK]
-        codes = torch.from_numpy(cache.codes[part].astype(np.int64)).to(device)
-        semantic, identity = (torch.from_numpy(a[part].astype(np.float32)).to(device) for a in (cache.semantic, cache.identity))
+        codes = torch.from_numpy(held[0][part].astype(np.int64)).to(device)
+        semantic, identity = (torch.from_numpy(a[part].astype(np.float32)).to(device) for a in held[1:3])
         texts_of = (t.expand(len(part), -1) for t in (ids, places, segments))
         hidden, routing = model.understanding_states(codes, semantic, identity, *texts_of)
         scores = model.text_scores(hidden[:, ends]).float()  # (B, K, text vocabulary)
         scores = scores.gather(2, allowed.clamp(min=0).expand(len(part), -1, -1)).masked_fill(allowed < 0, -torch.inf)
         answers.append(scores.argmax(dim=-1).cpu().numpy())
         routings.append(routing)
-    return *_slot_metrics(np.concatenate(answers), cache.slots[rows]), routings
+    return *_slot_metrics(np.concatenate(answers), held[3][rows]), routings
 
 
 def _slot_metrics(answers: NDArray[np.int64], truth: NDArray[np.int8]) -> tuple[dict[str, float], dict[str, float]]:

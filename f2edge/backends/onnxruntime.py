@@ -34,10 +34,10 @@ import numpy as np
 import onnxruntime
 
 from f2edge.backends.base import Array, Item, Result, Value, host, pack_arrays
+from f2edge.backends.memory import give_back
 from f2edge.backends.row_groups import paired_branch, row_groups
 from f2edge.backends.worker_pool import WorkerPool
 from f2edge.errors import BackendError
-from f2edge.memory import give_back
 from f2edge.spec.graphs import IMAGE_ENCODE, MMU_PREFILL, SEMANTIC, T2I_PREFILL, T2I_STEP
 
 #: Requests in one run of the step graph; more are split.

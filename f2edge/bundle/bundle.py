@@ -4,7 +4,8 @@
 >>> bundle.path("t2i_step"), bundle.layout.image_tokens                                     # doctest: +SKIP
 
 A name is looked up among the embedded bundles (``f2edge/bundles``), then in the user's folder (``f2edge bundles`` prints it); anything
-else is a path.  Loading compares the size and SHA-256 of every file (10 to 15 ms for 16 MB) and names the file that differs.
+else is a path.  Loading checks the manifest's checksum (:mod:`.seal`), the size and SHA-256 of every file (10 to 15 ms for 16 MB), and
+that graphs take weights from listed files only (:mod:`.external_data`); the error names the file.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from f2edge.bundle.external_data import check_external_data
 from f2edge.bundle.manifest import FORMAT_VERSION, FileEntry, Manifest, check_manifest, parse_manifest
+from f2edge.bundle.seal import check_seal, has_seal, sealed
 from f2edge.decoding.schedule import Schedule
 from f2edge.domain import Domain
 from f2edge.errors import BundleError, BundleNotFoundError, ChecksumError, OutputError
@@ -63,10 +66,10 @@ class Bundle:
         data = _manifest_bytes(folder)
         try:
             manifest = parse_manifest(data)
+            check_seal(data)
         except BundleError as error:
-            raise BundleError(f"{folder}: {error}") from error
-        for name, entry in manifest.files.items():
-            _check_file(folder, name, entry, verify=verify)
+            raise type(error)(f"{folder}: {error}") from error
+        _check_files(folder, manifest, verify=verify)
         bundle = cls(folder, manifest)
         if TOKENIZER not in manifest.files:
             raise BundleError(f"bundle {bundle.name!r}: files does not list {TOKENIZER}; export the bundle again")
@@ -206,19 +209,37 @@ def write_manifest(folder: str | os.PathLike[str], document: Mapping[str, Any]) 
         if path.is_file() and path != root / MANIFEST and not path.name.startswith(".")
     }
     complete = {**document, "format_version": FORMAT_VERSION, "files": files}
-    try:
-        data = json.dumps(complete, indent=1, ensure_ascii=False, allow_nan=False).encode()
-    except (TypeError, ValueError) as error:
-        raise BundleError(f"manifest: {error}; it must be plain JSON with finite numbers") from error
+    data = sealed(complete)
     manifest = check_manifest(json.loads(data))
+    _write(root, data)
+    return manifest
+
+
+def seal_bundle(source: str | os.PathLike[str]) -> bool:
+    """Add the checksum to the manifest of a bundle that was exported before manifests had one; return whether it was missing.
+
+    Raises:
+        BundleError: the bundle has another defect; nothing is written then.
+        OutputError: the folder cannot be written.
+    """
+    folder = find(source)
+    data = _manifest_bytes(folder)
+    if has_seal(data):
+        return False
+    manifest = parse_manifest(data)
+    _check_files(folder, manifest, verify=True)
+    _write(folder, sealed(manifest.document))
+    return True
+
+
+def _write(folder: Path, data: bytes) -> None:
     try:
-        with tempfile.NamedTemporaryFile(dir=root, prefix=".manifest-", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".manifest-", delete=False) as file:
             file.write(data)
         Path(file.name).chmod(0o644)
-        Path(file.name).replace(root / MANIFEST)
+        Path(file.name).replace(folder / MANIFEST)
     except OSError as error:
-        raise OutputError(f"cannot write {root / MANIFEST}: {error.strerror}") from error
-    return manifest
+        raise OutputError(f"cannot write {folder / MANIFEST}: {error.strerror}") from error
 
 
 def _subfolders(root: Path) -> Iterator[Path]:
@@ -238,6 +259,14 @@ def _manifest_bytes(folder: Path) -> bytes:
         raise BundleNotFoundError(f"{folder}: no {MANIFEST} in it, so it is not a bundle; give the folder that export wrote") from error
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror}); copy or export the bundle again") from error
+
+
+def _check_files(folder: Path, manifest: Manifest, *, verify: bool) -> None:
+    """Check that every listed file is whole and inside the folder, and that graphs take weights from no other files."""
+    for name, entry in manifest.files.items():
+        _check_file(folder, name, entry, verify=verify)
+    for graph in manifest.graphs.values():
+        check_external_data(folder, graph.file, manifest.files)
 
 
 def _check_file(folder: Path, name: str, entry: FileEntry, *, verify: bool) -> None:

@@ -2,6 +2,7 @@
 
 Keys of the document; those up to ``files`` are required, except ``editing``::
 
+    checksum        SHA-256 of the file, with zeros in this place (f2edge.bundle.seal)
     format_version  1
     name            identifier of the model
     model           ModelConfiguration.to_json()

@@ -77,12 +77,14 @@ class Facts:
         captured_s: capture time of the newest frame analyzed; None before the first.
         latency_s: seconds from that capture to the answer.
         words: text answers by question.
+        unfamiliar: of the newest report (:attr:`f2edge.results.FaceReport.unfamiliar`).
     """
 
     shown: Mapping[str, Shown]
     captured_s: float | None
     latency_s: float
     words: Mapping[str, Words]
+    unfamiliar: float | None = None
 
 
 @dataclass
@@ -93,6 +95,7 @@ class _Known:
     latency_s: float = 0.0
     signature: Signature | None = None
     words: dict[str, Words] = field(default_factory=dict)
+    unfamiliar: float | None = None
 
 
 class AnswerBook:
@@ -123,6 +126,7 @@ class AnswerBook:
                 known.probabilities[slot] = _mixed(known.probabilities.get(slot), values, weight)
                 known.shown[slot] = _shown(known.shown.get(slot), known.probabilities[slot], self.freshness.lead)
             known.captured_s, known.latency_s, known.signature = captured_s, latency_s, signature
+            known.unfamiliar = report.unfamiliar
             return True
 
     def answer(self, track: int, question: str, text: str, captured_s: float) -> None:
@@ -164,7 +168,7 @@ class AnswerBook:
         """Return a snapshot of a track's answers; empty if it is gone."""
         with self._lock:
             known = self._known.get(track) or _Known()
-            return Facts(dict(known.shown), known.captured_s, known.latency_s, dict(known.words))
+            return Facts(dict(known.shown), known.captured_s, known.latency_s, dict(known.words), known.unfamiliar)
 
     def __len__(self) -> int:
         return len(self._known)

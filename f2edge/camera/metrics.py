@@ -5,10 +5,9 @@ Ages cover the whole run; counters only grow.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from f2edge.errors import OutputError
@@ -46,7 +45,7 @@ class CameraMetrics:
         self._stats: Mapping[str, float | int | None] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)
-        self._server: Any = None
+        self._stop: Callable[[], None] = lambda: None
 
     def update(self, stats: Mapping[str, float | int | None]) -> None:
         """Replace the current values."""
@@ -71,14 +70,15 @@ class CameraMetrics:
         Raises:
             OutputError: the port is taken.
         """
+        from f2edge.server.metrics import serve_metrics
+
         try:
-            self._server, _ = start_http_server(port, address, self._registry)
+            self._stop, chosen = serve_metrics(self._registry, address, port)
         except OSError as error:
             raise OutputError(f"--metrics-port {port}: {error.strerror}; choose another") from error
-        return int(self._server.server_port)
+        return chosen
 
     def close(self) -> None:
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._server = None
+        """End serving; idempotent."""
+        self._stop()
+        self._stop = lambda: None

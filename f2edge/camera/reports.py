@@ -37,6 +37,7 @@ class FaceNow:
         answer_age_ms: ms since the capture of the newest analyzed frame.
         words: question, answer and its age in ms.
         truth: true attributes; demo only.
+        unfamiliar: of the newest report (:attr:`f2edge.results.FaceReport.unfamiliar`).
     """
 
     number: int
@@ -49,6 +50,7 @@ class FaceNow:
     answer_age_ms: float | None
     words: tuple[tuple[str, str, float], ...]
     truth: Mapping[str, str] | None = None
+    unfamiliar: float | None = None
 
     @property
     def described(self) -> bool:
@@ -94,6 +96,7 @@ def _face(track: Track, view: View, book: AnswerBook, now_s: float) -> FaceNow:
         answer_age_ms=None if facts.captured_s is None else max(0.0, 1e3 * (now_s - facts.captured_s)),
         words=tuple((q, w.text, max(0.0, 1e3 * (now_s - w.captured_s))) for q, w in facts.words.items()),
         truth=_truth(track.box, view.frame.known or ()),
+        unfamiliar=facts.unfamiliar,
     )
 
 

@@ -59,10 +59,17 @@ def verify(
     *,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
+    seal: Annotated[
+        bool, typer.Option("--seal", help="First add the checksum to a manifest without one; only for bundles you trust.")
+    ] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Check every checksum of a bundle, run every graph and compare with the exporting machine's tokens."""
+    from f2edge.bundle.bundle import seal_bundle
+
+    if seal:
+        seal_bundle(bundle)
     opened = open_bundle(bundle, backend, threads)
     pipeline = open_pipeline(opened, backend, threads)
     checks = [

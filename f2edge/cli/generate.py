@@ -39,10 +39,12 @@ from f2edge.cli.options import (
     output,
 )
 from f2edge.errors import InputError, OutputError
+from f2edge.text import one_line
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from f2edge.cli.console import Output
     from f2edge.decoding.parallel import StepEvent
     from f2edge.provenance.c2pa import Signer
     from f2edge.results import EditedFace, GeneratedFace
@@ -121,8 +123,10 @@ def generate(
             "total_ms": round(total_ms, 3),
             "synthetic": True,
             "marks": _marks(faces[0], signer),
+            **_wording_of(faces[0]),
         }
     )
+    _note_wording(printer, faces[0])
     for file, own_seed in zip(files, seeds, strict=False):
         of = f"seeds {seeds[0]} … {seeds[-1]}" if grid > 1 else f"seed {own_seed}"
         printer.note(f"{file}  {of}, {faces[0].options.steps} steps, {total_ms:.0f} ms")
@@ -191,9 +195,23 @@ def edit(
             "total_ms": round(total_ms, 3),
             "synthetic": True,
             "marks": _marks(edited, signer),
+            **_wording_of(edited),
         }
     )
+    _note_wording(printer, edited)
     printer.note(f"{out}  seed {own_seed}, {cells} of {edited.region.size} cells redrawn, {total_ms:.0f} ms")
+
+
+def _wording_of(face: GeneratedFace | EditedFace) -> dict[str, Any]:
+    return {"unmatched": list(face.unmatched), "corrected": dict(face.wording.corrected)}
+
+
+def _note_wording(printer: Output, face: GeneratedFace | EditedFace) -> None:
+    """Say which words of the prompt were read as others, and which not at all."""
+    for wrong, meant in face.wording.corrected.items():
+        printer.note(f'read "{one_line(wrong, 40)}" as "{one_line(meant, 40)}"')
+    if face.unmatched:
+        printer.note(f"not understood, so not drawn: {', '.join(one_line(words, 60) for words in face.unmatched[:8])}")
 
 
 class Previews:

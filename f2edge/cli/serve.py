@@ -70,8 +70,13 @@ def serve(
         int | None, typer.Option("--metrics-port", help="Port of the Prometheus metrics, also for `f2edge top`.", show_default=False)
     ] = None,
     metrics_host: Annotated[str, typer.Option("--metrics-host", help="Address of the metrics.")] = "127.0.0.1",
+    metrics_insecure: Annotated[bool, typer.Option("--metrics-insecure", help="Serve metrics on a non-loopback address.")] = False,
     health_port: Annotated[
         int | None, typer.Option("--health-port", help="Port of a plaintext health service, for probes without TLS.", show_default=False)
+    ] = None,
+    http: Annotated[
+        str | None,
+        typer.Option("--http", metavar="HOST:PORT", help="Serve HTTP too: REST, OpenAI-compatible calls.", show_default=False),
     ] = None,
     reflection: Annotated[bool, typer.Option("--reflection/--no-reflection", help="Serve gRPC reflection.")] = True,
     deadline: Annotated[float, typer.Option("--deadline", help="Maximum duration of a call, in seconds.")] = 300.0,
@@ -83,11 +88,12 @@ def serve(
     sign_key: SignKeyOption = None,
     quiet: QuietOption = False,
 ) -> int:
-    """Serve the model over gRPC; SIGTERM or Ctrl-C finishes accepted work, a second signal exits immediately."""
+    """Serve the model over gRPC and, with --http, HTTP; SIGTERM or Ctrl-C finishes accepted work, a second signal exits immediately."""
     from f2edge.server.engine_protocol import open_served
     from f2edge.server.logs import log_as_json
     from f2edge.server.settings import ServerSettings
 
+    http_host, http_port = _http_address(http)
     settings = ServerSettings(
         host=host,
         port=port,
@@ -98,7 +104,10 @@ def serve(
         token_file=token_file,
         metrics_host=metrics_host,
         metrics_port=metrics_port,
+        metrics_insecure=metrics_insecure,
         health_port=health_port,
+        http_host=http_host,
+        http_port=http_port,
         reflection=reflection,
         deadline_s=deadline,
         lame_duck_s=lame_duck,
@@ -110,6 +119,18 @@ def serve(
     if mark is None:
         logger.warning("pictures are not watermarked (--no-watermark)")
     return asyncio.run(_serve(settings, lambda: open_served(opened, backend, threads, mark, signer)))
+
+
+def _http_address(given: str | None) -> tuple[str, int | None]:
+    """Return the host and port of --http."""
+    if given is None:
+        return "127.0.0.1", None
+    host, colon, port = given.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdigit() and len(port) <= 5):
+        from f2edge.errors import InputError
+
+        raise InputError(f"--http {given[:200]}: is not HOST:PORT; give an address such as 127.0.0.1:8080")
+    return host, int(port)
 
 
 def token(
@@ -162,4 +183,6 @@ def _end_within(seconds: float) -> None:
 def _announce(server: FaceServer) -> None:
     """Print the address on one line, which scripts can wait for."""
     sys.stdout.write(f"f2edge serves on {server.address}\n")
+    if server.http_address is not None:
+        sys.stdout.write(f"f2edge serves on {server.http_address}\n")
     sys.stdout.flush()

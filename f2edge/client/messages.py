@@ -38,6 +38,7 @@ from f2edge.wire import (
     options_message,
     report_of,
     timings_of,
+    wording_of,
 )
 
 #: A decoded picture, the bytes of a file, or its path.
@@ -195,10 +196,12 @@ class ImageReader:
         codes, image = ids_of(result.picture.tokens), _picture(result.picture.image)
         if isinstance(result, pb.EditResult):
             cells = cells_of(result.region, self._facts.grid)
-            return _done(result, EditedFace(image, codes, ids_of(result.original_tokens), cells, _pixel_marks(result.picture)))
+            marks, wording = _pixel_marks(result.picture), wording_of(result.wording)
+            return _done(result, EditedFace(image, codes, ids_of(result.original_tokens), cells, marks, wording))
         options = Schedule(**options_fields(result.decoding.options))
         step_ms, marks = tuple(result.decoding.step_ms), _pixel_marks(result.picture)
-        return _done(result, GeneratedFace(image, codes, self._prompt, result.decoding.seed, options, step_ms, marks))
+        wording = wording_of(result.wording)
+        return _done(result, GeneratedFace(image, codes, self._prompt, result.decoding.seed, options, step_ms, marks, wording))
 
 
 def read_words(message: pb.AskResponse | pb.DescribeResponse) -> Token | Done:

@@ -175,12 +175,14 @@ class Executor:
         if not isinstance(image, EditState):
             schedule = replace(image.schedule, steps=image.row.plan.steps)
             picture = self._pipeline.mark(picture)
-            return GeneratedFace(picture, codes, image.prompt, image.seed, schedule, tuple(image.step_ms), self._pipeline.marks)
+            return GeneratedFace(
+                picture, codes, image.prompt, image.seed, schedule, tuple(image.step_ms), self._pipeline.marks, image.wording
+            )
         assert image.cells is not None
         assert image.original is not None
         if image.keep_outside:
             picture = paste_outside(self._pipeline.bundle.manifest.pictures.picture(image.pixels), picture, image.cells)
-        return EditedFace(self._pipeline.mark(picture), codes, image.original, image.cells, self._pipeline.marks)
+        return EditedFace(self._pipeline.mark(picture), codes, image.original, image.cells, self._pipeline.marks, image.wording)
 
     # Words ---------------------------------------------------------------------------------------------------------------------------
 
@@ -195,7 +197,7 @@ class Executor:
         logits, state = extend(text, lengths, self._inference.gather(earlier) if earlier else None)
         assert state is not None
         now = self._clock()
-        for row, (request, token) in enumerate(zip(requests, greedy(logits, 0).tolist(), strict=True)):
+        for row, (request, token) in enumerate(zip(requests, greedy(logits).tolist(), strict=True)):
             request.first = now if request.first is None else request.first
             request.text = TextRow(state, row, int(lengths[row]))
             request.stage = request.next_stage

@@ -80,12 +80,13 @@ def prepare(  # noqa: PLR0917 - what is asked, of whom, and until when
 
 def _image_state(pipeline: FacePipeline, limits: Limits, request: ImageRequest, common: dict[str, Any]) -> ImageState:
     schedule = request.options.resolve(pipeline.bundle.editing if isinstance(request, EditRequest) else pipeline.bundle.generation)
-    prompt_ids = tuple(pipeline.tokenizer.encode(check_text(request.prompt, "prompt")))
+    prompt = pipeline.prompt_text(request.prompt)
     noise_key(request.seed, 0, np.zeros(1, dtype=np.int64))  # refuses a seed outside its range
     common |= {
         "prompt": request.prompt,
-        "prompt_ids": prompt_ids,
-        "prompt_key": tuple(pipeline.bundle.layout.prompt(prompt_ids)),
+        "prompt_ids": prompt.ids,
+        "prompt_key": tuple(pipeline.bundle.layout.prompt(prompt.ids)),
+        "wording": prompt.wording,
         "seed": request.seed,
         "schedule": schedule,
         "floor": min(request.min_steps or limits.min_steps, schedule.steps),

@@ -23,6 +23,7 @@ from f2edge.inference import ImagePrefix, Pixels, PromptPrefix, TextRow
 from f2edge.results import FaceReport
 from f2edge.spec.attributes import AttributeSchema
 from f2edge.spec.layout import Ids
+from f2edge.spec.lexicon import Wording
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ class ImageState(RequestState):
     """A generated picture.
 
     Attributes:
-        prompt_ids: text tokens of the prompt; prompt_key: the same with specials, the key of its prefix.
+        prompt_ids: text tokens of the prompt; prompt_key: the same with specials, the key of its prefix; wording: what became of its words.
         schedule: as asked for.
         floor: fewest steps that a deadline may cut it to.
         row: its grid and plan; None before the first step.
@@ -153,6 +154,7 @@ class ImageState(RequestState):
     prompt: str
     prompt_ids: tuple[int, ...]
     prompt_key: tuple[int, ...]
+    wording: Wording
     seed: int
     schedule: Schedule
     floor: int

@@ -48,6 +48,11 @@ class Readiness:
         self._reached = True
         self._draining = False
 
+    @property
+    def ready(self) -> bool:
+        """Whether calls are welcome."""
+        return bool(self._ready)
+
     def set(self, ready: bool) -> None:
         """Say whether calls are welcome."""
         if ready is self._ready or self._draining:

@@ -18,9 +18,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from f2edge.memory import give_back
+from f2edge.backends.memory import give_back
 from f2edge.server.engine_protocol import Served
 from f2edge.server.health import Readiness
 from f2edge.server.listener import GuardedServer, bind, options
@@ -34,11 +34,16 @@ from f2edge.server.standard import HEALTH, PACED, StandardServices
 from f2edge.server.supervisor import Supervisor
 from f2edge.server.tokens import Tokens
 
+if TYPE_CHECKING:
+    from f2edge.http.listener import HttpListener
+
 logger = logging.getLogger(__name__)
 
 #: Beyond the grace period, for cut-off calls and the engine to end; and for a last status to reach its caller.
 LAST_S, _FAREWELL_S = 5.0, 0.3
-#: Between two looks for memory to give back.
+#: An event loop that has done nothing for so long hangs.
+_PULSE_S = 2.0
+#: Between two times that memory is given back, which takes a few milliseconds of a thread.
 _TIDY_S = 5.0
 #: What the port of health checks takes: bytes of a message, connections, streams of each.
 _PROBE_BYTES, _PROBES, _PROBE_STREAMS = 1 << 10, 64, 16
@@ -60,6 +65,7 @@ class FaceServer:
         self.address = settings.target
         self.metrics_port: int | None = None
         self.health_address: str | None = None
+        self.http_address: str | None = None
         tokens = None if settings.token_file is None else Tokens(settings.token_file)
         self._credentials = Certificates(settings).credentials if settings.tls else None
         self._pool = PicturePool(settings.decode_threads, settings.waiting_bytes)
@@ -67,6 +73,7 @@ class FaceServer:
         self._service = FaceService(settings, self._pool, self.metrics)
         self._standard = StandardServices(self.readiness.state)
         self._gates = [] if tokens is None else [TokenGate(tokens, self.metrics.denied.inc)]
+        self._http = self._http_listener(tokens) if settings.http_port is not None else None
         self._unreachable = unreachable
         self._server: GuardedServer | None = None
         self._probed: GuardedServer | None = None
@@ -90,11 +97,14 @@ class FaceServer:
             await self._probed.start()
         if self.settings.metrics_port is not None:
             self._stop_metrics, self.metrics_port = self.metrics.serve(self.settings.metrics_host, self.settings.metrics_port)
+        if self._http is not None:
+            self.http_address = await self._http.start()
         await self._server.start()
         self._tasks = [asyncio.create_task(self._keep_listening()), asyncio.create_task(self._calls.watch_tokens())]
         self._tasks.append(asyncio.create_task(self._tidy()))
         self._supervise()
-        logger.info("listening", extra={"address": self.address, "tls": self.settings.tls, "metrics_port": self.metrics_port})
+        where = {"address": self.address, "http": self.http_address, "metrics_port": self.metrics_port}
+        logger.info("listening", extra={**where, "tls": self.settings.tls})
 
     async def use(self, served: Served) -> None:
         """Serve this engine; ready once it is warm."""
@@ -115,10 +125,14 @@ class FaceServer:
         self._calls.close()
         self._service.close()
         self._standard.close()
+        if self._http is not None:
+            self._http.close()
         started = time.monotonic()
         stopped = asyncio.ensure_future(self._server.stop(grace_s))  # takes no more connections; what is open goes on
         finished = await self._calls.ended(grace_s)
         await asyncio.wait({stopped}, timeout=_FAREWELL_S)  # the last statuses are on their way
+        if self._http is not None:
+            self._http.stop()
         await _within(LAST_S / 2, self._server.stop(0))  # what is left never became a call
         await self._calls.ended(_FAREWELL_S)  # gRPC does not wait for what it cuts off to clean up
         if self._service.served is not None:
@@ -138,6 +152,13 @@ class FaceServer:
         limits = options(message_bytes=self.settings.message_bytes, connections=self.settings.connections)
         server = GuardedServer(handlers, self._gates, limits, PACED)
         return server, bind(server, target, self._credentials)
+
+    def _http_listener(self, tokens: Tokens | None) -> HttpListener:
+        from f2edge.http.app import Shared
+        from f2edge.http.listener import HttpListener
+
+        shared = Shared(self.settings, self._calls, self._service, self._pool, self.metrics, tokens, lambda: self.readiness.ready)
+        return HttpListener(shared)
 
     async def _keep_listening(self) -> None:
         """Replace a listener that ends by itself."""
@@ -159,16 +180,17 @@ class FaceServer:
                 return
 
     async def _tidy(self) -> None:
-        """Give memory back that a burst of callers has left, until cancelled."""
-        loop, calls = asyncio.get_running_loop(), 0
+        """Give memory back that a burst of callers has left, until cancelled; gRPC frees a connection seconds after its end."""
         while True:
             await asyncio.sleep(_TIDY_S)
-            if self._calls.begun + self._standard.begun != calls:
-                calls = self._calls.begun + self._standard.begun
-                await loop.run_in_executor(None, give_back)
+            await asyncio.get_running_loop().run_in_executor(None, give_back)
 
     def _supervise(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop, heard = asyncio.get_running_loop(), [time.monotonic()]
+
+        def answered(found: bool) -> None:
+            heard[0] = time.monotonic()
+            self.readiness.reached(found)
 
         def in_loop(work: Callable[..., None], *arguments: Any) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
@@ -179,7 +201,11 @@ class FaceServer:
             self._unreachable()
 
         self._supervisor = Supervisor(
-            self.address, tls=self.settings.tls, answered=lambda found: in_loop(self.readiness.reached, found), given_up=given_up
+            self.address,
+            tls=self.settings.tls,
+            answered=lambda found: in_loop(answered, found),
+            given_up=given_up,
+            alive=lambda: self._server is not None and self._server.running and time.monotonic() - heard[0] < _PULSE_S,
         )
         self._supervisor.start()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -150,11 +151,26 @@ def bind(server: GuardedServer, target: str, credentials: grpc.ServerCredentials
     Raises:
         InputError: the address is in use, or not of this machine.
     """
+    if target.startswith("unix:") and _is_live(target.removeprefix("unix:")):
+        raise InputError(f"{target}: another server answers there; stop it or choose another path")
     try:
         port = server.add_secure_port(target, credentials) if credentials else server.add_insecure_port(target)
     except RuntimeError as error:
         raise InputError(f"{target}: cannot be bound; it is in use, or not an address of this machine") from error
     return target if target.startswith("unix:") else f"{target.rpartition(':')[0]}:{port}"
+
+
+def _is_live(path: str) -> bool:
+    """Return whether a server accepts connections at a socket's path; gRPC would replace the socket and take its clients."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path.removeprefix("//"))
+        except (TimeoutError, BlockingIOError):  # a full backlog: somebody listens
+            return True
+        except OSError:
+            return False
+        return True
 
 
 def options(*, message_bytes: int, connections: int, streams: int = _STREAMS_OF_CONNECTION) -> list[tuple[str, int]]:

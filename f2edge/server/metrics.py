@@ -5,9 +5,15 @@ Every name begins with ``f2edge_``, times are in seconds, no label has more valu
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from socketserver import ThreadingMixIn
+from threading import BoundedSemaphore, Thread, Timer
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
@@ -19,6 +25,8 @@ from f2edge.wire import ModelFacts
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _CODES = ("OK", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "UNAVAILABLE")
 _ROWS = (1, 2, 4, 8, 16, 32, 64)
+#: Connections of scrapers at once, and how long each may last in seconds; more are closed unanswered.
+MOST_SCRAPES, LONGEST_S = 8, 10.0
 
 
 class Metrics:
@@ -72,16 +80,9 @@ class Metrics:
             InputError: the address cannot be bound.
         """
         try:
-            server, thread = start_http_server(port, addr=host, registry=self.registry)
+            return serve_metrics(self.registry, host, port)
         except OSError as error:
             raise InputError(f"--metrics-port {port}: {host} cannot be bound ({error.strerror}); choose another") from error
-
-        def stop() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-        return stop, int(server.server_port)
 
     def _histogram(self, name: str, text: str, labels: tuple[str, ...]) -> Histogram:
         return Histogram(name, text, labels, buckets=_SECONDS, registry=self.registry)
@@ -145,3 +146,65 @@ def _batches(rows: Mapping[str, Mapping[int, int]]) -> Metric:
         everything = float(sum(counts.values()))
         family.add_metric((stage,), [*buckets, ("+Inf", everything)], sum(row * n for row, n in counts.items()))
     return family
+
+
+# HTTP ---------------------------------------------------------------------------------------------------------------------------------
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = LONGEST_S
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Log nothing: request lines are untrusted."""
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._slots = BoundedSemaphore(MOST_SCRAPES)
+        super().__init__(*arguments, **options)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._slots.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        timer = Timer(LONGEST_S, _cut, (request,))
+        timer.daemon = True
+        timer.start()
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            timer.cancel()
+            self._slots.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Report nothing: a scraper that goes away is no error of the server."""
+
+
+def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> tuple[Callable[[], None], int]:
+    """Serve ``http://host:port/metrics`` from threads; return a function that stops it, and the port (of port 0, the one chosen).
+
+    Raises:
+        OSError: the address cannot be bound.
+    """
+    family = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0][0]
+    kind = type("_FamilyServer", (_Server,), {"address_family": family})
+    server: WSGIServer = make_server(host.strip("[]"), port, make_wsgi_app(registry), kind, _Handler)
+    thread = Thread(target=server.serve_forever, name="f2edge-metrics", daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        server.shutdown()
+        server.socket.close()
+        thread.join()
+
+    return stop, int(server.server_port)
+
+
+def _cut(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)

@@ -114,20 +114,23 @@ class Calls:
         meter: hears of each.
         tokens: for the name behind a call's token.
         longest_s: no call goes on for longer.
+
+    Attributes:
+        uploads: the slots in which requests are read, whatever way they come.
     """
 
     def __init__(self, meter: CallMeter, tokens: Tokens | None, longest_s: float) -> None:
         self._meter = meter
         self._tokens = tokens
         self._longest_s = longest_s
-        self._uploads = Uploads()
+        self.uploads = Uploads()
         self._open: dict[asyncio.Task[Any], Call] = {}
         self.closed = False
 
     @property
     def begun(self) -> int:
         """Calls with one request so far."""
-        return self._uploads.begun
+        return self.uploads.begun
 
     def handlers(self, service: object) -> Handlers:
         """Return the handlers of a service object with one coroutine method for each method of the contract, in snake case."""
@@ -137,7 +140,7 @@ class Calls:
     def close(self) -> None:
         """Refuse what comes from now on, and what has not arrived."""
         self.closed = True
-        self._uploads.close()
+        self.uploads.close()
 
     async def ended(self, timeout_s: float) -> bool:
         """Wait for the calls that are open; False where some are still open after ``timeout_s``."""
@@ -173,7 +176,7 @@ class Calls:
         async def work(call: Call) -> Message | None:
             if method.client_streaming:
                 return await handle(all_parsed(call.context), call)
-            return await handle(parsed(await self._uploads.read(call.context)), call)
+            return await handle(parsed(await self.uploads.read(call.context)), call)
 
         async def run(_messages: Any, context: grpc.aio.ServicerContext) -> None:
             await self._run(self._call(method, context), work)
@@ -184,7 +187,6 @@ class Calls:
         received = context.invocation_metadata()  # decoded anew at every look
         shown = authorization(received)
         metadata = {key: value for key, value in received or () if isinstance(value, str)}
-        given = metadata.get(REQUEST_ID_KEY, "")
         trace = _TRACEPARENT.fullmatch(metadata.get("traceparent", ""))
         remaining, now = context.time_remaining(), time.monotonic()
         longest_s = inf if method.client_streaming else self._longest_s
@@ -192,7 +194,7 @@ class Calls:
             longest_s = min(longest_s, max(0.0, remaining))
         return Call(
             method=method.name,
-            request_id=given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8),
+            request_id=request_id_of(metadata.get(REQUEST_ID_KEY, "")),
             trace_id=trace[1] if trace else "",
             holder=(self._tokens.holder(shown) or "") if self._tokens else "",
             peer=context.peer(),
@@ -280,6 +282,11 @@ class Calls:
                 "peer": call.peer,
             },
         )
+
+
+def request_id_of(given: str) -> str:
+    """Return the caller's request id, or a new one where there is none or it is not plain."""
+    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
 
 
 def _unread() -> RefusedError:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from f2edge.errors import InputError
 from f2edge.server.settings import ServerSettings
 from f2edge.server.status import RefusedError, trailers
 from f2edge.server.tokens import Tokens
-from f2edge.transport import read_pem
+from f2edge.transport import check_dates, read_pem
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +27,14 @@ class Certificates:
     """The server's key and chain and, for mutual TLS, the clients' authority; looked at again for every handshake.
 
     Raises:
-        InputError: a file that is missing or holds no PEM.
+        InputError: a file that is missing or holds no PEM, or a certificate that is not valid now.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
         assert settings.tls_cert is not None
         assert settings.tls_key is not None
         self._files = (settings.tls_cert, settings.tls_key, settings.client_ca)
+        self._ends_s = inf
         self._stamps = self._look()
         self._current = self._read()
 
@@ -44,6 +47,7 @@ class Certificates:
         try:
             stamps = self._look()
             if stamps == self._stamps:
+                self._report_expiry()
                 return None
             self._current = self._read()
             self._stamps = stamps
@@ -53,6 +57,12 @@ class Certificates:
         logger.info("certificates read again")
         return self._current
 
+    def _report_expiry(self) -> None:
+        """Log once that the certificate in use has expired; clients refuse it."""
+        if time.time() > self._ends_s:
+            self._ends_s = inf
+            logger.error("the server's certificate has expired; renew %s", self._files[0])
+
     def _look(self) -> tuple[tuple[int, int], ...]:
         return tuple((seen.st_mtime_ns, seen.st_ino) for seen in (_stat(file) for file in self._files if file is not None))
 
@@ -61,6 +71,7 @@ class Certificates:
         assert certificate is not None
         assert key is not None
         pair = (read_pem(key, "server key", "PRIVATE KEY"), read_pem(certificate, "server certificate", "CERTIFICATE"))
+        self._ends_s = check_dates(certificate, pair[1])
         roots = None if authority is None else read_pem(authority, "clients' authority", "CERTIFICATE")
         try:
             return grpc.ssl_server_certificate_configuration([pair], root_certificates=roots)

@@ -31,7 +31,16 @@ from f2edge.server.settings import ServerSettings
 from f2edge.server.status import draining, starting
 from f2edge.spec.layout import Ids
 from f2edge.v1 import face_pb2 as pb
-from f2edge.wire import ModelFacts, answer_message, cells_message, model_message, options_message, report_message, timings_message
+from f2edge.wire import (
+    ModelFacts,
+    answer_message,
+    cells_message,
+    model_message,
+    options_message,
+    report_message,
+    timings_message,
+    wording_message,
+)
 
 Response = TypeVar("Response", bound=Message)
 
@@ -56,6 +65,10 @@ class FaceService:
         self._closed = True
         self._streams.close()
 
+    async def facts(self) -> ModelFacts:
+        """Return the model's facts; while the engine starts, waits for it as a call does."""
+        return (await self._ready()).facts
+
     async def generate(self, message: pb.GenerateRequest, call: Call) -> None:
         served = await self._ready()
         validation.check_output(message.output)
@@ -71,6 +84,7 @@ class FaceService:
         picture = await self._pool.write(lambda: picture_message(face, message.output, label, served.signer))
         decoding = _decoding(done, face.seed, options_message(face.options), face.step_ms)
         result = pb.GenerateResult(picture=picture, decoding=decoding, timings=timings_message(done.timings))
+        result.wording.CopyFrom(wording_message(face.wording))
         await call.send(pb.GenerateResponse(result=result))
 
     async def edit(self, message: pb.EditRequest, call: Call) -> None:
@@ -102,6 +116,7 @@ class FaceService:
             timings=timings_message(done.timings),
             original_tokens=face.original_codes.tolist(),
             region=cells_message(face.region),
+            wording=wording_message(face.wording),
         )
         await call.send(pb.EditResponse(result=result))
 

@@ -43,9 +43,13 @@ class ServerSettings:
         tls_cert, tls_key: PEM files of the server; read again when they change.
         client_ca: PEM file; clients must show a certificate that it signed.
         token_file: names and hashes of bearer tokens (:mod:`f2edge.server.tokens`); read again when it changes.
-        metrics_host, metrics_port: of the Prometheus endpoint; a port of None is none, 0 a free one.
+        metrics_host, metrics_port: of the Prometheus endpoint; a port of None is none, 0 a free one.  It is plaintext without access
+            control, so a host other than loopback needs ``metrics_insecure``.
+        metrics_insecure: serve metrics beyond loopback all the same.
         health_port: health checks alone, in plaintext and without a token, at the same host (loopback for a socket): probes that speak no
             TLS, such as those of Kubernetes, go there.  A port of None is none, 0 a free one.
+        http_host, http_port: of the HTTP interface (:mod:`f2edge.http`); a port of None is none, 0 a free one.  The same TLS files and
+            tokens hold, and a host other than loopback needs TLS or ``insecure`` too.
         reflection: serve the contract to tools such as grpcurl.
         images: what a picture may be.
         decode_threads: pictures opened or written at once.
@@ -69,7 +73,10 @@ class ServerSettings:
     token_file: Path | None = None
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
+    metrics_insecure: bool = False
     health_port: int | None = None
+    http_host: str = "127.0.0.1"
+    http_port: int | None = None
     reflection: bool = True
     images: ImageLimits = PICTURES
     decode_threads: int = 2
@@ -84,7 +91,8 @@ class ServerSettings:
     hang_exit_s: float = 120.0
 
     def __post_init__(self) -> None:
-        for option, port in (("--port", self.port), ("--metrics-port", self.metrics_port), ("--health-port", self.health_port)):
+        ports = {"--port": self.port, "--metrics-port": self.metrics_port, "--health-port": self.health_port, "--http": self.http_port}
+        for option, port in ports.items():
             if port is not None and not 0 <= port <= 65535:
                 raise InputError(f"{option} {port}: must lie in 0 … 65535")
         for name, lowest in _LOWEST.items():
@@ -107,6 +115,16 @@ class ServerSettings:
                 f"--host {self.host}: reachable from other machines, so it needs TLS (--tls-cert, --tls-key); "
                 "--insecure serves plaintext all the same"
             )
+        if self.http_port is not None and not (self.http_is_local or self.tls or self.insecure):
+            raise InputError(
+                f"--http {self.http_host}: reachable from other machines, so it needs TLS (--tls-cert, --tls-key); "
+                "--insecure serves plaintext all the same"
+            )
+        if self.metrics_port is not None and not (is_loopback(self.metrics_host) or self.metrics_insecure):
+            raise InputError(
+                f"--metrics-host {self.metrics_host}: reachable from other machines, and metrics are plaintext for everybody; "
+                "--metrics-insecure serves them all the same"
+            )
 
     @property
     def tls(self) -> bool:
@@ -116,6 +134,11 @@ class ServerSettings:
     def is_local(self) -> bool:
         """Whether only this machine can connect."""
         return self.host.startswith("unix:") or is_loopback(self.host)
+
+    @property
+    def http_is_local(self) -> bool:
+        """Whether only this machine can connect over HTTP."""
+        return is_loopback(self.http_host)
 
     @property
     def target(self) -> str:

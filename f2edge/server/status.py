@@ -16,7 +16,7 @@ INTERNAL                  INTERNAL             a defect; the request id leads to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 import grpc
@@ -130,6 +130,22 @@ def trailers(refusal: RefusedError, request_id: str) -> tuple[tuple[str, str | b
     for detail in details:
         status.details.add().Pack(detail)
     return (*pairs, (STATUS_DETAILS_KEY, status.SerializeToString()))
+
+
+def refusal_from(code: grpc.StatusCode, message: str, metadata: Iterable[tuple[str, str | bytes]]) -> RefusedError:
+    """Return the error that became this status and these trailers (:func:`trailers`)."""
+    packed = dict(metadata)[STATUS_DETAILS_KEY]
+    assert isinstance(packed, bytes)
+    refusal = RefusedError(code, message, "")
+    for detail in status_pb2.Status.FromString(packed).details:
+        info, request, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+        if detail.Unpack(info):
+            refusal.reason = info.reason
+        elif detail.Unpack(request):
+            refusal.field = request.field_violations[0].field
+        elif detail.Unpack(retry):
+            refusal.retry_after_ms = float(retry.retry_delay.ToMilliseconds())
+    return refusal
 
 
 def shown(message: str) -> str:

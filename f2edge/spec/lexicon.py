@@ -56,7 +56,9 @@ _NEGATED_COPULAS = frozenset(("isn't", "aren't", "isnt", "arent"))
 _YEARS = frozenset(("year", "years", "yr", "yrs", "yo"))
 #: Ages in years from which a face counts as middle-aged and as old.
 _MIDDLE_AGED, _OLD = 36, 56
-_SHORTEST_CORRECTED = 4
+_SHORTEST_CORRECTED, _LONGEST_CORRECTED = 4, 24
+#: Unknown words of a text that are compared with the known ones; each costs about a millisecond.
+_MOST_CORRECTED = 12
 #: Least similarity of a misspelt word to the word that was meant: of equal length, and with letters missing or added.
 _SIMILAR, _SIMILAR_IN_LENGTH = 0.8, 0.84
 
@@ -86,6 +88,19 @@ class Reading:
 
     claims: Mapping[str, str]
     excluded: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    unmatched: tuple[str, ...] = ()
+    corrected: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Wording:
+    """What a model makes of a prompt's words; empty where its bundle does not list the words that it knows.
+
+    Attributes:
+        unmatched: words, and runs of words, that it does not know, in order.
+        corrected: misspelt word → the word that was read in its place.
+    """
+
     unmatched: tuple[str, ...] = ()
     corrected: Mapping[str, str] = field(default_factory=dict)
 
@@ -213,8 +228,12 @@ class Lexicon:
 
     def _corrected(self, words: list[str]) -> tuple[list[str], dict[str, str]]:
         corrected: dict[str, str] = {}
+        tried: set[str] = set()
         for word in words:
-            if word not in self._known and word.isalpha() and len(word) >= _SHORTEST_CORRECTED and word not in corrected:
+            if len(tried) >= _MOST_CORRECTED:
+                break
+            if word not in self._known and word.isalpha() and _SHORTEST_CORRECTED <= len(word) <= _LONGEST_CORRECTED and word not in tried:
+                tried.add(word)
                 match = self._nearest(word)
                 if match is not None:
                     corrected[word] = match

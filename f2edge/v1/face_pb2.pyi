@@ -102,15 +102,32 @@ class GenerateResponse(_message.Message):
     result: GenerateResult
     def __init__(self, preview: _Optional[_Union[Preview, _Mapping]] = ..., result: _Optional[_Union[GenerateResult, _Mapping]] = ...) -> None: ...
 
+class Wording(_message.Message):
+    __slots__ = ("unmatched", "corrected")
+    class CorrectedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    UNMATCHED_FIELD_NUMBER: _ClassVar[int]
+    CORRECTED_FIELD_NUMBER: _ClassVar[int]
+    unmatched: _containers.RepeatedScalarFieldContainer[str]
+    corrected: _containers.ScalarMap[str, str]
+    def __init__(self, unmatched: _Optional[_Iterable[str]] = ..., corrected: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
 class GenerateResult(_message.Message):
-    __slots__ = ("picture", "decoding", "timings")
+    __slots__ = ("picture", "decoding", "timings", "wording")
     PICTURE_FIELD_NUMBER: _ClassVar[int]
     DECODING_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    WORDING_FIELD_NUMBER: _ClassVar[int]
     picture: Picture
     decoding: Decoding
     timings: Timings
-    def __init__(self, picture: _Optional[_Union[Picture, _Mapping]] = ..., decoding: _Optional[_Union[Decoding, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    wording: Wording
+    def __init__(self, picture: _Optional[_Union[Picture, _Mapping]] = ..., decoding: _Optional[_Union[Decoding, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., wording: _Optional[_Union[Wording, _Mapping]] = ...) -> None: ...
 
 class Box(_message.Message):
     __slots__ = ("x", "y", "width", "height")
@@ -169,18 +186,20 @@ class EditResponse(_message.Message):
     def __init__(self, preview: _Optional[_Union[Preview, _Mapping]] = ..., result: _Optional[_Union[EditResult, _Mapping]] = ...) -> None: ...
 
 class EditResult(_message.Message):
-    __slots__ = ("picture", "decoding", "timings", "original_tokens", "region")
+    __slots__ = ("picture", "decoding", "timings", "original_tokens", "region", "wording")
     PICTURE_FIELD_NUMBER: _ClassVar[int]
     DECODING_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     ORIGINAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
+    WORDING_FIELD_NUMBER: _ClassVar[int]
     picture: Picture
     decoding: Decoding
     timings: Timings
     original_tokens: _containers.RepeatedScalarFieldContainer[int]
     region: Cells
-    def __init__(self, picture: _Optional[_Union[Picture, _Mapping]] = ..., decoding: _Optional[_Union[Decoding, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., original_tokens: _Optional[_Iterable[int]] = ..., region: _Optional[_Union[Cells, _Mapping]] = ...) -> None: ...
+    wording: Wording
+    def __init__(self, picture: _Optional[_Union[Picture, _Mapping]] = ..., decoding: _Optional[_Union[Decoding, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., original_tokens: _Optional[_Iterable[int]] = ..., region: _Optional[_Union[Cells, _Mapping]] = ..., wording: _Optional[_Union[Wording, _Mapping]] = ...) -> None: ...
 
 class Preview(_message.Message):
     __slots__ = ("step", "steps", "positions", "codes", "proposal", "picture")

@@ -137,11 +137,18 @@ def test_each_behaviour_is_found_in_two_files_at_most() -> None:
             assert all(f"def {name}(" in source for name in SPAN.findall(names)), f"{file}: {names}"
 
 
+def test_the_types_of_a_request_are_where_the_page_says() -> None:
+    rows = re.findall(r"^\| (`[^|]+`) \| `([\w/]+\.py)` \|", text(ROOT / "docs/life-of-a-request.md"), re.MULTILINE)
+    assert len(rows) > 10
+    for names, file in rows:
+        assert all(f"class {name}" in text(ROOT / file) for name in SPAN.findall(names)), f"{file}: {names}"
+
+
 def test_the_first_program_of_the_readme_runs(tmp_path: Path) -> None:
     (program, *_) = [block for language, block in FENCE.findall(text(ROOT / "README.md")) if language == "python"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) >= 2

@@ -27,7 +27,7 @@ def python(folder: Path, *arguments: str) -> str:
     """Run a program in ``folder`` and return what it prints."""
     environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=240
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -12,6 +12,7 @@ import pytest
 from export.data.outliers import outliers, shuffled
 from export.reading import best_temperature, fit_domain, fit_reading
 from f2edge.bundle.bundle import MANIFEST, Bundle, write_manifest
+from f2edge.bundle.seal import sealed
 from f2edge.decoding.choice import tempered
 from f2edge.errors import BundleError
 from f2edge.pipeline import FacePipeline
@@ -94,7 +95,7 @@ def test_a_written_bundle_gets_its_numbers_and_says_them(tiny_bundle: Path, tmp_
 def test_a_reading_that_does_not_fit_is_refused(reading: dict[str, object], tiny_bundle: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_bundle, tmp_path / "tiny")
     document = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps({**document, "reading": reading}))
+    (folder / MANIFEST).write_bytes(sealed({**document, "reading": reading}))
     with pytest.raises(BundleError, match="reading"):
         Bundle.load(folder)
 

@@ -1,4 +1,4 @@
-"""Stand-ins for the camera's tests: a source that follows a script, a model with scripted probabilities, a sink that remembers."""
+"""Fakes for the camera's tests: a scripted source, a model with scripted probabilities, a recording sink."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from f2edge.camera.frames import KnownFace, Picture
 from f2edge.camera.loop import RunStats
 from f2edge.camera.reports import Seen
-from f2edge.camera.sources import Capture
+from f2edge.camera.source.sources import Capture
 from f2edge.results import Answer, FaceReport
 from f2edge.spec.attributes import F2EDGE_SCHEMA
 

@@ -1,4 +1,4 @@
-"""A model of paper: every graph of the contract in a few lines of NumPy, and a bundle around it.
+"""Fake model: every graph of the contract in a few lines of NumPy, and a bundle around it.
 
 Its caches hold the very token ids, so that each graph can see whether the runtime hands it what it should; what it says is a
 pseudo-random function of that.  A cell's two tokens are the high and the low half of its mean brightness,

@@ -1,4 +1,4 @@
-"""A backend that remembers what another one was asked and answered."""
+"""Backend that records the inputs and outputs of another one."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Recorder(Sequential):
     name = "recorder"
 
     def run(self, graph: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
-        """As :class:`f2edge.backends.base.Backend`."""
+        """Forward the call to ``inner``; see :class:`f2edge.backends.base.Backend`."""
         outputs: dict[str, Value] = self.inner.run(graph, feeds)
         self.calls.setdefault(graph, []).append(({k: host(v) for k, v in feeds.items()}, {k: host(v) for k, v in outputs.items()}))
         return outputs
 
     def pack(self, caches: Sequence[Value]) -> Value:
-        """As :class:`f2edge.backends.base.Backend`."""
+        """Forward the call to ``inner``; see :class:`f2edge.backends.base.Backend`."""
         packed: Value = self.inner.pack(caches)
         return packed

@@ -45,6 +45,7 @@ from f2edge.server.engine_protocol import Served
 from f2edge.server.lifecycle import FaceServer
 from f2edge.server.settings import ServerSettings
 from f2edge.spec.attributes import F2EDGE_SCHEMA
+from f2edge.spec.lexicon import Wording
 from f2edge.v1 import face_pb2 as pb
 from f2edge.v1 import face_pb2_grpc
 from f2edge.wire import ModelFacts
@@ -154,7 +155,8 @@ class ScriptedEngine:
     def _result(self, request: Request) -> Any:
         image = Image.new("RGB", (SIDE, SIDE), (200, 100, 50))
         if isinstance(request, GenerateRequest):
-            return GeneratedFace(image, step_codes(), request.prompt, request.seed, Schedule(steps=self.steps), (1.0,) * self.steps)
+            schedule, wording = Schedule(steps=self.steps), Wording(("pirate", "eye patch"), {"galsses": "glasses"})
+            return GeneratedFace(image, step_codes(), request.prompt, request.seed, schedule, (1.0,) * self.steps, wording=wording)
         if isinstance(request, EditRequest):
             return EditedFace(image, step_codes(), step_codes(), np.ones((GRID, GRID), dtype=bool))
         if isinstance(request, AnalyzeRequest):

@@ -1,4 +1,4 @@
-"""What every painter needs to know about one face: slots, measures, colors and the expression that an action or emotion asks for."""
+"""Attributes of one face for all painters: slots, measures, colors, and the expression of its action or emotion."""
 
 from __future__ import annotations
 

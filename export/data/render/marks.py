@@ -1,4 +1,4 @@
-"""What tells an action: props at the face and the marks that comics put beside a head."""
+"""Marks of actions: props at the face and comic marks beside the head."""
 
 from __future__ import annotations
 

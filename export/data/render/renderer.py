@@ -3,7 +3,7 @@
 >>> face = sample_face(7)
 >>> face.image.shape, face.slots["action"]
 
-Painting goes from back to front on one skia raster surface; the figure is a layer of its own so that light can fall on it alone.
+Painting goes from back to front on one skia raster surface; the figure is a separate layer, so that lighting applies to it only.
 Everything is a function of (slots, identity, seed, size): the same call gives the same bytes.
 """
 

@@ -167,7 +167,7 @@ def test_usage_is_highest_when_every_code_is_met_once() -> None:
 def test_foreign_families_and_sizes_are_refused() -> None:
     with pytest.raises(InputError, match="'magvit2'"):
         ImageTokenizer(SHOW_O.tokenizer)
-    with pytest.raises(InputError, match="no multiple"):
+    with pytest.raises(InputError, match="not a multiple"):
         ImageTokenizer(replace(SMALL, image_size=30))
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from f2edge.bundle.bundle import MANIFEST, Bundle, embedded_folder, find, list_bundles, write_manifest
 from f2edge.bundle.manifest import Manifest, check_manifest, parse_manifest
+from f2edge.bundle.seal import sealed
 from f2edge.errors import BundleError, BundleNotFoundError, ChecksumError
 from f2edge.spec.configuration import NANO, SHOW_O
 from f2edge.spec.layout import TokenLayout
@@ -29,10 +30,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the manifest on disk, as a text editor would."""
+    """Change the manifest on disk and seal it again."""
     table = json.loads((folder / MANIFEST).read_text())
     change(table)
-    (folder / MANIFEST).write_text(json.dumps(table))
+    (folder / MANIFEST).write_bytes(sealed(table))
 
 
 def test_a_written_bundle_loads_with_every_part(folder: Path) -> None:

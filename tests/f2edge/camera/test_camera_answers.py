@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -157,3 +158,12 @@ def test_blurring_leaves_no_detail_in_the_box_and_touches_nothing_far_from_it(bo
     far = np.ones(image.shape[:2], bool)
     far[max(0, y - h) : max(0, y + 2 * h), max(0, x - w) : max(0, x + 2 * w)] = False
     assert (image[far] == before[far]).all()
+
+
+def test_how_unfamiliar_a_face_is_follows_the_newest_report() -> None:
+    book = AnswerBook()
+    book.follow([1])
+    assert book.facts(1).unfamiliar is None
+    for second, unfamiliar in ((1.0, 0.9), (2.0, 0.1), (3.0, None)):
+        assert book.take(1, replace(report(0.5), unfamiliar=unfamiliar), second, 0.0, PLAIN)
+        assert book.facts(1).unfamiliar == unfamiliar

@@ -16,7 +16,6 @@ import grpc
 import pytest
 from rich.console import Console
 
-from f2edge.cli import ask
 from f2edge.cli.console import Output
 from f2edge.cli.main import run
 from f2edge.cli.top import render, scrape, summary
@@ -98,7 +97,6 @@ def test_streamed_pieces_are_shown_without_their_power(
 
 def test_printable_keeps_words_and_nothing_else() -> None:
     assert printable("née 12 €\u00a0ok\t\x1b[0m") == "née 12 € ok  [0m"
-    assert ask.print_piece is not None
 
 
 # Metrics ---------------------------------------------------------------------------------------------------------------------------------

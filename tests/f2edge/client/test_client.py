@@ -489,3 +489,10 @@ def test_pictures_travel_small(remote: Client, engine: ScriptedEngine) -> None:
     noise.save(buffer, "PNG")
     remote.ask(buffer.getvalue() if len(buffer.getvalue()) < 4 << 20 else noise, "what?")
     assert engine.submitted[0][0].image.size == (32, 32)
+
+
+def test_what_became_of_the_words_crosses_the_wire(server: ServerThread) -> None:
+    with Client(server.address) as client:
+        face = client.generate(PROMPT)[0]
+    assert face.unmatched == ("pirate", "eye patch")
+    assert face.wording.corrected == {"galsses": "glasses"}

@@ -98,7 +98,12 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The PNG pictures whose pixels were decoded."""
     pictures: list[object] = []
     load = PngImagePlugin.PngImageFile.load
-    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: (pictures.append(self), load(self))[1])
+
+    def watched(self: PngImagePlugin.PngImageFile) -> object:
+        pictures.append(self)
+        return load(self)
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", watched)
     return pictures
 
 
@@ -113,7 +118,12 @@ def test_a_file_above_the_limit_is_read_to_the_limit_only(tmp_path: Path, monkey
     os.truncate(path, 3 << 30)  # a sparse file of 3 GiB
     lengths: list[int] = []
     read = guard._read
-    monkeypatch.setattr(guard, "_read", lambda path, length: lengths.append(length) or read(path, length))
+
+    def watched(path: Path, length: int) -> bytes:
+        lengths.append(length)
+        return read(path, length)
+
+    monkeypatch.setattr(guard, "_read", watched)
     with pytest.raises(ImageError, match=r"larger than 4 MiB; save it smaller"):
         load_image(path)
     assert lengths == [(4 << 20) + 1]

@@ -1,8 +1,8 @@
-"""A GPU of paper behind the two libraries that the runner uses, ``pycuda.driver`` and ``cuda.bindings.driver``.
+"""Fake GPU behind the two libraries that the runner uses, ``pycuda.driver`` and ``cuda.bindings.driver``.
 
-Memory is addressed like a device's, each block its own; what lies outside a block, or in one that was given back, cannot be touched.  New
-memory is full of NaN.  What is queued on a stream happens when somebody synchronises, so a result that is read too early, or a host buffer
-that is overwritten too early, shows.  Captured work happens when its graph is launched, as often as it is launched.
+Memory has device addresses in separate blocks; access outside a block or to a freed block raises.  New memory is filled with NaN.  Work
+queued on a stream runs at synchronization, so that early reads of a result and early writes to a host buffer are detected.  Captured work
+runs each time its graph is launched.
 """
 
 from __future__ import annotations

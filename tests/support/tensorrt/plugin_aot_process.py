@@ -19,7 +19,7 @@ from tests.support.tensorrt.plugin_cases import random_weights
 _STATE: dict[str, Any] = {}
 
 
-class Size:
+class FakeDimension:
     """Stands for ``IDimensionExpr``: a number, constant or not."""
 
     def __init__(self, value: int, *, constant: bool = True) -> None:
@@ -33,13 +33,13 @@ class Size:
         return self.value
 
 
-class Sizes:
+class FakeExprBuilder:
     """Stands for ``IExprBuilder``."""
 
-    def constant(self, value: int) -> Size:
-        return Size(value)
+    def constant(self, value: int) -> FakeDimension:
+        return FakeDimension(value)
 
-    def operation(self, op: Any, first: Size, second: Size) -> Size:
+    def operation(self, op: Any, first: FakeDimension, second: FakeDimension) -> FakeDimension:
         a, b = first.value, second.value
         result = {
             "SUM": lambda: a + b,
@@ -47,7 +47,7 @@ class Sizes:
             "FLOOR_DIV": lambda: a // b,
             "CEIL_DIV": lambda: -(-a // b),
         }[op.name]()
-        return Size(result, constant=first.constant and second.constant)
+        return FakeDimension(result, constant=first.constant and second.constant)
 
 
 class Registry:
@@ -69,7 +69,7 @@ def prepare(package: Path, libraries: list[Path], root: Path) -> None:
     trt = load(package, libraries)
     registry = Registry()
     trt.get_plugin_registry = lambda: registry
-    trt.IDimensionExpr = Size
+    trt.IDimensionExpr = FakeDimension
     sys.modules["tensorrt.plugin"] = importlib.import_module("tensorrt_bindings.plugin")
     _STATE.update(trt=trt, trtp=sys.modules["tensorrt.plugin"], registry=registry)
     register(trt, root, 87)
@@ -100,7 +100,7 @@ def creators() -> list[tuple[str, str]]:
 def chain(shape: MoEShape, x_type: str, rows: int, leading: tuple[int, ...]) -> dict[str, Any]:
     """Follow the five plug-ins: shapes between them, and launches, for x of the leading sizes, which are dynamic."""
     tensor = importlib.import_module("tensorrt_bindings.plugin._tensor")
-    tensor.SymIntExpr._exprBuilder = Sizes()
+    tensor.SymIntExpr._exprBuilder = FakeExprBuilder()
     try:
         return _follow(shape, x_type, rows, leading)
     finally:
@@ -111,13 +111,13 @@ def _follow(shape: MoEShape, x_type: str, rows: int, leading: tuple[int, ...]) -
     trt, trtp = _STATE["trt"], _STATE["trtp"]
     half, exact = trt.DataType.HALF, trt.DataType.FLOAT
 
-    def describe(sizes: list[Size], kind: Any) -> Any:
+    def describe(sizes: list[FakeDimension], kind: Any) -> Any:
         return trtp.from_shape_expr(tuple(trtp.ShapeExpr(size) for size in sizes), kind)
 
-    sizes = [*(Size(n, constant=False) for n in leading), Size(shape.width)]
+    sizes = [*(FakeDimension(n, constant=False) for n in leading), FakeDimension(shape.width)]
     tensors = {"x": describe(sizes, exact if x_type == "fp32" else half)}
     for name, array in random_weights(shape).items():
-        tensors[name] = describe([Size(n) for n in array.shape], exact if array.dtype == "float32" else half)
+        tensors[name] = describe([FakeDimension(n) for n in array.shape], exact if array.dtype == "float32" else half)
     attributes = {"active": shape.active, "gated": int(shape.gated), "count": shape.experts, "rows": rows}
     results = {"route": ("experts", "gates"), "sort": ("order", "blocks"), "up": ("hidden",), "down": ("parts",), "combine": ("rows",)}
     launches = []

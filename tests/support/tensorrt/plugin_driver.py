@@ -1,7 +1,7 @@
 """A double of ``cuda.bindings.driver`` whose kernels run in Triton's interpreter; only in the process of
 :mod:`tests.support.tensorrt.plugin_interpreter`.
 
-Memory is addressed like a device's, each block its own.  A launch happens when somebody synchronises the stream, and is recorded.
+Memory has device addresses in separate blocks.  Launches are recorded and run when the stream is synchronized.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import cv2
 
 from f2edge.camera.answers import Shown
-from f2edge.camera.cards import Card, CardRow, Color, draw_card, draw_strip, lay
 from f2edge.camera.frames import Box, Picture, grown
+from f2edge.camera.output.cards import Card, CardRow, Color, draw_card, draw_strip, lay
 from f2edge.camera.privacy import blur
 from f2edge.camera.reports import FaceNow, Seen
 from f2edge.spec.attributes import AttributeSchema, Slot
@@ -91,6 +91,8 @@ class Overlay:
 
     def _card(self, image: Picture, face: FaceNow, scale: float, taken: list[Box], *, few: bool) -> None:
         age = "" if face.answer_age_ms is None else f"{max(1, round(face.answer_age_ms / 100)) / 10:.1f} s old"
+        if face.unfamiliar is not None and face.unfamiliar > 0.5:
+            age = "no known face"
         words = tuple((question, text) for question, text, _ in face.words)
         card = Card(f"#{face.number}", age, self.rows(face.shown, _ROWS if few else _ROWS_OF_MANY), words, self._color(face), scale)
         panel = draw_card(card)

@@ -69,6 +69,8 @@ def _face(face: FaceNow) -> dict[str, Any]:
         "attributes": {name: {"value": s.value, "probability": round(s.probability, 4)} for name, s in face.shown.items()} if shown else {},
         "answers": [{"question": q, "text": text, "age_ms": round(age, 1)} for q, text, age in face.words] if shown else [],
     }
+    if shown and face.unfamiliar is not None:
+        document["unfamiliar"] = round(face.unfamiliar, 4)
     if face.truth is not None:
         document["truth"] = dict(face.truth)
     return document
@@ -85,7 +87,7 @@ class TextSink(Protocol):
 class NewFile:
     """Text file or named pipe that is opened, and replaces an existing file, on the first write, so that a refused run changes nothing.
 
-    A write that fails (disk full, size limit) leaves the texts before it and nothing of its own in a file.
+    A write that fails (disk full, size limit) leaves only the complete texts before it in a file.
     """
 
     def __init__(self, path: Path) -> None:
