@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROMPT ?= a young woman with long curly red hair, red lipstick and eyeglasses
 
-.PHONY: face test test-long lint docs lock proto wheel-test clean
+.PHONY: face test test-long lint docs lock audit sbom proto wheel-test clean
 
 # A face on a fresh machine: runtime dependencies only, no torch.
 face: $(VENV)/.runtime
@@ -35,6 +35,21 @@ lock: $(VENV)/.dev
 	    --no-annotate --custom-compile-command "make lock" --extra dev --constraint constraints.txt --excludes - pyproject.toml \
 	    --output-file requirements-dev.lock
 
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes \
+	    --no-annotate --custom-compile-command "make lock" --constraint constraints.txt pyproject.toml --output-file deploy/requirements.lock
+
+# Known vulnerabilities of what the container and development install; needs a network.
+audit: $(VENV)/.dev
+	$(BIN)/pip install --quiet "pip-audit>=2.7"
+	$(BIN)/pip-audit --disable-pip --require-hashes --requirement deploy/requirements.lock
+	$(BIN)/pip-audit --disable-pip --require-hashes --requirement requirements-dev.lock
+
+# A CycloneDX list of what the container installs, in sbom.json.
+sbom: $(VENV)/.dev
+	$(BIN)/pip install --quiet "cyclonedx-bom>=5"
+	$(BIN)/cyclonedx-py requirements deploy/requirements.lock --pyproject pyproject.toml --mc-type application \
+	    --output-reproducible --output-file sbom.json
+
 # The committed gRPC stubs, from proto/.
 proto: $(VENV)/.dev
 	PYTHON=$(abspath $(BIN))/python proto/generate.sh
@@ -54,4 +69,4 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	touch $@ $(VENV)/.runtime
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info face.png
+	rm -rf $(VENV) build dist site *.egg-info face.png sbom.json

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from f2edge.errors import InputError
 
 Results = dict[str, Any]
+#: Called with a message before each part of a bench.
+Progress = Callable[[str], None]
 
 
 def spread(values: Sequence[float]) -> Results:

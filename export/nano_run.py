@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
+from export.training.checkpoint import is_finished
 from f2edge.errors import F2EdgeError, InputError
 
 CONFIGURATION = "nano-2"
@@ -181,7 +182,7 @@ def run_nano(
     wanted = every if until is None else every[: names.index(until) + 1]
     ran = []
     for stage in wanted:
-        if stage.result.exists():
+        if _is_done(stage):
             report(f"{stage.name}: done")
             continue
         report(f"{stage.name}: {shlex.join(stage.command)}")
@@ -189,6 +190,11 @@ def run_nano(
         if not dry_run:
             _run(stage, out)
     return ran
+
+
+def _is_done(stage: TrainingStage) -> bool:
+    """Whether a stage's result is there, and not that of a training that was stopped."""
+    return stage.result.exists() and (stage.name not in TRAINED or is_finished(stage.result.parent))
 
 
 def _call(command: Sequence[str]) -> int:
@@ -218,7 +224,7 @@ def _run(stage: TrainingStage, out: Path) -> None:
         raise StageError(f"stage {stage.name!r} ended with exit code {code}; its last lines report why; give the same command to go on")
     if stage.name == "render":
         stage.result.touch()
-    if not stage.result.exists():
+    if not _is_done(stage):
         raise StageError(f"stage {stage.name!r} was stopped before it was done; give the same command to go on")
     row = {"stage": stage.name, "command": list(stage.command), "seconds": round(time.time() - begun, 1), "cores": os.cpu_count()}
     with (out / "stages.jsonl").open("a", encoding="utf-8") as file:

@@ -16,12 +16,12 @@ import numpy as np
 from bench.hardware.memory import resident_mb
 from bench.results import Results
 from f2edge.camera.crops import Cutter
-from f2edge.camera.demo import Scene
 from f2edge.camera.detect import Detection
 from f2edge.camera.frames import Frame
 from f2edge.camera.privacy import chosen_attributes
 from f2edge.camera.run import ModelInput, Request, run
-from f2edge.camera.source_url import parse_source
+from f2edge.camera.source.demo import Scene
+from f2edge.camera.source.url import parse_source
 from f2edge.errors import InputError
 from f2edge.inference import Pixels
 from f2edge.pipeline import FacePipeline

@@ -56,8 +56,8 @@ class Time:
 
 
 @dataclass(frozen=True)
-class Published:
-    """Published result: Qwen3-1.7B, batch 1, W4A16 with a half-precision head (TensorRT-Edge-LLM 0.10.0, JetPack 7.2)."""
+class PublishedResult:
+    """PublishedResult result: Qwen3-1.7B, batch 1, W4A16 with a half-precision head (TensorRT-Edge-LLM 0.10.0, JetPack 7.2)."""
 
     device: str
     gb_s: float
@@ -67,10 +67,10 @@ class Published:
 
 
 PUBLISHED = (
-    Published("thor-t5000", 273.0, 258.0, 135.1, 145.0),
-    Published("agx-orin-64", 204.8, 42.6, 89.5, 308.0),
-    Published("orin-nx", 102.4, 19.2, 52.2, 674.0),
-    Published("orin-nano", 102.0, 16.7, 32.3, 1021.0),
+    PublishedResult("thor-t5000", 273.0, 258.0, 135.1, 145.0),
+    PublishedResult("agx-orin-64", 204.8, 42.6, 89.5, 308.0),
+    PublishedResult("orin-nx", 102.4, 19.2, 52.2, 674.0),
+    PublishedResult("orin-nano", 102.0, 16.7, 32.3, 1021.0),
 )
 #: Qwen3-1.7B: 28 layers, width 2048, 16 query and 8 key heads of 128, SwiGLU of 6144, vocabulary 151936; 2048 prompt tokens.
 _QWEN_LAYERS = 28 * (2 * 2048**2 + 2 * 2048 * 1024 + 3 * 2048 * 6144)
@@ -78,7 +78,7 @@ _QWEN_TOKEN_GB = (_QWEN_LAYERS * WEIGHT_BYTES["int4"] + 151936 * 2048 * 2) / 1e9
 _QWEN_PREFILL_TFLOP = (2 * _QWEN_LAYERS * 2048 + 28 * 2 * 2048 * 2048**2) / 1e12
 
 
-def _reached(measured: Published) -> tuple[float, float]:
+def _reached(measured: PublishedResult) -> tuple[float, float]:
     """Return the shares of bandwidth (one token) and arithmetic (prefill) that a published result reaches."""
     return measured.tokens_s * _QWEN_TOKEN_GB / measured.gb_s, _QWEN_PREFILL_TFLOP / (measured.prefill_ms / 1e3) / measured.fp16
 

@@ -13,7 +13,7 @@ take (:mod:`bench.hardware.power`).
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from bench.hardware.meter import PowerError
 from bench.hardware.power import Power
 from bench.latency.calls import CALLS, ModelCall
 from bench.latency.engine import EngineOptions, EngineProcess
-from bench.results import Results, spread
+from bench.results import Progress, Results, spread
 from f2edge.backends.onnxruntime import usable_cores
 from f2edge.backends.registry import BACKENDS
 from f2edge.bundle.bundle import Bundle
@@ -34,7 +34,6 @@ from f2edge.errors import BackendError, F2EdgeError, InputError
 from f2edge.results import GenerateOptions
 from f2edge.text import TextTokenizer
 
-Progress = Callable[[str], None]
 #: "fp32_gops" and "int8_gops" by number of threads.
 Ceilings = Mapping[int, Mapping[str, float]]
 #: Every backend that this machine can run; the others are listed with the reason.

@@ -24,7 +24,7 @@ from f2edge.spec.layout import Ids, TokenLayout
 Features = Mapping[str, NDArray[np.float32]]
 
 
-class Decoder(Protocol):
+class TokenDecoder(Protocol):
     """Functions of one implementation for the decoding loops."""
 
     def step(self, prompts: Sequence[Sequence[int]]) -> StepFunction:
@@ -37,15 +37,15 @@ class Decoder(Protocol):
 
 
 class GraphDecoder:
-    """Decoder of any backend that runs the graphs of ``f2edge.spec.graphs``."""
+    """TokenDecoder of any backend that runs the graphs of ``f2edge.spec.graphs``."""
 
     def __init__(self, backend: Backend, layout: TokenLayout) -> None:
         self._inference = Inference(backend, layout)
 
     def step(self, prompts: Sequence[Sequence[int]]) -> StepFunction:
-        """See :class:`Decoder`; prefills the prompts."""
+        """See :class:`TokenDecoder`; prefills the prompts."""
         return self._inference.step([self._inference.prompt_prefix(prompt) for prompt in prompts])
 
     def prefill(self, codes: Ids, features: Features) -> tuple[ExtendFunction[TextState | None], None]:
-        """See :class:`Decoder`; prefills the image."""
+        """See :class:`TokenDecoder`; prefills the image."""
         return self._inference.extend([self._inference.prefill_image({"codes": codes, **features})]), None

@@ -3,8 +3,9 @@
     pip install llama-cpp-python gguf          # compiles llama.cpp
     python -m bench paper-size --config show-o --baselines lineage,cached,llama.cpp
 
-Show-o's transformer is Phi-1.5, which llama.cpp calls "phi2".  The file holds random blocks of the same sizes, so its speed is that of
-real weights.  Only answers are measured; llama.cpp has no omni attention, so it reads image and question causally, which costs no more.
+Show-o's transformer is Phi-1.5 with norms of queries and keys.  llama.cpp knows it without them ("phi2"), so it does that much less.  The
+file holds random blocks of the same sizes, so its speed is that of real weights.  Only answers are measured; llama.cpp has no omni
+attention, so it reads image and question causally, which costs no more.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ process (:mod:`bench.latency.stages`), one after the other.  Ratios are to "torc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from bench.hardware.machine import machine
 from bench.latency import llama_cpp
 from bench.latency.stages import BASELINES, LLAMA_CPP, PROMPT_TOKENS, System
 from bench.latency.worker import Worker
-from bench.results import Results, spread
+from bench.results import Progress, Results, spread
 from f2edge.backends.onnxruntime import usable_cores
 from f2edge.bundle.bundle import MANIFEST, Bundle
 from f2edge.errors import F2EdgeError, InputError
@@ -43,8 +43,6 @@ CALLS = {
     "first_token_ms": "image in, first token out",
 }
 REFERENCE = "torch lineage"
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ all layers, in both branches of guidance, and every column meets the head of the
 question and answer again.  :class:`CachedTorch` is the stronger baseline: the same caches and sliced heads as the engines, and
 optionally ``torch.compile``.  All of them end in the same tokens in fp32.
 
-Both follow the protocol of :class:`bench.latency.decoders.Decoder`.
+Both follow the protocol of :class:`bench.latency.decoders.TokenDecoder`.
 
 >>> decoder = Lineage(models, layout)                                                                     # doctest: +SKIP
 >>> decode(decoder.step([prompt]), masked, [plan(schedule, everything, seed)], [seed])                    # doctest: +SKIP
@@ -59,7 +59,7 @@ class Lineage:
             self.bias = torch.cat((model.text_head.bias, blank[:, 0], model.image_head.bias, blank[:1, 0]))
 
     def step(self, prompts: Sequence[Sequence[int]]) -> StepFunction:
-        """See :class:`bench.latency.decoders.Decoder`."""
+        """See :class:`bench.latency.decoders.TokenDecoder`."""
 
         def run(feeds: Feeds, prefixes: tuple[int, ...]) -> tuple[Ids, Ids]:
             given = {name: torch.from_numpy(np.asarray(array)) for name, array in feeds.items()}
@@ -90,7 +90,7 @@ class Lineage:
         return self.scores(hidden, P + 1)
 
     def prefill(self, codes: Ids, features: Features) -> tuple[ExtendFunction[Tensor], Tensor]:
-        """See :class:`bench.latency.decoders.Decoder`; the state is all text so far."""
+        """See :class:`bench.latency.decoders.TokenDecoder`; the state is all text so far."""
         given = [torch.from_numpy(features[name]) if name in features else torch.zeros(0) for name in ("semantic", "identity")]
         image = torch.from_numpy(codes)
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bench.hardware.memory import process_memory
-from bench.latency.decoders import Decoder, GraphDecoder
+from bench.latency.decoders import GraphDecoder, TokenDecoder
 from bench.latency.worker import Handler, Message, serve
 from export.defaults import defaults_of
 from f2edge.backends.base import Backend, host
@@ -88,7 +88,7 @@ def repeated_ms(call: Callable[[], object], repeats: int) -> list[float]:
     return times[1:]
 
 
-def time_steps(decoder: Decoder, layout: TokenLayout, schedule: Schedule, repeats: int) -> Times:
+def time_steps(decoder: TokenDecoder, layout: TokenLayout, schedule: Schedule, repeats: int) -> Times:
     """Time guided steps of one picture; the first does not count."""
     rng = np.random.default_rng(0)
     start = perf_counter()
@@ -105,7 +105,7 @@ def time_steps(decoder: Decoder, layout: TokenLayout, schedule: Schedule, repeat
     return {"prompt_ms": [prompt_ms], "step_ms": repeated_ms(one, min(repeats, rows[0].plan.steps - 1))}
 
 
-def time_answers(decoder: Decoder, layout: TokenLayout, model: ModelConfiguration, repeats: int) -> Times:
+def time_answers(decoder: TokenDecoder, layout: TokenLayout, model: ModelConfiguration, repeats: int) -> Times:
     """Time the prefill of a picture and a question, then single answer tokens; the first of each does not count."""
     rng = np.random.default_rng(0)
     shapes = {"semantic": model.semantic, "identity": model.identity}
@@ -152,7 +152,7 @@ def time_first_token(backend: Backend, layout: TokenLayout, model: ModelConfigur
     return {"first_token_ms": repeated_ms(first_token, min(repeats, 3))}
 
 
-def _torch_decoder(system: System, layout: TokenLayout) -> Decoder:
+def _torch_decoder(system: System, layout: TokenLayout) -> TokenDecoder:
     import torch
 
     from bench.latency.reference import CachedTorch, Lineage
@@ -175,7 +175,7 @@ def _loaded(system: System) -> Callable[[], Times]:
         columns = system.model.understanding_columns + QUESTION_TOKENS
         return lambda: time_llama(Path(system.bundle), columns, system.threads or usable_cores(), system.repeats)
     backend: Backend | None = None
-    decoder: Decoder
+    decoder: TokenDecoder
     if system.kind == "engine":
         bundle = Bundle.load(system.bundle, verify=False)
         model, layout = bundle.configuration, bundle.layout

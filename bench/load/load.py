@@ -22,7 +22,7 @@ from typing import Annotated, Any
 import typer
 
 from bench.load import loops
-from bench.load.loops import Progress, Run
+from bench.load.loops import CountProgress, Run
 from bench.load.plan import LoadPlan, Scenario, Session, parse_scenario
 from bench.load.report import health_results, order_statistic, plot, results_of, show
 from bench.load.server import ServerProcess, health_sampler, target
@@ -79,7 +79,7 @@ def run_soak(plan: LoadPlan, connection: Connection, process: ServerProcess | No
     """Run a soak test; see :mod:`bench.load.soak`."""
     session = Session(plan, connection)
 
-    async def everything(alone_progress: Progress, progress: Progress) -> Any:
+    async def everything(alone_progress: CountProgress, progress: CountProgress) -> Any:
         async with callers(connection, plan.clients, plan.timeout_s) as made:
             alone, run_alone = await replies_alone(made[0], session.queries, alone_progress)
             failed = [s for s in run_alone.samples if not s.ok]

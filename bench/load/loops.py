@@ -26,7 +26,7 @@ _OFFLINE_OPEN = 64
 _SHORTEST_PAUSE_S = 0.02
 
 #: Called with the number of finished requests and of all, 0 if unknown.
-Progress = Callable[[int, int], None]
+CountProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def poisson(rate: float, seconds: float, most: int, seed: int) -> list[float]:
     return [float(at) for at in arrivals[arrivals < seconds]]
 
 
-async def open_loop(callers: Sequence[Caller], queries: Iterator[Query], arrivals: Sequence[float], progress: Progress) -> Run:
+async def open_loop(callers: Sequence[Caller], queries: Iterator[Query], arrivals: Sequence[float], progress: CountProgress) -> Run:
     """Send each request at its arrival, regardless of open calls."""
     samples: list[Sample] = []
     open_calls: set[asyncio.Task[None]] = set()
@@ -95,7 +95,7 @@ async def open_loop(callers: Sequence[Caller], queries: Iterator[Query], arrival
     return Run(samples, time.perf_counter() - start, given_up)
 
 
-async def closed_loop(callers: Sequence[Caller], queries: Iterator[Query], seconds: float, most: int, progress: Progress) -> Run:
+async def closed_loop(callers: Sequence[Caller], queries: Iterator[Query], seconds: float, most: int, progress: CountProgress) -> Run:
     """Send each caller's next request when its previous one has ended."""
     samples: list[Sample] = []
     left = iter(range(most))
@@ -113,12 +113,12 @@ async def closed_loop(callers: Sequence[Caller], queries: Iterator[Query], secon
     return Run(samples, time.perf_counter() - start)
 
 
-async def single_stream(callers: Sequence[Caller], queries: Iterator[Query], seconds: float, most: int, progress: Progress) -> Run:
+async def single_stream(callers: Sequence[Caller], queries: Iterator[Query], seconds: float, most: int, progress: CountProgress) -> Run:
     """Send one request after another."""
     return await closed_loop(callers[:1], queries, seconds, most, progress)
 
 
-async def multi_stream(callers: Sequence[Caller], queries: Iterator[Query], seconds: float, most: int, progress: Progress) -> Run:
+async def multi_stream(callers: Sequence[Caller], queries: Iterator[Query], seconds: float, most: int, progress: CountProgress) -> Run:
     """Send eight requests at once, the next eight when all are done; the intended start is common to the eight."""
     samples: list[Sample] = []
     with _clock() as start:
@@ -130,7 +130,7 @@ async def multi_stream(callers: Sequence[Caller], queries: Iterator[Query], seco
     return Run(samples, time.perf_counter() - start)
 
 
-async def offline(callers: Sequence[Caller], queries: Sequence[Query], seconds: float, progress: Progress) -> Run:
+async def offline(callers: Sequence[Caller], queries: Sequence[Query], seconds: float, progress: CountProgress) -> Run:
     """Send all requests as fast as the server takes them; refused ones are repeated.
 
     The run stops after ``seconds``.

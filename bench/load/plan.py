@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from bench.load import loops
-from bench.load.loops import Progress, Run
+from bench.load.loops import CountProgress, Run
 from bench.load.report import order_statistic, parse_slo
 from bench.load.work import DEFAULT_MIX, Caller, Query, callers, faces_of, make_queries, mixed, parse_mix
 from f2edge.client.connection import Connection
@@ -106,7 +106,7 @@ class Session:
     def mixed(self) -> Iterator[Query]:
         return mixed(self.queries, self.mix, self.plan.seed)
 
-    async def run(self, progress: Progress) -> Run:
+    async def run(self, progress: CountProgress) -> Run:
         """Run the plan's scenario once."""
         plan, queries = self.plan, self.mixed()
         count = plan.clients if plan.scenario == "closed" else _OPEN_CONNECTIONS
@@ -119,7 +119,7 @@ class Session:
             by_scenario = {"closed": loops.closed_loop, "single-stream": loops.single_stream, "multi-stream": loops.multi_stream}
             return await by_scenario[plan.scenario](made, queries, plan.seconds, plan.most, progress)
 
-    async def peak(self, progress: Progress) -> tuple[float, list[dict[str, Any]], Run]:
+    async def peak(self, progress: CountProgress) -> tuple[float, list[dict[str, Any]], Run]:
         """Return the highest rate whose 99th percentile is within the bound, every trial, and the last run within it."""
         trials: list[dict[str, Any]] = []
         best = Run([], 0.0)
@@ -137,7 +137,7 @@ class Session:
 
             return await loops.find_peak(holds, self.plan.rate, _TRIALS), trials, best
 
-    async def _open(self, made: list[Caller], rate: float, progress: Progress) -> Run:
+    async def _open(self, made: list[Caller], rate: float, progress: CountProgress) -> Run:
         arrivals = loops.poisson(rate, self.plan.seconds, self.plan.most, self.plan.seed)
         return await loops.open_loop(made, self.mixed(), arrivals, progress)
 

@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from itertools import cycle, islice
 from typing import Any
 
-from bench.load.loops import Progress, Run, closed_loop
+from bench.load.loops import CountProgress, Run, closed_loop
 from bench.load.server import ServerProcess, health_sampler, wait_serving
 from bench.load.work import Caller, Query, callers, faces_of, make_queries
 from f2edge.cli.console import Output
@@ -37,7 +37,9 @@ _ACCEPTED_S = 0.3
 Queries = Mapping[str, Sequence[Query]]
 
 
-async def measure_slo(arguments: Sequence[str], seconds: float, distinct: int, steps: int | None, progress: Progress) -> dict[str, Any]:
+async def measure_slo(
+    arguments: Sequence[str], seconds: float, distinct: int, steps: int | None, progress: CountProgress
+) -> dict[str, Any]:
     """Measure every objective; return ``{"slo": {name: {"value", "bound", "holds", "measured"}}}``."""
     results: dict[str, Any] = {}
     with ServerProcess(arguments) as server:

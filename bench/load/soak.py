@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.hardware.memory import resident_mb
-from bench.load.loops import Progress, Run, Sample, closed_loop
+from bench.load.loops import CountProgress, Run, Sample, closed_loop
 from bench.load.report import health_results
 from bench.load.server import Sampler
 from bench.load.work import Caller, Query, Reply
@@ -48,7 +48,7 @@ class SoakFindings:
 
 
 async def replies_alone(
-    caller: Caller, queries: Mapping[str, Sequence[Query]], progress: Progress
+    caller: Caller, queries: Mapping[str, Sequence[Query]], progress: CountProgress
 ) -> tuple[dict[tuple[str, int], bytes], Run]:
     """Return the reply of every distinct request, sent one at a time, and their run."""
     every = [query for group in queries.values() for query in group]
@@ -57,7 +57,7 @@ async def replies_alone(
 
 
 async def soak(
-    callers: Sequence[Caller], queries: Iterator[Query], alone: Alone, *, seconds: float, seed: int, progress: Progress
+    callers: Sequence[Caller], queries: Iterator[Query], alone: Alone, *, seconds: float, seed: int, progress: CountProgress
 ) -> tuple[Run, SoakFindings]:
     """Run a loop per caller for ``seconds``; the samples are of calls that should succeed."""
     samples: list[Sample] = []

@@ -28,12 +28,16 @@ from f2edge.backends.base import host
 from f2edge.decoding.noise import gumbel, noise_key
 from f2edge.errors import InputError
 from f2edge.imaging.laws import law_named
-from f2edge.spec.configuration import ModelConfiguration
+from f2edge.spec.configuration import SHOW_O, ModelConfiguration, TokenExperts
 
 #: Largest difference of fp32 logits.
 TOLERANCE = 1e-4
 QUESTIONS = 12
 _LAW = law_named("show-o")
+
+
+#: The published shape in small: minutes instead of hours, and without CLIP.
+SMALL = replace(SHOW_O, layers=2, text_vocabulary=500, width=256, heads=4, token_experts=TokenExperts(512))
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,9 @@ def compare(source: Path, model: ModelConfiguration, images: Path, work: Path | 
     """Every row of the table; first the model that reads picture tokens, then the one that reads CLIP's features."""
     pictures = pictures_of(images)
     with torch.no_grad():
-        for configuration in (model, replace(model, **READS_FEATURES)):
+        # the width of the projector is a number in the published code
+        both = (model, replace(model, **READS_FEATURES)) if model.width == SHOW_O.width else (model,)
+        for configuration in both:
             with tempfile.TemporaryDirectory() if work is None else nullcontext(work) as folder:
                 place = Path(folder) / configuration.understanding
                 published = Published(source, configuration, seed)
@@ -72,9 +78,9 @@ def pictures_of(folder: Path) -> list[Image.Image]:
     return [Image.open(file).convert("RGB") for file in files[:6]]
 
 
-def words(seed: int, count: int) -> list[int]:
+def words(model: ModelConfiguration, seed: int, count: int) -> list[int]:
     """Ids of random words, none of them the end of text."""
-    return [int(word) for word in np.random.default_rng(seed).integers(0, 50_000, count)]
+    return [int(word) for word in np.random.default_rng(seed).integers(0, model.text_vocabulary - 100, count)]
 
 
 def noise_of(seed: int, model: ModelConfiguration) -> Noise:
@@ -108,12 +114,12 @@ def _by_codes(published: Published, imported: Imported, pictures: list[Image.Ima
     codes = [published.encode(published.pixels(picture)) for picture in pictures]
     masked = torch.full((model.image_tokens,), model.codes)
     half = torch.where(torch.arange(model.image_tokens) % 2 == 0, codes[0], masked)
-    prompts = [words(1, 9), [], words(2, 200)]
+    prompts = [words(model, 1, 9), [], words(model, 2, 200)]
     cut = [prompt[: model.prompt_tokens] for prompt in prompts]
     yield _distance(
         "T2I logits, three prompts (none, short, cut)", [(published.image_logits(prompts, half), imported.image_logits(cut, half.numpy()))]
     )
-    answers = [(codes[i % len(codes)], words(10 + i, 6 + i)) for i in range(QUESTIONS)]
+    answers = [(codes[i % len(codes)], words(model, 10 + i, 6 + i)) for i in range(QUESTIONS)]
     logits = [(published.text_logits(code, question), imported.answer(code.numpy(), question, 1)[0]) for code, question in answers[:3]]
     yield _distance("MMU logits, three questions", logits)
     told = [published.answer(code, question, answer_tokens) for code, question in answers]
@@ -133,8 +139,8 @@ def _edits(published: Published, imported: Imported, codes: Tensor) -> Iterator[
         chosen = np.random.default_rng(count).permutation(model.image_tokens)[:count]
         grid = codes.clone()
         grid[torch.from_numpy(chosen)] = model.codes
-        drawn = published.draw(words(3, 8), grid, steps=16, guidance=1.75, noise=noise_of(count, model))
-        yield drawn, imported.draw(words(3, 8), grid.numpy(), steps=16, guidance=1.75, seed=count)
+        drawn = published.draw(words(model, 3, 8), grid, steps=16, guidance=1.75, noise=noise_of(count, model))
+        yield drawn, imported.draw(words(model, 3, 8), grid.numpy(), steps=16, guidance=1.75, seed=count)
 
 
 def _same_answers(what: str, pairs: list[tuple[list[int], list[int]]]) -> Row:
@@ -167,13 +173,13 @@ def _pictures(published: Published, imported: Imported, pictures: list[Image.Ima
 def _by_features(
     published: Published, imported: Imported, theirs: list[Tensor], pictures: list[Image.Image], answer_tokens: int
 ) -> Iterator[Row]:
-    encoder, size = imported.models.semantic, imported.models.configuration.understanding_size
+    encoder, model = imported.models.semantic, published.configuration
     assert encoder is not None
-    own = [encoder(torch.from_numpy(_LAW.pixels(picture, size))[None]) for picture in pictures]
+    own = [encoder(torch.from_numpy(_LAW.pixels(picture, model.understanding_size))[None]) for picture in pictures]
     yield _distance("CLIP ViT-L/14 features of layer -2", list(zip(theirs, own, strict=True)))
-    system = words(4, published.configuration.system_tokens)
+    system = words(model, 4, model.system_tokens)
     reader = imported.with_system(system)
-    asked = [(theirs[i % 3], words(30 + i, 5 + i)) for i in range(QUESTIONS)]
+    asked = [(theirs[i % 3], words(model, 30 + i, 5 + i)) for i in range(QUESTIONS)]
     logits = []
     answers = []
     for features, question in asked:

@@ -2,8 +2,8 @@
 
     python -m export.data.sprites f2edge/camera/assets
 
-The device shows them without skia (``f2edge/camera/sprites.py``).  Every person has a held-out combination of hair color, eyewear and
-clothing color, so the demo shows new faces.
+The device shows them without skia (``f2edge/camera/source/sprites.py``).  Every person has a held-out combination of hair color, eyewear
+and clothing color, so the demo shows new faces.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ fused     shared expert as matrices, routed experts by ONNX Runtime's ``QMoE`` (
 ========  ==============================================================================================================
 
 Every kernel keeps the traced fp32 router, so gates and choices are unchanged and the census finds the same nodes.  The fastest kernel
-depends on the number of rows and the width: :data:`KERNEL_CHOICES`, measured by ``python -m bench forms``.
+depends on the number of rows and the width: :data:`KERNEL_CHOICES`, measured by ``python -m bench expert-kernels``.
 
 Axes: T rows (all tokens of all sequences), D width, E experts, K active, I width of one expert, J = shared width + E·I.
 """
@@ -73,10 +73,21 @@ def is_expert_row(value: ir.Value) -> bool:
 
 @dataclass(frozen=True)
 class ExpertLayer:
-    """One mixture in a lowered graph: inputs, constants, sizes, and the node that computes the layer's output."""
+    """One mixture in a lowered graph.
+
+    Attributes:
+        name: name of the mixture with the prefix of its constants.
+        x, exact: input of the experts, and of the router in fp32.
+        router, up, up_bias, down, down_bias: constants.
+        gates: gates (B, S, E), zero for experts that were not chosen.
+        last: node that computes the layer's output.
+        experts, active, shared: E, K, and the shared expert's width.
+    """
 
     name: str
     x: ir.Value
+    exact: ir.Value
+    router: ir.Value
     gates: ir.Value
     up: ir.Value
     up_bias: ir.Value
@@ -153,7 +164,8 @@ def expert_layers(graph: ir.Graph) -> Iterator[ExpertLayer]:
         scaled = _sole(_sole(split.outputs[1], "Reshape").outputs[0], "Mul")
         gates = _producer(_other(scaled, _producer_value(scaled, "Reshape")), "Unsqueeze").inputs[0]
         last = _sole(_sole(down, "MatMul").outputs[0], "Add")
-        probability = _sole(_sole(router, "MatMul").outputs[0], "Softmax").outputs[0]
+        decision = _sole(router, "MatMul")
+        probability = _sole(decision.outputs[0], "Softmax").outputs[0]
         choice = next(usage.node for usage in probability.uses() if usage.node.op_type == "TopK")
         sizes, active = constant(split.inputs[1]), constant(choice.inputs[1])
         if gates is None or sizes is None or active is None:
@@ -161,6 +173,8 @@ def expert_layers(graph: ir.Graph) -> Iterator[ExpertLayer]:
         yield ExpertLayer(
             name=name,
             x=x,
+            exact=_other(decision, router),
+            router=router,
             gates=gates,
             up=up,
             up_bias=_other(biased, first.outputs[0]),

@@ -12,13 +12,13 @@ Axes: D width, E routed experts, I width of one expert, H width of the shared ex
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from export.graph.lower import Array, Inserter, LoweringError, add_constant, constant, replace
+from export.graph.expert_kernels import ExpertLayer, expert_layers
+from export.graph.lower import Array, Inserter, add_constant, replace
 from export.quantize.quantize import Calibration
 from export.tensorrt.half_precision import as_half, retype
 from f2edge.errors import InputError
@@ -27,58 +27,12 @@ from f2edge.spec.configuration import TokenExperts
 IMPLEMENTATIONS = ("plain", "plugin")
 OP, DOMAIN = "F2FusedMoE", "f2edge"
 _PRODUCT = re.compile(r"^(?P<layer>.*experts\.\w+)\.(?P<part>up|down)\.weight\.T$")
-_UP = re.compile(r"^(?P<layer>.*experts\.\w+)\.up\.weight\.T$")
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """Nodes of one traced mixture: the two products, the final sum, the router's fp32 input and its weight."""
-
-    name: str
-    up: ir.Node
-    down: ir.Node
-    end: ir.Node
-    exact: ir.Value
-    router: ir.Value
 
 
 def check_implementation(name: str) -> None:
     """Raise :class:`InputError` for an unknown implementation of the experts."""
     if name not in IMPLEMENTATIONS:
         raise InputError(f"unknown implementation of the experts {name!r}; choose one of: {', '.join(IMPLEMENTATIONS)}")
-
-
-def _layers(graph: ir.Graph) -> list[_Layer]:
-    products = {str(node.inputs[1].name): node for node in graph if node.op_type == "MatMul" and node.inputs[1] is not None}
-    found = []
-    for name, up in products.items():
-        match = _UP.match(name)
-        if match is None:
-            continue
-        layer = match["layer"]
-        try:
-            down, router = products[f"{layer}.down.weight.T"], products[f"{layer}.router.weight.T"]
-        except KeyError as error:
-            raise LoweringError(f"graph {graph.name!r}: mixture {layer} lacks {error}; tracing lost its names") from error
-        (use,) = down.outputs[0].uses()
-        exact, weight = router.inputs
-        assert exact is not None
-        assert weight is not None
-        found.append(_Layer(layer, up, down, use.node, exact, weight))
-    return found
-
-
-def _array(value: ir.Value | None) -> Array:
-    array = constant(value)
-    if array is None:
-        raise LoweringError(f"value {value.name if value else None!r} should be a constant of a mixture")
-    return array
-
-
-def _bias_of(node: ir.Node) -> Array:
-    """Return the bias that is added to a product."""
-    (use,) = node.outputs[0].uses()
-    return next(array for array in map(constant, use.node.inputs) if array is not None)
 
 
 def _half(graph: ir.Graph, name: str, array: Array) -> ir.Value:
@@ -90,11 +44,10 @@ def _typed(value: ir.Value, dtype: ir.DataType) -> ir.Value:
     return value
 
 
-def _fuse(graph: ir.Graph, layer: _Layer, shape: TokenExperts) -> None:
-    up, down = _array(layer.up.inputs[1]), _array(layer.down.inputs[1])
-    up_bias, down_bias = _bias_of(layer.up), _bias_of(layer.down)
-    D, H, E, I = up.shape[0], shape.shared_width, shape.routed, shape.routed_width
-    insert, name, single = Inserter(graph, layer.end, f"{layer.name}/fused"), layer.name, ir.DataType.FLOAT
+def _fuse(graph: ir.Graph, layer: ExpertLayer) -> None:
+    up, up_bias, down, down_bias = (layer.array(value) for value in (layer.up, layer.up_bias, layer.down, layer.down_bias))
+    D, H, E, I = layer.width, layer.shared, layer.experts, layer.routed
+    insert, name, single = Inserter(graph, layer.last, f"{layer.name}/fused"), layer.name, ir.DataType.FLOAT
     routed = insert(
         OP,
         layer.exact,
@@ -105,7 +58,7 @@ def _fuse(graph: ir.Graph, layer: _Layer, shape: TokenExperts) -> None:
         _half(graph, f"{name}.routed.down.weight", down[H:].reshape(E, I, D)),
         _half(graph, f"{name}.routed.down.bias", np.zeros((E, D), dtype=np.float32)),
         domain=DOMAIN,
-        active=shape.active,
+        active=layer.active,
         gated=0,
         plugin_namespace=DOMAIN,
         plugin_version="1",
@@ -116,11 +69,11 @@ def _fuse(graph: ir.Graph, layer: _Layer, shape: TokenExperts) -> None:
     def constants(part: str, array: Array) -> ir.Value:
         return _typed(add_constant(graph, f"{name}.shared.{part}", np.ascontiguousarray(array)), single)
 
-    hidden = insert("MatMul", layer.up.inputs[0], constants("up.weight.T", up[:, :H]))
+    hidden = insert("MatMul", layer.x, constants("up.weight.T", up[:, :H]))
     hidden = insert("Add", hidden, constants("up.bias", up_bias[:H]))
     hidden = insert("Gelu", hidden, approximate="tanh")
     shared = insert("Add", insert("MatMul", hidden, constants("down.weight.T", down[:H])), constants("down.bias", down_bias))
-    replace(layer.end, insert("Add", shared, insert("Cast", routed, to=single)))
+    replace(layer.last, insert("Add", shared, insert("Cast", routed, to=single)))
 
 
 def shared_calibration(calibration: Calibration, shape: TokenExperts) -> Calibration:
@@ -134,16 +87,16 @@ def shared_calibration(calibration: Calibration, shape: TokenExperts) -> Calibra
     return found
 
 
-def fuse_experts(model: ir.Model, shape: TokenExperts) -> ir.Model:
+def fuse_experts(model: ir.Model) -> ir.Model:
     """Replace the routed experts of a lowered fp32 graph by ``F2FusedMoE`` nodes, in place; return the model.
 
     Raises:
         LoweringError: a mixture does not have the structure of :class:`export.model.experts.TokenExpertLayer`.
     """
     graph = model.graph
-    layers = _layers(graph) if shape.routed else []
+    layers = list(expert_layers(graph))
     for layer in layers:
-        _fuse(graph, layer, shape)
+        _fuse(graph, layer)
     if layers:
         graph.opset_imports[DOMAIN] = 1
         passes.RemoveUnusedNodesPass()(model)

@@ -151,7 +151,7 @@ def tensorrt_graph(
         pin(model, sizes)
     infer(model)
     if options.moe == "plugin":
-        fuse_experts(model, configuration.token_experts)
+        fuse_experts(model)
         calibration = shared_calibration(calibration or {}, configuration.token_experts)
     quantize_tensorrt(model, options.recipes[name], calibration)
     infer(model)

@@ -75,6 +75,17 @@ def read_checkpoint(directory: Path, files: Mapping[str, Mapping[str, torch.Tens
     return state
 
 
+def is_finished(run: Path) -> bool:
+    """Return whether a run's newest checkpoint is its last one; a run that was stopped writes weights too."""
+    found = latest_checkpoint(run)
+    if found is None:
+        return False
+    try:
+        return bool(json.loads((found / "state.json").read_text(encoding="utf-8")).get("finished"))
+    except (OSError, ValueError):
+        return False
+
+
 def save_weights(path: Path, module: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
     """Write one module's parameters and buffers as a safetensors file."""
     path.parent.mkdir(parents=True, exist_ok=True)

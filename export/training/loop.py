@@ -375,6 +375,7 @@ class _Run:
         if self.processes.rank == 0:
             options = {k: str(v) for k, v in asdict(self.options).items()}
             state = {"task": self.task.name, "step": self.step, "seconds": self._seconds(), "options": options}
+            state["finished"] = self.place == self.options.steps
             self.last = write_checkpoint(self.options.out, self.step, self._tensors(), state)
         self.processes.barrier()
         self.last = latest_checkpoint(self.options.out)

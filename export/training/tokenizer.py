@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from export.data.conditions import HIDDEN, MILD, Conditions, disturbed
+from export.data.pairs import comparable, mismatched
 from export.data.pixels import to_pixels
 from export.model.discriminator import PatchDiscriminator, critic_loss, generator_loss
 from export.model.image_tokenizer import ImageTokenizer, bit_statistics
@@ -43,6 +44,8 @@ Perceptual = Callable[[Tensor], list[Tensor]]
 Reader = Callable[[Tensor], Tensor]
 #: Rows (n,) → their slots (n, K), value index, -1 where hidden.
 Labels = Callable[[Any], NDArray[np.int8]]
+#: Rows (n,) → eyes, nose and mouth corners (n, 5, 2) in pixels.
+Landmarks = Callable[[Any], NDArray[np.float32]]
 _GRID_ROWS, _GRID_COLUMNS = 4, 8
 
 
@@ -99,6 +102,7 @@ class TokenizerTask:
         labels: gives the true slots; needed with ``readers``.
         decoder_of: a trained tokenizer whose decoder is trained further; its encoder is frozen, so that codes keep their meaning and
             models that were trained on them stay valid.
+        landmarks: of pictures; with labels, validation says of how many faces the two irises differ in hue ("left_right").
         conditions: how training pictures are changed; None: not at all.
     """
 
@@ -116,6 +120,7 @@ class TokenizerTask:
         readers: Sequence[Reader] = (),
         labels: Labels | None = None,
         decoder_of: ImageTokenizer | None = None,
+        landmarks: Landmarks | None = None,
         conditions: Conditions | None = MILD,
         held_out: int = 256,
         seed: int = 0,
@@ -126,7 +131,7 @@ class TokenizerTask:
         self.recipe, self.perceptual = recipe or (LossWeights() if decoder_of is None else FINE_TUNING), perceptual
         if readers and labels is None:
             raise InputError("tokenizer: networks that name attributes need the pictures' true slots; give labels")
-        self.readers, self.labels, self.conditions = tuple(readers), labels, conditions
+        self.readers, self.labels, self.landmarks, self.conditions = tuple(readers), labels, landmarks, conditions
         torch.manual_seed(seed)
         self.tokenizer, self.critic = ImageTokenizer(configuration), PatchDiscriminator()
         if decoder_of is not None:
@@ -186,16 +191,22 @@ class TokenizerTask:
         device = next(self.tokenizer.parameters()).device
         rows = np.arange(len(self.data) - self.held_out, len(self.data))
         shown: list[Tensor] = []
-        found, codes = [], []
+        found, codes, differ = [], [], list[NDArray[np.bool_]]()
         for begin in range(0, len(rows), 32):
             pixels = to_pixels(self.data.images(rows[begin : begin + 32])).to(device)
             result = self.tokenizer(pixels)
             found.append(torch.stack((psnr(result.pixels, pixels), (result.pixels.clamp(-1, 1) - pixels).abs().mean((1, 2, 3)))))
             codes.append(self.tokenizer.codes(result.latent).flatten())
             shown = shown or [pixels.cpu(), result.pixels.cpu()]
+            if self.landmarks is not None:
+                drawn = ((result.pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+                differ.append(mismatched(drawn, self.landmarks(rows[begin : begin + 32])))
         write_pairs(directory / f"tokenizer-{step:06d}.png", *shown)
         ratio, absolute = torch.cat(found, 1).mean(1).tolist()
-        return {"psnr": ratio, "l1": absolute, **code_metrics(torch.cat(codes).cpu(), self.tokenizer.configuration.bits)}
+        figures = {"psnr": ratio, "l1": absolute, **code_metrics(torch.cat(codes).cpu(), self.tokenizer.configuration.bits)}
+        if self.labels is not None and (both := comparable(self.labels(rows))).any() and differ:
+            figures["left_right"] = float(np.concatenate(differ)[both].mean())
+        return figures
 
 
 def edge_loss(guess: Tensor, truth: Tensor, scales: int = 3) -> Tensor:
@@ -316,6 +327,7 @@ def run(
         perceptual=features,
         readers=readers,
         labels=shards.slots,
+        landmarks=shards.landmarks,
         decoder_of=old,
         held_out=min(256, len(shards) // 5) if held_out is None else held_out,
         seed=options.seed,

@@ -203,7 +203,11 @@ def _model(row: Any) -> ModelConfiguration:
     )
     side = 2**halvings * tokenizer.get("block", 1)
     require({"tokenizer.image_size to be a multiple of its downsampling and block": tokenizer["image_size"] % side == 0}, "model")
-    return ModelConfiguration.from_json(row)
+    model = ModelConfiguration.from_json(row)
+    sides = [shape.image_size for shape in (model.semantic, model.identity) if shape is not None and shape.image_size is not None]
+    require({"features of pictures of 1 … 4096 pixels": all(1 <= side <= 4096 for side in sides)}, "model")
+    require({"system_tokens in 0 … 65536": 0 <= model.system_tokens <= 1 << 16}, "model")
+    return model
 
 
 def _layout(row: Any, model: ModelConfiguration) -> TokenLayout:

@@ -1,7 +1,7 @@
 """Checksum of a bundle's manifest, over every byte of the file.
 
 The checksum is the document's first key.  It is the SHA-256 of the file with 64 zeros in the checksum's place, so the manifest stays one
-file that is replaced atomically.  It finds damage, not forgery: whoever can change the file can seal it again.
+file that is replaced atomically.  It detects damage, not forgery: the checksum has no key.
 
 >>> check_seal(sealed({"name": "nano"}))
 """

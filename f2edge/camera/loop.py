@@ -14,14 +14,14 @@ from typing import Protocol
 
 from f2edge.camera.answers import AnswerBook
 from f2edge.camera.describe import Describer
-from f2edge.camera.events import Notify
 from f2edge.camera.frames import Frame
-from f2edge.camera.reader import Reader
+from f2edge.camera.output.events import Notify
 from f2edge.camera.reports import Seen, View, report
 from f2edge.camera.slots import LatestSlot
-from f2edge.camera.source_errors import FrameError
-from f2edge.camera.source_url import redact
-from f2edge.camera.sources import Source
+from f2edge.camera.source.errors import FrameError
+from f2edge.camera.source.reader import Reader
+from f2edge.camera.source.sources import Source
+from f2edge.camera.source.url import redact
 from f2edge.camera.stats import Accuracy, AgeHistogram, Rate
 from f2edge.camera.watch import Watcher
 from f2edge.errors import F2EdgeError
@@ -54,9 +54,9 @@ class RunStats:
         self.frames = self.dropped = self.face_frames = self.connections = 0
         self._asked_before = 0
 
-    def add(self, seen: Seen, now_s: float, asked: int) -> None:
-        """Count a frame; ``asked`` is the number of faces analyzed so far."""
-        self._now_s = now_s
+    def add(self, seen: Seen, now_s: float, asked: int, connections: int) -> None:
+        """Count a frame; ``asked`` faces were analyzed and ``connections`` made so far."""
+        self._now_s, self.connections = now_s, connections
         self.frames += 1
         self.dropped = seen.dropped
         self.frame_ages.add(seen.age_ms)
@@ -168,7 +168,7 @@ class Loop:
                 view = self._watcher.view(Frame(capture.image, number, last_s, capture.known))
                 self._turn(view, pauses)
                 number += 1
-                if not self._report(view, last_s, 0):
+                if not self._report(view, last_s, 0, 0):
                     break
         finally:
             source.close()
@@ -213,13 +213,12 @@ class Loop:
             if began is None:
                 began = monotonic()
                 self.stats = RunStats(began)
-            self.stats.connections = reader.connections
-            if not self._report(view, monotonic(), frames.dropped + shown.dropped):
+            if not self._report(view, monotonic(), frames.dropped + shown.dropped, reader.connections):
                 return
 
-    def _report(self, view: View, now_s: float, dropped: int) -> bool:
+    def _report(self, view: View, now_s: float, dropped: int, connections: int) -> bool:
         seen = report(view, self._book, now_s, dropped)
-        self.stats.add(seen, now_s, self._describer.faces)
+        self.stats.add(seen, now_s, self._describer.faces, connections)
         return self._sink.show(seen, self.stats)
 
     def _guarded(self, stage: Callable[..., None], *slots: LatestSlot[Frame] | LatestSlot[View]) -> None:

@@ -12,18 +12,18 @@ from f2edge.camera.answers import AnswerBook, Freshness
 from f2edge.camera.crops import Cutter
 from f2edge.camera.describe import CameraModel, DescribeOptions, Describer
 from f2edge.camera.detect import open_detector
-from f2edge.camera.events import LineWriter, Notify, TextSink
 from f2edge.camera.frames import Frame
 from f2edge.camera.loop import Loop
 from f2edge.camera.metrics import CameraMetrics
-from f2edge.camera.outputs import Outputs, TextReporter, Window
-from f2edge.camera.overlay import Overlay
+from f2edge.camera.output.events import LineWriter, Notify, TextSink
+from f2edge.camera.output.outputs import Outputs, TextReporter, Window
+from f2edge.camera.output.overlay import Overlay
+from f2edge.camera.output.record import Recorder
 from f2edge.camera.quality import Gate
-from f2edge.camera.reader import Reader, ReaderSettings
-from f2edge.camera.record import Recorder
 from f2edge.camera.slots import LatestSlot
-from f2edge.camera.source_url import SourceUrl
-from f2edge.camera.sources import SourceOptions, open_source
+from f2edge.camera.source.reader import Reader, ReaderSettings
+from f2edge.camera.source.sources import SourceOptions, open_source
+from f2edge.camera.source.url import SourceUrl
 from f2edge.camera.track import Tracker
 from f2edge.camera.watch import Watcher
 from f2edge.errors import OutputError

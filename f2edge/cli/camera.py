@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from f2edge.bundle.bundle import Bundle
     from f2edge.camera.describe import CameraModel
-    from f2edge.camera.events import NewFile
+    from f2edge.camera.output.events import NewFile
     from f2edge.camera.run import ModelInput, Request
-    from f2edge.camera.source_url import SourceUrl
+    from f2edge.camera.source.url import SourceUrl
     from f2edge.client.sync import Client
 
 #: Upper bound of every duration, rate and budget.
@@ -86,10 +86,10 @@ def camera(
     Without --show, --record, --still or --jsonl the descriptions are printed.  Nothing is stored without --record, --still or --jsonl.
     The embedded model understands rendered faces like the demo's, not photographs.
     """
+    from f2edge.camera.output.record import recording_path
     from f2edge.camera.privacy import chosen_attributes
-    from f2edge.camera.record import recording_path
     from f2edge.camera.run import Request
-    from f2edge.camera.source_url import parse_source
+    from f2edge.camera.source.url import parse_source
 
     url, stats = parse_source(source), stats or figures
     record = None if record is None else recording_path(record)
@@ -142,7 +142,7 @@ def _watch(request: Request, opened: Bundle | Client, runs_on: tuple[str, int | 
 
 def _check_files(record: Path | None, still: Path | None, stats: Path | None, jsonl: str | None) -> None:
     """Refuse outputs that could not be written later."""
-    from f2edge.camera.record import STILLS, check_path, check_place
+    from f2edge.camera.output.record import STILLS, check_path, check_place
 
     if record is not None:
         check_path(record)
@@ -206,7 +206,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _line_file(name: str | None) -> TextIO | NewFile | None:
-    from f2edge.camera.events import NewFile
+    from f2edge.camera.output.events import NewFile
 
     if name is None:
         return None

@@ -119,7 +119,7 @@ class Connection:
             ("grpc.enable_retries", 1),
             ("grpc.max_receive_message_length", LARGEST_RESPONSE_BYTES),
             ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-            ("grpc.enable_http_proxy", int(not self._local)),  # what stays on this machine, a token too, goes through nobody's proxy
+            ("grpc.enable_http_proxy", int(not self._local)),  # local calls, with their tokens, bypass proxies
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 2000),
         ]

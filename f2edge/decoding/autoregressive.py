@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from f2edge.decoding.sample import Chooser, greedy
+from f2edge.decoding.sample import greedy
 from f2edge.errors import CancelledError
 from f2edge.spec.layout import Ids
 
@@ -32,7 +32,6 @@ def answer(
     *,
     end_of_text: int,
     max_tokens: int,
-    choose: Chooser = greedy,
     on_token: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> list[list[int]]:
@@ -45,7 +44,6 @@ def answer(
         question_lengths: int64 (B,).
         end_of_text: id that ends an answer; not part of the result.
         max_tokens: at most this many tokens per answer, >= 1.
-        choose: picks the tokens, greedy by default.
         on_token: called with ``(row, token)`` for each new token.
         cancelled: polled before each forward pass; True stops.
 
@@ -62,7 +60,7 @@ def answer(
         if cancelled():
             raise CancelledError(f"the answer was stopped after {step} tokens")
         logits, state = extend(text, lengths, state)
-        tokens = choose(logits, step)  # (B,)
+        tokens = greedy(logits)  # (B,)
         finished |= tokens == end_of_text
         for row in np.flatnonzero(~finished):
             answers[row].append(int(tokens[row]))

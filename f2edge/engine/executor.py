@@ -197,7 +197,7 @@ class Executor:
         logits, state = extend(text, lengths, self._inference.gather(earlier) if earlier else None)
         assert state is not None
         now = self._clock()
-        for row, (request, token) in enumerate(zip(requests, greedy(logits, 0).tolist(), strict=True)):
+        for row, (request, token) in enumerate(zip(requests, greedy(logits).tolist(), strict=True)):
             request.first = now if request.first is None else request.first
             request.text = TextRow(state, row, int(lengths[row]))
             request.stage = request.next_stage

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import quoteattr
 
 from f2edge.imaging.guard import ImageLimits, decode, read_file
+from f2edge.provenance.xmp import xmp_packets
 
 GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 EDITED = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
@@ -27,7 +29,7 @@ _IPTC = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 _XMP = "http://ns.adobe.com/xap/1.0/"
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _F2EDGE = "urn:f2edge:label:1"
-_LARGEST_PACKET_BYTES = 1 << 16
+_LARGEST_PACKET_BYTES, _MOST_PACKETS = 1 << 16, 16
 #: Image limits when looking for marks: they admit every size that f2edge writes.
 LIMITS = ImageLimits(largest_bytes=64 << 20, smallest_side=1, largest_pixels=4096 * 4096, largest_ratio=4096)
 
@@ -95,6 +97,8 @@ def save_arguments(content: Label, kind: str) -> dict[str, Any]:
 def read_label(file: str | os.PathLike[str] | bytes, *, name: str = "the image") -> Label | None:
     """Return the label of a picture, or None if it has no IPTC source type.
 
+    Of several XMP packets (a file should have one) the first that states a model is taken, so that a second packet cannot hide it.
+
     Args:
         file: a path, or the bytes of a file.
         name: name of the bytes in error messages.
@@ -104,12 +108,18 @@ def read_label(file: str | os.PathLike[str] | bytes, *, name: str = "the image")
     """
     data = bytes(file) if isinstance(file, bytes) else read_file(file, LIMITS)
     name = name if isinstance(file, bytes) else str(Path(file))
-    packet = decode(data, name=name, limits=LIMITS).info.get("xmp") or b""
-    if not packet or len(packet) > _LARGEST_PACKET_BYTES:
+    image = decode(data, name=name, limits=LIMITS)
+    labels = [found for packet in islice(xmp_packets(image, data), _MOST_PACKETS) if (found := _parsed(packet)) is not None]
+    return max(labels, key=lambda found: found.synthetic, default=None)
+
+
+def _parsed(packet: bytes) -> Label | None:
+    """Return the label in an untrusted XMP packet, or None."""
+    if len(packet) > _LARGEST_PACKET_BYTES:
         return None
     try:
         # XMP in these files is UTF-8.  UTF-16 (which has NULs) could hide a document type from the check below.
-        text = packet if isinstance(packet, str) else packet.decode("utf-8")
+        text = packet.decode("utf-8")
         # Untrusted XML: document types are refused, so there are no entities to expand.
         return None if "<!" in text or "\0" in text else _label_of(ET.fromstring(text))  # noqa: S314
     except (ET.ParseError, ValueError):

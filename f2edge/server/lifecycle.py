@@ -41,7 +41,9 @@ logger = logging.getLogger(__name__)
 
 #: Beyond the grace period, for cut-off calls and the engine to end; and for a last status to reach its caller.
 LAST_S, _FAREWELL_S = 5.0, 0.3
-#: Between two looks for memory to give back.
+#: An event loop that has done nothing for so long hangs.
+_PULSE_S = 2.0
+#: Between two times that memory is given back, which takes a few milliseconds of a thread.
 _TIDY_S = 5.0
 #: What the port of health checks takes: bytes of a message, connections, streams of each.
 _PROBE_BYTES, _PROBES, _PROBE_STREAMS = 1 << 10, 64, 16
@@ -178,16 +180,17 @@ class FaceServer:
                 return
 
     async def _tidy(self) -> None:
-        """Give memory back that a burst of callers has left, until cancelled."""
-        loop, calls = asyncio.get_running_loop(), 0
+        """Give memory back that a burst of callers has left, until cancelled; gRPC frees a connection seconds after its end."""
         while True:
             await asyncio.sleep(_TIDY_S)
-            if self._calls.begun + self._standard.begun != calls:
-                calls = self._calls.begun + self._standard.begun
-                await loop.run_in_executor(None, give_back)
+            await asyncio.get_running_loop().run_in_executor(None, give_back)
 
     def _supervise(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop, heard = asyncio.get_running_loop(), [time.monotonic()]
+
+        def answered(found: bool) -> None:
+            heard[0] = time.monotonic()
+            self.readiness.reached(found)
 
         def in_loop(work: Callable[..., None], *arguments: Any) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
@@ -198,7 +201,11 @@ class FaceServer:
             self._unreachable()
 
         self._supervisor = Supervisor(
-            self.address, tls=self.settings.tls, answered=lambda found: in_loop(self.readiness.reached, found), given_up=given_up
+            self.address,
+            tls=self.settings.tls,
+            answered=lambda found: in_loop(answered, found),
+            given_up=given_up,
+            alive=lambda: self._server is not None and self._server.running and time.monotonic() - heard[0] < _PULSE_S,
         )
         self._supervisor.start()
 

@@ -19,8 +19,9 @@ logger = logging.getLogger(__name__)
 
 _EVERY_S = 0.5
 _TIMEOUT_S = 1.0
-#: Without an answer for so long, and at least so often, the server is given up; with the wait for the last of them it is below 5 s.
-_PATIENCE_S, _FEWEST_FAILURES = 2.5, 3
+#: Without an answer for so long, and at least so often, the server is given up; with the wait for the last of them it is below 5 s.  One
+#: that is alive and slow, as on a machine that is overloaded, has more time.
+_PATIENCE_S, _PATIENCE_WITH_LIFE_S, _FEWEST_FAILURES = 2.5, 30.0, 3
 _OUR_OWN_WANT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _DATA, _HEADERS, _SETTINGS, _GOAWAY = 0, 1, 4, 7
 _PATH = b"/grpc.health.v1.Health/Check"
@@ -34,13 +35,23 @@ class Supervisor:
         tls: whether the server speaks TLS.
         answered: told after every look whether the server answered; called from the supervisor's thread.
         given_up: told once where it has not answered for three looks, which is below 5 s.
+        alive: whether the server shows life in another way; one that does is given up after 30 s.
     """
 
-    def __init__(self, target: str, *, tls: bool, answered: Callable[[bool], None], given_up: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        tls: bool,
+        answered: Callable[[bool], None],
+        given_up: Callable[[], None],
+        alive: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._target = target
         self._tls = tls
         self._answered = answered
         self._given_up = given_up
+        self._alive = alive
         self._end = Event()
         self._thread = Thread(target=self._run, name="f2edge-supervisor", daemon=True)
 
@@ -61,7 +72,8 @@ class Supervisor:
             failures = 0 if found else failures + 1
             last = time.monotonic() if found else last
             self._answered(found)
-            if failures >= _FEWEST_FAILURES and time.monotonic() - last >= _PATIENCE_S:
+            patience_s = _PATIENCE_WITH_LIFE_S if self._alive() else _PATIENCE_S
+            if failures >= _FEWEST_FAILURES and time.monotonic() - last >= patience_s:
                 logger.error("the server does not answer its own calls", extra={"address": self._target, "looks": failures})
                 self._given_up()
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -71,3 +72,15 @@ def test_whoever_is_ended_ends_its_stage(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=120)
     assert (tmp_path / "ended").exists()
+
+
+def test_a_training_that_was_stopped_is_not_done(tmp_path: Path) -> None:
+    plan = plan_named("smoke")
+    for name in ("faces.done", "tokenizer.json"):
+        (tmp_path / name).touch()
+    step = tmp_path / "encoders" / "step-000007"
+    step.mkdir(parents=True)
+    (tmp_path / "encoders" / "semantic.safetensors").touch()
+    for finished, left in ((False, ["encoders"]), (True, [])):
+        (step / "state.json").write_text(json.dumps({"task": "encoders", "step": 7, "finished": finished}))
+        assert run_nano(tmp_path, plan, until="encoders", dry_run=True) == left

@@ -51,7 +51,6 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> FacePipeline:
     import_show_o(showo, magvit, root / "weights", base=MODEL, progress=lambda _: None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("export.onnx_export._LANDMARK_FACES", 1)
-        patch.setattr("export.onnx_export.CONFIGURATIONS", {"show-o": MODEL})
         model = load_models(root / "weights", root / "weights", None, "show-o")
         bundle = export_models(model, ExportRequest(root / "small-show-o", root / "tokenizer.json", prompts=2, faces=1), "fp32")
     return FacePipeline.load(bundle, threads=1)

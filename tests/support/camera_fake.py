@@ -13,7 +13,7 @@ from PIL import Image
 from f2edge.camera.frames import KnownFace, Picture
 from f2edge.camera.loop import RunStats
 from f2edge.camera.reports import Seen
-from f2edge.camera.sources import Capture
+from f2edge.camera.source.sources import Capture
 from f2edge.results import Answer, FaceReport
 from f2edge.spec.attributes import F2EDGE_SCHEMA
 

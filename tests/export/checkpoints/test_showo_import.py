@@ -386,7 +386,8 @@ def test_the_exporter_reads_what_was_imported(tmp_path: Path, monkeypatch: pytes
     state = show_o_state()
     showo, magvit = folders(tmp_path, state, magvit_state())
     import_show_o(showo, magvit, tmp_path / "out", base=SMALL, progress=lambda _: None)
-    monkeypatch.setattr("export.onnx_export.CONFIGURATIONS", {"show-o": SMALL, "encoded": replace(SMALL, semantic=FeatureShape(1, 8))})
+    known = {"show-o": SMALL, "encoded": replace(SMALL, semantic=FeatureShape(1, 8))}
+    monkeypatch.setattr("export.onnx_export.configuration_named", known.__getitem__)
     models = load_models(tmp_path / "out", tmp_path / "out", None, "show-o")
     assert models.configuration == SMALL
     assert models.transformer is not None
@@ -400,11 +401,10 @@ def test_the_exporter_reads_what_was_imported(tmp_path: Path, monkeypatch: pytes
         load_models(tmp_path / "out", tmp_path / "out", None, "show-o")
 
 
-def test_a_shortened_checkpoint_is_exported_with_its_own_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shortened_checkpoint_is_exported_with_its_own_layers(tmp_path: Path) -> None:
     short = replace(SMALL, layers=1)
     showo, magvit = folders(tmp_path, show_o_state(short), magvit_state())
     import_show_o(showo, magvit, tmp_path / "out", base=short, progress=lambda _: None)
-    monkeypatch.setattr("export.onnx_export.CONFIGURATIONS", {"show-o": SMALL})
     assert load_models(tmp_path / "out", tmp_path / "out", None, "show-o").configuration == short
 
 

@@ -72,7 +72,7 @@ def test_small_and_kept_convolutions_stay_as_they_are_stored() -> None:
         assert "Conv" in operators(quantize(kept, COMPUTED, {}))
     kept = convolution(weight, bias)
     assert operators(quantize(kept, replace(COMPUTED, keep_convolutions=r"^w$"), {})) >= {"Conv"}
-    with pytest.raises(InputError, match="no calibration figures for g/w"):
+    with pytest.raises(InputError, match="no calibration statistics for g/w"):
         quantize(convolution(weight, bias), COMPUTED, {})
 
 

@@ -19,6 +19,7 @@ from export.cli import run
 from export.graph.lower import Array, constant
 from export.graph.sampling import sampling_model
 from export.graph.static_shapes import infer
+from export.graph.trace import Models, trace
 from export.quantize.quantize import Calibration, layer_name, linear_layers
 from export.tensorrt.fallbacks import runnable
 from export.tensorrt.fused_moe import OP as FUSED
@@ -32,6 +33,7 @@ from f2edge.decoding.schedule import Schedule
 from f2edge.errors import InputError
 from f2edge.spec.configuration import FeatureShape, ImageTokenizerConfiguration, TokenExperts
 from f2edge.spec.layout import TokenLayout
+from tests.export.checkpoints.test_showo_import import SMALL, imported, show_o_state
 from tests.support.recorder import Recorder
 from tests.support.tiny_model import TINY, random_models
 
@@ -192,6 +194,21 @@ def test_half_precision_has_its_single_islands(traced: Mapping[str, ir.Model]) -
     assert kinds["Gelu"] == {half}
     heads = [node for node in model.graph if node.op_type == "MatMul" and node.inputs[0] and node.inputs[0].dtype == half]
     assert len(heads) >= 8 * TINY.layers
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_norms_of_queries_and_keys_are_single_between_half_products(fused: bool) -> None:
+    model = imported(show_o_state())
+    traced = trace("t2i_prefill", Models(SMALL, model))
+    infer(traced)
+    half = tensorrt_graph("t2i_prefill", traced, SMALL, TensorRTOptions(fused_attention=fused))
+    norms = [node for node in half.graph if node.op_type == "LayerNormalization"]
+    assert len(norms) == 3 * SMALL.layers - 1  # the last layer's queries are not read
+    assert {value.dtype for node in norms for value in node.inputs if value is not None} == {ir.DataType.FLOAT}
+    feeds = {"prompt_ids": np.array([[45, 39, 3, 7, 39]]), "prompt_lengths": np.array([5])}
+    expected = answers(traced, feeds)
+    for name, value in answers(half, feeds).items():
+        assert np.abs(value - expected[name]).mean() < TOLERANCES["fp16"].mean * expected[name].std()
 
 
 def test_attention_that_may_fuse_is_half_throughout(traced: Mapping[str, ir.Model]) -> None:

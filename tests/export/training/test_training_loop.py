@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from export.training.checkpoint import checkpoints, latest_checkpoint, load_weights, save_weights, weights_metadata
+from export.training.checkpoint import checkpoints, is_finished, latest_checkpoint, load_weights, save_weights, weights_metadata
 from export.training.loop import Batch, DivergedError, StepMetrics, TrainOptions, train
 from export.training.optimization import Averages, Optimization, hidden_matrices, orthogonalised, rate_factor
 from f2edge.errors import InputError
@@ -355,5 +355,6 @@ def test_the_clock_cools_a_run_down_and_ends_it(tmp_path: Path) -> None:
     assert found[max(found)]["rate_factor"] < 0.1
     assert (tmp_path / "samples").is_dir()  # it validated at its end
     assert train(ToyTask(), slow) == last  # the time is over: nothing is left to do
+    assert is_finished(tmp_path)
     longer = train(ToyTask(pause_s=0.02), options(tmp_path, steps=100_000, accumulate=1, minutes=3 / 60, save_every=0))
     assert longer != last

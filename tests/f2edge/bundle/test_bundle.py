@@ -133,6 +133,28 @@ def test_a_link_that_leaves_the_folder(folder: Path) -> None:
         Bundle.load(folder)
 
 
+def test_what_a_show_o_manifest_adds_is_checked(folder: Path) -> None:
+    """Pictures so large that resizing to them would take all memory, a system prompt without end, and laws that do not exist."""
+
+    def features(**changes: object) -> object:
+        semantic = {"vectors": 4, "width": 8, "image_size": 336, **changes.pop("semantic", {})}  # type: ignore[dict-item]
+        return lambda table: table["model"].update({"semantic": semantic, "sequence_experts": False, "identity": None, **changes})
+
+    for change, complaint in (
+        (features(semantic={"image_size": 1 << 30}), "features of pictures of 1 … 4096 pixels"),
+        (features(understanding="features", system_tokens=1 << 20), "system_tokens in 0 … 65536"),
+        (features(understanding="features"), "with system_tokens above 0"),
+        (features(understanding="smell"), "understanding is"),
+        (lambda table: table.update(pictures="best"), "unknown law 'best'"),
+        (lambda table: table["layout"].update(long_prompts="fold"), "neither"),
+    ):
+        whole = (folder / MANIFEST).read_bytes()
+        rewrite(folder, change)  # type: ignore[arg-type]
+        with pytest.raises(BundleError, match=complaint):
+            Bundle.load(folder)
+        (folder / MANIFEST).write_bytes(whole)
+
+
 def test_links_in_a_circle(folder: Path) -> None:
     (folder / "weights.bin").unlink()
     (folder / "weights.bin").symlink_to("weights.bin")

@@ -19,10 +19,10 @@ import cv2
 import numpy as np
 import pytest
 
-from f2edge.camera.events import LineWriter, NewFile
-from f2edge.camera.record import Recorder, recording_path, save_still
+from f2edge.camera.output.events import LineWriter, NewFile
+from f2edge.camera.output.record import Recorder, recording_path, save_still
 from f2edge.camera.run import ModelInput, Request, run
-from f2edge.camera.source_url import parse_source
+from f2edge.camera.source.url import parse_source
 from f2edge.cli.main import run as cli
 from f2edge.errors import OutputError
 from f2edge.provenance.saving import check_writable, write_atomically
@@ -175,7 +175,7 @@ def test_a_killed_recording_plays(suffix: str, tmp_path: Path) -> None:
     source = f"""
         import numpy as np, os, signal
         from pathlib import Path
-        from f2edge.camera.record import Recorder
+        from f2edge.camera.output.record import Recorder
         noise, recorder = np.random.default_rng(0), Recorder(Path({str(path)!r}), 24)
         for index in range(120):
             recorder.write(noise.integers(0, 255, (180, 320, 3), dtype=np.uint8), index / 24)

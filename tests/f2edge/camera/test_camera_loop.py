@@ -15,20 +15,20 @@ import jsonschema
 import numpy as np
 import pytest
 
-from f2edge.camera import events
 from f2edge.camera.answers import AnswerBook, Freshness
 from f2edge.camera.crops import Cutter
 from f2edge.camera.describe import CameraModel, DescribeOptions, Describer
 from f2edge.camera.detect import GivenDetector
-from f2edge.camera.events import LineWriter, NewFile, schema
 from f2edge.camera.loop import Loop, RunStats
+from f2edge.camera.output import events
+from f2edge.camera.output.events import LineWriter, NewFile, schema
 from f2edge.camera.quality import Gate
-from f2edge.camera.reader import Reader, ReaderSettings
 from f2edge.camera.reports import Seen
 from f2edge.camera.run import ModelInput, Request, run
-from f2edge.camera.source_errors import FrameError, SourceLostError
-from f2edge.camera.source_url import parse_source
-from f2edge.camera.sources import Capture, Source
+from f2edge.camera.source.errors import FrameError, SourceLostError
+from f2edge.camera.source.reader import Reader, ReaderSettings
+from f2edge.camera.source.sources import Capture, Source
+from f2edge.camera.source.url import parse_source
 from f2edge.camera.stats import AgeHistogram, Rate
 from f2edge.camera.track import Tracker
 from f2edge.camera.watch import Watcher

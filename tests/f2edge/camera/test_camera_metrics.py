@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from f2edge.camera.loop import RunStats
 from f2edge.camera.metrics import HELP, CameraMetrics
 from f2edge.camera.run import ModelInput, Request, run
-from f2edge.camera.source_url import parse_source
+from f2edge.camera.source.url import parse_source
 from f2edge.errors import OutputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA
 from tests.support.camera_fake import NAMES, ScriptedModel

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from f2edge.camera.answers import Shown
-from f2edge.camera.cards import Card, CardRow, draw_card, draw_strip, lay
 from f2edge.camera.frames import Box, Frame, Picture
-from f2edge.camera.overlay import Overlay, _places, _shared
+from f2edge.camera.output.cards import Card, CardRow, draw_card, draw_strip, lay
+from f2edge.camera.output.overlay import Overlay, _places, _shared
 from f2edge.camera.reports import FaceNow, Seen
 from f2edge.spec.attributes import F2EDGE_SCHEMA
 

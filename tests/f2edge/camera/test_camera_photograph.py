@@ -19,7 +19,7 @@ from f2edge.camera.detect import Detection, HaarDetector
 from f2edge.camera.frames import Frame, Picture
 from f2edge.camera.quality import Gate, judge
 from f2edge.camera.run import ModelInput, Request, run
-from f2edge.camera.source_url import parse_source
+from f2edge.camera.source.url import parse_source
 from f2edge.spec.attributes import F2EDGE_SCHEMA
 from tests.support.camera_fake import NAMES, ScriptedModel
 

@@ -15,11 +15,11 @@ import cv2
 import pytest
 
 from f2edge.camera.frames import Frame
-from f2edge.camera.reader import Reader, ReaderSettings
 from f2edge.camera.slots import LatestSlot
-from f2edge.camera.source_errors import FrameError, SourceLostError
-from f2edge.camera.source_url import parse_source
-from f2edge.camera.sources import Source, SourceOptions, open_source
+from f2edge.camera.source.errors import FrameError, SourceLostError
+from f2edge.camera.source.reader import Reader, ReaderSettings
+from f2edge.camera.source.sources import Source, SourceOptions, open_source
+from f2edge.camera.source.url import parse_source
 from f2edge.errors import BackendError, InputError
 from tests.support.camera_fake import ScriptedSource, Step, picture
 

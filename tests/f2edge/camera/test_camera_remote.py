@@ -16,7 +16,7 @@ from f2edge.camera.crops import Cutter
 from f2edge.camera.frames import Box, Frame, Picture
 from f2edge.camera.remote import RemoteModel, mosaic
 from f2edge.camera.run import ModelInput, Request, run
-from f2edge.camera.source_url import parse_source
+from f2edge.camera.source.url import parse_source
 from f2edge.client.sync import Client
 from f2edge.errors import F2EdgeError
 from f2edge.pipeline import FacePipeline

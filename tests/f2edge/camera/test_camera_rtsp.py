@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from f2edge.camera.frames import Picture
-from f2edge.camera.reader import ReaderSettings
 from f2edge.camera.run import ModelInput, Request, run
-from f2edge.camera.source_errors import SourceLostError
-from f2edge.camera.source_url import parse_source
-from f2edge.camera.sources import SourceOptions, open_source
+from f2edge.camera.source.errors import SourceLostError
+from f2edge.camera.source.reader import ReaderSettings
+from f2edge.camera.source.sources import SourceOptions, open_source
+from f2edge.camera.source.url import parse_source
 from f2edge.spec.attributes import F2EDGE_SCHEMA
 from tests.f2edge.camera.test_camera_reader import Watched
 from tests.support.camera_fake import NAMES, ScriptedModel

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 
 from f2edge.bundle.manifest import Alignment
 from f2edge.camera.crops import Cutter, drift, signature
-from f2edge.camera.demo import Scene
 from f2edge.camera.detect import Detection, GivenDetector, HaarDetector, RegionDetector, open_detector
 from f2edge.camera.frames import Box, Frame, Picture, inside, overlap
-from f2edge.camera.mjpeg import MjpegPipe
+from f2edge.camera.output.record import Recorder
 from f2edge.camera.quality import Gate, judge
-from f2edge.camera.record import Recorder
-from f2edge.camera.source_errors import FrameError, SourceLostError
-from f2edge.camera.source_url import parse_source, redact
-from f2edge.camera.sources import SourceOptions, checked, open_source
+from f2edge.camera.source.demo import Scene
+from f2edge.camera.source.errors import FrameError, SourceLostError
+from f2edge.camera.source.mjpeg import MjpegPipe
+from f2edge.camera.source.sources import SourceOptions, checked, open_source
+from f2edge.camera.source.url import parse_source, redact
 from f2edge.errors import BackendError, InputError, OutputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA
 from tests.support.camera_fake import picture
@@ -87,9 +87,9 @@ def test_a_password_with_slashes_is_opened_as_one(text: str, opened: str) -> Non
 
 def test_opencv_itself_prints_no_password(tmp_path: Path) -> None:
     program = (
-        "from f2edge.camera.source_url import parse_source\n"
-        "from f2edge.camera.sources import SourceOptions, open_source\n"
-        "from f2edge.camera.source_errors import SourceLostError\n"
+        "from f2edge.camera.source.url import parse_source\n"
+        "from f2edge.camera.source.sources import SourceOptions, open_source\n"
+        "from f2edge.camera.source.errors import SourceLostError\n"
         "try: open_source(parse_source('rtsp://admin:hunter2@127.0.0.1:9/live'), SourceOptions(timeout_s=1))\n"
         "except SourceLostError as error: print(error)\n"
     )

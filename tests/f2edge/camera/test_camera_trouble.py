@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 
 from f2edge.camera.frames import Frame
-from f2edge.camera.reader import Reader
 from f2edge.camera.run import ModelInput, Request, run
 from f2edge.camera.slots import LatestSlot
-from f2edge.camera.source_url import parse_source
-from f2edge.camera.sources import SourceOptions, open_source
+from f2edge.camera.source.reader import Reader
+from f2edge.camera.source.sources import SourceOptions, open_source
+from f2edge.camera.source.url import parse_source
 from f2edge.errors import OutputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA
 from tests.support.camera_fake import NAMES, ScriptedModel, picture

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from f2edge.decoding.autoregressive import TextStream, answer
 from f2edge.decoding.choice import answer_probabilities, branching_nodes
-from f2edge.decoding.sample import greedy, log_softmax, sampled
+from f2edge.decoding.sample import greedy, log_softmax
 from f2edge.errors import CancelledError, InputError
 from f2edge.spec.layout import Ids, left_pad
 
@@ -80,16 +80,8 @@ def test_cancelling_stops_before_the_next_token() -> None:
     assert heard == [8, 7]
 
 
-def test_sampling_follows_its_seed_and_the_softmax() -> None:
-    logits = np.log(np.array([[0.5, 0.3, 0.2]], dtype=np.float32))
-    draws = [int(sampled([seed], 1.0)(logits, 0)[0]) for seed in range(4000)]
-    assert draws == [int(sampled([seed], 1.0)(logits, 0)[0]) for seed in range(4000)]
-    assert np.bincount(draws) / 4000 == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
-    rows = sampled([5, 6, 7], 1.0)(np.repeat(logits, 3, axis=0), 2)
-    assert rows.tolist() == [int(sampled([seed], 1.0)(logits, 2)[0]) for seed in (5, 6, 7)]
-    assert sampled([1], 0.01)(logits, 0).tolist() == greedy(logits, 0).tolist() == [0]
-    with pytest.raises(InputError, match="temperature"):
-        sampled([1], 0.0)
+def test_the_lowest_of_equal_tokens_is_chosen() -> None:
+    assert greedy(np.array([[0.1, 0.9, 0.9], [2.0, 2.0, -1.0]], dtype=np.float32)).tolist() == [1, 0]
 
 
 # Streaming ---------------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.latency.decoders import Decoder, GraphDecoder
+from bench.latency.decoders import GraphDecoder, TokenDecoder
 from bench.latency.reference import CachedTorch, Lineage, looped_experts
 from export.graph.trace import Models
 from export.verify.parity import TorchBackend
@@ -34,7 +34,7 @@ def layout_of(configuration: ModelConfiguration) -> TokenLayout:
     return TokenLayout.of(configuration, START, END)
 
 
-def draw(decoder: Decoder, layout: TokenLayout, guidance: float = 1.75) -> Ids:
+def draw(decoder: TokenDecoder, layout: TokenLayout, guidance: float = 1.75) -> Ids:
     prompts, seeds = [[5, 9, 30, 31], [7], []], [3, 4, 2**33]
     everything = np.ones(layout.image_tokens, dtype=bool)
     masked = np.full((3, layout.image_tokens), layout.mask_code)
@@ -42,7 +42,7 @@ def draw(decoder: Decoder, layout: TokenLayout, guidance: float = 1.75) -> Ids:
     return decode(decoder.step(prompts), masked, plans, seeds)
 
 
-def say(decoder: Decoder, models: Models, layout: TokenLayout, seed: int) -> list[int]:
+def say(decoder: TokenDecoder, models: Models, layout: TokenLayout, seed: int) -> list[int]:
     rng, c = np.random.default_rng(seed), models.configuration
     shapes = {"semantic": c.semantic, "identity": c.identity}
     features = {name: rng.normal(size=(1, s.vectors, s.width)).astype(np.float32) for name, s in shapes.items() if s is not None}
@@ -62,7 +62,7 @@ def test_all_decoders_generate_the_same_pictures(models: Models) -> None:
 
 def test_all_decoders_give_the_same_answers(models: Models) -> None:
     layout = layout_of(models.configuration)
-    decoders: list[Decoder] = [
+    decoders: list[TokenDecoder] = [
         GraphDecoder(TorchBackend(models), layout),
         Lineage(models, layout),
         GraphDecoder(CachedTorch(models), layout),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import io
 import json
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
@@ -158,9 +159,9 @@ def test_other_kinds_of_keys(tmp_path: Path, kind: str) -> None:
         ("text.pem", "key.pem", "holds no certificate in PEM form"),
         ("junk.pem", "key.pem", "cannot sign"),
         ("root.pem", "key.pem", "cannot sign"),
-        ("chain.pem", "locked.pem", "without a password"),
+        ("chain.pem", "locked.pem", "not an unencrypted private key"),
         ("chain.pem", "chain.pem", "holds no private key"),
-        ("chain.pem", "strange.pem", "of a kind that C2PA does not know"),
+        ("chain.pem", "strange.pem", "of a type that C2PA does not support"),
         ("chain.pem", "other.pem", "chain.pem: "),
     ],
 )
@@ -236,3 +237,54 @@ def test_without_the_extra_signing_is_refused_and_reading_left_out(folder: Path,
     marks = find_marks(encode(image(), "PNG", None))
     assert (marks.credentials, marks.credentials_read) == (None, False)
     assert installed()
+
+
+# Damaged stores --------------------------------------------------------------------------------------------------------------------------
+
+
+def store_of(png: bytes) -> tuple[int, int]:
+    """Where the body of the ``caBX`` chunk begins and ends."""
+    place = png.index(b"caBX")
+    return place + 4, place + 4 + int.from_bytes(png[place - 4 : place], "big")
+
+
+def with_store(png: bytes, body: bytes) -> bytes:
+    begin, end = store_of(png)
+    crc = zlib.crc32(b"caBX" + body).to_bytes(4, "big")
+    return png[: begin - 8] + len(body).to_bytes(4, "big") + b"caBX" + body + crc + png[end + 4 :]
+
+
+@pytest.fixture(scope="module")
+def signed_png(signer: Signer) -> bytes:
+    return encode(image(), "PNG", label(prompt="a face", seed=7, bundle="nano"), signer=signer)
+
+
+def test_damage_in_a_store_never_changes_what_a_valid_one_says(signed_png: bytes) -> None:
+    """A third of a store is padding, which the signature leaves out; everything that is reported is signed."""
+    begin, end = store_of(signed_png)
+    whole = signed_png[begin:end]
+    assert with_store(signed_png, whole) == signed_png
+    true = read_credentials(signed_png, "PNG")
+    assert true is not None
+    found = []
+    for position in np.random.default_rng(3).integers(0, len(whole), 150).tolist():
+        body = bytearray(whole)
+        body[position] ^= 1 + position % 255
+        found.append(read_credentials(with_store(signed_png, bytes(body)), "PNG"))
+    assert sum(one is not None and one.state == "invalid" for one in found) > 50
+    assert {one for one in found if one is not None and one.state != "invalid"} == {true}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.9, 0.999])
+def test_a_cut_store_is_invalid_or_none(signed_png: bytes, share: float) -> None:
+    begin, end = store_of(signed_png)
+    found = read_credentials(with_store(signed_png, signed_png[begin : begin + int(share * (end - begin))]), "PNG")
+    assert found is None or found.state == "invalid"
+
+
+def test_two_stores_are_not_valid(signed_png: bytes) -> None:
+    begin, end = store_of(signed_png)
+    twice = signed_png[: end + 4] + signed_png[begin - 8 : end + 4] + signed_png[end + 4 :]
+    found = read_credentials(twice, "PNG")
+    assert found is None or found.state == "invalid"
+    assert "c2pa" not in find_marks(twice).names

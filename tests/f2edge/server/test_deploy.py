@@ -68,6 +68,19 @@ def test_every_option_exists(documents: dict[str, Any], options: set[str]) -> No
     assert named <= options
 
 
+def test_the_image_installs_locked_versions_by_hash_only() -> None:
+    lock = (FOLDER / "requirements.lock").read_text(encoding="utf-8")
+    pins = re.findall(r"^([a-z0-9-]+)==[^ ]+.*?((?:\\\n    --hash=sha256:[0-9a-f]{64}\s*)+)", lock, re.MULTILINE)
+    assert len(pins) == len(re.findall("^[a-z]", lock, re.MULTILINE)) > 20
+    project = (FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8")
+    needed = re.findall(r'^    "([a-z-]+)', project[: project.index("[project.optional")], re.MULTILINE)
+    assert len(needed) > 10
+    assert set(needed) <= {name for name, _ in pins}
+    steps = re.findall(r"pip install .*", containerfile())
+    assert [("--require-hashes" in step or "--no-deps ." in step) for step in steps] == [True, True]
+    assert re.findall(r"^FROM (\S+)", containerfile(), re.MULTILINE) == ["${BASE}", "${BASE}"]
+
+
 def test_ports_are_those_that_are_served(documents: dict[str, Any]) -> None:
     given = arguments(documents)
     ports = {port["name"]: port["containerPort"] for port in container(documents)["ports"]}

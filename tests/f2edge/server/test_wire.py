@@ -289,7 +289,7 @@ def test_half_sent_requests_take_bounded_memory_and_keep_nobody_waiting() -> Non
 
 
 def test_a_request_that_does_not_arrive_is_ended(server: ServerThread, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.server._calls._uploads, "_seconds", 0.3)
+    monkeypatch.setattr(server.server._calls.uploads, "_seconds", 0.3)
     with Connection(server.address) as connection:
         assert ends_with(connection, connection.call(SERVICE + b"Ask", end=False)) == HEADERS
     assert eventually(lambda: not server.server._calls._open)

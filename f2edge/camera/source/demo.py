@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from f2edge.camera.crops import FACE_IN_PORTRAIT
 from f2edge.camera.frames import Box, KnownFace, Picture, inside
-from f2edge.camera.sprites import load_cast
+from f2edge.camera.source.sprites import load_cast
 from f2edge.errors import InputError
 
 _VISIT_S = 14.0

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import cv2
 
 from f2edge.camera.answers import Shown
-from f2edge.camera.cards import Card, CardRow, Color, draw_card, draw_strip, lay
 from f2edge.camera.frames import Box, Picture, grown
+from f2edge.camera.output.cards import Card, CardRow, Color, draw_card, draw_strip, lay
 from f2edge.camera.privacy import blur
 from f2edge.camera.reports import FaceNow, Seen
 from f2edge.spec.attributes import AttributeSchema, Slot

@@ -10,12 +10,12 @@ from time import monotonic
 import cv2
 
 from f2edge.camera.describe import Describer
-from f2edge.camera.events import LineWriter, event_line, frame_line, summary_line
 from f2edge.camera.frames import Picture
 from f2edge.camera.loop import RunStats
 from f2edge.camera.metrics import CameraMetrics
-from f2edge.camera.overlay import Overlay
-from f2edge.camera.record import Recorder, save_still
+from f2edge.camera.output.events import LineWriter, event_line, frame_line, summary_line
+from f2edge.camera.output.overlay import Overlay
+from f2edge.camera.output.record import Recorder, save_still
 from f2edge.camera.reports import Seen
 from f2edge.errors import BackendError, OutputError
 from f2edge.provenance.saving import write_atomically

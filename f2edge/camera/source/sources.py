@@ -18,11 +18,11 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
-from f2edge.camera.demo import Scene
 from f2edge.camera.frames import KnownFace, Picture
-from f2edge.camera.mjpeg import MjpegPipe
-from f2edge.camera.source_errors import FrameError, SourceLostError
-from f2edge.camera.source_url import SourceUrl
+from f2edge.camera.source.demo import Scene
+from f2edge.camera.source.errors import FrameError, SourceLostError
+from f2edge.camera.source.mjpeg import MjpegPipe
+from f2edge.camera.source.url import SourceUrl
 from f2edge.errors import BackendError, ImageError, InputError
 from f2edge.imaging.guard import ImageLimits
 from f2edge.imaging.images import load_image

@@ -87,7 +87,7 @@ class TextSink(Protocol):
 class NewFile:
     """Text file or named pipe that is opened, and replaces an existing file, on the first write, so that a refused run changes nothing.
 
-    A write that fails (disk full, size limit) leaves the texts before it and nothing of its own in a file.
+    A write that fails (disk full, size limit) leaves only the complete texts before it in a file.
     """
 
     def __init__(self, path: Path) -> None:

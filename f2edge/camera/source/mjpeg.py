@@ -6,7 +6,7 @@ import os
 import select
 from time import monotonic
 
-from f2edge.camera.source_errors import FrameError, SourceLostError
+from f2edge.camera.source.errors import FrameError, SourceLostError
 
 _START, _END = b"\xff\xd8\xff", b"\xff\xd9"
 _LARGEST_BYTES = 16 << 20  # a frame of 8K fits

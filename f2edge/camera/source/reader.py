@@ -14,12 +14,12 @@ from threading import Lock, Thread
 from time import monotonic
 
 from f2edge.camera import READ_THREADS
-from f2edge.camera.events import Notify
 from f2edge.camera.frames import Frame
+from f2edge.camera.output.events import Notify
 from f2edge.camera.slots import LatestSlot
-from f2edge.camera.source_errors import FrameError, SourceLostError
-from f2edge.camera.source_url import redact
-from f2edge.camera.sources import Source
+from f2edge.camera.source.errors import FrameError, SourceLostError
+from f2edge.camera.source.sources import Source
+from f2edge.camera.source.url import redact
 from f2edge.errors import F2EdgeError, InputError
 
 logger = logging.getLogger(__name__)
@@ -83,11 +83,11 @@ class Reader:
         *,
         reconnects: bool = True,
     ) -> None:
-        self._open = open_source
+        self.open_source = open_source
         self._slot = slot
         self._notify = notify
         self._settings = settings or ReaderSettings()
-        self._reconnects = reconnects
+        self.reconnects = reconnects
         self._stopped = Flag()
         self._supervisor = Thread(target=self._supervise, name="camera-watch", daemon=True)
         self._left: list[_Attempt] = []
@@ -166,6 +166,10 @@ class Reader:
             self._number += 1
         return True
 
+    def fail(self, error: F2EdgeError) -> None:
+        """Record a permanent failure."""
+        self.failure = error
+
     def damaged(self, error: FrameError, bad: int) -> None:
         """Report a damaged frame: the 1st, 2nd, 4th, 8th … in a row."""
         if bad & (bad - 1) == 0:
@@ -187,12 +191,12 @@ class _Attempt:
     def _run(self) -> None:
         reader = self._reader
         try:
-            source = reader._open()  # noqa: SLF001  one object in two threads
+            source = reader.open_source()
         except (SourceLostError, OSError) as error:
             self.reason = redact(str(error))
             return
         except F2EdgeError as error:
-            reader.failure = error
+            reader.fail(error)
             return
         except Exception as error:  # noqa: BLE001  as in reading, below
             self.reason = f"unexpected {type(error).__name__} while opening"
@@ -211,7 +215,7 @@ class _Attempt:
         while not self.dismissed.is_set():
             try:
                 if not self._reader.take(source, self):
-                    self.reason = "the source ended" if self._reader._reconnects and not self.dismissed.is_set() else None  # noqa: SLF001
+                    self.reason = "the source ended" if self._reader.reconnects and not self.dismissed.is_set() else None
                     return
                 bad = 0
             except FrameError as error:

@@ -128,7 +128,7 @@ def _size_limit() -> int | None:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # removed by somebody else; closing reports it
+    except OSError:  # removed meanwhile; closing reports it
         return 0
 
 

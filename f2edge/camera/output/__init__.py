@@ -1,0 +1,1 @@
+"""What the camera writes and shows: overlay, recording, events."""
