@@ -20,6 +20,8 @@ from export.quantize.recipes import Recipe
 
 #: Share of a tensor's values beyond either end of its range: rare ones would widen the steps of all others.
 BEYOND = 1e-5
+#: An output channel's range reaches at least so many standard deviations beyond its mean.
+REACH = 4.5
 #: So many values of a tensor are looked at, at most about twice.
 _LOOKED_AT = 1 << 20
 
@@ -36,7 +38,8 @@ def ranges(x: Array, y: Array, before: Array | None = None) -> Array:
     """
     picked = x.reshape(-1)[:: max(1, x.size // _LOOKED_AT)]
     low, high = np.quantile(picked, (BEYOND, 1 - BEYOND))
-    now = np.array([min(low, 0.0), max(high, 0.0), *np.abs(y).max(axis=(0, 2, 3))], dtype=np.float32)
+    usual = np.abs(y.mean(axis=(0, 2, 3))) + REACH * y.std(axis=(0, 2, 3))  # of a coarse level few values are seen, none of them rare
+    now = np.array([min(low, 0.0), max(high, 0.0), *np.maximum(np.abs(y).max(axis=(0, 2, 3)), usual)], dtype=np.float32)
     return now if before is None else np.concatenate((np.minimum(before[:1], now[:1]), np.maximum(before[1:], now[1:])))
 
 

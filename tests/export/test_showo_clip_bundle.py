@@ -85,8 +85,8 @@ def plain_features(state: Mapping[str, Tensor], pixels: Tensor) -> Tensor:
     for i in range(LAYERS):
         of = f"{at}encoder.layers.{i}."
         h = norm(f"{of}layer_norm1", x)
-        heads = (linear(f"{of}self_attn.{part}_proj", h).view(-1, WIDTH // 64, 64).transpose(0, 1) for part in "qkv")
-        mixed = functional.scaled_dot_product_attention(*heads)
+        query, key, value = (linear(f"{of}self_attn.{part}_proj", h).view(-1, WIDTH // 64, 64).transpose(0, 1) for part in "qkv")
+        mixed = functional.scaled_dot_product_attention(query, key, value)
         x = x + linear(f"{of}self_attn.out_proj", mixed.transpose(0, 1).reshape(-1, WIDTH))
         hidden = linear(f"{of}mlp.fc1", norm(f"{of}layer_norm2", x))
         x = x + linear(f"{of}mlp.fc2", hidden * torch.sigmoid(1.702 * hidden))

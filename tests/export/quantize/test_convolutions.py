@@ -15,7 +15,7 @@ from export.graph.lower import Array
 from export.graph.trace import Models, trace
 from export.model.magvit2 import Magvit2Tokenizer
 from export.quantize.calibration import Calibrator
-from export.quantize.convolutions import range_of, ranges
+from export.quantize.convolutions import REACH, range_of, ranges
 from export.quantize.quantize import layer_name, quantize
 from export.quantize.recipes import Recipe
 from f2edge.errors import InputError
@@ -79,10 +79,12 @@ def test_small_and_kept_convolutions_stay_as_they_are_stored() -> None:
 def test_a_range_leaves_rare_values_out_and_grows_with_every_picture() -> None:
     values = np.random.default_rng(1).uniform(1, 2, (1, 10, 300, 300)).astype(np.float32)
     values[0, 0, 0, 5] = 1e6
-    low, high, *reach = ranges(values, values[:, 1:3] * -2).tolist()
+    outputs = values[:, 1:3] * -2
+    outputs[0, 0, 0, 0] = 50
+    low, high, *reach = ranges(values, outputs).tolist()
     assert low == 0
     assert high == pytest.approx(2, abs=0.01)
-    assert reach == pytest.approx([4, 4], abs=0.01)
+    assert reach == pytest.approx([50, 3 + REACH * 2 / 12**0.5], rel=0.01)  # the largest, or so many deviations
     one, two = np.full((1, 1, 9, 9), -1, dtype=np.float32), np.full((1, 1, 9, 9), 3, dtype=np.float32)
     assert ranges(two, one, ranges(one, two)).tolist() == [-1, 3, 3]
 
