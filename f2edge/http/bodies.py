@@ -79,7 +79,7 @@ def message_of(body: Body, kind: type[Kind]) -> Kind:
 
 def filled(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
     """Return a message with these values, by protobuf's rules for JSON."""
-    message = kind()
+    message: Kind = kind()
     try:
         json_format.ParseDict(values, message)
     except (json_format.Error, RecursionError, ValueError, TypeError, AttributeError) as error:
