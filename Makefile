@@ -15,10 +15,10 @@ test: $(VENV)/.dev docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not long and not gpu"
+	$(BIN)/pytest -m "not long and not gpu and not browser"
 
 test-long: $(VENV)/.dev
-	$(BIN)/pytest -m "not gpu"
+	$(BIN)/pytest -m "not gpu and not browser"
 
 # The built wheel, in an environment without torch, passes the runtime's tests.
 wheel-test:

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 
+from f2edge.http import page
 from f2edge.http.bodies import Body, parse
 from f2edge.http.calls import Caller, Work
 from f2edge.http.chat import chat_work
@@ -106,6 +107,10 @@ class App:
             self._check_verb(exchange, "GET")
             ready = self._shared.ready()
             await exchange.document({"status": "SERVING" if ready else "NOT_SERVING"}, 200 if ready else 503)
+            return
+        if exchange.path in page.FILES:
+            self._check_verb(exchange, "GET")
+            await exchange.whole(200, *page.read_page(exchange.path), page.HEADERS)
             return
         self._check_token(exchange)
         if exchange.path == "/openapi.json":

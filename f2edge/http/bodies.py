@@ -79,7 +79,7 @@ def message_of(body: Body, kind: type[Kind]) -> Kind:
 
 def filled(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
     """Return a message with these values, by protobuf's rules for JSON."""
-    message = kind()
+    message: Kind = kind()
     try:
         json_format.ParseDict(values, message)
     except (json_format.Error, RecursionError, ValueError, TypeError, AttributeError) as error:
@@ -141,10 +141,10 @@ def _form(boundary: bytes, data: bytes) -> Body:
         parser = FormParser("multipart/form-data", part(text), part(file), boundary=boundary, config=in_memory)
         parser.write(data)
         parser.finalize()
-        if not data.rstrip().endswith(b"--" + boundary + b"--"):  # its last part would be missing, or half there
-            raise FormParserError("no end")
     except (FormParserError, UnicodeDecodeError):
-        raise bad_field("", "the body is not a valid form in UTF-8, or not complete", "MESSAGE") from None
+        raise bad_field("", "the body is not a valid form in UTF-8", "MESSAGE") from None
+    if not data.rstrip().endswith(b"--" + boundary + b"--"):  # its last part would be missing, or half there
+        raise bad_field("", "the form is not complete", "MESSAGE")
     return Body(values, files, is_form=True)
 
 

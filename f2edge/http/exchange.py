@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
@@ -22,6 +23,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 DEADLINE_KEY = "x-deadline-ms"
 JSON, EVENTS = "application/json", "text/event-stream"
+#: For the rest of a body that is not wanted.
+_LINGER_S, _LINGER_BYTES = 2.0, 8 << 20
 _STANDARD = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 
 
@@ -125,7 +128,22 @@ class Exchange:
     async def whole(self, status: int, content_type: str, data: bytes, headers: Mapping[str, str] | None = None) -> None:
         """Send a response that is there as a whole."""
         await self.start(status, content_type, {"content-length": str(len(data)), **(headers or {})})
-        await self.end(data)
+        if self._complete:
+            await self.end(data)
+            return
+        await self.write(data)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._discard(), _LINGER_S)
+        await self.end()
+
+    async def _discard(self) -> None:
+        """Read what is left of a body, a little at a time: a client that still sends would not see the answer of a closed connection."""
+        left = _LINGER_BYTES
+        while left > 0:
+            event = await self._receive()
+            left -= len(event.get("body", b"")) + 1
+            if event["type"] == "http.disconnect" or not event.get("more_body"):
+                return
 
     async def document(self, document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         """Send JSON."""

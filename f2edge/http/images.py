@@ -74,7 +74,8 @@ class _Order:
     @classmethod
     def of(cls, body: Body, facts: ModelFacts) -> _Order:
         check_model(body, facts)
-        kind, wanted, stream = body.text("output_format") or "png", body.text("response_format") or "b64_json", _truth(body, "stream")
+        kind, wanted = str(body.text("output_format") or "png"), body.text("response_format") or "b64_json"
+        stream = _truth(body, "stream")
         if kind not in _FORMATS:
             raise bad_field("output_format", "choose png, jpeg or webp")
         if wanted not in ("b64_json", "url"):

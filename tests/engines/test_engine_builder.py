@@ -24,6 +24,7 @@ from engines.profile import load_profile
 from engines.shapes import BuildSizes, graph_shapes, input_shapes
 from f2edge.backends.tensorrt.plans import Machine, PlanFolder, find_plans, l4t_release
 from f2edge.bundle.bundle import Bundle
+from f2edge.bundle.seal import sealed
 from f2edge.errors import BackendError, InputError, OutputError
 from f2edge.provenance.saving import write_atomically
 from tests.support.tensorrt.tensorrt_double import VERSIONS
@@ -374,7 +375,7 @@ def test_a_bundle_for_onnx_runtime_is_refused(tiny_bundle: Path, tmp_path: Path,
 
 def test_a_recipe_that_the_device_lacks_is_refused(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = bundle / "manifest.json"
-    path.write_text(path.read_text().replace('"name": "fp16"', '"name": "fp8"'))
+    path.write_bytes(sealed(json.loads(path.read_text().replace('"name": "fp16"', '"name": "fp8"'))))
     with pytest.raises(InputError, match=r"recipe 'fp8', which needs compute capability 8\.9"):
         machine(monkeypatch, tmp_path).build(bundle)
 

@@ -66,7 +66,7 @@ ONNX = f"onnx --unified folder --tokenizer folder --encoders folder --text {TEXT
         (f"{RANDOM} new --recipe int3", "choose one of: fp32, int8"),
         (f"{ONNX} holiday", "holds other things"),
         (f"{ONNX} new --quality absent.json", "quality metrics absent.json: cannot be read"),
-        (f"{ONNX} new --quality nan.json", "NaN is no finite number"),
+        (f"{ONNX} new --quality nan.json", "NaN is not a finite number"),
         (f"{ONNX} new --quality list.json", "not a JSON object"),
         (f"{ONNX} new --largest-mb nan", "--largest-mb nan"),
         (f"{ONNX} new --largest-mb -1", "--largest-mb -1"),

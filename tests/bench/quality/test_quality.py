@@ -205,6 +205,9 @@ class Model:
     def describe(self, image: Image.Image) -> Any:
         return SimpleNamespace(text="a person with brown hair" if self.lazy else describe_text(read(np.asarray(image))).text)
 
+    def token_mask(self, cells: np.ndarray) -> np.ndarray:
+        return cells.ravel()
+
     def edit(self, image: Image.Image, prompt: str, region: str, *, seed: int, options: Any) -> Any:
         wanted = mentioned_in(prompt)
         codes, cells = np.arange(64), np.zeros((8, 8), dtype=bool)
@@ -235,7 +238,9 @@ def test_a_perfect_model_scores_full_marks(tmp_path: Path) -> None:
     assert results["describe"]["precision"] == 1
     assert results["describe"]["recall"] > 0.7
     assert results["edit"]["accuracy"] == results["edit"]["tokens_outside_identical"] == results["edit"]["other_slots_unchanged"] == 1
-    sheets = {"generate", "tokenizer", "describe", "edit"}
+    assert results["everyday"]["weakest"] == 1
+    assert results["typed"]["accuracy"] > 0.95
+    sheets = {"generate", "tokenizer", "describe", "edit", "everyday", "typed"}
     assert {p.stem for p in tmp_path.glob("*.png")} == sheets
     assert all(Image.open(tmp_path / f"{name}.png").width > 1000 for name in sheets)
 

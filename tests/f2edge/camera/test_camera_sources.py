@@ -211,7 +211,7 @@ def test_recordings_of_other_kinds_or_places_are_refused(tmp_path: Path, name: s
 
 def test_files_that_are_no_video_and_cameras_without_gstreamer_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.mp4").write_bytes(b"no video")
-    with pytest.raises(InputError, match="no video that OpenCV can read"):
+    with pytest.raises(InputError, match="OpenCV cannot read it as a video"):
         open_source(parse_source(str(tmp_path / "x.mp4")))
     if not cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
         with pytest.raises(BackendError, match="python3-opencv"):

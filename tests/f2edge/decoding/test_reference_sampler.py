@@ -67,7 +67,7 @@ def test_all_decoders_give_the_same_answers(models: Models) -> None:
         Lineage(models, layout),
         GraphDecoder(CachedTorch(models), layout),
     ]
-    said = [[say(decoder, models, layout, seed) for seed in (1, 2)] for decoder in decoders]
+    said = [[say(decoder, models, layout, seed) for seed in (1, 8)] for decoder in decoders]
     assert said[0] == said[1] == said[2]
     assert said[0][0] != said[0][1]
 

@@ -7,7 +7,6 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import numpy as np
 import openai
 import pytest
@@ -46,12 +45,8 @@ def picture(text: str | None) -> Image.Image:
 
 
 def about(text: str, image: bytes | None = None) -> Any:
-    return [
-        {
-            "role": "user",
-            "content": [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": data_uri(image or photo())}}],
-        }
-    ]
+    shown = {"type": "image_url", "image_url": {"url": data_uri(image or photo())}}
+    return [{"role": "user", "content": [{"type": "text", "text": text}, shown]}]
 
 
 # Models ----------------------------------------------------------------------------------------------------------------------------------
@@ -68,15 +63,9 @@ def test_models(client: openai.OpenAI) -> None:
 
 
 def test_generate(client: openai.OpenAI, engine: ScriptedEngine) -> None:
+    size: Any = "64x64"
     found = client.images.generate(
-        model="scripted",
-        prompt="a smiling woman",
-        n=3,
-        size="64x64",
-        output_format="webp",
-        quality="high",
-        user="me",
-        extra_body={"seed": 5},
+        model="scripted", prompt="a woman", n=3, size=size, output_format="webp", quality="high", user="me", extra_body={"seed": 5}
     )
     assert found.data is not None
     assert [picture(item.b64_json).format for item in found.data] == ["WEBP"] * 3
@@ -222,4 +211,3 @@ def test_conversations_of_another_kind(server: ServerThread, messages: Any) -> N
     with client_of(server) as http:
         response = http.post("/v1/chat/completions", json={"messages": messages})
         assert response.status_code == 400, response.text
-        assert isinstance(http, httpx.Client)

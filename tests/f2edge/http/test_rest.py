@@ -300,7 +300,7 @@ def test_a_large_body_without_a_length_is_refused_on_its_way(server: ServerThrea
             while sent < 1000:
                 connection.sendall(chunk)
                 sent += 1
-    assert sent < 250  # 16 MB: the limit is about 6
+    assert sent < 500  # 32 MB: about 6 are read, 8 discarded, some wait in the system
 
 
 def test_a_body_that_does_not_arrive_ends_in_time(server: ServerThread) -> None:

@@ -1,7 +1,7 @@
 """A server under siege: what no client library sends, peers that hold on to what they have, listeners and engines that end.
 
-Each test was red before its cure: one request ended the server, a watcher who does not read kept it from ending, 200 half-sent requests
-took 800 MB.
+What they guard against was measured on the first release: one request ended the server, a watcher who does not read kept it from ending,
+200 half-sent requests took 800 MB.
 """
 
 from __future__ import annotations
