@@ -50,7 +50,7 @@ def chromium() -> Iterator[Chrome]:
 
 @pytest.fixture
 def browser(chromium: Chrome, address: str) -> Chrome:
-    chromium.get_log("browser")
+    chromium.get_log("browser")  # type: ignore[no-untyped-call]
     chromium.get(address)
     assert eventually(lambda: text(chromium, "model").startswith("nano"))
     return chromium
@@ -75,7 +75,7 @@ def draw(browser: Chrome, prompt: str = "a smiling woman with red hair", seed: i
 
 def picture(browser: Chrome, folder: Path) -> bytes:
     """Download the picture as a person does."""
-    browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})  # type: ignore[no-untyped-call]
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
     before = set(folder.glob("*.png"))
     browser.find_element(By.ID, "download").click()
     assert eventually(lambda: len(set(folder.glob("*.png")) - before) == 1)
@@ -88,7 +88,8 @@ def dataset(browser: Chrome, selector: str, name: str) -> list[Any]:
 
 
 def violations(browser: Chrome) -> list[str]:
-    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    logged = browser.get_log("browser")  # type: ignore[no-untyped-call]
+    return [entry["message"] for entry in logged if entry["level"] == "SEVERE"]
 
 
 # Pictures --------------------------------------------------------------------------------------------------------------------------------
@@ -153,10 +154,10 @@ def test_answers_stream(browser: Chrome) -> None:
     browser.execute_script("""
         window.seen = [];
         new MutationObserver(() => seen.push(document.querySelector("#chat .answer")?.textContent ?? ""))
-          .observe(document.getElementById("chat"), {childList: true, subtree: true, characterData: true});""")  # type: ignore[no-untyped-call]
+          .observe(document.getElementById("chat"), {childList: true, subtree: true, characterData: true});""")
     browser.find_element(By.ID, "describe").click()
-    assert eventually(lambda: browser.execute_script("return seen.length") >= 4)  # type: ignore[no-untyped-call]
-    lengths = [len(piece) for piece in browser.execute_script("return seen")]  # type: ignore[no-untyped-call]
+    assert eventually(lambda: browser.execute_script("return seen.length") >= 4)
+    lengths = [len(piece) for piece in browser.execute_script("return seen")]
     assert len(set(lengths)) >= 3
     browser.find_element(By.ID, "question").send_keys("does the person wear glasses?" + Keys.ENTER)
     assert eventually(lambda: len(browser.find_elements(By.CSS_SELECTOR, "#chat .answer")) == 2)
@@ -179,30 +180,30 @@ def test_an_attack_in_a_prompt_stays_text(browser: Chrome) -> None:
     draw(browser, f"a woman {attack}", 1)
     browser.find_element(By.ID, "question").send_keys(attack + Keys.ENTER)
     assert eventually(lambda: attack in text(browser, "chat"))
-    assert browser.execute_script("return window.hit === undefined")  # type: ignore[no-untyped-call]
+    assert browser.execute_script("return window.hit === undefined")
     inline = "const s = document.createElement('script'); s.src = 'data:text/javascript,window.hit=1'; document.body.append(s)"
-    browser.execute_script(f"try {{ {inline} }} catch (error) {{}}")  # type: ignore[no-untyped-call]
-    assert not eventually(lambda: browser.execute_script("return window.hit === 1"), 1)  # type: ignore[no-untyped-call]
+    browser.execute_script(f"try {{ {inline} }} catch (error) {{}}")
+    assert not eventually(lambda: browser.execute_script("return window.hit === 1"), 1)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone(browser: Chrome, scheme: str) -> None:
     phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)  # type: ignore[no-untyped-call]
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)  # type: ignore[no-untyped-call]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     try:
         draw(browser, "a smiling woman", 4)
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390  # type: ignore[no-untyped-call]
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
         colours = "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]"
-        back, front = (brightness(colour) for colour in browser.execute_script(colours))  # type: ignore[no-untyped-call]
+        back, front = (brightness(colour) for colour in browser.execute_script(colours))
         assert (back > front) is (scheme == "light")
         browser.find_element(By.ID, "analyze").click()
         assert eventually(lambda: text(browser, "status") == "the attributes are there")
         assert violated(browser) == []
     finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})  # type: ignore[no-untyped-call]
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})  # type: ignore[no-untyped-call]
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def violated(browser: Chrome) -> list[tuple[str, Any]]:
