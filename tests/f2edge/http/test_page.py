@@ -66,6 +66,7 @@ def test_the_command_opens_the_page(tmp_path: Path) -> None:
             assert eventually(lambda: (tmp_path / "opened").exists() and (tmp_path / "opened").read_text().endswith("\n"), 100)
             address = (tmp_path / "opened").read_text(encoding="utf-8").strip()
             assert "f2edge studio" in httpx.get(address, timeout=20, trust_env=False).text
+            assert eventually(lambda: httpx.get(f"{address}/healthz", timeout=20, trust_env=False).status_code == 200, 100)
             server.send_signal(signal.SIGINT)
             assert server.wait(60) == 0
         finally:

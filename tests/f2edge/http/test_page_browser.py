@@ -34,6 +34,7 @@ FLAGS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable
 def address() -> Iterator[str]:
     with serving(open_served("nano", "auto", 1), HTTP) as thread:
         assert thread.server.http_address is not None
+        assert eventually(lambda: thread.server.readiness.ready, 120)
         yield thread.server.http_address
 
 
