@@ -1,4 +1,4 @@
-"""The command line: ``f2edge generate | edit | describe | ask | analyze | camera | serve | top | token | info | verify | bundles`` …
+"""The command line: ``f2edge generate | edit | describe | ask | analyze | camera | serve | studio | top | token | info | verify`` …
 
     f2edge generate "a smiling woman with red hair" -o face.png --seed 7
 
@@ -45,6 +45,7 @@ for command in (
     ask.analyze,
     camera.camera,
     serve.serve,
+    serve.studio,
     top.top,
     serve.token,
     bundles.info,

@@ -1,4 +1,4 @@
-"""``f2edge serve`` and ``token``: the gRPC server and its access tokens."""
+"""``f2edge serve``, ``studio`` and ``token``: the server, its page in the browser and its access tokens."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 import threading
+import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -121,6 +123,30 @@ def serve(
     return asyncio.run(_serve(settings, lambda: open_served(opened, backend, threads, mark, signer)))
 
 
+def studio(
+    *,
+    bundle: BundleOption = "nano",
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    port: Annotated[int, typer.Option("--port", help="TCP port of the page; 0 selects a free one.")] = 8080,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
+) -> int:
+    """Serve the model on this machine and open the studio, its page, in the browser."""
+    from f2edge.server.engine_protocol import open_served
+    from f2edge.server.logs import log_as_json
+    from f2edge.server.settings import ServerSettings
+
+    def show(server: FaceServer) -> None:
+        _announce(server)
+        if browser:
+            threading.Thread(target=webbrowser.open, args=(server.http_address,), daemon=True).start()  # some browsers block
+
+    settings = ServerSettings(port=0, http_port=port, lame_duck_s=0.0, grace_s=5.0)
+    opened = open_bundle(bundle, backend, threads)
+    log_as_json(level="WARNING")
+    return asyncio.run(_serve(settings, lambda: open_served(opened, backend, threads), show))
+
+
 def _http_address(given: str | None) -> tuple[str, int | None]:
     """Return the host and port of --http."""
     if given is None:
@@ -150,7 +176,7 @@ def token(
     printer.line(made)
 
 
-async def _serve(settings: ServerSettings, load: Any) -> int:
+async def _serve(settings: ServerSettings, load: Any, started: Callable[[FaceServer], None] | None = None) -> int:
     from f2edge.server.lifecycle import LAST_S
     from f2edge.server.lifecycle import serve as run
 
@@ -165,7 +191,7 @@ async def _serve(settings: ServerSettings, load: Any) -> int:
 
     for number in _SIGNALS:
         loop.add_signal_handler(number, on_signal)
-    return await run(settings, load, stop, _announce, lambda: _end_within(_UNREACHABLE_S))
+    return await run(settings, load, stop, started or _announce, lambda: _end_within(_UNREACHABLE_S))
 
 
 def _end_within(seconds: float) -> None:

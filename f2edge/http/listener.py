@@ -50,6 +50,8 @@ class _Connection(H11Protocol):
         if len(self.connections) > self._most:
             transport.abort()
             return
+        # asyncio does this for sockets whose protocol it knows; without it every small answer waits 40 ms for an acknowledgement
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._look_later()
 
     def connection_lost(self, exc: Exception | None) -> None:

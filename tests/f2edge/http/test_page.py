@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +17,7 @@ import pytest
 from f2edge.http import page
 from f2edge.server.tokens import new_token
 from tests.f2edge.http.test_rest import HTTP, client_of
-from tests.support.serving import ScriptedEngine, scripted, serving
+from tests.support.serving import ScriptedEngine, eventually, scripted, serving
 
 
 @pytest.fixture
@@ -50,6 +54,23 @@ def test_every_id_that_the_script_uses_is_there_and_every_input_has_a_label() ->
     assert set(re.findall(r'\$\("([^"]+)"\)', script)) <= set(ids)
     fields = re.findall(r'<(?:input|select)[^>]*\sid="([^"]+)"', index)
     assert set(fields) <= set(re.findall(r'<label[^>]*\sfor="([^"]+)"', index))
+
+
+def test_the_command_opens_the_page(tmp_path: Path) -> None:
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n', encoding="utf-8")
+    browser.chmod(0o755)
+    command = [sys.executable, "-m", "f2edge", "studio", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "BROWSER": f"{browser} %s"}) as server:
+        try:
+            assert eventually(lambda: (tmp_path / "opened").exists() and (tmp_path / "opened").read_text().endswith("\n"), 100)
+            address = (tmp_path / "opened").read_text(encoding="utf-8").strip()
+            assert "f2edge studio" in httpx.get(address, timeout=20, trust_env=False).text
+            assert eventually(lambda: httpx.get(f"{address}/healthz", timeout=20, trust_env=False).status_code == 200, 100)
+            server.send_signal(signal.SIGINT)
+            assert server.wait(60) == 0
+        finally:
+            server.kill()
 
 
 def test_the_page_needs_no_token_and_what_it_calls_does(tmp_path: Path) -> None:

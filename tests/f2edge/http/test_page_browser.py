@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from axe_core_python.selenium import Axe
 from PIL import Image
 from selenium.webdriver import Chrome, ChromeOptions, Keys
+from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 
 from f2edge.pipeline import FacePipeline
-from f2edge.provenance.label import read_label
+from f2edge.provenance.inspection import find_marks
 from f2edge.server.engine_protocol import open_served
 from tests.f2edge.http.test_rest import HTTP
 from tests.support.serving import eventually, serving
@@ -31,6 +34,7 @@ FLAGS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable
 def address() -> Iterator[str]:
     with serving(open_served("nano", "auto", 1), HTTP) as thread:
         assert thread.server.http_address is not None
+        assert eventually(lambda: thread.server.readiness.ready, 120)
         yield thread.server.http_address
 
 
@@ -40,14 +44,14 @@ def chromium() -> Iterator[Chrome]:
     for flag in FLAGS:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = Chrome(options=options)
+    browser = Chrome(options, Service(shutil.which("chromedriver")))
     yield browser
     browser.quit()
 
 
 @pytest.fixture
 def browser(chromium: Chrome, address: str) -> Chrome:
-    chromium.get_log("browser")
+    chromium.get_log("browser")  # type: ignore[no-untyped-call]
     chromium.get(address)
     assert eventually(lambda: text(chromium, "model").startswith("nano"))
     return chromium
@@ -72,7 +76,7 @@ def draw(browser: Chrome, prompt: str = "a smiling woman with red hair", seed: i
 
 def picture(browser: Chrome, folder: Path) -> bytes:
     """Download the picture as a person does."""
-    browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})  # type: ignore[no-untyped-call]
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
     before = set(folder.glob("*.png"))
     browser.find_element(By.ID, "download").click()
     assert eventually(lambda: len(set(folder.glob("*.png")) - before) == 1)
@@ -85,7 +89,8 @@ def dataset(browser: Chrome, selector: str, name: str) -> list[Any]:
 
 
 def violations(browser: Chrome) -> list[str]:
-    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    logged = browser.get_log("browser")  # type: ignore[no-untyped-call]
+    return [entry["message"] for entry in logged if entry["level"] == "SEVERE"]
 
 
 # Pictures --------------------------------------------------------------------------------------------------------------------------------
@@ -95,13 +100,10 @@ def test_a_prompt_becomes_a_picture_through_previews(browser: Chrome, address: s
     draw(browser)
     assert int(browser.find_element(By.ID, "picture").get_attribute("data-previews") or 0) >= 4
     data = picture(browser, tmp_path)
-    label = read_label(data)
-    assert label is not None
-    assert label.synthetic
     asked = {"prompt": "a smiling woman with red hair", "seed": 7}
     again = httpx.post(f"{address}/v1/generate", json=asked, headers={"accept": "image/png"}, timeout=60, trust_env=False)
     assert np.array_equal(pixels(data), pixels(again.content))
-    assert set(find_marks(data).found) >= {"xmp", "watermark"}
+    assert set(find_marks(data).names) >= {"xmp", "watermark"}
     assert len(browser.find_elements(By.CSS_SELECTOR, "#history button")) >= 1
     assert violations(browser) == []
 
@@ -139,7 +141,7 @@ def test_a_region_is_edited_by_its_name_with_the_keyboard_alone(browser: Chrome)
 def test_the_bars_are_those_of_the_api(browser: Chrome, address: str, tmp_path: Path) -> None:
     draw(browser, "a man with glasses", 2)
     browser.find_element(By.ID, "analyze").click()
-    assert eventually(lambda: text(browser, "status") == "attributes are there")
+    assert eventually(lambda: text(browser, "status") == "the attributes are there")
     files = {"image": picture(browser, tmp_path)}
     slots = httpx.post(f"{address}/v1/analyze", files=files, timeout=60, trust_env=False).json()["report"]["slots"]
     known = {(slot["name"], entry["value"]): entry["probability"] for slot in slots for entry in slot["values"]}
@@ -153,10 +155,10 @@ def test_answers_stream(browser: Chrome) -> None:
     browser.execute_script("""
         window.seen = [];
         new MutationObserver(() => seen.push(document.querySelector("#chat .answer")?.textContent ?? ""))
-          .observe(document.getElementById("chat"), {childList: true, subtree: true, characterData: true});""")  # type: ignore[no-untyped-call]
+          .observe(document.getElementById("chat"), {childList: true, subtree: true, characterData: true});""")
     browser.find_element(By.ID, "describe").click()
-    assert eventually(lambda: browser.execute_script("return seen.length") >= 4)  # type: ignore[no-untyped-call]
-    lengths = [len(piece) for piece in browser.execute_script("return seen")]  # type: ignore[no-untyped-call]
+    assert eventually(lambda: browser.execute_script("return seen.length") >= 4)
+    lengths = [len(piece) for piece in browser.execute_script("return seen")]
     assert len(set(lengths)) >= 3
     browser.find_element(By.ID, "question").send_keys("does the person wear glasses?" + Keys.ENTER)
     assert eventually(lambda: len(browser.find_elements(By.CSS_SELECTOR, "#chat .answer")) == 2)
@@ -179,29 +181,43 @@ def test_an_attack_in_a_prompt_stays_text(browser: Chrome) -> None:
     draw(browser, f"a woman {attack}", 1)
     browser.find_element(By.ID, "question").send_keys(attack + Keys.ENTER)
     assert eventually(lambda: attack in text(browser, "chat"))
-    assert browser.execute_script("return window.hit === undefined")  # type: ignore[no-untyped-call]
+    assert browser.execute_script("return window.hit === undefined")
     inline = "const s = document.createElement('script'); s.src = 'data:text/javascript,window.hit=1'; document.body.append(s)"
-    browser.execute_script(f"try {{ {inline} }} catch (error) {{}}")  # type: ignore[no-untyped-call]
-    assert not eventually(lambda: browser.execute_script("return window.hit === 1"), 1)  # type: ignore[no-untyped-call]
+    browser.execute_script(f"try {{ {inline} }} catch (error) {{}}")
+    assert not eventually(lambda: browser.execute_script("return window.hit === 1"), 1)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone(browser: Chrome, scheme: str, tmp_path: Path) -> None:
+def test_a_phone(browser: Chrome, scheme: str) -> None:
     phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)  # type: ignore[no-untyped-call]
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)  # type: ignore[no-untyped-call]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     try:
         draw(browser, "a smiling woman", 4)
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390  # type: ignore[no-untyped-call]
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
         colours = "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]"
-        back, front = (brightness(colour) for colour in browser.execute_script(colours))  # type: ignore[no-untyped-call]
+        back, front = (brightness(colour) for colour in browser.execute_script(colours))
         assert (back > front) is (scheme == "light")
-        browser.save_screenshot(str(tmp_path / "phone.png"))
-        assert (tmp_path / "phone.png").stat().st_size > 10_000
+        browser.find_element(By.ID, "analyze").click()
+        assert eventually(lambda: text(browser, "status") == "the attributes are there")
+        assert violated(browser) == []
     finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})  # type: ignore[no-untyped-call]
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})  # type: ignore[no-untyped-call]
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def violated(browser: Chrome) -> list[tuple[str, Any]]:
+    """Return the rules of accessibility that axe finds broken, and where."""
+    return [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in Axe().run(browser)["violations"]]
+
+
+def test_axe_finds_nothing(browser: Chrome) -> None:
+    assert violated(browser) == []
+    draw(browser, "a woman", 4)
+    browser.find_element(By.ID, "describe").click()
+    assert eventually(lambda: any(element.text for element in browser.find_elements(By.CSS_SELECTOR, "#chat .answer")))
+    assert violated(browser) == []
 
 
 def brightness(colour: str) -> int:

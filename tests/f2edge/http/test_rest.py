@@ -336,6 +336,12 @@ def test_connections_are_counted(engine: ScriptedEngine) -> None:
             connection.close()
 
 
+def test_answers_do_not_wait_for_acknowledgements(server: ServerThread, http: httpx.Client) -> None:
+    assert http.get("/healthz").status_code == 200
+    (connection,) = server.server._http._state.connections  # type: ignore[union-attr]
+    assert connection.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+
+
 def test_a_client_that_leaves_frees_the_engine(server: ServerThread, engine: ScriptedEngine) -> None:
     engine.gate.clear()
     body = json.dumps(GOOD).encode()

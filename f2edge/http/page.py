@@ -31,4 +31,4 @@ HEADERS: Mapping[str, str] = MappingProxyType(
 def read_page(path: str) -> tuple[str, bytes]:
     """Return type and content of one of :data:`FILES`."""
     name, kind = FILES[path]
-    return kind, (files(__name__) / name).read_bytes()
+    return kind, (files("f2edge.http") / "assets" / name).read_bytes()

@@ -1,6 +1,6 @@
 // The studio: every call is one of docs/http.md, every text goes in as text and never as markup.
 const $ = (id) => document.getElementById(id);
-const state = { picture: null, seed: "", prompt: "", busy: null, brushed: false, kind: "generate", region: "", image: "" };
+const state = { picture: null, seed: "", prompt: "", busy: new Set(), brushed: false, kind: "generate", region: "", image: "" };
 
 function headers(more = {}) {
   const token = sessionStorage.getItem("token");
@@ -13,7 +13,7 @@ async function call(path, options = {}) {
   if (response.status === 401) $("access").hidden = false;
   let text = `the server answered ${response.status}`;
   try { text = (await response.json()).error.message; } catch { /* not ours */ }
-  throw new Error(text);
+  throw Object.assign(new Error(text), { status: response.status });
 }
 
 // Server-sent events of a POST, as [name, data].
@@ -38,14 +38,21 @@ function bytes(base64) { return Uint8Array.from(atob(base64), (letter) => letter
 
 function say(text) { $("status").textContent = text; }
 
-// One thing at a time: a new one ends the one before.
-async function run(work) {
-  state.busy?.abort();
-  const busy = (state.busy = new AbortController());
+function stop() { for (const one of state.busy) one.abort(); }
+
+// A new picture ends everything that is under way; questions go on side by side.
+async function run(work, isPicture = false) {
+  if (isPicture) stop();
+  const one = new AbortController();
+  state.busy.add(one);
   $("stop").disabled = false;
-  try { await work(busy.signal); }
-  catch (error) { if (!busy.signal.aborted) say(error.message); else if (state.busy === busy) say("stopped"); }
-  finally { if (state.busy === busy) { state.busy = null; $("stop").disabled = true; $("progress").value = 0; } }
+  try { await work(one.signal); }
+  catch (error) { say(one.signal.aborted ? "stopped" : error.message); }
+  finally {
+    state.busy.delete(one);
+    $("stop").disabled = !state.busy.size;
+    if (isPicture && !state.busy.size) $("progress").value = 0;
+  }
 }
 
 function preview(base64) {
@@ -114,10 +121,10 @@ $("draw").addEventListener("submit", (event) => {
   if ($("seed").value) asked.seed = $("seed").value;
   if ($("steps").value) asked.options = { steps: Number($("steps").value) };
   Object.assign(state, { kind: "generate", prompt });
-  run((signal) => follow("/v1/generate", { body: JSON.stringify(asked), headers: { "content-type": "application/json" } }, prompt, signal));
+  run((signal) => follow("/v1/generate", { body: JSON.stringify(asked), headers: { "content-type": "application/json" } }, prompt, signal), true);
 });
 
-$("stop").addEventListener("click", () => state.busy?.abort());
+$("stop").addEventListener("click", stop);
 
 function form(values) {
   const body = new FormData();
@@ -136,7 +143,7 @@ $("edit").addEventListener("submit", (event) => {
     if ($("seed").value) body.append("seed", $("seed").value);
     Object.assign(state, { kind: "edit", prompt, region, edited: state.image });
     await follow("/v1/edit", { body }, prompt, signal);
-  });
+  }, true);
 });
 
 function line(text, kind) {
@@ -183,22 +190,26 @@ $("analyze").addEventListener("click", () => run(async (signal) => {
     }
   }
   $("bars").replaceChildren(...rows);
-  say("attributes are there");
+  say("the attributes are there");
 }));
 
 // The brush ---------------------------------------------------------------------------------------------------------------------------
 const brush = $("brush").getContext("2d");
 function clearBrush() { brush.clearRect(0, 0, 384, 384); state.brushed = false; }
-function dab(event) {
+let last = null;
+function stroke(event) {
   const box = $("brush").getBoundingClientRect();
-  brush.fillStyle = "#ff2d87";
+  const point = [((event.clientX - box.left) / box.width) * 384, ((event.clientY - box.top) / box.height) * 384];
+  Object.assign(brush, { strokeStyle: "#ff2d87", lineWidth: 48, lineCap: "round" });
   brush.beginPath();
-  brush.arc(((event.clientX - box.left) / box.width) * 384, ((event.clientY - box.top) / box.height) * 384, 24, 0, 7);
-  brush.fill();
+  brush.moveTo(...(last ?? point));
+  brush.lineTo(...point);
+  brush.stroke();
+  last = point;
   state.brushed = true;
 }
-$("brush").addEventListener("pointerdown", (event) => { $("brush").setPointerCapture(event.pointerId); dab(event); });
-$("brush").addEventListener("pointermove", (event) => { if (event.buttons) dab(event); });
+$("brush").addEventListener("pointerdown", (event) => { $("brush").setPointerCapture(event.pointerId); last = null; stroke(event); });
+$("brush").addEventListener("pointermove", (event) => { if (event.buttons) stroke(event); });
 $("clear").addEventListener("click", clearBrush);
 function mask() {
   const canvas = document.createElement("canvas"), context = canvas.getContext("2d");
@@ -268,6 +279,9 @@ async function start() {
     const model = await (await call("/v1/model")).json();
     $("model").textContent = `${model.name}: ${model.description}`;
     for (const name of model.regions) $("region").append(new Option(name.replaceAll("_", " "), name));
-  } catch (error) { $("model").textContent = error.message; }
+  } catch (error) {
+    $("model").textContent = error.message;
+    if (error.status === 503) setTimeout(start, 500);
+  }
 }
 start();
