@@ -28,7 +28,7 @@ from engines.profile import RECIPE_SM, Profile, load_profile
 from engines.progress import BuildProgress
 from engines.shapes import BuildSizes, GraphShapes, graph_shapes
 from f2edge.backends.tensorrt.cuda import CudaDevice
-from f2edge.backends.tensorrt.library import LogLines, import_tensorrt, machine_of
+from f2edge.backends.tensorrt.installation import LogLines, import_tensorrt, machine_of
 from f2edge.backends.tensorrt.plans import FORMAT_VERSION, PLANS, Machine, PlanFolder, manifest_sha256, plan_roots, port_json
 from f2edge.bundle.bundle import TOKENIZER, Bundle
 from f2edge.errors import BackendError, BundleError, InputError, OutputError

@@ -11,7 +11,7 @@ from typing import Any
 from engines.builder import toolchain
 from engines.plugin_nodes import register
 from f2edge.backends.tensorrt.cuda import CudaDevice
-from f2edge.backends.tensorrt.library import LogLines
+from f2edge.backends.tensorrt.installation import LogLines
 from f2edge.backends.tensorrt.plans import PLANS, PlanFolder, find_plans, manifest_sha256, unfit
 from f2edge.backends.tensorrt.session import checked_dtypes
 from f2edge.bundle.bundle import Bundle

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from engines.shapes import GraphShapes, input_shapes
-from f2edge.backends.tensorrt.library import LogLines
+from f2edge.backends.tensorrt.installation import LogLines
 from f2edge.errors import BackendError, InputError
 from f2edge.spec.graph_checks import GraphEntry, Port
 

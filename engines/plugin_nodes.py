@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from engines.engine_cache import code_sha256
-from f2edge.backends.tensorrt.library import missing_plugins, register_plugins
+from f2edge.backends.tensorrt.installation import missing_plugins, register_plugins
 from f2edge.errors import InputError
 
 

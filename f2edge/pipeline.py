@@ -57,7 +57,7 @@ class FacePipeline:
     Pictures given may have any size; of one that is not square the centred square is taken.  Pictures returned have the model's size.
 
     What :meth:`generate` and :meth:`edit` return is marked as drawn by a model, in its pixels (:mod:`f2edge.provenance.watermark`); so is
-    all that is made of it, whoever saves or sends it.  Tokens never change by that, and :meth:`decode` gives the pixels unmarked.
+    all copies of it, however saved or sent.  Tokens never change by that, and :meth:`decode` gives the pixels unmarked.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, watermark: Watermark | None = None) -> None:

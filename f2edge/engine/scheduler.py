@@ -177,7 +177,7 @@ class Scheduler:
         self._stages[batch.priority].charge(batch.stage, ms)
 
 
-def beginners(requests: Iterable[Item], slots: Mapping[str, int]) -> list[Item]:
+def startable(requests: Iterable[Item], slots: Mapping[str, int]) -> list[Item]:
     """Return the queued requests that begin now: by due time, as many as a family has slots in each priority.
 
     Every priority has its own slots, so that a full lower one never keeps a higher one out; what is in progress, and with it the memory

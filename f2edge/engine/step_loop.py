@@ -21,7 +21,7 @@ from f2edge.engine.admission import Admission
 from f2edge.engine.executor import Executor
 from f2edge.engine.prepare import prepare
 from f2edge.engine.requests import EngineStats, Event, Failed, Limits, Priority, Request
-from f2edge.engine.scheduler import ScheduledBatch, Scheduler, Stage, beginners
+from f2edge.engine.scheduler import ScheduledBatch, Scheduler, Stage, startable
 from f2edge.engine.sequences import AnswerState, ImageState, RequestHandle, RequestState
 from f2edge.engine.stats import Counters
 from f2edge.engine.step_times import StepTimes
@@ -183,7 +183,7 @@ class StepLoop:
                 request.truncated = True
                 request.stage = request.next_stage
         requests = self._present()
-        for request in beginners(requests, self._slots):
+        for request in startable(requests, self._slots):
             self._executor.begin(request)
         with self.lock:
             return self.scheduler.choose(requests)

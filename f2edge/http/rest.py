@@ -47,7 +47,7 @@ def native_work(method: str, body: Body, exchange: Exchange) -> Work:
     if EVENTS in exchange.accept:
         return Work(method, [message], EventsReply(exchange))
     if "previews" in message.DESCRIPTOR.fields_by_name:
-        message.ClearField("previews")  # nobody would see them
+        message.ClearField("previews")  # they would not be seen
         wanted = next((kind for kind in PICTURES if kind in exchange.accept), None)
         if wanted is not None:
             message.output.format = PICTURES[wanted]

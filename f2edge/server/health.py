@@ -65,7 +65,7 @@ class Readiness:
             self.state.set(name, status)
 
     def reached(self, answered: bool) -> None:
-        """Hear whether a call over the server's own port was answered; without an answer nobody is welcome, at once."""
+        """Record whether a call over the server's own port was answered; without an answer readiness ends at once."""
         self._reached = answered
         if not answered:
             self.set(False)

@@ -283,9 +283,9 @@ def in_thread(work: Callable[[], Served]) -> asyncio.Future[Served]:
         result, error = None, None
         try:
             result = work()
-        except Exception as raised:  # noqa: BLE001  handed to whoever waits
+        except Exception as raised:  # noqa: BLE001  handed to the waiting task
             error = raised
-        with contextlib.suppress(RuntimeError):  # nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the waiting task is gone
             loop.call_soon_threadsafe(tell, result, error)
 
     Thread(target=run, name="f2edge-loading", daemon=True).start()

@@ -1,7 +1,7 @@
 """gRPC's asyncio server, made to survive what anybody may send it, and the limits that it is run with.
 
 grpc.aio decodes the ``:path`` of every call in its accept loop and ends for good where the bytes are no UTF-8: one request, without a
-token, and nobody is served again.  Here every method is registered with gRPC's core, which compares bytes; loops of our own take the
+token, and no request is served again.  Here every method is registered with gRPC's core, which compares bytes; loops of our own take the
 calls, and the one for all other names never looks at the name.
 """
 
@@ -24,7 +24,7 @@ from f2edge.errors import BackendError, InputError
 
 logger = logging.getLogger(__name__)
 
-# It logs every header that is no UTF-8, whole and with a traceback, to stderr where nobody has configured it; what fails in a handler is
+# It logs every header that is no UTF-8, whole and with a traceback, to stderr where it is not configured; what fails in a handler is
 # logged by this package.
 logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL + 1)
 

@@ -28,7 +28,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_as_json(stream: TextIO | None = None, level: str = "INFO") -> logging.Handler:
-    """Let f2edge's loggers write JSON lines to ``stream`` (stderr); returns the handler, for whoever wants it off again."""
+    """Let f2edge's loggers write JSON lines to ``stream`` (stderr); returns the handler, so that it can be removed."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger("f2edge")

@@ -39,7 +39,7 @@ _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 _SNAKE = re.compile(r"(?<!^)(?=[A-Z])")
 #: Calls at once, whatever their state; a caller who does not read for a second makes room, and is cut off after half a minute anyway.
 _MOST_OPEN, _PATIENCE_S, _LONGEST_WRITE_S = 2048, 1.0, 30.0
-#: At shutdown nobody waits longer for a caller to read.
+#: Longest wait at shutdown for a caller to read.
 _LAST_WRITE_S = 3.0
 _LOOK_S = 0.25
 _RETRY_MS = 500.0

@@ -192,7 +192,7 @@ class _Caller:
         self.waits = False
 
     async def write(self, message: Any) -> None:
-        """Send a message; raises :class:`RefusedError` where nobody reads."""
+        """Send a message; raises :class:`RefusedError` where the caller does not read."""
         self.waits = True
         try:
             await asyncio.wait_for(self.context.write(message.SerializeToString()), _LONGEST_WRITE_S)

@@ -1,7 +1,7 @@
 """A thread that calls the server as a client would, over the real port, and says whether it answers.
 
 It shares nothing with what it watches: no event loop, no gRPC.  A health check is written to a socket of its own as HTTP/2 by hand, in TLS
-where the server speaks it.  Where clients must show a certificate, which nobody gives to the supervisor, an answered handshake counts.
+where the server speaks it.  Where clients must show a certificate, which the supervisor does not have, an answered handshake counts.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def answers(target: str, *, tls: bool, timeout_s: float = _TIMEOUT_S) -> bool:
             if not tls:
                 return _asked(raw)
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it asks itself, and tells nobody anything
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it calls itself and sends no secret
             context.set_alpn_protocols(["h2"])
             with context.wrap_socket(raw) as wrapped:
                 try:

@@ -2,7 +2,7 @@
 
 gRPC takes in as much of a request as it promises as soon as somebody reads it, up to the largest message.  So a request is read only in a
 slot; the others wait with what fits into HTTP/2's window.  A request that is not complete in time is ended.  Where every slot is taken,
-the oldest request of the connection that holds most of them makes room, so half-sent requests keep nobody waiting.
+the oldest request of the connection that holds most of them makes room, so half-sent requests do not hold up others.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def mute(count: int, *, hello: bool = False) -> Attack:
 
 
 def unread_pings(address: str, stack: contextlib.ExitStack) -> None:
-    """Pings whose answers nobody reads, until the server's buffers and the kernel's are full."""
+    """Pings whose answers are not read, until the server's buffers and the kernel's are full."""
     connection = stack.enter_context(Connection(address, receive_bytes=2048, timeout_s=1.0))
     with contextlib.suppress(OSError):
         for _ in range(1000):

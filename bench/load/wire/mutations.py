@@ -150,7 +150,7 @@ def say(address: str, data: bytes, *, listen_s: float = 0.0, timeout_s: float = 
     """Open a connection, send bytes, listen for ``listen_s`` at most, and close it.
 
     Raises:
-        OSError: nobody takes the connection.
+        OSError: the connection is not accepted.
     """
     host, _, port = address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=timeout_s) as raw:

@@ -66,7 +66,7 @@ _WEIGHTS = {"gender_presentation": 6.0, "age": 2.5, "hair_color": 2.5, "hair_len
 _PLAIN = 0.3
 #: The same for what is absent: a noun must not be heard more often behind "no" than alone, or it comes to mean its absence.
 _ABSENT = 0.1
-#: A mask hides half of the face: whoever sees one says so, and so a prompt that is silent about it means a face without.
+#: A mask hides half of the face: a person who sees one says so, and so a prompt that is silent about it means a face without.
 _HIDING = {("face_mask", "worn"): 60.0}
 #: Slots where no value is "nothing there": all of them are worth a word.
 _ALWAYS_REMARKABLE = frozenset((
@@ -101,7 +101,7 @@ def is_plain(slot: str, value: str) -> bool:
 
 
 def _goes_without_saying(slot: str, slots: Slots) -> bool:
-    """Nobody says of a woman that she has no beard."""
+    """Return whether a value needs no mention: of a woman, that she has no beard."""
     return slot in _FACIAL_HAIR and slots[slot] == "none" and slots.get("gender_presentation") == "feminine"
 
 

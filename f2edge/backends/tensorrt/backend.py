@@ -22,7 +22,7 @@ from f2edge.backends.base import Array, Sequential, Value, host
 from f2edge.backends.row_groups import row_groups
 from f2edge.backends.tensorrt.cuda import CudaDevice
 from f2edge.backends.tensorrt.device_memory import DeviceArray, DeviceMemory
-from f2edge.backends.tensorrt.library import LogLines, import_tensorrt, machine_of, missing_plugins, register_plugins
+from f2edge.backends.tensorrt.installation import LogLines, import_tensorrt, machine_of, missing_plugins, register_plugins
 from f2edge.backends.tensorrt.plans import PlanFolder, find_plans, manifest_sha256, unfit
 from f2edge.backends.tensorrt.scratch import Scratch
 from f2edge.backends.tensorrt.session import EngineSession

@@ -59,9 +59,9 @@ def test_constants_get_their_parameters_names_back_and_strangers_do_not() -> Non
     torch.manual_seed(0)
     linears = {name: nn.Linear(40, 30).requires_grad_(requires_grad=False) for name in ("one", "two")}
     module, one, two = nn.ModuleDict(linears), linears["one"].weight.numpy(), linears["two"].weight.numpy()
-    stranger = one.T.copy()
-    stranger[7, 3] += 1.0  # one value of 1200
-    arrays = {"c0": one.T, "c1": two.copy(), "c2": stranger}
+    altered = one.T.copy()
+    altered[7, 3] += 1.0  # one value of 1200
+    arrays = {"c0": one.T, "c1": two.copy(), "c2": altered}
     values = [ir.val(name, const_value=ir.tensor(np.ascontiguousarray(array), name=name)) for name, array in arrays.items()]
     graph = ir.Graph([], [], nodes=[], initializers=values, opset_imports={"": 20})
     restore_names(ir.Model(graph, ir_version=10), module)

@@ -66,12 +66,12 @@ def backend(threads: int) -> OnnxRuntimeBackend:
 @pytest.mark.parametrize("threads", [2, 3])
 def test_side_by_side_is_alone_to_the_last_bit(threads: int) -> None:
     bundle = Bundle.load("nano")
-    alone, company = FacePipeline(bundle, backend(1)), FacePipeline(bundle, backend(threads))
+    alone, several = FacePipeline(bundle, backend(1)), FacePipeline(bundle, backend(threads))
     faces = [alone.generate("an old man with a beard", seeds=seed)[0] for seed in SEEDS]
-    together = company.generate(["an old man with a beard"] * len(SEEDS), seeds=SEEDS)
+    together = several.generate(["an old man with a beard"] * len(SEEDS), seeds=SEEDS)
     assert all(np.array_equal(one.codes, other.codes) for one, other in zip(faces, together, strict=True))
     images = [face.image for face in faces[:3]]
-    assert company.analyze(images) == [alone.analyze(image)[0] for image in images]
+    assert several.analyze(images) == [alone.analyze(image)[0] for image in images]
 
 
 @pytest.fixture

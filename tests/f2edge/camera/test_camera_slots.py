@@ -1,4 +1,4 @@
-"""Slots: one place, the newest wins, nothing is lost uncounted, nobody waits for ever."""
+"""Slots: one place, the newest wins, nothing is lost uncounted, no wait without end."""
 
 from __future__ import annotations
 

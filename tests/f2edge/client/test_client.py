@@ -1,4 +1,4 @@
-"""The client: the pipeline's answers from afar, errors as this package has them, restarts that nobody notices, and the command line."""
+"""The client: the pipeline's answers from afar, errors as this package has them, restarts without errors, and the command line."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from f2edge.engine.requests import Limits, Priority
-from f2edge.engine.scheduler import FairQueue, Scheduler, Shares, Stage, beginners
+from f2edge.engine.scheduler import FairQueue, Scheduler, Shares, Stage, startable
 from f2edge.engine.step_times import MEMORY, WINDOW, StepTimes, finish_ms, fitting_steps
 from f2edge.errors import InputError
 
@@ -196,7 +196,7 @@ def test_requests_begin_by_due_time_within_the_slots_of_their_priority(
 ) -> None:
     waiting = [Item(i, priority, due, family=family) for i, (family, priority, due) in enumerate(queued)]
     begun = [Item(100 + i, NORMAL, 0.0, Stage.STEP) for i in range(taken)]
-    chosen = beginners([*waiting, *begun], {"images": slots, "answers": slots})
+    chosen = startable([*waiting, *begun], {"images": slots, "answers": slots})
     assert [request.due for request in chosen] == sorted(request.due for request in chosen)
     for family in ("images", "answers"):
         for priority in Priority:

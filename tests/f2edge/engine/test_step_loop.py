@@ -1,4 +1,4 @@
-"""The step loop on a scripted backend and a clock of its own: company, what is told, faults, memory."""
+"""The step loop on a scripted backend and its own clock: batches, events, faults, memory."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def bench(bundle: Bundle) -> Bench:
 
 
 def is_what_it_is_alone(bench: Bench, request: Request, done: Done) -> bool:
-    """Whether a result is that of the pipeline without any company."""
+    """Whether a result is that of the pipeline without other requests in the batch."""
     alone, result = bench.alone, done.result
     if isinstance(request, GenerateRequest):
         assert isinstance(result, GeneratedFace)
@@ -92,7 +92,7 @@ def anything(random: Random) -> Request:
     return AskRequest(image, random.choice(["what?", "why is it so?"]), random.randrange(1, 12))
 
 
-# Company -----------------------------------------------------------------------------------------------------------------------------
+# Batches -----------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -186,8 +186,8 @@ def test_files_of_the_command_line(at: tuple[str, str], capsys: pytest.CaptureFi
 
 
 def test_a_key_of_ones_own(at: tuple[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("key").write_bytes(b"a key that nobody else has\n")
-    save_image(Watermark(b"a key that nobody else has").embed(face_photo()), "own.png")
+    Path("key").write_bytes(b"a private key for tests\n")
+    save_image(Watermark(b"a private key for tests").embed(face_photo()), "own.png")
     assert verified(capsys, 1, "own.png")[0]["watermark"].keys() == {"public"}
     (row,) = verified(capsys, 0, "own.png", "--watermark-key", "key")
     assert {key: look["found"] for key, look in row["watermark"].items()} == {"own": True, "public": False}
@@ -230,7 +230,7 @@ def test_a_strangers_label_cannot_steer_the_terminal(at: tuple[str, str], capsys
 def test_options_that_cannot_be_followed(
     arguments: list[str], message: str, at: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("key").write_bytes(b"a key that nobody else has\n")
+    Path("key").write_bytes(b"a private key for tests\n")
     assert run(arguments) == 2
     assert message in capsys.readouterr().err
     assert sorted(path.name for path in Path().iterdir()) == ["key"]

@@ -18,7 +18,7 @@ from f2edge.imaging.images import image_grid
 from f2edge.provenance.watermark import FALSE_POSITIVES, PUBLIC, PUBLIC_KEY, Watermark, read_key
 
 pytestmark = pytest.mark.runtime
-OWN = Watermark(b"a key that nobody else has")
+OWN = Watermark(b"a private key for tests")
 
 
 def picture(seed: int, width: int = 128, height: int = 128) -> Image.Image:

@@ -59,9 +59,9 @@ def _new_key(name: str) -> tuple[str, ...]:
 def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two authorities; a server and a client of the first, a client of the second."""
     folder = tmp_path_factory.mktemp("pki")
-    for ca in ("ca", "stranger"):
+    for ca in ("ca", "other_ca"):
         authority(folder, ca)
-    for name, ca in (("server", "ca"), ("client", "ca"), ("intruder", "stranger")):
+    for name, ca in (("server", "ca"), ("client", "ca"), ("intruder", "other_ca")):
         issue(folder, name, ca)
     return folder
 
@@ -98,7 +98,7 @@ def test_the_matrix_of_server_tls(pki: Path) -> None:
     with secure(pki) as address:
         assert welcome(address, ca_file=pki / "ca.pem") == "scripted"
         assert welcome(address, ca_file=pki / "ca.pem", **identity(pki, "client")) == "scripted"
-        assert connect(address, ca_file=pki / "stranger.pem") == "ServerUnavailableError"
+        assert connect(address, ca_file=pki / "other_ca.pem") == "ServerUnavailableError"
         assert connect(address) == "ServerUnavailableError"  # plaintext
         assert connect(f"grpcs://{address}") == "ServerUnavailableError"  # the system's authorities
 
@@ -108,7 +108,7 @@ def test_the_matrix_of_mutual_tls(pki: Path) -> None:
         assert welcome(address, ca_file=pki / "ca.pem", **identity(pki, "client")) == "scripted"
         assert connect(address, ca_file=pki / "ca.pem") == "ServerUnavailableError"
         assert connect(address, ca_file=pki / "ca.pem", **identity(pki, "intruder")) == "ServerUnavailableError"
-        assert connect(address, ca_file=pki / "stranger.pem", **identity(pki, "client")) == "ServerUnavailableError"
+        assert connect(address, ca_file=pki / "other_ca.pem", **identity(pki, "client")) == "ServerUnavailableError"
 
 
 def test_a_plain_server_does_not_speak_tls(pki: Path) -> None:
@@ -118,14 +118,14 @@ def test_a_plain_server_does_not_speak_tls(pki: Path) -> None:
 
 
 def test_a_renewed_certificate_is_used_without_a_restart(pki: Path, tmp_path: Path) -> None:
-    for name in ("server.pem", "server.key", "ca.pem", "stranger.pem", "stranger.key"):
+    for name in ("server.pem", "server.key", "ca.pem", "other_ca.pem", "other_ca.key"):
         shutil.copy(pki / name, tmp_path / name)
     with secure(tmp_path) as address:
         assert welcome(address, ca_file=pki / "ca.pem") == "scripted"
         (tmp_path / "server.pem").write_text("half a file")
         assert welcome(address, ca_file=pki / "ca.pem") == "scripted"  # what cannot be used is not used
-        issue(tmp_path, "server", "stranger")
-        assert welcome(address, ca_file=pki / "stranger.pem") == "scripted"
+        issue(tmp_path, "server", "other_ca")
+        assert welcome(address, ca_file=pki / "other_ca.pem") == "scripted"
         assert connect(address, ca_file=pki / "ca.pem") == "ServerUnavailableError"
 
 

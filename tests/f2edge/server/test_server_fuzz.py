@@ -1,4 +1,4 @@
-"""Requests that nobody sane would send: whatever comes, a documented status, within bounds, and a server that is well afterwards.
+"""Hostile requests: whatever comes, a documented status, within bounds, and a server that is well afterwards.
 
 The real engine runs over the model of paper, so that what gets through is worked on.  ``F2EDGE_FUZZ=N`` makes N times as many examples.
 """

@@ -1,4 +1,4 @@
-"""Plans on disk: looked at, fitted to a machine, and read from bytes that nobody vouches for."""
+"""Plans on disk: looked at, fitted to a machine, and read from untrusted bytes."""
 
 from __future__ import annotations
 

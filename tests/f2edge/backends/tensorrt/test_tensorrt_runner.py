@@ -1,6 +1,6 @@
 """The TensorRT backend on a machine of paper whose engines compute through ONNX Runtime: same tokens, right memory, right graphs.
 
-The machine runs queued work only when somebody waits, hands out memory full of NaN and refuses addresses that are nobody's
+The machine runs queued work only when a caller waits, hands out memory full of NaN and refuses addresses that are nobody's
 (:mod:`tests.support.tensorrt.cuda_double`), so what is read too early, left unset or freed too soon shows as a wrong token or an error.
 """
 
