@@ -14,8 +14,6 @@ from bench.load.wire.attackers import attacking
 from bench.load.wire.siege import Resources, findings
 from tests.support.serving import ScriptedEngine, scripted, serving
 
-pytestmark = pytest.mark.runtime
-
 
 def test_attackers_of_a_process_of_their_own_leave_the_server_well() -> None:
     with serving(scripted(ScriptedEngine())) as server:

@@ -14,8 +14,6 @@ from f2edge.client.aio import AsyncClient
 from f2edge.client.sync import Client
 from f2edge.errors import F2EdgeError
 
-pytestmark = pytest.mark.runtime
-
 _PATIENCE_S = 1.0
 
 

@@ -17,8 +17,6 @@ from f2edge.imaging.guard import kind_of
 from f2edge.imaging.images import load_image
 from f2edge.server.settings import PICTURES
 
-pytestmark = pytest.mark.runtime
-
 BOMBS: Mapping[str, bytes] = bombs()
 #: Those that are large and no more: their limit is what an ordinary picture of their size costs.
 CHEAP = frozenset({"a JPEG whose EXIF repeats one tag 5,000 times"})

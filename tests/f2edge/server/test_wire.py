@@ -53,8 +53,6 @@ from tests.support.serving import (
     stub,
 )
 
-pytestmark = pytest.mark.runtime
-
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 EMPTY = grpc_message(b"")
 
