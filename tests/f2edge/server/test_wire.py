@@ -32,7 +32,7 @@ from bench.load.wire.mutations import Conversations, say
 from f2edge.client.sync import Client
 from f2edge.engine.requests import EngineState
 from f2edge.imaging.images import load_image
-from f2edge.server import batches, frames, lifecycle, rpc, standard, supervisor
+from f2edge.server import frames, lifecycle, rpc, standard, supervisor
 from f2edge.server.supervisor import answers
 from f2edge.server.tokens import new_token
 from f2edge.v1 import face_pb2 as pb
@@ -481,30 +481,6 @@ def test_honest_clients_see_no_error_beside_every_attack(server: ServerThread) -
             with attacked(server.address, attack):
                 assert asked.more(2)
     assert asked.errors == []
-
-
-def test_a_caller_who_hangs_up_leaves_no_batch_behind(server: ServerThread, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch that is cancelled keeps its memory for good."""
-    ended: list[str] = []
-    execute = batches._execute
-
-    async def noting(*arguments: Any) -> None:
-        outcome = "cancelled"
-        try:
-            await execute(*arguments)
-            outcome = "whole"
-        except Exception:  # noqa: BLE001  a batch that fails is one that ended
-            outcome = "whole"
-        finally:
-            ended.append(outcome)
-
-    monkeypatch.setattr(batches, "_execute", noting)
-    for _ in range(8):
-        with Connection(server.address) as connection:
-            connection.call(SERVICE + b"Ask", b"", end=False)
-            time.sleep(0.02)
-    assert eventually(lambda: len(ended) >= 16)
-    assert set(ended) == {"whole"}
 
 
 def test_headers_that_are_no_text_are_not_written_anywhere(server: ServerThread, caplog: pytest.LogCaptureFixture) -> None:
