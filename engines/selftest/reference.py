@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -71,11 +72,13 @@ def groups(case: Case, outputs: Mapping[str, Value]) -> Groups:
 
 
 def _sampled(name: str, value: Array) -> Array:
-    flat = value.reshape(-1)
+    flat: Array = value.reshape(-1)
     if value.dtype.kind in "iu":
-        return flat.astype(np.int32)
+        kept: Array = flat.astype(np.int32)
+        return kept
     places = np.floor(uniform(name, min(SAMPLES, flat.size)) * flat.size).astype(np.int64)
-    return flat[places].astype(np.float32)
+    kept = flat[places].astype(np.float32)
+    return kept
 
 
 def error(found: Array, wanted: Array) -> float:
@@ -154,7 +157,8 @@ def record(bundle: Bundle, cases: Iterable[Case]) -> Path:
     if (bundle.folder / "plans").exists():
         raise InputError(f"{bundle.folder / 'plans'}: plans belong to the manifest as it is; record before building")
     made, packed = compute(bundle, cases), io.BytesIO()
-    np.savez_compressed(packed, **{f"{label}\t{group}": value for label, groups in made.items() for group, value in groups.items()})
+    arrays: dict[str, Any] = {f"{label}\t{group}": value for label, groups in made.items() for group, value in groups.items()}
+    np.savez_compressed(packed, **arrays)
     write_atomically(bundle.folder / FILE, packed.getvalue())
     write_manifest(bundle.folder, bundle.manifest.document)
     return bundle.folder / FILE
