@@ -116,7 +116,8 @@ def feeds(bundle: Bundle, case: Case) -> dict[str, Array]:
             made[name] = _normal(key, shape)
     if case.graph == "t2i_step":
         made |= _step(bundle, made["codes"], rows, case.sizes["B"])
-    return {name: made[name] for name in shapes}
+    dtypes = {port.name: port.dtype for port in entry.inputs}
+    return {name: made[name].astype(dtypes[name], copy=False) for name in shapes}
 
 
 _STEP = {"branch_row", "unconditional_branch", "mask_ratio", "guidance", "token_temperature", "temperature", "noise_key", "priority",
