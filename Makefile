@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= auto
 PROMPT ?= a young woman with long curly red hair, red lipstick and eyeglasses
 
 .PHONY: face test test-long lint docs lock audit sbom proto wheel-test lowest-direct clean
@@ -15,7 +16,7 @@ test: $(VENV)/.dev docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not long and not gpu and not browser"
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not long and not gpu and not browser"
 
 test-long: $(VENV)/.dev
 	$(BIN)/pytest -m "not gpu and not browser"

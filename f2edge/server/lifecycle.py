@@ -42,8 +42,8 @@ logger = logging.getLogger(__name__)
 
 #: Beyond the grace period, for cut-off calls and the engine to end; and for a last status to reach its caller.
 LAST_S, _FAREWELL_S = 5.0, 0.3
-#: An event loop that has done nothing for so long hangs.
-_PULSE_S = 2.0
+#: An event loop that has done nothing for so long hangs; it says that it lives so often.
+_HANGS_S, _PULSE_S = 2.0, 0.2
 #: Between two times that memory is given back, which takes a few milliseconds of a thread.
 _TIDY_S = 5.0
 #: What the port of health checks takes: bytes of a message, connections, streams of each.
@@ -82,6 +82,7 @@ class FaceServer:
         self._supervisor: Supervisor | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._draining = False
+        self._pulse_at = time.monotonic()
         self._stop_metrics: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
@@ -103,7 +104,7 @@ class FaceServer:
             self.http_address = await self._http.start()
         await self._server.start()
         self._tasks = [asyncio.create_task(self._keep_listening()), asyncio.create_task(self._calls.watch_tokens())]
-        self._tasks.append(asyncio.create_task(self._tidy()))
+        self._tasks += [asyncio.create_task(self._tidy()), asyncio.create_task(self._pulse())]
         self._supervise()
         where = {"address": self.address, "http": self.http_address, "metrics_port": self.metrics_port}
         logger.info("listening", extra={**where, "tls": self.settings.tls})
@@ -189,12 +190,14 @@ class FaceServer:
             await asyncio.sleep(_TIDY_S)
             await asyncio.get_running_loop().run_in_executor(None, give_back)
 
-    def _supervise(self) -> None:
-        loop, heard = asyncio.get_running_loop(), [time.monotonic()]
+    async def _pulse(self) -> None:
+        """Note that the event loop lives, until cancelled."""
+        while True:
+            self._pulse_at = time.monotonic()
+            await asyncio.sleep(_PULSE_S)
 
-        def answered(found: bool) -> None:
-            heard[0] = time.monotonic()
-            self.readiness.reached(found)
+    def _supervise(self) -> None:
+        loop = asyncio.get_running_loop()
 
         def in_loop(work: Callable[..., None], *arguments: Any) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
@@ -207,9 +210,9 @@ class FaceServer:
         self._supervisor = Supervisor(
             self.address,
             tls=self.settings.tls,
-            answered=lambda found: in_loop(answered, found),
+            answered=lambda found: in_loop(self.readiness.reached, found),
             given_up=given_up,
-            alive=lambda: self._server is not None and self._server.running and time.monotonic() - heard[0] < _PULSE_S,
+            alive=lambda: self._server is not None and self._server.running and time.monotonic() - self._pulse_at < _HANGS_S,
         )
         self._supervisor.start()
 
