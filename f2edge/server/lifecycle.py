@@ -33,6 +33,7 @@ from f2edge.server.settings import ServerSettings
 from f2edge.server.standard import HEALTH, PACED, StandardServices
 from f2edge.server.supervisor import Supervisor
 from f2edge.server.tokens import Tokens
+from f2edge.server.traces import TracedMeter
 
 if TYPE_CHECKING:
     from f2edge.http.listener import HttpListener
@@ -69,7 +70,8 @@ class FaceServer:
         tokens = None if settings.token_file is None else Tokens(settings.token_file)
         self._credentials = Certificates(settings).credentials if settings.tls else None
         self._pool = PicturePool(settings.decode_threads, settings.waiting_bytes)
-        self._calls = Calls(self.metrics, tokens, settings.deadline_s)
+        self._traced = TracedMeter(self.metrics) if settings.traces else None
+        self._calls = Calls(self._traced or self.metrics, tokens, settings.deadline_s)
         self._service = FaceService(settings, self._pool, self.metrics)
         self._standard = StandardServices(self.readiness.state)
         self._gates = [] if tokens is None else [TokenGate(tokens, self.metrics.denied.inc)]
@@ -140,6 +142,8 @@ class FaceServer:
             await _within(LAST_S / 2, asyncio.get_running_loop().run_in_executor(None, self._service.served.engine.close))
         self._pool.close()
         self._stop_metrics()
+        if self._traced is not None:
+            await _within(LAST_S / 2, asyncio.get_running_loop().run_in_executor(None, self._traced.close))
         if self._probed is not None:
             await _within(_FAREWELL_S, self._probed.stop(None))  # the last to go: a probe hears NOT_SERVING until the end
         logger.info("stopped", extra={"finished": finished, "seconds": round(time.monotonic() - started, 3)})
