@@ -5,7 +5,7 @@
         print(energy.total / calls, "J each;", power.covers, power.missing)
 
 ``covers`` names what a result includes.  tegrastats covers the whole board, so "auto" uses it alone; RAPL (CPU packages and their DRAM) and
-NVML (one GPU) do not overlap and are added.  The meters are in :mod:`bench.hardware.power_meters`.
+NVML (one GPU) do not overlap and are added.  The meters are in :mod:`engines.power.power_meters`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from bench.hardware.meter import Meter, PowerError
-from bench.hardware.power_meters import OPENERS
+from engines.power.meter import Meter, PowerError
+from engines.power.power_meters import OPENERS
 from f2edge.errors import InputError
 
 Result = TypeVar("Result")

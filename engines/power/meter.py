@@ -22,7 +22,7 @@ class Meter(Protocol):
 
     @property
     def name(self) -> str:
-        """Return one of :data:`bench.hardware.power.METERS`."""
+        """Return one of :data:`engines.power.power.METERS`."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""The three meters of :mod:`bench.hardware.power`.
+"""The three meters of :mod:`engines.power.power`.
 
 Sources, looked up in November 2026; none of the three has run on its hardware here:
 
@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.hardware.meter import Meter, PowerError, PowerIntegral
+from engines.power.meter import Meter, PowerError, PowerIntegral
 
 _POWERCAP = Path("/sys/class/powercap")
 _ZONE = re.compile(r"package-\d+(-die-\d+)?|dram")
@@ -63,7 +63,7 @@ class Rapl:
         self._joules = 0.0
 
     def joules(self) -> float:
-        """See :class:`~bench.hardware.meter.Meter`; call it at least once per range of the counter, minutes even at full power."""
+        """See :class:`~engines.power.meter.Meter`; call it at least once per range of the counter, minutes even at full power."""
         for place, (path, range_uj) in enumerate(self._zones):
             now = _number(path)
             self._joules += (now - self._last[place] + (range_uj if now < self._last[place] else 0)) / 1e6
@@ -156,7 +156,7 @@ class Nvml:
                 return
 
     def joules(self) -> float:
-        """See :class:`~bench.hardware.meter.Meter`."""
+        """See :class:`~engines.power.meter.Meter`."""
         if self._held is not None:
             return self._held.joules()
         return float(self._call("nvmlDeviceGetTotalEnergyConsumption", self._gpu) - self._first) / 1e3
@@ -230,7 +230,7 @@ class Tegrastats:
         self._known.set()
 
     def joules(self) -> float:
-        """See :class:`~bench.hardware.meter.Meter`."""
+        """See :class:`~engines.power.meter.Meter`."""
         return self._held.joules()
 
     def close(self) -> None:

@@ -19,9 +19,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.hardware.meter import STALE_S, Meter, PowerError, PowerIntegral
-from bench.hardware.power import Energy, Power
-from bench.hardware.power_meters import Nvml, Rapl, Tegrastats, parse_rails, whole_of
+from engines.power.meter import STALE_S, Meter, PowerError, PowerIntegral
+from engines.power.power import Energy, Power
+from engines.power.power_meters import Nvml, Rapl, Tegrastats, parse_rails, whole_of
 from f2edge.errors import InputError
 
 TX2 = (
