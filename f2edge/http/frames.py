@@ -70,7 +70,8 @@ def _frame(line: bytes) -> bytes:
         values = None
     if not isinstance(values, dict):
         raise bad_field("", "a line is no JSON object in UTF-8", "MESSAGE")
-    return message_of(Body(values), pb.AnalyzeStreamRequest).SerializeToString()
+    message: bytes = message_of(Body(values), pb.AnalyzeStreamRequest).SerializeToString()
+    return message
 
 
 def _unused() -> NoReturn:
