@@ -32,6 +32,7 @@ ELSEWHERE = {
     r"f2edge .*--watermark-key": "tests/f2edge/provenance/test_provenance.py",
     r"f2edge bundles add": "tests/f2edge/bundle/test_sources.py",
     r"f2edge .*--backend tensorrt|python -m engines build": "needs an NVIDIA GPU",
+    r"python -m engines selftest": "tests/engines/selftest/test_selftest.py",
     r"f2edge .*--bundle (bundles/|runs/)": "needs a model that was exported before",
     r"python -m export (import-showo|onnx --configuration)": "tests/export/test_showo_bundle.py",
     r"python -m export onnx.*--flavour tensorrt": "tests/export/tensorrt/test_tensorrt_flavour.py",
