@@ -22,6 +22,7 @@ from f2edge.cli.options import (
     open_pipeline,
     output,
 )
+from f2edge.errors import InputError
 
 if TYPE_CHECKING:
     from f2edge.face_model import FaceModel
@@ -94,6 +95,8 @@ def analyze(
 
     picture = load_image(image)
     opened = open_description(bundle, backend, threads, server)
+    if not opened.schema:
+        raise InputError("this bundle has no attributes: its model was trained without a schema; use `f2edge ask` or `f2edge describe`")
     if attributes is None:
         names = [slot.name for slot in opened.schema.values() if include_sensitive or not slot.sensitive]
     else:
