@@ -344,6 +344,9 @@ def onnx(
     configuration: Annotated[str, typer.Option(help="nano, show-o or 1.8b.")] = "nano",
     quality: Annotated[Path | None, typer.Option(help="JSON of `python -m bench quality`, copied into the manifest.")] = None,
     description: Annotated[str, typer.Option(help="One sentence for the manifest.")] = "",
+    photographed: Annotated[
+        bool, typer.Option("--photographed", help="Trained on photographs: sensitive traits are answered only where asked for.")
+    ] = False,
     reading: Annotated[int, typer.Option(help="Renders to fit probabilities on; 0 for none.")] = 512,
     largest_mb: Annotated[float | None, typer.Option(help="Maximum size of the bundle in MiB.")] = None,
     prompts: Prompts = 50,
@@ -389,7 +392,7 @@ def onnx(
         return
     if tokenizer is None or text is None:
         raise InputError("give --tokenizer and --text, or --tokens for a model trained on your own data")
-    request = ExportRequest(out, text, quality, description, prompts, faces, largest_mb, reading)
+    request = ExportRequest(out, text, quality, description, prompts, faces, largest_mb, reading, photographed)
     models = load_models(unified, tokenizer, encoders, configuration)
     if flavour == "tensorrt":
         typer.echo(export_tensorrt(models, request, options, progress=_to_stderr))

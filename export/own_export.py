@@ -26,6 +26,7 @@ from export.onnx_export import export_models, load_transformer, schedule_of
 from export.verify.parity import SampleInputs
 from f2edge.errors import InputError
 from f2edge.spec.configuration import ModelConfiguration
+from f2edge.spec.sensitive import PHOTOGRAPHED
 
 _MOST_TEXTS = 64
 
@@ -62,6 +63,7 @@ def own_card(cache: TokenCache, request: ExportRequest, configuration: ModelConf
         describe_question=defaults.describe_question,
         pictures=defaults.pictures,
         long_prompts="truncate",
+        faces=PHOTOGRAPHED,
         quality=request.quality_metrics(),
         smoke_prompt=prompt,
     )
