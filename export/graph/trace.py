@@ -34,7 +34,6 @@ from f2edge.spec.graphs import SIGNATURES, GraphSignature
 
 #: Values of an array to compare before a full comparison.
 _GLANCED = 256
-_TRACED_GRAPHS = ("t2i_prefill", "t2i_step", "mmu_prefill", "mmu_extend")
 #: Sizes of the dynamic axes while tracing: distinct and above 1, since the tracer treats 0 and 1 as constants.
 _TRACED = {"B": 3, "R": 2, "P": 5, "S": 4, "T": 7}
 
@@ -64,7 +63,10 @@ class Models:
     @property
     def stored(self) -> Mapping[str, StoredGraph]:
         """The graphs that are exported as they are."""
-        parts = {name: wrapper(name, self) for name in self.graphs if name not in _TRACED_GRAPHS}
+        tokenizer = self.image_tokenizer
+        parts: dict[str, nn.Module | None] = {"semantic": self.semantic, "identity": self.identity, "regions": self.parser}
+        if isinstance(tokenizer, StoredTokenizer):
+            parts |= {"image_encode": tokenizer.encoder, "image_decode": tokenizer.decoder}
         return {name: part for name, part in parts.items() if isinstance(part, StoredGraph)}
 
     @property

@@ -27,7 +27,7 @@ from export.training.loop import TrainOptions, train
 from export.training.preview import _next_codes, measure_texts, sample
 from export.training.unified import Mixture, UnifiedTask, draw_masks, draw_region_mask, row_shares, run
 from f2edge.errors import InputError
-from f2edge.spec.attributes import F2EDGE_SCHEMA
+from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema, Slot
 from f2edge.spec.configuration import NANO, FeatureShape, ImageTokenizerConfiguration, TokenExperts
 
 TINY = replace(
@@ -329,17 +329,21 @@ def test_some_questions_ask_for_what_is_not_to_be_seen(cache: TokenCache, texts:
     assert any(answer[i : i + len(unsure)] == unsure.tolist() for answer in answers for i in range(len(answer)))
 
 
-def own_cache(out: Path) -> TokenCache:
-    """The faces of ``Faces`` with texts of their own, sixteen held out."""
+BRIGHT = Slot("bright", ("yes", "no"), "is the face bright?", "light")
+
+
+def own_cache(out: Path, schema: AttributeSchema | None = None) -> TokenCache:
+    """The faces of ``Faces`` with texts of their own, sixteen held out; with a schema of one slot, that too."""
+    schema = schema or AttributeSchema([])
     faces = Faces(ROWS)
     networks = Encoding(Cells(), Pool(4, 8), Pool(1, 5), None, 40, bf16=False, device=torch.device("cpu"), grid=4)
     encoded = encode_images(faces.pixels, networks)
     words = ["a bright face" if value == 0 else "a dark face" for value in faces.values[:, 0]]
     told = [Texts((text,), (("is it bright?", "yes" if "bright" in text else "no"),)).to_json().encode() for text in words]
     halves = {name: value.astype(np.float16) if value.dtype == np.float32 else value for name, value in encoded.items()}
-    write_shard(out / "shard-000000", {**halves, "slots": np.zeros((ROWS, 0), np.int8)}, {"texts": told})
+    write_shard(out / "shard-000000", {**halves, "slots": faces.values[:, : len(schema)]}, {"texts": told})
     np.save(out / "order.npy", np.random.default_rng(0).permutation(ROWS))
-    write_meta(out, {"schema": [], "regions": [], "shards": [ROWS], "texts": True, "validation": 16})
+    write_meta(out, {"schema": schema.to_json(), "regions": [], "shards": [ROWS], "texts": True, "validation": 16})
     return TokenCache(out)
 
 
@@ -356,6 +360,18 @@ def test_own_texts_are_learned_without_any_slot(texts: TextMaker, tmp_path: Path
     assert after["texts/caption"] < 0.3 * before["texts/caption"]
     assert after["texts/answer"] < 0.3 * before["texts/answer"]
     assert (tmp_path / "run" / "samples").exists() or list((tmp_path / "run").glob("**/unified-*.json"))
+
+
+def test_slots_of_the_users_schema_are_asked_and_measured(tmp_path: Path, texts: TextMaker) -> None:
+    cache = own_cache(tmp_path / "own", AttributeSchema([BRIGHT]))
+    maker = TextMaker(texts._tokenizer, TINY, cache.schema)
+    face = cache.face(0)
+    assert isinstance(face, Texts)
+    asked = maker.own_items(face, np.random.default_rng(0), describe_share=0.0)
+    assert {(item.question, item.answer) for item in asked if item.slot} == {(BRIGHT.question, face.slots and face.slots["bright"])}
+    job = UnifiedTask(cache, maker, 20, configuration=TINY, mixture=Mixture(text_columns=48, faces_share=0.4))
+    found = job.validate({"model": job.model}, 0, tmp_path)
+    assert {"slots/right", "slots/balanced", "texts/caption", "texts/answer", "t2i/prompt_gain"} <= set(found)
 
 
 def test_prompts_and_questions_of_own_texts(texts: TextMaker) -> None:
