@@ -46,21 +46,22 @@ class StoredGraph(nn.Module):
         """Return the graph's output, as float32 or int64, on the device of ``pixels`` (B, 3, Y, X)."""
         value = pixels if self.before is None else self.before(pixels)
         rows = value.detach().float().cpu().numpy() if value.is_floating_point() else value.detach().cpu().numpy()
-        session = self._opened(pixels.device.type)
+        session = self._opened(pixels.device)
         single = session.get_inputs()[0].shape[0] == 1  # a batch that was fixed
         name, parts = session.get_inputs()[0].name, np.split(rows, len(rows)) if single else [rows]
         found = torch.from_numpy(np.concatenate([session.run(None, {name: part})[0] for part in parts])).to(pixels.device)
         return found[:, None] if self.features else found
 
-    def _opened(self, device: str) -> Any:
+    def _opened(self, device: torch.device) -> Any:
         if self._session is None:
             import onnxruntime
 
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3
             options.intra_op_num_threads = torch.get_num_threads()
-            on_gpu = device == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-            providers = (["CUDAExecutionProvider"] if on_gpu else []) + ["CPUExecutionProvider"]
+            providers: list[Any] = ["CPUExecutionProvider"]
+            if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+                providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
             self._session = onnxruntime.InferenceSession(str(self.file), options, providers=providers)
         return self._session
 

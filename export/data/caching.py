@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +91,8 @@ def open_worker(request: CacheRequest) -> Worker:
 _worker: Worker | None = None
 
 
-def _begin(request: CacheRequest, parent: int) -> None:
-    """Load the worker of this process, and end the process when the one that started it is gone."""
+def _begin(request: CacheRequest, parent: int, begun: Any) -> None:
+    """Load the worker of this process, on the next GPU where there are any, and end the process when the one that started it is gone."""
     global _worker  # noqa: PLW0603 - one per process
 
     def watch() -> None:
@@ -101,6 +101,10 @@ def _begin(request: CacheRequest, parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    with begun.get_lock():
+        number, begun.value = begun.value, begun.value + 1
+    if request.device == "cuda":
+        request = replace(request, device=f"cuda:{number % torch.cuda.device_count()}")
     _worker = open_worker(request)
 
 
@@ -185,7 +189,8 @@ def _encoded(request: CacheRequest, numbers: list[int]) -> Iterator[int]:
         return
     context = multiprocessing.get_context("spawn")
     count = min(request.processes, len(numbers))
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(request, os.getpid())) as pool:
+    arguments = (request, os.getpid(), context.Value("i", 0))
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=arguments) as pool:
         waiting: list[Future[int]] = [pool.submit(_run, number) for number in numbers]
         with _cancelled(waiting):
             for future in as_completed(waiting):

@@ -78,17 +78,17 @@ def _preview(model: UnifiedTransformer, faces: Sequence[Face], texts: TextMaker,
 
 
 def measure_texts(model: UnifiedTransformer, cache: TokenCache, rows: NDArray[np.int64], texts: TextMaker) -> dict[str, float]:
-    """Cross entropy per token, in nats, of the faces' own texts: ``texts/caption`` as answer to "describe", ``texts/answer`` of questions.
+    """Cross entropy per token, in nats, of the faces' own texts: ``texts/describe`` and ``texts/answer`` of questions.
 
     Nothing for a cache of slots.
     """
-    totals: dict[str, list[float]] = {"texts/caption": [0.0, 0.0], "texts/answer": [0.0, 0.0]}
+    totals: dict[str, list[float]] = {"texts/describe": [0.0, 0.0], "texts/answer": [0.0, 0.0]}
     device = next(model.parameters()).device
     for row in rows.tolist():
         face = cache.face(row)
         if not isinstance(face, Texts):
             return {}
-        own = [(texts.describe_question, caption, "texts/caption") for caption in face.captions[:1]]
+        own = [(texts.describe_question, text, "texts/describe") for text in texts.descriptions(face)[:1]]
         own += [(question, answer, "texts/answer") for question, answer in face.questions[:_OWN_QUESTIONS]]
         for question, answer, name in own:
             asked, wanted = texts.exchange(QuestionAnswer(question, answer, "", "own"))

@@ -106,7 +106,7 @@ def _read_sidecars(folder: Path) -> Iterator[Placed]:
     """Yield images with ``stem.txt`` (one caption per line) or ``stem.json`` (a row, a caption or a list of captions)."""
     for image in _pictures(folder):
         try:
-            yield image.name, {"image": str(image), **_sidecar(image)}
+            yield image.name, {"image": str(image.absolute()), **_sidecar(image)}
         except (OSError, ValueError) as error:
             yield image.name, InputError(str(error))
 

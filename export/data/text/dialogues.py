@@ -123,14 +123,19 @@ class TextMaker:
             rows.append([(*self.exchange(item), _WEIGHTS.get(item.kind, 1.0)) for item in (*items, *asked) if item is not None])
         return pack(rows, columns, self.layout.pad)
 
+    @staticmethod
+    def descriptions(face: Texts) -> tuple[str, ...]:
+        """Return what answers "describe": a face's long answers, or its captions where there are none."""
+        return tuple(answer for _, answer in face.questions if _is_long(answer)) or face.captions
+
     def own_items(self, face: Texts, rng: np.random.Generator, describe_share: float) -> list[QuestionAnswer]:
         """Questions of a face's own texts in random order, ``describe_share`` of the time, or if there are none, behind a description.
 
         A question with a long answer is weighted as a description, and its answer answers the question of ``describe`` too; captions do
         where there is none.
         """
-        asked = [QuestionAnswer(q, a, "", "describe" if len(a) > _LONG_ANSWER else "own") for q, a in face.questions]
-        descriptions = [item.answer for item in asked if item.kind == "describe"] or face.captions
+        asked = [QuestionAnswer(q, a, "", "describe" if _is_long(a) else "own") for q, a in face.questions]
+        descriptions = self.descriptions(face)
         slots = [(self.schema[name], value) for name, value in (face.slots or {}).items() if name in self.schema]
         asked += [QuestionAnswer(slot.question, slot.answers[slot.index(value)], slot.name, "slot") for slot, value in slots]
         asked = [asked[i] for i in rng.permutation(len(asked))[:_DRAWN]]
@@ -148,6 +153,10 @@ class TextMaker:
             return None
         slot = hidden[int(rng.integers(len(hidden)))]
         return QuestionAnswer(slot.question, CANNOT_TELL, slot.name, "unsure")
+
+
+def _is_long(answer: str) -> bool:
+    return len(answer) > _LONG_ANSWER
 
 
 def pack(rows: Sequence[Sequence[tuple[Sequence[int], Sequence[int], float]]], columns: int, pad: int) -> Dialogue:

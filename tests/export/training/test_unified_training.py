@@ -353,11 +353,11 @@ def test_own_texts_are_learned_without_any_slot(texts: TextMaker, tmp_path: Path
     assert job.trained_rows == ROWS - 16, "the split of the data, not the option"
     with torch.no_grad():
         before = measure_texts(job.model, cache, job.validation, texts)
-    assert set(before) == {"texts/caption", "texts/answer"}
+    assert set(before) == {"texts/describe", "texts/answer"}
     train(job, TrainOptions(out=tmp_path / "run", steps=40, batch=20, learning_rate=5e-3, warmup=5, ema=0.0, validate_every=40, threads=1))
     with torch.no_grad():
         after = measure_texts(job.model, cache, job.validation, texts)
-    assert after["texts/caption"] < 0.3 * before["texts/caption"]
+    assert after["texts/describe"] < 0.3 * before["texts/describe"]
     assert after["texts/answer"] < 0.3 * before["texts/answer"]
     assert (tmp_path / "run" / "samples").exists() or list((tmp_path / "run").glob("**/unified-*.json"))
 
@@ -371,7 +371,7 @@ def test_slots_of_the_users_schema_are_asked_and_measured(tmp_path: Path, texts:
     assert {(item.question, item.answer) for item in asked if item.slot} == {(BRIGHT.question, face.slots and face.slots["bright"])}
     job = UnifiedTask(cache, maker, 20, configuration=TINY, mixture=Mixture(text_columns=48, faces_share=0.4))
     found = job.validate({"model": job.model}, 0, tmp_path)
-    assert {"slots/right", "slots/balanced", "texts/caption", "texts/answer", "t2i/prompt_gain"} <= set(found)
+    assert {"slots/right", "slots/balanced", "texts/describe", "texts/answer", "t2i/prompt_gain"} <= set(found)
 
 
 def test_prompts_and_questions_of_own_texts(texts: TextMaker) -> None:

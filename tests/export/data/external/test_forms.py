@@ -162,3 +162,12 @@ def test_parquet_of_many_groups_is_read_by_cell(tmp_path: Path) -> None:
     table.to_parquet(tmp_path / "x.parquet", row_group_size=3)
     images = [np.asarray(e.image)[0, 0, 0] for e in open_external(tmp_path / "x.parquet")]
     assert images == [n * 20 for n in range(7)]
+
+
+def test_a_folder_named_from_where_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "faces").mkdir()
+    (name,) = pictures(tmp_path / "faces", 1)
+    (tmp_path / "faces" / name).with_suffix(".txt").write_text("a face")
+    monkeypatch.chdir(tmp_path)
+    (row,) = usable(open_external("faces"))
+    assert row.source == tmp_path / "faces" / name
