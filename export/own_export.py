@@ -7,6 +7,7 @@ Parity is measured on held-out captions, questions and pictures of the data.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from export.defaults import defaults_of
 from export.export_request import ExportRequest
 from export.graph.trace import Models
 from export.onnx_export import export_models, load_transformer, schedule_of
+from export.training.checkpoint import weights_file, weights_metadata
 from export.verify.parity import SampleInputs
 from f2edge.errors import InputError
 from f2edge.spec.configuration import ModelConfiguration
@@ -43,7 +45,11 @@ def export_own(unified: Path, tokens: Path, request: ExportRequest, recipe: str 
     configuration = ModelConfiguration.from_json(cache.about["configuration"])
     parts = open_parts(PartNames.from_json(cache.about["parts"]), configuration)
     finished = unified / "unified.safetensors"
-    models = replace(parts, transformer=load_transformer(finished if finished.is_file() else unified, configuration))
+    source = finished if finished.is_file() else unified
+    stored = weights_metadata(weights_file(source)).get("configuration", "")
+    if stored.startswith("{"):  # the trained model may have other experts
+        configuration = replace(ModelConfiguration.from_json(json.loads(stored)), tokenizer=configuration.tokenizer)
+    models = replace(parts, configuration=configuration, transformer=load_transformer(source, configuration))
     card = own_card(cache, request, configuration)
     layout = layout_of(configuration, request.text, card.question_template, card.long_prompts)
     samples = own_inputs(cache, models, request, card)

@@ -136,6 +136,8 @@ class TokenCache:
                 from export.data.later import LaterFeatures
 
                 return LaterFeatures(Lines(self._folders, "crops", order), len(order), self.about)
+            if name in {"semantic", "identity"} and not (self._folders[0] / f"{name}.npy").is_file():  # a model without this encoder
+                return Joined([np.zeros((count, 0, 0), np.float16) for count in self.about["shards"] if count], order)
             parts = [np.load(folder / f"{name}.npy", mmap_mode="r") for folder in self._folders]
             scaled = (self._folders[0] / f"{name}{SCALE}.npy").is_file()
             scales = [np.load(folder / f"{name}{SCALE}.npy", mmap_mode="r") for folder in self._folders] if scaled else None

@@ -213,3 +213,11 @@ def test_a_million_rows_stream_in_flat_memory(tmp_path: Path) -> None:
         peaks.append(int(found.stdout))
     assert Index(tmp_path / "1000000.sqlite").about["rows"] == 1_000_000
     assert peaks[1] < peaks[0] * 1.1
+
+
+def test_a_model_without_encoders_has_no_features(forms: dict[str, Path], tmp_path: Path) -> None:
+    plain = replace(NANO, name="show-o", semantic=None, identity=None, sequence_experts=False)
+    cache = write_cache(request(forms["csv"], tmp_path / "c", parts=PartNames("nano"), configuration=plain), report=lambda _: None)
+    assert cache.semantic.shape == cache.identity.shape == (COUNT, 0, 0)
+    assert cache.codes.shape == (COUNT, 128)
+    assert cache.regions.shape == (COUNT, 0, 8, 8)
