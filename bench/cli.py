@@ -16,6 +16,7 @@ python -m bench roofline --device orin-nano
 python -m bench expert-kernels --config 1.8b
 python -m bench kernels
 python -m bench ablation --out runs/ablation
+python -m bench gpu --out runs/gpu
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import typer
 
 from bench.camera.camera import camera
 from bench.hardware.expert_kernels import expert_kernels
+from bench.hardware.gpu import gpu
 from bench.hardware.kernels import kernels
 from bench.hardware.roofline import roofline
 from bench.latency.commands import LatencyCommand, compare, latency, memory, paper_size
@@ -69,6 +71,7 @@ for _command in (
     expert_kernels,
     kernels,
     ablation,
+    gpu,
     showo,
 ):
     app.command()(_command)
