@@ -242,7 +242,7 @@ def planned(
         f"{options.steps:,} steps of {columns:,} columns and {micros * options.batch:,} rows: {often:.1f} x all faces",
         f"memory of each of {processes} GPUs: {_gb(own + activations)} = {_gb(own)} state{sharded} + {_gb(activations)} activations",
         "",
-        f"{'GPU':<10}{'fits':<7}{'tokens/s':>12}{'hours':>9}    at {100 * REACHED:g} % of the dense bf16 rate (assumed)",
+        f"{'GPU':<10}{'fits':<7}{'tokens/s':>12}{'hours':>9}    at {100 * REACHED:g} % of the dense bf16 rate (assumed), communication not counted",
     ]
     for name, (memory, rate) in GPUS.items():
         seconds = flops / (rate * 1e12 * REACHED)
