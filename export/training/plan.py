@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from export.data.tokens import META, TokenCache
 from export.model.experts import TokenExpertLayer
 from export.model.transformer import UnifiedTransformer
 from export.training.compute import Compute
@@ -225,8 +226,8 @@ def planned(
     faces: int,
 ) -> str:
     """Return the plan as text; ``tokens`` is the cache, or where it will be with ``faces`` faces."""
-    if (tokens / "codes.npy").is_file():
-        faces = len(np.load(tokens / "codes.npy", mmap_mode="r"))
+    if (tokens / META).is_file():
+        faces = len(TokenCache(tokens))
     rows = mixture.split(options.batch)
     state = state_bytes(configuration, optimizer=options.optimizer, ema=options.ema > 0)
     activations = activation_bytes(configuration, rows, mixture, compute, device="cuda", bf16=options.bf16)
@@ -242,7 +243,7 @@ def planned(
         f"{options.steps:,} steps of {columns:,} columns and {micros * options.batch:,} rows: {often:.1f} x all faces",
         f"memory of each of {processes} GPUs: {_gb(own + activations)} = {_gb(own)} state{sharded} + {_gb(activations)} activations",
         "",
-        f"{'GPU':<10}{'fits':<7}{'tokens/s':>12}{'hours':>9}    at {100 * REACHED:g} % of the dense bf16 rate (assumed), communication not counted",
+        f"{'GPU':<10}{'fits':<7}{'tokens/s':>12}{'hours':>9}    at {100 * REACHED:g} % of the bf16 rate (assumed), without communication",
     ]
     for name, (memory, rate) in GPUS.items():
         seconds = flops / (rate * 1e12 * REACHED)
