@@ -20,6 +20,7 @@ from f2edge.results import Answer, FaceReport, GenerateOptions
 from f2edge.spec.attributes import AttributeSchema
 from f2edge.spec.layout import Ids
 from f2edge.spec.lexicon import Wording
+from f2edge.spec.sensitive import PHOTOGRAPHED
 from f2edge.v1 import face_pb2 as pb
 
 #: Domain of ErrorInfo, and the metadata keys of the contract.
@@ -52,6 +53,7 @@ class ModelFacts:
         editing: defaults of ``edit``.
         regions: names that ``edit`` takes.
         schema: the attributes that ``analyze`` reports.
+        faces: which faces the model knows, one of :data:`f2edge.spec.sensitive.FACES`.
     """
 
     name: str
@@ -68,6 +70,7 @@ class ModelFacts:
     editing: Schedule
     regions: tuple[str, ...]
     schema: AttributeSchema
+    faces: str = PHOTOGRAPHED
 
 
 def options_message(options: GenerateOptions | Schedule) -> pb.DecodingOptions:
@@ -103,7 +106,7 @@ def report_message(report: FaceReport) -> pb.FaceReport:
         )
         for slot, values in report.probabilities.items()
     )
-    return pb.FaceReport(slots=slots, unfamiliar=report.unfamiliar)
+    return pb.FaceReport(slots=slots, unfamiliar=report.unfamiliar, include_sensitive=report.include_sensitive)
 
 
 def report_of(message: pb.FaceReport) -> FaceReport:
@@ -111,6 +114,7 @@ def report_of(message: pb.FaceReport) -> FaceReport:
         {slot.name: {entry.value: entry.probability for entry in slot.values} for slot in message.slots},
         {slot.name: slot.hidden for slot in message.slots if slot.HasField("hidden")},
         message.unfamiliar if message.HasField("unfamiliar") else None,
+        message.include_sensitive,
     )
 
 
@@ -121,11 +125,12 @@ def answer_message(answer: Answer, timings: Timings) -> pb.Answer:
         first_token_ms=answer.first_token_ms,
         tokens_per_second=answer.tokens_per_second,
         timings=timings_message(timings),
+        include_sensitive=answer.include_sensitive,
     )
 
 
 def answer_of(message: pb.Answer) -> Answer:
-    return Answer(message.text, tuple(message.tokens), message.first_token_ms, message.tokens_per_second)
+    return Answer(message.text, tuple(message.tokens), message.first_token_ms, message.tokens_per_second, message.include_sensitive)
 
 
 def cells_message(cells: NDArray[np.bool_]) -> pb.Cells:
@@ -159,6 +164,7 @@ def model_message(facts: ModelFacts, limits: pb.RequestLimits) -> pb.GetModelRes
         regions=facts.regions,
         slots=[pb.Slot(**row) for row in facts.schema.to_json()],
         limits=limits,
+        faces=facts.faces,
     )
 
 
@@ -182,6 +188,7 @@ def model_of(message: pb.GetModelResponse) -> ModelFacts:
         editing=Schedule(**options_fields(message.edit_defaults if message.HasField("edit_defaults") else message.defaults)),
         regions=tuple(message.regions),
         schema=AttributeSchema.from_json(rows),
+        faces=message.faces or PHOTOGRAPHED,
     )
 
 

@@ -43,6 +43,8 @@ KERNELS, OTHER_KERNELS, LAUNCH_US = 18, 60, 2.0
 #: How often the graphs move a column of keys and values: in a prefill; a prompt's in every step; an image's with every
 #: token, an earlier text column's, a new one's.
 PREFILLED, STEPPED, EXTENDED_IMAGE, EXTENDED_TEXT, EXTENDED_NEW = 3, 3, 1, 5, 4
+#: How often the runner moves an earlier text column with every token: it copies the state to a fixed address, and the new one from it.
+COPIED_TEXT = 4
 #: The sampler's lookups, which nothing fuses: a 32-bit index and result are each written and read; and other passes over the scores.
 LOOKUPS, SAMPLER_PASSES = 9, 5
 #: Microseconds of host time for a run, and for each tensor staged or copied back (assumptions); such tensors of a step, of a token.
@@ -210,7 +212,7 @@ def image_work(model: ModelConfiguration, recipe: str, moe: str) -> CallCost:
 def token_work(model: ModelConfiguration, recipe: str, moe: str, earlier: int = 2 * PROMPT) -> CallCost:
     """Return the cost of ``mmu_extend`` by one token of one answer."""
     weights = _layers_bytes(model, "mmu", recipe, moe, "token") + head_bytes(model, recipe)
-    moved = _activation_bytes(model, 1, moe) + token_cache_bytes(model, earlier)
+    moved = _activation_bytes(model, 1, moe) + token_cache_bytes(model, earlier) + cache_bytes(model, COPIED_TEXT * earlier)
     flops = text_flops(_as_computed(model, moe), [1], earlier)
     return CallCost(flops, weights, moved, KERNELS * model.layers, recipe, _host_us(TOKEN_TENSORS))
 

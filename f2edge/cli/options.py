@@ -42,6 +42,18 @@ ServerOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+
+
+def _log(wanted: bool) -> bool:
+    if wanted:
+        import logging
+
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        logging.getLogger("f2edge").setLevel(logging.DEBUG)
+    return wanted
+
+
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done to stderr.", callback=_log)]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same face.  [default: random, printed]")]
 StepsOption = Annotated[int | None, typer.Option("--steps", help=f"Decoding steps.{_OWN}")]
@@ -75,7 +87,21 @@ SignCertOption = Annotated[
 SignKeyOption = Annotated[
     Path | None, typer.Option("--sign-key", metavar="FILE", help="Private key of --sign-cert, as unencrypted PEM.", show_default=False)
 ]
-ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="A JPEG, PNG or WebP of a face.", show_default=False)]
+SensitiveOption = Annotated[
+    bool,
+    typer.Option(
+        "--include-sensitive",
+        help="Of photographed faces also answer about age, gender presentation, skin tone, build and emotion; of drawn ones always.",
+    ),
+]
+ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="A JPEG, PNG or WebP of a face; - for stdin.", show_default=False)]
+ImagesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IMAGE…", help="JPEG, PNG or WebP files of faces, folders of them, patterns, or - for stdin.", show_default=False
+    ),
+]
+JsonLinesOption = Annotated[bool, typer.Option("--jsonl", help="Print a line of JSON for each picture.")]
 PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="Description of the face, in English.", show_default=False)]
 
 

@@ -67,8 +67,8 @@ class Exchange:
         given = self.headers.get(DEADLINE_KEY)
         if given is None:
             return None
-        if not (given.isascii() and given.isdigit() and len(given) <= 9):
-            raise bad_field(DEADLINE_KEY, f"{DEADLINE_KEY} must be a whole number of milliseconds of at most 9 digits")
+        if not (given.isascii() and given.isdigit() and len(given) <= 9 and int(given) > 0):
+            raise bad_field(DEADLINE_KEY, f"{DEADLINE_KEY} must be a whole number of milliseconds, at least 1 and of at most 9 digits")
         return int(given) / 1e3 - (time.monotonic() - self._began)
 
     async def body(self, most: int) -> bytes:

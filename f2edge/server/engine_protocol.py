@@ -88,6 +88,7 @@ def open_served(
         editing=opened.editing,
         regions=opened.regions,
         schema=opened.schema,
+        faces=opened.faces,
     )
     alignment = opened.manifest.alignment
     return Served(Engine(pipeline), facts, (0.0, 0.0, 0.0, 0.0) if alignment is None else alignment.margins, signer)

@@ -21,6 +21,7 @@ from grpc._cython import cygrpc
 from grpc.aio._server import Server
 
 from f2edge.errors import BackendError, InputError
+from f2edge.server import batches
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +133,7 @@ class GuardedServer(Server):  # type: ignore[misc]  # gRPC is not typed
     ) -> None:
         if not all(hasattr(cygrpc.AioServer, name) for name in _NEEDED):
             raise BackendError(f"grpcio {grpc.__version__}: its accept loop cannot be guarded; install the version of constraints.txt")
+        batches.install()
         self._loop = cygrpc.get_working_loop()
         newer = (False,) if "xds" in signature(Server.__init__).parameters else ()
         self._server = _Core(self._loop, None, (), interceptors, tuple(options), None, *newer)
