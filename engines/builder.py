@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 class ToolchainError(InputError, ImportError):
-    """TensorRT, pycuda or a GPU is missing on this machine."""
+    """TensorRT, a CUDA library or a GPU is missing on this machine."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def build(source: str | os.PathLike[str], request: BuildRequest, *, quiet: bool 
     """Build the plans of a bundle.
 
     Raises:
-        ToolchainError: TensorRT, pycuda or a GPU is missing; nothing is written.
+        ToolchainError: TensorRT, a CUDA library or a GPU is missing; nothing is written.
         InputError: an unsuitable bundle, profile or option; too little memory; a graph that TensorRT cannot parse.
         BackendError: TensorRT finds no plan for a graph.
         OutputError: plans cannot be written.

@@ -61,7 +61,7 @@ def verify_plans(source: str) -> Iterator[str]:
 
     Raises:
         BundleError: a file is missing or damaged, or belongs to another bundle.
-        InputError: TensorRT, pycuda or a GPU is missing, or the plans do not fit this machine.
+        InputError: TensorRT, a CUDA library or a GPU is missing, or the plans do not fit this machine.
         BackendError: an engine cannot be loaded, or its tensors differ from its plan's description.
     """
     folders, bundle = plan_folders(source)

@@ -69,8 +69,8 @@ class FaceModel(Protocol):
         image: ImageSource,
         *,
         max_tokens: int = 128,
-        on_token: Callable[[str], None] | None = None,
         include_sensitive: bool = False,
+        on_token: Callable[[str], None] | None = None,
     ) -> Answer: ...
 
     def ask(
@@ -79,8 +79,8 @@ class FaceModel(Protocol):
         question: str,
         *,
         max_tokens: int = 64,
-        on_token: Callable[[str], None] | None = None,
         include_sensitive: bool = False,
+        on_token: Callable[[str], None] | None = None,
     ) -> Answer: ...
 
     def analyze(

@@ -206,8 +206,8 @@ class FacePipeline:
         image: ImageSource,
         *,
         max_tokens: int = 128,
-        on_token: Callable[[str], None] | None = None,
         include_sensitive: bool = False,
+        on_token: Callable[[str], None] | None = None,
     ) -> Answer:
         """Describe a face in words; ``on_token`` is called with each piece of text as soon as it is certain.
 
@@ -223,8 +223,8 @@ class FacePipeline:
         question: str,
         *,
         max_tokens: int = 64,
-        on_token: Callable[[str], None] | None = None,
         include_sensitive: bool = False,
+        on_token: Callable[[str], None] | None = None,
     ) -> Answer:
         """Answer a question about a face; several questions about the last few faces share each face's prefix.
 

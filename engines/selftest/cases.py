@@ -65,16 +65,19 @@ def cases(bundle: Bundle) -> list[Case]:
 
 def uniform(key: str, count: int) -> Array:
     """Return numbers in [0, 1), float64: a pure function of ``key``, in every version of NumPy."""
-    return (np.random.Philox(key=zlib.crc32(key.encode())).random_raw(count) >> np.uint64(11)) * 2.0**-53
+    found: Array = (np.random.Philox(key=zlib.crc32(key.encode())).random_raw(count) >> np.uint64(11)) * 2.0**-53
+    return found
 
 
 def _normal(key: str, shape: tuple[int, ...]) -> Array:
     parts = uniform(key, 4 * int(np.prod(shape))).reshape(4, -1)
-    return ((parts.sum(axis=0) - 2.0) * np.sqrt(3.0)).astype(np.float32).reshape(shape)
+    found: Array = ((parts.sum(axis=0) - 2.0) * np.sqrt(3.0)).astype(np.float32).reshape(shape)
+    return found
 
 
 def _whole(key: str, shape: tuple[int, ...], below: int) -> Array:
-    return np.floor(uniform(key, int(np.prod(shape))) * below).astype(np.int64).reshape(shape)
+    found: Array = np.floor(uniform(key, int(np.prod(shape))) * below).astype(np.int64).reshape(shape)
+    return found
 
 
 def _picture(key: str, shape: tuple[int, ...]) -> Array:
@@ -83,7 +86,8 @@ def _picture(key: str, shape: tuple[int, ...]) -> Array:
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     waves = uniform(key, rows * channels * 4 * 3).reshape(rows, channels, 4, 3, 1, 1)
     value = np.sin(2 * np.pi * (4 * waves[:, :, :, 0] * y + 4 * waves[:, :, :, 1] * x + waves[:, :, :, 2])).mean(axis=2)
-    return value.astype(np.float32)
+    found: Array = value.astype(np.float32)
+    return found
 
 
 def _prompt_lengths(rows: int) -> list[int]:
@@ -112,7 +116,8 @@ def feeds(bundle: Bundle, case: Case) -> dict[str, Array]:
             made[name] = _normal(key, shape)
     if case.graph == "t2i_step":
         made |= _step(bundle, made["codes"], rows, case.sizes["B"])
-    return {port.name: made[port.name].astype(port.dtype, copy=False) for port in entry.inputs}  # keys and values may be fp16
+    dtypes = {port.name: port.dtype for port in entry.inputs}
+    return {name: made[name].astype(dtypes[name], copy=False) for name in shapes}
 
 
 _STEP = {"branch_row", "unconditional_branch", "mask_ratio", "guidance", "token_temperature", "temperature", "noise_key", "priority",

@@ -61,7 +61,7 @@ def analyze(
     jsonl: JsonLinesOption = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print a row for each picture: value and probability of each attribute.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="File for --jsonl or --csv.  [default: stdout]", show_default=False)
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="File for --jsonl or --csv (default: stdout).", show_default=False)
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Append to --out and leave out the pictures that it has.")] = False,
     quiet: QuietOption = False,

@@ -101,7 +101,7 @@ def add(
         typer.Argument(metavar="FOLDER|URL|hf:OWNER/NAME|NAME", help="Where the bundle is; NAME needs F2EDGE_BUNDLES.", show_default=False),
     ],
     *,
-    name: Annotated[str | None, typer.Option("--name", help="Install it under this name.  [default: its own]", show_default=False)] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Install it under this name (default: its own).", show_default=False)] = None,
     sha256: Annotated[
         str | None,
         typer.Option("--sha256", metavar="HEX", help="SHA-256 of its manifest.json, from somebody you trust.", show_default=False),

@@ -65,7 +65,7 @@ def camera(
         typer.Option(
             "--detector",
             metavar="HOW",
-            help="haar, yunet:FILE@sha256=HEX or region:X,Y,W,H.  [default: haar; in the demo, its known boxes]",
+            help="haar, yunet:FILE@sha256=HEX or region:X,Y,W,H (default: haar; in the demo, its known boxes).",
         ),
     ] = None,
     refresh: Annotated[float, typer.Option("--refresh", metavar="S", help="Seconds until a face is analyzed again.")] = 0.3,

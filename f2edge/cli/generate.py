@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,21 +108,18 @@ def generate(
     from f2edge.text import check_text
 
     options, first, side = decoding_options(steps, guidance, order, temperature, temperature_law), chosen_seed(seed), checked_size(size)
+    mark, signer = chosen_watermark(watermark, watermark_key, server), chosen_signer(sign_cert, sign_key)
     if prompts is not None or prompt == STDIN:
         _only_one(prompt, prompts, grid=grid, count=count, save_steps=save_steps, json=json)
-        mark, signer = chosen_watermark(watermark, watermark_key, server), chosen_signer(sign_cert, sign_key)
         batch = Batch(_folder(out_dir), options, first, side, signer, resume)
-        printer = Output(json=jsonl, quiet=quiet)
         with text_lines(prompts or STDIN) as lines:
-            return _many(open_model(bundle, backend, threads, server, mark), prompt_rows(lines), batch, printer)
-    if out_dir is not None or jsonl or resume:
-        raise InputError("--out-dir, --jsonl and --resume are for many prompts; give --prompts FILE, or - as the prompt")
-    prompt = check_text(prompt or "", "prompt")
-    printer = _printer(out, json=json, quiet=quiet)
+            model = open_model(bundle, backend, threads, server, mark)
+            return _many(model, prompt_rows(lines), batch, Output(json=jsonl, quiet=quiet))
+    _only_many(out_dir=out_dir, jsonl=jsonl, resume=resume)
+    prompt, printer = check_text(prompt or "", "prompt"), _printer(out, json=json, quiet=quiet)
     files = _files(out, grid, count)
     folder = None if save_steps is None else _steps_folder(save_steps)
     seeds = [first + index for index in range(max(grid, count))]
-    mark, signer = chosen_watermark(watermark, watermark_key, server), chosen_signer(sign_cert, sign_key)
     pipeline = open_model(bundle, backend, threads, server, mark)
     previews = Previews()
     start = perf_counter()
@@ -141,25 +138,7 @@ def generate(
         _write(picture, file, label(prompt=prompt, seed=own_seed, bundle=pipeline.bundle.name), signer)
     if folder is not None:
         previews.save(folder, pipeline.bundle.name, prompt, first)
-    printer.document(
-        {
-            "bundle": pipeline.bundle.name,
-            "backend": pipeline.backend.name,
-            "prompt": prompt,
-            "options": _options_of(faces[0]),
-            "files": [str(file) for file in files],
-            "faces": [{"seed": face.seed, "tokens": face.codes.tolist()} for face in faces],
-            "step_ms": [round(ms, 3) for ms in faces[0].step_ms],
-            "total_ms": round(total_ms, 3),
-            "synthetic": True,
-            "marks": _marks(faces[0], signer),
-            **_wording_of(faces[0]),
-        }
-    )
-    _note_wording(printer, faces[0])
-    for file, own_seed in zip(files, seeds, strict=False):
-        of = f"seeds {seeds[0]} … {seeds[-1]}" if grid > 1 else f"seed {own_seed}"
-        printer.note(f"{file}  {of}, {faces[0].options.steps} steps, {total_ms:.0f} ms")
+    _report(printer, pipeline, faces, files, sheet=grid > 1, total_ms=total_ms, signer=signer)
     return 0
 
 
@@ -232,6 +211,39 @@ def edit(
     printer.note(f"{out}  seed {own_seed}, {cells} of {edited.region.size} cells redrawn, {total_ms:.0f} ms")
 
 
+def _report(
+    printer: Output,
+    model: FaceModel,
+    faces: Sequence[GeneratedFace],
+    files: Sequence[Path],
+    *,
+    sheet: bool,
+    total_ms: float,
+    signer: Signer | None,
+) -> None:
+    """Print what became of one prompt."""
+    seeds = [face.seed for face in faces]
+    printer.document(
+        {
+            "bundle": model.bundle.name,
+            "backend": model.backend.name,
+            "prompt": faces[0].prompt,
+            "options": _options_of(faces[0]),
+            "files": [str(file) for file in files],
+            "faces": [{"seed": face.seed, "tokens": face.codes.tolist()} for face in faces],
+            "step_ms": [round(ms, 3) for ms in faces[0].step_ms],
+            "total_ms": round(total_ms, 3),
+            "synthetic": True,
+            "marks": _marks(faces[0], signer),
+            **_wording_of(faces[0]),
+        }
+    )
+    _note_wording(printer, faces[0])
+    for file, own_seed in zip(files, seeds, strict=False):
+        of = f"seeds {seeds[0]} … {seeds[-1]}" if sheet else f"seed {own_seed}"
+        printer.note(f"{file}  {of}, {faces[0].options.steps} steps, {total_ms:.0f} ms")
+
+
 def _wording_of(face: GeneratedFace | EditedFace) -> dict[str, Any]:
     return {"unmatched": list(face.unmatched), "corrected": dict(face.wording.corrected)}
 
@@ -269,6 +281,13 @@ def _only_one(prompt: str | None, prompts: str | None, **others: object) -> None
     wanted = [name for name, value in others.items() if value not in (None, False, 1)]
     if wanted:
         raise InputError(f"--{wanted[0].replace('_', '-')} is for one prompt; leave it out")
+
+
+def _only_many(**others: object) -> None:
+    """Refuse what one prompt excludes."""
+    wanted = [name for name, value in others.items() if value]
+    if wanted:
+        raise InputError(f"--{wanted[0].replace('_', '-')} is for many prompts; give --prompts FILE, or - as the prompt")
 
 
 def _folder(out_dir: Path | None) -> Path:

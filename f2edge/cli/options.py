@@ -24,14 +24,14 @@ LARGEST_SIDE = 4096
 CONNECT_S = 5.0
 #: Deadline of each call in seconds.
 TIMEOUT_S = 600.0
-_OWN = "  [default: the model's]"
+_OWN = " (default: the model's)."
 
 BundleOption = Annotated[str, typer.Option("--bundle", "-b", metavar="NAME|DIR", help="Model: a name or a folder.")]
 BackendOption = Annotated[
     str,
     typer.Option("--backend", metavar="NAME", help="auto, onnxruntime, onnxruntime-cuda or tensorrt (needs plans)."),
 ]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads.  [default: every usable core]")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads (default: every usable core).")]
 ServerOption = Annotated[
     str | None,
     typer.Option(
@@ -55,13 +55,13 @@ def _log(wanted: bool) -> bool:
 
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done to stderr.", callback=_log)]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same face.  [default: random, printed]")]
-StepsOption = Annotated[int | None, typer.Option("--steps", help=f"Decoding steps.{_OWN}")]
-GuidanceOption = Annotated[float | None, typer.Option("--guidance", help=f"Strength of the prompt; 0 turns guidance off.{_OWN}")]
-SizeOption = Annotated[int | None, typer.Option("--size", help=f"Side of each picture in pixels, scaled by Lanczos.{_OWN}")]
-OrderOption = Annotated[str | None, typer.Option("--order", help=f"maskgit, halton or ancestral.{_OWN}")]
-TemperatureOption = Annotated[float | None, typer.Option("--temperature", help=f"Randomness of the decoding order.{_OWN}")]
-LawOption = Annotated[str | None, typer.Option("--temperature-law", help=f"linear, show-o or constant.{_OWN}")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same face (default: random, printed).")]
+StepsOption = Annotated[int | None, typer.Option("--steps", help=f"Decoding steps{_OWN}")]
+GuidanceOption = Annotated[float | None, typer.Option("--guidance", help=f"Strength of the prompt; 0 turns guidance off{_OWN}")]
+SizeOption = Annotated[int | None, typer.Option("--size", help=f"Side of each picture in pixels, scaled by Lanczos{_OWN}")]
+OrderOption = Annotated[str | None, typer.Option("--order", help=f"maskgit, halton or ancestral{_OWN}")]
+TemperatureOption = Annotated[float | None, typer.Option("--temperature", help=f"Randomness of the decoding order{_OWN}")]
+LawOption = Annotated[str | None, typer.Option("--temperature-law", help=f"linear, show-o or constant{_OWN}")]
 WatermarkOption = Annotated[
     bool,
     typer.Option(
@@ -74,7 +74,7 @@ WatermarkKeyOption = Annotated[
     typer.Option(
         "--watermark-key",
         metavar="FILE",
-        help="Secret key, so that only its holder can write the mark (F2EDGE_WATERMARK_KEY_FILE).  [default: a public key]",
+        help="Secret key, so that only its holder can write the mark (F2EDGE_WATERMARK_KEY_FILE) (default: a public key).",
         show_default=False,
     ),
 ]

@@ -188,8 +188,8 @@ class AsyncClient:
         image: ImageSource,
         *,
         max_tokens: int = 128,
-        on_token: Callable[[str], None] | None = None,
         include_sensitive: bool = False,
+        on_token: Callable[[str], None] | None = None,
         timeout_s: float | None = None,
     ) -> Answer:
         """Return a description of the face, as :meth:`FacePipeline.describe`."""
@@ -213,8 +213,8 @@ class AsyncClient:
         question: str,
         *,
         max_tokens: int = 64,
-        on_token: Callable[[str], None] | None = None,
         include_sensitive: bool = False,
+        on_token: Callable[[str], None] | None = None,
         timeout_s: float | None = None,
     ) -> Answer:
         """Return the answer to a question, as :meth:`FacePipeline.ask`."""

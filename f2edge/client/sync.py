@@ -196,8 +196,8 @@ class Client:
         image: ImageSource,
         *,
         max_tokens: int = 128,
-        on_token: Callable[[str], None] | None = None,
         include_sensitive: bool = False,
+        on_token: Callable[[str], None] | None = None,
         timeout_s: float | None = None,
     ) -> Answer:
         """Return a description of the face, as :meth:`FacePipeline.describe`."""
@@ -217,8 +217,8 @@ class Client:
         question: str,
         *,
         max_tokens: int = 64,
-        on_token: Callable[[str], None] | None = None,
         include_sensitive: bool = False,
+        on_token: Callable[[str], None] | None = None,
         timeout_s: float | None = None,
     ) -> Answer:
         """Return the answer to a question, as :meth:`FacePipeline.ask`."""

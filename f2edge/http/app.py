@@ -19,8 +19,9 @@ from f2edge.http.bodies import Body, parse
 from f2edge.http.calls import Caller, Work
 from f2edge.http.chat import chat_work
 from f2edge.http.exchange import Exchange, Receive, Scope, Send
+from f2edge.http.frames import FrameContext
 from f2edge.http.images import edit_work, generation_work
-from f2edge.http.openapi import openapi_document
+from f2edge.http.openapi import FRAMES, openapi_document
 from f2edge.http.rest import PATHS, native_work
 from f2edge.server.metrics import Metrics
 from f2edge.server.pictures import PicturePool
@@ -124,6 +125,10 @@ class App:
             self._check_metrics()
             text = await asyncio.to_thread(generate_latest, self._shared.metrics.registry)
             await exchange.whole(200, CONTENT_TYPE_PLAIN_0_0_4, text)
+            return
+        if exchange.path == FRAMES:
+            self._check_verb(exchange, "POST")
+            await self._caller.stream(exchange, "AnalyzeStream", FrameContext(exchange, self._most))
             return
         endpoint = self._endpoint(exchange.path)
         self._check_verb(exchange, endpoint.verb)

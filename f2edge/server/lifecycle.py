@@ -33,7 +33,7 @@ from f2edge.server.settings import ServerSettings
 from f2edge.server.standard import HEALTH, PACED, StandardServices
 from f2edge.server.supervisor import Supervisor
 from f2edge.server.tokens import Tokens
-from f2edge.server.traces import TracedMeter
+from f2edge.traces import TracedMeter
 
 if TYPE_CHECKING:
     from f2edge.http.listener import HttpListener

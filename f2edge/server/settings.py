@@ -51,7 +51,7 @@ class ServerSettings:
         http_host, http_port: of the HTTP interface (:mod:`f2edge.http`); a port of None is none, 0 a free one.  The same TLS files and
             tokens hold, and a host other than loopback needs TLS or ``insecure`` too.
         reflection: serve the contract to tools such as grpcurl.
-        traces: export a span of each call (:mod:`f2edge.server.traces`).
+        traces: export a span of each call (:mod:`f2edge.traces`).
         images: what a picture may be.
         decode_threads: pictures opened or written at once.
         waiting_bytes: of requests that wait for such a thread; more are refused.

@@ -82,7 +82,7 @@ class BindingsDevice(CudaDevice):
         mapped = int(self._call("cuMemHostGetDevicePointer", host, 0)[0]) if self.integrated else None
         memory = (ctypes.c_uint8 * size).from_address(int(host))
         weakref.finalize(memory, self._dropped.append, int(host))
-        return HostBuffer(np.frombuffer(memory, dtype=np.uint8), mapped)
+        return HostBuffer(np.ctypeslib.as_array(memory), mapped)
 
     def upload(self, address: int, source: Array) -> None:
         self._call("cuMemcpyHtoDAsync", address, source.ctypes.data, source.nbytes, self._stream)

@@ -29,5 +29,5 @@ def open_device() -> CudaDevice:
         return device
     raise BackendError(
         f"TensorRT needs pycuda or cuda-bindings, and neither can be imported ({'; '.join(reasons)}); pip install 'f2edge[tensorrt]' "
-        "(pycuda is built on the spot and needs CUDA's nvcc in PATH), or `pip install cuda-bindings`, which has wheels (docs/jetson.md)"
+        "installs cuda-bindings, in the version of the newest CUDA: on a Jetson name the board's (docs/jetson.md)"
     )

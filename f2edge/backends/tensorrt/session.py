@@ -84,6 +84,7 @@ class EngineSession:
         context = self._contexts.get(key)
         if context is None:
             while len(self._contexts) >= CONTEXTS_KEPT:
+                self._cuda.synchronize()  # a run that failed may have left work behind
                 self._contexts.popitem(last=False)[1].close()
             context = self._contexts[key] = BoundContext(self.plan, self._engine, self._trt, self._cuda, self._scratch, chosen=chosen)
         self._contexts.move_to_end(key)

@@ -194,6 +194,19 @@ def test_the_program_alone_shows_its_help() -> None:
     assert b"generate" in done.stdout
 
 
+def test_help_shows_the_defaults() -> None:
+    """Rich took "[default: …]" in a text for markup, and dropped it."""
+    text = " ".join(f2edge("generate", "--help").stdout.decode().replace("│", " ").split())
+    for said in (
+        "(default: the model's)",
+        "(default: random, printed)",
+        "(default: every usable core)",
+        "[default: face.png]",
+        "[default: nano]",
+    ):
+        assert said in text, said
+
+
 def test_verbose_says_what_quiet_does_not(faces: Path) -> None:
     loud, silent = (f2edge("ask", str(faces / "a.png"), "what hat is worn?", option) for option in ("--verbose", "--quiet"))
     assert loud.stdout == silent.stdout

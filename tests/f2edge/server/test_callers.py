@@ -11,7 +11,7 @@ import pytest
 
 from bench.load.wire.held import SERVICE
 from bench.load.wire.http2 import Connection
-from f2edge.server import batches
+from f2edge.server import listener
 from f2edge.v1 import face_pb2 as pb
 from tests.support.serving import ScriptedEngine, ServerThread, eventually, requests_of_every_method, stub
 
@@ -21,7 +21,7 @@ _LIMIT = 16 << 10
 def test_a_caller_who_hangs_up_leaves_no_batch_behind(server: ServerThread, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch that is cancelled keeps its memory for good."""
     ended: list[str] = []
-    execute = batches._execute
+    execute = listener._execute
 
     async def noting(*arguments: Any) -> None:
         outcome = "cancelled"
@@ -33,7 +33,7 @@ def test_a_caller_who_hangs_up_leaves_no_batch_behind(server: ServerThread, monk
         finally:
             ended.append(outcome)
 
-    monkeypatch.setattr(batches, "_execute", noting)
+    monkeypatch.setattr(listener, "_execute", noting)
     for _ in range(8):
         with Connection(server.address) as connection:
             connection.call(SERVICE + b"Ask", b"", end=False)

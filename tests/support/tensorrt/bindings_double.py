@@ -197,7 +197,7 @@ def _memory(cuda: CudaDouble) -> list[Callable[..., Any]]:  # noqa: C901  # as a
 
 def _host(address: int, size: int) -> Any:
     assert isinstance(address, int)
-    return np.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype=np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
 
 def _copies(cuda: CudaDouble) -> list[Callable[..., Any]]:

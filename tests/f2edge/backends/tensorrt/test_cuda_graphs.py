@@ -68,13 +68,14 @@ def test_no_capture_before_the_shapes_have_settled(here: Machine, bundle: Bundle
 def test_no_graph_is_launched_after_its_context_was_changed(here: Machine, bundle: Bundle) -> None:
     backend = TensorRTBackend(bundle)
     small, large = extend_feeds(bundle, 1, 5, 0), extend_feeds(bundle, 2, 20, 0)
-    for feeds in (large, small, small, small):  # the larger first, so that no buffer moves later
+    for feeds in (large, large, small, small):  # the larger first, so that no buffer moves later
         assert answer(backend, feeds)
     launches = here.cuda.launches
-    assert launches
+    assert launches == 2
     assert answer(backend, large)
     assert answer(backend, small)
-    assert here.cuda.launches > launches
+    assert here.cuda.launches == 4
+    assert here.cuda.captures == 2
 
 
 @pytest.mark.parametrize("own_runtime", [False, True])

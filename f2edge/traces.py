@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING
 
 from f2edge import __version__
 from f2edge.errors import InputError
-from f2edge.server.rpc import SERVICE, Call, CallMeter
+from f2edge.v1 import face_pb2 as pb
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
+
+    from f2edge.server.rpc import Call, CallMeter
+
+SERVICE: str = pb.DESCRIPTOR.services_by_name["FaceService"].full_name
 
 
 class TracedMeter:
@@ -53,13 +57,13 @@ class TracedMeter:
         offset_ns = time.time_ns() - int(1e9 * now)
         attributes = {
             "rpc.system": "grpc",
-            "rpc.service": SERVICE.full_name,
+            "rpc.service": SERVICE,
             "rpc.method": call.method,
             "f2edge.status": code,
             "f2edge.request_id": call.request_id,
         }
         span = self._tracer.start_span(
-            f"{SERVICE.full_name}/{call.method}",
+            f"{SERVICE}/{call.method}",
             context=TraceContextTextMapPropagator().extract({"traceparent": call.traceparent} if call.traceparent else {}),
             kind=SpanKind.SERVER,
             attributes=attributes,
