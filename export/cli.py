@@ -347,9 +347,7 @@ def onnx(
     encoders: Annotated[Path | None, typer.Option(help="Run folder of the encoders, for configurations that have them.")] = None,
     text: Annotated[Path | None, typer.Option(help="tokenizer.json made by `text-tokenizer`.")] = None,
     out: Bundle,
-    recipe: Annotated[
-        str, typer.Option(help=_RECIPE + "; tensorrt flavour: fp16, fp8, int8,mmu_extend=int4 … (int4 without GPTQ)")
-    ] = "int8",
+    recipe: Annotated[str, typer.Option(help=_RECIPE + "; tensorrt flavour: fp16, fp8, nvfp4, int8,mmu_extend=int4-gptq …")] = "int8",
     configuration: Annotated[str, typer.Option(help="nano, show-o or 1.8b.")] = "nano",
     quality: Annotated[Path | None, typer.Option(help="JSON of `python -m bench quality`, copied into the manifest.")] = None,
     description: Annotated[str, typer.Option(help="One sentence for the manifest.")] = "",
@@ -360,7 +358,9 @@ def onnx(
     largest_mb: Annotated[float | None, typer.Option(help="Maximum size of the bundle in MiB.")] = None,
     prompts: Prompts = 50,
     faces: Faces = 4,
-    flavour: Annotated[str, typer.Option(help="Runtime that reads the graphs: onnxruntime or tensorrt.")] = "onnxruntime",
+    flavour: Annotated[
+        str, typer.Option(help="Runtime that reads the graphs: onnxruntime, tensorrt, or cuda (ONNX Runtime on a GPU).")
+    ] = "onnxruntime",
     tensorrt: Annotated[
         str | None, typer.Option(help="tensorrt flavour: oldest version that must read the graphs.  [default: 10.3]")
     ] = None,
@@ -368,7 +368,9 @@ def onnx(
         str | None, typer.Option(help="tensorrt flavour: experts as operators (plain) or as one node (plugin).  [default: plain]")
     ] = None,
     images: Annotated[int | None, typer.Option(help="tensorrt flavour: fixed batch size of the decoding step (guided images).")] = None,
-    fused_attention: Annotated[bool, typer.Option(help="tensorrt flavour: fp16 softmax in attention, so that it can be fused.")] = False,
+    attention: Annotated[
+        str | None, typer.Option(help="tensorrt flavour: single, fused or operator.  [default: operator from 10.15 on, else fused]")
+    ] = None,
 ) -> None:
     """Export a trained model as a bundle and measure its parity with PyTorch."""
     from export.export_request import ExportRequest
@@ -381,10 +383,10 @@ def onnx(
 
     if flavour not in FLAVOURS:
         raise InputError(f"unknown flavour {flavour!r}; choose one of: {', '.join(FLAVOURS)}")
-    if flavour == "tensorrt":
-        options = TensorRTOptions(tensorrt or "10.3", moe or "plain", recipes_of(recipe), images, fused_attention)
+    if flavour != "onnxruntime":
+        options = TensorRTOptions(tensorrt or "10.3", moe or "plain", recipes_of(recipe), images, attention, flavour=flavour)
     else:
-        only_tensorrt = {"tensorrt": tensorrt, "moe": moe, "images": images, "fused-attention": fused_attention or None}
+        only_tensorrt = {"tensorrt": tensorrt, "moe": moe, "images": images, "attention": attention}
         given = [f"--{name}" for name, value in only_tensorrt.items() if value is not None]
         if given:
             raise InputError(f"{', '.join(given)}: for --flavour tensorrt only; add that, or omit the option")
@@ -403,7 +405,7 @@ def onnx(
         raise InputError("give --tokenizer and --text, or --tokens for a model trained on your own data")
     request = ExportRequest(out, text, quality, description, prompts, faces, largest_mb, reading, photographed)
     models = load_models(unified, tokenizer, encoders, configuration)
-    if flavour == "tensorrt":
+    if flavour != "onnxruntime":
         typer.echo(export_tensorrt(models, request, options, progress=_to_stderr))
     else:
         typer.echo(export_models(models, request, recipe, _to_stderr))
