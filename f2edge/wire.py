@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from f2edge.decoding.schedule import Schedule
 from f2edge.engine.requests import Priority, Timings
+from f2edge.imaging.laws import LAWS
 from f2edge.results import Answer, FaceReport, GenerateOptions
 from f2edge.spec.attributes import AttributeSchema
 from f2edge.spec.layout import Ids
@@ -52,6 +53,8 @@ class ModelFacts:
         editing: defaults of ``edit``.
         regions: names that ``edit`` takes.
         schema: the attributes that ``analyze`` reports.
+        pictures: how pictures become the model's pixels, a law of :mod:`f2edge.imaging.laws`.
+        reading_side: side of the pictures that questions and reports are about; 0 for ``image_side``.
     """
 
     name: str
@@ -68,6 +71,8 @@ class ModelFacts:
     editing: Schedule
     regions: tuple[str, ...]
     schema: AttributeSchema
+    pictures: str = "f2edge"
+    reading_side: int = 0
 
 
 def options_message(options: GenerateOptions | Schedule) -> pb.DecodingOptions:
@@ -159,6 +164,8 @@ def model_message(facts: ModelFacts, limits: pb.RequestLimits) -> pb.GetModelRes
         regions=facts.regions,
         slots=[pb.Slot(**row) for row in facts.schema.to_json()],
         limits=limits,
+        pictures=facts.pictures,
+        reading_side=facts.reading_side,
     )
 
 
@@ -182,6 +189,8 @@ def model_of(message: pb.GetModelResponse) -> ModelFacts:
         editing=Schedule(**options_fields(message.edit_defaults if message.HasField("edit_defaults") else message.defaults)),
         regions=tuple(message.regions),
         schema=AttributeSchema.from_json(rows),
+        pictures=message.pictures if message.pictures in LAWS else "f2edge",
+        reading_side=message.reading_side,
     )
 
 

@@ -6,7 +6,7 @@ A call (decoding step, answer token, prefill) takes the longest of three times:
   dense rate of its recipe's type;
 * memory: its weights once, the keys and values it reads and writes, and its activations: ``ACTIVATIONS`` half-precision values a token and
   layer for each of the width's and the experts' columns, at the device's bandwidth;
-* launches: ``KERNELS`` kernels a layer, ``LAUNCH_US`` each, replayed from a CUDA graph.
+* launches: ``KERNELS`` kernels a layer and the norms of queries and keys, ``LAUNCH_US`` each, replayed from a CUDA graph.
 
 Arithmetic and memory run at the shares of the ceilings in ``SHARES``.  These are not measurements of this project: they follow from eight
 published results of another model and runtime (``PUBLISHED``); :func:`published_errors` has the model's error for each.
@@ -143,6 +143,11 @@ def _as_computed(model: ModelConfiguration, moe: str) -> ModelConfiguration:
     return replace(model, token_experts=replace(experts, active=experts.routed)) if moe == "plain" and experts.routed else model
 
 
+def _kernels(model: ModelConfiguration) -> int:
+    """Return the kernels of all layers."""
+    return (KERNELS + 2 * model.query_key_norm) * model.layers
+
+
 def step_work(model: ModelConfiguration, recipe: str, moe: str, images: int = 1, prompt: int | None = None) -> CallCost:
     """Return the cost of ``t2i_step`` of guided images (two branches each); ``prompt``: padded columns."""
     columns = model.prompt_tokens + 3 if prompt is None else prompt
@@ -150,7 +155,7 @@ def step_work(model: ModelConfiguration, recipe: str, moe: str, images: int = 1,
     tokens, scores = 2 * images * (model.image_columns + 2), images * model.image_tokens * model.codes
     moved = _activation_bytes(model, tokens, moe) + _cache_bytes(model, 2 * images, columns) + 4.0 * 12 * scores
     weights = _layers_bytes(model, "t2i", recipe, moe, "all") + model.width * model.codes * WEIGHT_BYTES[recipe]
-    return CallCost(flops, weights, moved, KERNELS * model.layers + OTHER_KERNELS, recipe)
+    return CallCost(flops, weights, moved, _kernels(model) + OTHER_KERNELS, recipe)
 
 
 def prompt_work(model: ModelConfiguration, recipe: str, moe: str) -> CallCost:
@@ -158,7 +163,7 @@ def prompt_work(model: ModelConfiguration, recipe: str, moe: str) -> CallCost:
     columns = model.prompt_tokens + 3
     moved = _activation_bytes(model, columns, moe) + _cache_bytes(model, 1, columns)
     flops = prompt_flops(_as_computed(model, moe), columns)
-    return CallCost(flops, _layers_bytes(model, "t2i", recipe, moe, "all"), moved, KERNELS * model.layers, recipe)
+    return CallCost(flops, _layers_bytes(model, "t2i", recipe, moe, "all"), moved, _kernels(model), recipe)
 
 
 def image_work(model: ModelConfiguration, recipe: str, moe: str) -> CallCost:
@@ -166,7 +171,7 @@ def image_work(model: ModelConfiguration, recipe: str, moe: str) -> CallCost:
     columns = model.understanding_columns
     moved = _activation_bytes(model, columns, moe) + _cache_bytes(model, 1, columns)
     flops = image_flops(_as_computed(model, moe))
-    return CallCost(flops, _layers_bytes(model, "mmu", recipe, moe, "all"), moved, KERNELS * model.layers, recipe)
+    return CallCost(flops, _layers_bytes(model, "mmu", recipe, moe, "all"), moved, _kernels(model), recipe)
 
 
 def token_work(model: ModelConfiguration, recipe: str, moe: str, earlier: int = 2 * PROMPT) -> CallCost:
@@ -175,7 +180,7 @@ def token_work(model: ModelConfiguration, recipe: str, moe: str, earlier: int = 
     weights = _layers_bytes(model, "mmu", recipe, moe, "token") + model.width * model.text_vocabulary * WEIGHT_BYTES[recipe]
     moved = _activation_bytes(model, 1, moe) + _cache_bytes(model, 1, before + earlier)  # the text's columns are also written
     flops = text_flops(_as_computed(model, moe), [1], earlier)
-    return CallCost(flops, weights, moved, KERNELS * model.layers, recipe)
+    return CallCost(flops, weights, moved, _kernels(model), recipe)
 
 
 def resident_bytes(model: ModelConfiguration, profile: Profile, moe: str) -> float:

@@ -88,6 +88,8 @@ def open_served(
         editing=opened.editing,
         regions=opened.regions,
         schema=opened.schema,
+        pictures=opened.manifest.picture_law,
+        reading_side=model.understanding_size,
     )
     alignment = opened.manifest.alignment
     return Served(Engine(pipeline), facts, (0.0, 0.0, 0.0, 0.0) if alignment is None else alignment.margins, signer)
