@@ -81,6 +81,9 @@ def test_options_reach_the_session(bundle: Bundle, tmp_path: Path, monkeypatch: 
         def get_providers(self) -> list[str]:
             return [name for name, _ in seen]
 
+        def get_inputs(self) -> list[Any]:
+            return []
+
         def get_outputs(self) -> list[Any]:
             return []
 
