@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= auto
 PROMPT ?= a young woman with long curly red hair, red lipstick and eyeglasses
 
-.PHONY: face test test-long lint docs lock audit sbom proto wheel-test clean
+.PHONY: face test test-long lint docs lock audit sbom proto wheel-test lowest-direct clean
 
 # A face on a fresh machine: runtime dependencies only, no torch.
 face: $(VENV)/.runtime
@@ -15,7 +16,7 @@ test: $(VENV)/.dev docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not long and not gpu and not browser"
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not long and not gpu and not browser"
 
 test-long: $(VENV)/.dev
 	$(BIN)/pytest -m "not gpu and not browser"
@@ -23,6 +24,11 @@ test-long: $(VENV)/.dev
 # The built wheel, in an environment without torch, passes the runtime's tests.
 wheel-test:
 	PYTHON=$(PYTHON) tests/wheel_test.sh
+
+# The lowest versions that pyproject.toml allows, with the oldest Python: install, quick start, the runtime's tests.  Needs a network.
+lowest-direct: $(VENV)/.dev
+	$(BIN)/pip install --quiet "uv>=0.8"
+	UV=$(abspath $(BIN))/uv tests/lowest_direct.sh
 
 # The documentation site, in site/; open site/index.html.  A broken link or an unknown name fails.
 docs: $(VENV)/.dev

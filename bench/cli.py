@@ -15,6 +15,7 @@ python -m bench camera
 python -m bench roofline --device orin-nano
 python -m bench expert-kernels --config 1.8b
 python -m bench kernels
+python -m bench gpu --out runs/gpu
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import typer
 
 from bench.camera.camera import camera
 from bench.hardware.expert_kernels import expert_kernels
+from bench.hardware.gpu import gpu
 from bench.hardware.kernels import kernels
 from bench.hardware.roofline import roofline
 from bench.latency.commands import LatencyCommand, compare, latency, memory, paper_size
@@ -66,6 +68,7 @@ for _command in (
     roofline,
     expert_kernels,
     kernels,
+    gpu,
     showo,
 ):
     app.command()(_command)

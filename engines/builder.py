@@ -21,13 +21,14 @@ from time import perf_counter
 from typing import Any
 
 from engines import memory_guard
+from engines.automatic_profile import AUTO, automatic_profile
 from engines.engine_cache import engine_key
 from engines.network import BuildOptions, build_plan
-from engines.plugin_nodes import plugins_of, register, to_load
+from engines.plugin_nodes import check_kernels, plugins_of, register, to_load
 from engines.profile import RECIPE_SM, Profile, load_profile
 from engines.progress import BuildProgress
 from engines.shapes import BuildSizes, GraphShapes, graph_shapes
-from f2edge.backends.tensorrt.cuda import CudaDevice
+from f2edge.backends.tensorrt.device import open_device
 from f2edge.backends.tensorrt.installation import LogLines, import_tensorrt, machine_of
 from f2edge.backends.tensorrt.plans import FORMAT_VERSION, PLANS, Machine, PlanFolder, manifest_sha256, plan_roots, port_json
 from f2edge.bundle.bundle import TOKENIZER, Bundle
@@ -40,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 class ToolchainError(InputError, ImportError):
-    """TensorRT, pycuda or a GPU is missing on this machine."""
+    """TensorRT, a CUDA library or a GPU is missing on this machine."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,11 @@ class BuildRequest:
     """Options of one build.
 
     Attributes:
-        profile: name of a device profile, or path of a TOML file.
+        profile: name of a device profile, path of a TOML file, or "auto" for the GPU of this machine.
         graphs: graph names; empty for all graphs of the bundle.
         image_rows, answer_rows: lower maximum batch sizes than the profile's; None keeps the profile's.
         answer_tokens: maximum tokens of an answer.
-        workspace_mib, level: override the profile's.
+        workspace_mib, level, tactic_dram_mib: override the profile's.
         hardware, version_compatible, detailed: see :class:`engines.network.BuildOptions`.
         timing_cache: file to read and extend; None for one in the user's cache folder, by GPU and TensorRT version.
         rebuild: rebuild plans that are up to date.
@@ -66,6 +67,7 @@ class BuildRequest:
     answer_tokens: int = 128
     workspace_mib: int | None = None
     level: int | None = None
+    tactic_dram_mib: int | None = None
     hardware: str = "none"
     version_compatible: bool = False
     detailed: bool = False
@@ -91,20 +93,24 @@ class _Toolchain:
     lines: LogLines
     machine: Machine
     integrated: bool
+    memory_bytes: int
 
 
 def build(source: str | os.PathLike[str], request: BuildRequest, *, quiet: bool = True) -> BuildReport:
     """Build the plans of a bundle.
 
     Raises:
-        ToolchainError: TensorRT, pycuda or a GPU is missing; nothing is written.
+        ToolchainError: TensorRT, a CUDA library or a GPU is missing; nothing is written.
         InputError: an unsuitable bundle, profile or option; too little memory; a graph that TensorRT cannot parse.
         BackendError: TensorRT finds no plan for a graph.
         OutputError: plans cannot be written.
     """
-    profile = load_profile(request.profile)
+    named = None if request.profile == AUTO else load_profile(request.profile)
     bundle = Bundle.load(source)
     tools = toolchain()
+    profile = named or automatic_profile(tools.machine, tools.memory_bytes, integrated=tools.integrated)
+    if named is None:
+        _log.info("profile %s for %s: %s", profile.name, tools.machine.gpu, profile.title)
     cache = request.timing_cache or _timing_cache(tools.machine)
     if request.timing_cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -119,25 +125,29 @@ def build(source: str | os.PathLike[str], request: BuildRequest, *, quiet: bool 
         hardware=request.hardware,
         version_compatible=request.version_compatible,
         detailed=request.detailed,
+        tactic_dram_mib=profile.build.tactic_dram_mib if request.tactic_dram_mib is None else request.tactic_dram_mib,
     )
     _check_device(profile, tools.machine, options)
+    plugins = {name: plugins_of(bundle.folder / entry.file) for name, entry in graphs.items()}
+    for name in graphs:
+        check_kernels(name, plugins[name], bundle.configuration, tools.machine.capability)
     folder = _folder(bundle, profile)
     document = _document(folder, bundle, profile, tools.machine, options)
     seconds: dict[str, float | None] = {}
     for name, entry in graphs.items():
-        plugins = plugins_of(bundle.folder / entry.file)
-        key = engine_key(bundle, name, shapes=shapes[name], machine=tools.machine, settings=asdict(options), plugins=plugins)
+        settings = asdict(options)
+        key = engine_key(bundle, name, shapes=shapes[name], machine=tools.machine, settings=settings, plugins=plugins[name])
         if not request.rebuild and _up_to_date(folder, name, key):
             seconds[name] = None
             continue
-        register(tools.trt, tools.log, plugins)
+        register(tools.trt, tools.log, plugins[name])
         start = perf_counter()
         document["graphs"][name] = _build_graph(
             bundle, entry, shapes=shapes[name], options=options, tools=tools, folder=folder, cache=cache, force=request.force, quiet=quiet
         ) | {
             "key": key,
-            "plugins": to_load(plugins),
-            "settings": asdict(options),
+            "plugins": to_load(plugins[name]),
+            "settings": settings,
         }
         write_atomically(folder / PLANS, json.dumps(document, indent=1).encode(), durable=True)
         seconds[name] = perf_counter() - start
@@ -149,11 +159,13 @@ def toolchain() -> _Toolchain:
     """Return TensorRT and the GPU of this machine; raises :class:`ToolchainError` naming what is missing and how to get it."""
     try:
         trt = import_tensorrt()
-        cuda = CudaDevice()
+        cuda = open_device()
     except BackendError as error:
         raise ToolchainError(str(error)) from error
     lines = LogLines()
-    return _Toolchain(trt, lines.make(trt), lines, machine_of(trt, cuda), cuda.integrated)
+    with cuda.current():
+        _, total = cuda.memory()
+    return _Toolchain(trt, lines.make(trt), lines, machine_of(trt, cuda), cuda.integrated, total)
 
 
 def _graphs(bundle: Bundle, names: tuple[str, ...], profile: Profile) -> dict[str, GraphEntry]:
@@ -185,10 +197,12 @@ def _check_device(profile: Profile, machine: Machine, options: BuildOptions) -> 
     same_size = profile.sm_count == machine.multiprocessors or options.hardware != "none"
     if capability != machine.capability and options.hardware != "ampere-plus":
         raise InputError(f"profile {profile.name!r} is for compute capability {capability}, {machine.gpu} has {machine.capability}")
+    if machine.l4t and options.hardware != "none":
+        _log.warning("--hardware %s: NVIDIA's guide says that JetPack does not support hardware compatibility; unproven", options.hardware)
     if not same_size:
         raise InputError(
             f"profile {profile.name!r} is for {profile.sm_count} multiprocessors, {machine.gpu} has {machine.multiprocessors}; "
-            "build on the device itself, or with --hardware same-compute-capability (TensorRT 10.9 or newer), or choose its own profile"
+            "say --profile auto, or build on the device itself"
         )
 
 

@@ -2,9 +2,10 @@
 
 python -m engines profiles
 python -m engines profiles orin-nano --json
-python -m engines build BUNDLE --profile orin-nano
+python -m engines build BUNDLE
 python -m engines inspect BUNDLE
 python -m engines verify BUNDLE
+python -m engines selftest BUNDLE
 python -m engines kernels
 python -m engines aot-nodes GRAPH.onnx --tokens 258
 """
@@ -48,15 +49,22 @@ def profiles(
 @app.command()
 def build(
     bundle: Annotated[str, typer.Argument(metavar="NAME|DIR", help='Bundle of the "tensorrt" flavour (python -m export onnx).')],
-    profile: Annotated[str, typer.Option("--profile", metavar="NAME|TOML", help="Device profile (python -m engines profiles).")],
     *,
+    profile: Annotated[
+        str, typer.Option("--profile", metavar="auto|NAME|TOML", help="Device profile (python -m engines profiles); auto: of this GPU.")
+    ] = "auto",
     graph: Annotated[list[str] | None, typer.Option("--graph", help="Build only this graph; repeatable.  [default: all]")] = None,
     image_rows: Annotated[int | None, typer.Option("--image-rows", min=1, help="Maximum pictures in one step.")] = None,
     answer_rows: Annotated[int | None, typer.Option("--answer-rows", min=1, help="Maximum answers in one batch.")] = None,
     answer_tokens: Annotated[int, typer.Option("--answer-tokens", min=1, help="Maximum tokens of an answer.")] = 128,
     workspace_mib: Annotated[int | None, typer.Option("--workspace-mib", min=16, help="Overrides the profile's workspace.")] = None,
     level: Annotated[int | None, typer.Option("--level", min=0, max=5, help="Overrides the profile's optimization level.")] = None,
-    hardware: Annotated[str, typer.Option("--hardware", help="none, same-compute-capability (TensorRT 10.9) or ampere-plus.")] = "none",
+    tactic_dram_mib: Annotated[
+        int | None, typer.Option("--tactic-dram-mib", min=16, help="Overrides the profile's limit of memory for timing kernels.")
+    ] = None,
+    hardware: Annotated[
+        str, typer.Option("--hardware", help="none, same-compute-capability (TensorRT 10.9) or ampere-plus; unproven on a Jetson.")
+    ] = "none",
     version_compatible: Annotated[bool, typer.Option("--version-compatible", help="Let other TensorRT versions load the plans.")] = False,
     detailed: Annotated[bool, typer.Option("--detailed", help="Keep layer descriptions for `inspect --layers`.")] = False,
     timing_cache: Annotated[Path | None, typer.Option("--timing-cache", metavar="FILE", help="Timing cache to read and extend.")] = None,
@@ -79,6 +87,7 @@ def build(
         answer_tokens=answer_tokens,
         workspace_mib=workspace_mib,
         level=level,
+        tactic_dram_mib=tactic_dram_mib,
         hardware=hardware,
         version_compatible=version_compatible,
         detailed=detailed,
@@ -112,6 +121,25 @@ def verify(source: Source) -> None:
 
     for line in verify_plans(source):
         print(line)
+
+
+@app.command()
+def selftest(
+    bundle: Annotated[str, typer.Argument(metavar="NAME|DIR", help="Bundle; with plans for --backend tensorrt.")],
+    *,
+    backend: Annotated[str, typer.Option("--backend", help="auto, onnxruntime, tensorrt, …")] = "auto",
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of selftest.md and selftest.json.")] = Path("selftest"),
+    seconds: Annotated[float, typer.Option("--seconds", min=0.0, help="Seconds of timed runs for each case.")] = 0.25,
+    power: Annotated[str, typer.Option("--power", help="auto, none, tegrastats, rapl or nvml.")] = "auto",
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads of ONNX Runtime.")] = None,
+    record: Annotated[bool, typer.Option("--record", help="Write the reference into the bundle instead, before plans are built.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run every graph of a bundle here, compare it with a reference, time it and write a report."""
+    from engines.selftest.command import Request, run_selftest
+
+    request = Request(backend=backend, out=out, seconds=seconds, power=power, threads=threads)
+    run_selftest(bundle, request, only_record=record, as_json=as_json)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from typing import Any
 
 from engines.builder import toolchain
 from engines.plugin_nodes import register
-from f2edge.backends.tensorrt.cuda import CudaDevice
+from f2edge.backends.tensorrt.device import open_device
 from f2edge.backends.tensorrt.installation import LogLines
 from f2edge.backends.tensorrt.plans import PLANS, PlanFolder, find_plans, manifest_sha256, unfit
 from f2edge.backends.tensorrt.session import checked_dtypes
@@ -61,7 +61,7 @@ def verify_plans(source: str) -> Iterator[str]:
 
     Raises:
         BundleError: a file is missing or damaged, or belongs to another bundle.
-        InputError: TensorRT, pycuda or a GPU is missing, or the plans do not fit this machine.
+        InputError: TensorRT, a CUDA library or a GPU is missing, or the plans do not fit this machine.
         BackendError: an engine cannot be loaded, or its tensors differ from its plan's description.
     """
     folders, bundle = plan_folders(source)
@@ -72,7 +72,7 @@ def verify_plans(source: str) -> Iterator[str]:
             raise BundleError(f"{plans.folder}: built from another version of bundle {bundle.name!r}; build the plans again")
         yield f"{plans.folder}: {len(plans.graphs)} plans are intact"
     tools = toolchain()
-    device = CudaDevice()
+    device = open_device()
     with device.current():
         runtime = tools.trt.Runtime(tools.log)
         for plans in folders:
@@ -91,7 +91,7 @@ def print_layers(source: str, graph: str) -> None:
     plans = next((plans for plans in folders if graph in plans.graphs), folders[0])
     plans.path(graph)
     tools = toolchain()
-    device = CudaDevice()
+    device = open_device()
     with device.current():
         register(tools.trt, tools.log, dict.fromkeys(plans.graphs[graph].plugins, ""))
         engine = _engine(tools.trt.Runtime(tools.log), plans, graph, tools.lines)

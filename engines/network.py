@@ -33,6 +33,7 @@ class BuildOptions:
         hardware: one of ``f2edge.backends.tensorrt.plans.HARDWARE``; ``same-compute-capability`` needs 10.9.
         version_compatible: whether other TensorRT versions may load the plan, which then contains host code and is slower.
         detailed: keep layer descriptions in the plan, for ``inspect --layers``.
+        tactic_dram_mib: limit of the memory for timing kernels; 0 keeps TensorRT's.
     """
 
     workspace_mib: int
@@ -41,6 +42,7 @@ class BuildOptions:
     hardware: str = "none"
     version_compatible: bool = False
     detailed: bool = False
+    tactic_dram_mib: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ def network_flags(trt: Any) -> int:
 def configure(trt: Any, config: Any, options: BuildOptions) -> None:
     """Set the options of an ``IBuilderConfig``; raises :class:`InputError` for one that this version lacks."""
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+    if options.tactic_dram_mib:
+        config.set_memory_pool_limit(trt.MemoryPoolType.TACTIC_DRAM, options.tactic_dram_mib << 20)
     config.builder_optimization_level = options.optimization_level
     config.max_aux_streams = options.max_aux_streams
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED if options.detailed else trt.ProfilingVerbosity.LAYER_NAMES_ONLY

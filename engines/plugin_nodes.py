@@ -12,8 +12,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from engines.engine_cache import code_sha256
+from engines.plugins.fused_moe import TILES, X_TYPES, KernelPlan, MoEShape
+from engines.plugins.kernel_folder import KernelFolder
 from f2edge.backends.tensorrt.installation import missing_plugins, register_plugins
 from f2edge.errors import InputError
+from f2edge.spec.configuration import ModelConfiguration
 
 
 class Plugin(NamedTuple):
@@ -45,6 +48,25 @@ def plugins_of(onnx: Path) -> dict[str, str]:
     with onnx.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         used = [plugin.name for operator, plugin in OPERATORS.items() if data.find(operator.encode()) >= 0]
     return dict.fromkeys(used, code_sha256(Path(__file__).parent / "plugins") if used else "")
+
+
+def check_kernels(graph: str, plugins: Iterable[str], model: ModelConfiguration, capability: str) -> None:
+    """Check that the kernels of a graph's plug-ins are compiled for a compute capability such as "8.7".
+
+    Raises:
+        InputError: they are not, or a file is damaged.
+    """
+    if not {plugin.name for plugin in OPERATORS.values()} & set(plugins):
+        return
+    experts = model.token_experts
+    shape = MoEShape(model.width, experts.routed, experts.routed_width, experts.active)
+    target = int(capability.replace(".", ""))
+    try:
+        folder = KernelFolder(shape)
+        for file in {kernel.file for x_type in X_TYPES for tile in TILES.values() for kernel in KernelPlan(shape, x_type, tile).kernels}:
+            next(folder.images(target, file))
+    except InputError as error:
+        raise InputError(f"graph {graph!r} needs the kernels of its plug-in: {error}") from error
 
 
 def to_load(plugins: Iterable[str]) -> list[str]:

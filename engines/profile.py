@@ -73,6 +73,8 @@ class Build:
         max_aux_streams: auxiliary streams of one engine.
         images: batch sizes R of a decoding step; each gets one static optimization profile.
         questions: maximum questions B in one batch.
+        tactic_dram_mib: limit of the memory that the builder times kernels in; 0 keeps TensorRT's, 75 % of all memory on a Jetson, with
+            the host memory of the build in it.
     """
 
     workspace_mib: int
@@ -80,6 +82,7 @@ class Build:
     max_aux_streams: int
     images: tuple[int, ...]
     questions: int
+    tactic_dram_mib: int = 0
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,8 @@ def _check(profile: Profile, where: str) -> None:
         "build.optimization_level in 0 … 5": 0 <= build.optimization_level <= 5,
         "build.max_aux_streams in 0 … 16": 0 <= build.max_aux_streams <= 16,
         "build.workspace_mib in 16 … 262144": 16 <= build.workspace_mib <= 1 << 18,
+        "build.tactic_dram_mib 0, or from workspace_mib to 262144": not build.tactic_dram_mib
+        or build.workspace_mib <= build.tactic_dram_mib <= 1 << 18,
     }
     for rule, kept in rules.items():
         if not kept:

@@ -27,7 +27,7 @@ def main() -> None:
             address = server.stdout.readline().split()[-1]  # "f2edge serves on ADDRESS"
             with Client(address, connect_s=60) as client:  # the model is still loading
                 face = client.generate(arguments.prompt, seeds=7, on_step=lambda step: print(f"step {step.step}/{step.steps}"))[0]
-                face.image.save(arguments.out)
+                face.save(arguments.out)
                 print(client.ask(face.image, "what color is the hair?").text)
         finally:
             server.terminate()  # the server finishes accepted calls, then exits

@@ -276,6 +276,7 @@ class ModelCard:
     quality: Mapping[str, Any] | None = None
     smoke_prompt: str = "a young woman with long blonde hair"
     lexicon: Lexicon | None = None
+    faces: str = ModelDefaults.faces
 
 
 def write_bundle(
@@ -334,6 +335,7 @@ def write_bundle(
             "generation": dict(card.generation),
             "editing": dict(card.editing),
             "graphs": graphs,
+            "faces": card.faces,
             "pictures": card.pictures,
             "describe_question": card.describe_question,
             "description": card.description,

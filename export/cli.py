@@ -312,6 +312,9 @@ def onnx(
     configuration: Annotated[str, typer.Option(help="nano, show-o or 1.8b.")] = "nano",
     quality: Annotated[Path | None, typer.Option(help="JSON of `python -m bench quality`, copied into the manifest.")] = None,
     description: Annotated[str, typer.Option(help="One sentence for the manifest.")] = "",
+    photographed: Annotated[
+        bool, typer.Option("--photographed", help="Trained on photographs: sensitive traits are answered only where asked for.")
+    ] = False,
     reading: Annotated[int, typer.Option(help="Renders to fit probabilities on; 0 for none.")] = 512,
     largest_mb: Annotated[float | None, typer.Option(help="Maximum size of the bundle in MiB.")] = None,
     prompts: Prompts = 50,
@@ -345,7 +348,7 @@ def onnx(
         if given:
             raise InputError(f"{', '.join(given)}: for --flavour tensorrt only; add that, or omit the option")
         recipe_named(recipe)
-    request = ExportRequest(out, text, quality, description, prompts, faces, largest_mb, reading)
+    request = ExportRequest(out, text, quality, description, prompts, faces, largest_mb, reading, photographed)
     models = load_models(unified, tokenizer, encoders, configuration)
     if flavour == "tensorrt":
         typer.echo(export_tensorrt(models, request, options, progress=_to_stderr))

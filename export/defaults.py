@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from f2edge.spec.configuration import ModelConfiguration
+from f2edge.spec.sensitive import DRAWN, PHOTOGRAPHED
 
 #: Default schedule of ``generate``; nano's guidances from 2 to 6 differ by less than a point (docs/nano.md).
 GENERATION: Mapping[str, Any] = MappingProxyType(
@@ -38,6 +39,7 @@ class ModelDefaults:
         describe_question: question of ``describe``.
         pictures: a law of :data:`f2edge.imaging.laws.LAWS`.
         long_prompts: as in :class:`f2edge.spec.layout.TokenLayout`.
+        faces: faces of the training pictures, one of :data:`f2edge.spec.sensitive.FACES`.
         project_words: whether the model was trained on this project's words, so that its bundle can say which words it knows.
     """
 
@@ -48,6 +50,7 @@ class ModelDefaults:
     pictures: str = "f2edge"
     long_prompts: str = "refuse"
     project_words: bool = True
+    faces: str = DRAWN
 
 
 #: What stands before the picture in models that read it by CLIP's features.
@@ -67,6 +70,7 @@ def _show_o(size: int, *, by_features: bool) -> ModelDefaults:
         pictures="show-o",
         long_prompts="truncate",
         project_words=False,
+        faces=PHOTOGRAPHED,
     )
 
 

@@ -26,6 +26,7 @@ class ExportRequest:
         prompts: number of prompts for calibration and parity.
         faces: number of faces for calibration and parity.
         largest_mb: maximum size of the bundle in MiB.
+        photographed: the training pictures were photographs, not this project's renders.
         reading: number of renders that probabilities and the model's domain are fitted on (:mod:`export.reading`); 0 for none.
 
     Raises:
@@ -41,6 +42,7 @@ class ExportRequest:
     faces: int = 4
     largest_mb: float | None = None
     reading: int = 0
+    photographed: bool = False
 
     def __post_init__(self) -> None:
         if self.prompts < 1 or self.faces < 1:

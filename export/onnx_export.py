@@ -42,6 +42,7 @@ from f2edge.errors import InputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA
 from f2edge.spec.configuration import FeatureShape, ModelConfiguration, configuration_named
 from f2edge.spec.layout import TokenLayout
+from f2edge.spec.sensitive import PHOTOGRAPHED
 
 #: First seed of the held-out faces for parity.
 _FIRST_SEED = 900_000
@@ -187,6 +188,7 @@ def prepare_export(configuration: ModelConfiguration, request: ExportRequest) ->
         question_template=defaults.question_template,
         describe_question=defaults.describe_question,
         pictures=defaults.pictures,
+        faces=PHOTOGRAPHED if request.photographed else defaults.faces,
         long_prompts=defaults.long_prompts,
         alignment={"landmarks": landmark_template(), "margins": list(PORTRAIT_MARGINS)},
         quality=request.quality_metrics(),

@@ -1,7 +1,7 @@
 """Text to face, face to text: a unified masked-token face model for small machines.
 
 >>> from f2edge import FacePipeline                                                         # doctest: +SKIP
->>> FacePipeline.load().generate("a smiling woman with red hair", seeds=7)[0].image.save("face.png")   # doctest: +SKIP
+>>> FacePipeline.load().generate("a smiling woman with red hair", seeds=7)[0].save("face.png")         # doctest: +SKIP
 
 Public names are imported on first use, so ``import f2edge`` loads no heavy library.
 """

@@ -26,6 +26,10 @@ class PromptError(InputError):
     """A prompt or question that is empty, too long or not plain text."""
 
 
+class SensitiveError(InputError):
+    """A question about a sensitive trait of a photographed face, without ``include_sensitive``."""
+
+
 class ImageError(InputError):
     """An image that is missing, damaged, too large, animated or of a kind that is not accepted."""
 

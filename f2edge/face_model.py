@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from f2edge.decoding.parallel import StepEvent
+    from f2edge.imaging.images import ImageSource
     from f2edge.imaging.regions import Region
     from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
     from f2edge.spec.attributes import AttributeSchema
@@ -55,7 +54,7 @@ class FaceModel(Protocol):
 
     def edit(
         self,
-        image: Image.Image,
+        image: ImageSource,
         prompt: str,
         region: Region,
         *,
@@ -65,8 +64,25 @@ class FaceModel(Protocol):
         on_step: Callable[[StepEvent], None] | None = None,
     ) -> EditedFace: ...
 
-    def describe(self, image: Image.Image, *, max_tokens: int = 128, on_token: Callable[[str], None] | None = None) -> Answer: ...
+    def describe(
+        self,
+        image: ImageSource,
+        *,
+        max_tokens: int = 128,
+        include_sensitive: bool = False,
+        on_token: Callable[[str], None] | None = None,
+    ) -> Answer: ...
 
-    def ask(self, image: Image.Image, question: str, *, max_tokens: int = 64, on_token: Callable[[str], None] | None = None) -> Answer: ...
+    def ask(
+        self,
+        image: ImageSource,
+        question: str,
+        *,
+        max_tokens: int = 64,
+        include_sensitive: bool = False,
+        on_token: Callable[[str], None] | None = None,
+    ) -> Answer: ...
 
-    def analyze(self, images: Image.Image | Sequence[Image.Image], *, attributes: Sequence[str] | None = None) -> list[FaceReport]: ...
+    def analyze(
+        self, images: ImageSource | Sequence[ImageSource], *, attributes: Sequence[str] | None = None, include_sensitive: bool = False
+    ) -> list[FaceReport]: ...

@@ -1,7 +1,7 @@
 """The library's front door: generate, edit, describe, ask and analyze faces with one bundle.
 
 >>> pipeline = FacePipeline.load("nano")                                                     # doctest: +SKIP
->>> pipeline.generate("a young woman with long red hair", seeds=7)[0].image.save("face.png")  # doctest: +SKIP
+>>> pipeline.generate("a young woman with long red hair", seeds=7)[0].save("face.png")        # doctest: +SKIP
 
 B images, R requests, N image tokens, G cells along a side of the token grid.
 """
@@ -9,7 +9,7 @@ B images, R requests, N image tokens, G cells along a side of the token grid.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from f2edge.decoding.autoregressive import TextStream, answer, drafted_answer
 from f2edge.decoding.parallel import StepEvent, decode
 from f2edge.decoding.schedule import plan
 from f2edge.errors import InputError
+from f2edge.imaging.images import ImageSource, listed, open_image
 from f2edge.imaging.regions import Cells, Region, paste_outside, region_cells
 from f2edge.inference import Inference
 from f2edge.provenance.watermark import PUBLIC, Watermark
@@ -33,6 +34,7 @@ from f2edge.questions import Questions
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions, paired
 from f2edge.spec.layout import Ids, left_pad, tokens_of_cells
 from f2edge.spec.lexicon import Wording
+from f2edge.spec.sensitive import SensitivePolicy
 from f2edge.text import TextTokenizer, check_text
 
 logger = logging.getLogger(__name__)
@@ -55,7 +57,8 @@ class PromptText:
 class FacePipeline:
     """One bundle on one backend.  Made by :meth:`load`; safe to call from several threads.
 
-    Pictures given may have any size; of one that is not square the centred square is taken.  Pictures returned have the model's size.
+    Pictures given may have any size and be paths, bytes of a file, arrays or Pillow's images; of one that is not square the centred square
+    is taken.  Pictures returned have the model's size.
 
     What :meth:`generate` and :meth:`edit` return is marked as drawn by a model, in its pixels (:mod:`f2edge.provenance.watermark`); so is
     all copies of it, however saved or sent.  Tokens never change by that, and :meth:`decode` gives the pixels unmarked.
@@ -152,12 +155,12 @@ class FacePipeline:
                 cancelled=cancelled,
             )
             for (prompt, seed), text, grid, image in zip(rows[group], texts[group], codes, self.draw(codes), strict=True):
-                faces.append(GeneratedFace(image, grid, prompt, seed, schedule, tuple(times), self.marks, text.wording))
+                faces.append(GeneratedFace(image, grid, prompt, seed, schedule, tuple(times), self.marks, text.wording, self.bundle.name))
         return faces
 
     def edit(
         self,
-        image: Image.Image,
+        image: ImageSource,
         prompt: str,
         region: Region,
         *,
@@ -188,8 +191,9 @@ class FacePipeline:
         schedule = (options or GenerateOptions()).resolve(self.bundle.editing)
         text = self.prompt_text(prompt)
         prefix = self.inference.prompt_prefix(text.ids)
-        pixels = self.pixels(image)
-        cells = self.cells(region, image.size, pixels)
+        picture = open_image(image)
+        pixels = self.pixels(picture)
+        cells = self.cells(region, picture.size, pixels)
         original = self.encode_pixels(pixels[None])[0]
         tokens = self.token_mask(cells)
         masked = np.where(tokens, self.bundle.layout.mask_code, original)
@@ -198,19 +202,48 @@ class FacePipeline:
         edited = self.decode(codes[None])[0]
         if keep_outside:
             edited = paste_outside(self.bundle.manifest.pictures.picture(pixels), edited, cells)
-        return EditedFace(self.mark(edited), codes, original, cells, self.marks, text.wording)
+        return EditedFace(self.mark(edited), codes, original, cells, self.marks, text.wording, prompt, seed, self.bundle.name)
 
-    def describe(self, image: Image.Image, *, max_tokens: int = 128, on_token: Callable[[str], None] | None = None) -> Answer:
-        """Describe a face in words; ``on_token`` is called with each piece of text as soon as it is certain."""
-        return self.ask(image, self.describe_question, max_tokens=max_tokens, on_token=on_token)
+    def describe(
+        self,
+        image: ImageSource,
+        *,
+        max_tokens: int = 128,
+        include_sensitive: bool = False,
+        on_token: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Describe a face in words; ``on_token`` is called with each piece of text as soon as it is certain.
 
-    def ask(self, image: Image.Image, question: str, *, max_tokens: int = 64, on_token: Callable[[str], None] | None = None) -> Answer:
+        Raises:
+            SensitiveError: the bundle's faces are photographed and ``include_sensitive`` is off.
+        """
+        self.policy(include_sensitive).check_caption()
+        return replace(self._answer(image, self.describe_question, max_tokens, on_token), include_sensitive=include_sensitive)
+
+    def ask(
+        self,
+        image: ImageSource,
+        question: str,
+        *,
+        max_tokens: int = 64,
+        include_sensitive: bool = False,
+        on_token: Callable[[str], None] | None = None,
+    ) -> Answer:
         """Answer a question about a face; several questions about the last few faces share each face's prefix.
 
         Raises:
             PromptError: a question that is empty, too long or not plain text.
+            SensitiveError: it asks for a sensitive trait of a photographed face, and ``include_sensitive`` is off.
             InputError: ``max_tokens`` below 1.
         """
+        self.policy(include_sensitive).check_question(check_text(question, "question"))
+        return replace(self._answer(image, question, max_tokens, on_token), include_sensitive=include_sensitive)
+
+    def policy(self, include_sensitive: bool) -> SensitivePolicy:
+        """Return what is answered about faces."""
+        return SensitivePolicy.of(self.bundle.faces, include=include_sensitive)
+
+    def _answer(self, image: ImageSource, question: str, max_tokens: int, on_token: Callable[[str], None] | None) -> Answer:
         if max_tokens < 1:
             raise InputError(f"max_tokens must be at least 1, got {max_tokens}")
         pixels, layout, stream = self.reading_pixels(image), self.bundle.layout, TextStream(self.tokenizer.decode)
@@ -242,24 +275,29 @@ class FacePipeline:
             tokens_per_second=(len(times) - 1) / seconds if seconds > 0 else 0.0,
         )
 
-    def analyze(self, images: Image.Image | Sequence[Image.Image], *, attributes: Sequence[str] | None = None) -> list[FaceReport]:
+    def analyze(
+        self, images: ImageSource | Sequence[ImageSource], *, attributes: Sequence[str] | None = None, include_sensitive: bool = False
+    ) -> list[FaceReport]:
         """Return every attribute of each face with its probability; they do not depend on the other faces, to the last bit.
 
         Args:
             images: one face or several; up to ``FACES_AT_ONCE`` pass the encoders together.
-            attributes: slots to report, in this order; None takes the whole schema.
+            attributes: slots to report, in this order; None takes all that are permitted.
+            include_sensitive: report sensitive slots of photographed faces too; those of drawn ones always are.
 
         Raises:
             UnknownAttributeError: a slot that the bundle's schema does not have.
+            SensitiveError: a sensitive slot of photographed faces is named, and ``include_sensitive`` is off.
         """
-        schema = self.bundle.schema if attributes is None else self.bundle.schema.select(attributes)
-        pixels = [self.reading_pixels(image) for image in _listed(images)]
+        schema = self.bundle.schema.select(self.policy(include_sensitive).attributes(self.bundle.schema, attributes))
+        pixels = [self.reading_pixels(image) for image in listed(images)]
         groups = (pixels[first : first + FACES_AT_ONCE] for first in range(0, len(pixels), FACES_AT_ONCE))
-        return [report for group in groups for report in self.questions.reports(self.inference.image_prefixes(group), schema)]
+        reports = [report for group in groups for report in self.questions.reports(self.inference.image_prefixes(group), schema)]
+        return [replace(report, include_sensitive=include_sensitive) for report in reports]
 
-    def encode(self, images: Image.Image | Sequence[Image.Image]) -> Ids:
+    def encode(self, images: ImageSource | Sequence[ImageSource]) -> Ids:
         """Return the tokens of pictures, int64 (B, N)."""
-        return self.encode_pixels(np.stack([self.pixels(image) for image in _listed(images)]))
+        return self.encode_pixels(np.stack([self.pixels(image) for image in listed(images)]))
 
     def decode(self, codes: Ids) -> list[Image.Image]:
         """Return the pictures of tokens (B, N), each in ``[0, V)``; :class:`~f2edge.errors.InputError` for anything else."""
@@ -299,13 +337,13 @@ class FacePipeline:
         """Pixels (B, 3, Y, X) → codes (B, N), one picture at a time, so that its tokens do not depend on the others."""
         return np.concatenate([host(self.backend.run("image_encode", {"pixels": p[None]})["codes"]) for p in pixels])
 
-    def pixels(self, image: Image.Image) -> NDArray[np.float32]:
+    def pixels(self, image: ImageSource) -> NDArray[np.float32]:
         """Return the centred square of a picture as the image tokenizer sees it, float32 (3, Y, X) in [-1, 1]."""
-        return self.bundle.manifest.pictures.pixels(image, self.bundle.configuration.tokenizer.image_size)
+        return self.bundle.manifest.pictures.pixels(open_image(image), self.bundle.configuration.tokenizer.image_size)
 
-    def reading_pixels(self, image: Image.Image) -> NDArray[np.float32]:
+    def reading_pixels(self, image: ImageSource) -> NDArray[np.float32]:
         """Return the same as understanding sees it: of another size where the model reads pictures by an encoder's features."""
-        return self.bundle.manifest.pictures.pixels(image, self.bundle.configuration.understanding_size)
+        return self.bundle.manifest.pictures.pixels(open_image(image), self.bundle.configuration.understanding_size)
 
     def masked(self, region: Region) -> Region:
         """Return a mask as cells, where the model's law of pictures says how; any other region unchanged."""
@@ -325,7 +363,3 @@ class FacePipeline:
             return np.asarray(host(self.backend.run("regions", {"pixels": pixels[None]})["coverage"])[0], dtype=np.float32)
 
         return region_cells(self.masked(region), image_wh, self.bundle.configuration.tokenizer.grid, self.bundle.regions, coverage)
-
-
-def _listed(images: Image.Image | Sequence[Image.Image]) -> Iterable[Image.Image]:
-    return [images] if isinstance(images, Image.Image) else images

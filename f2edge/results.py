@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from PIL import Image
 
 from f2edge.decoding.schedule import Schedule
 from f2edge.errors import InputError
+from f2edge.provenance.labelled import LabelledPicture
 from f2edge.spec.layout import Ids
 from f2edge.spec.lexicon import Wording
 
@@ -35,7 +37,7 @@ class GenerateOptions:
 
 
 @dataclass(frozen=True)
-class GeneratedFace:
+class GeneratedFace(LabelledPicture):
     """A generated picture.
 
     Attributes:
@@ -47,6 +49,7 @@ class GeneratedFace:
         step_ms: duration of each step of its batch.
         marks: what its pixels carry: ("watermark",) or nothing.
         wording: what the model made of the prompt's words.
+        bundle: name of the model.
     """
 
     image: Image.Image
@@ -57,6 +60,7 @@ class GeneratedFace:
     step_ms: tuple[float, ...]
     marks: tuple[str, ...] = ()
     wording: Wording = field(default_factory=Wording)
+    bundle: str = ""
 
     @property
     def unmatched(self) -> tuple[str, ...]:
@@ -65,7 +69,7 @@ class GeneratedFace:
 
 
 @dataclass(frozen=True)
-class EditedFace:
+class EditedFace(LabelledPicture):
     """An edited picture.
 
     Attributes:
@@ -75,6 +79,8 @@ class EditedFace:
         region: bool (G, G), the token cells that were decoded anew.
         marks: what its pixels carry: ("watermark",) or nothing.
         wording: what the model made of the prompt's words.
+        prompt, seed: as they were given.
+        bundle: name of the model.
     """
 
     image: Image.Image
@@ -83,6 +89,10 @@ class EditedFace:
     region: NDArray[np.bool_]
     marks: tuple[str, ...] = ()
     wording: Wording = field(default_factory=Wording)
+    prompt: str = ""
+    seed: int = 0
+    bundle: str = ""
+    _edited = True
 
     @property
     def unmatched(self) -> tuple[str, ...]:
@@ -99,12 +109,14 @@ class Answer:
         tokens: its token ids, without the end of text.
         first_token_ms: from the call to the first token, image encoding included.
         tokens_per_second: rate after the first token; 0 where there is no second one.
+        include_sensitive: whether sensitive traits were asked for (:mod:`f2edge.spec.sensitive`).
     """
 
     text: str
     tokens: tuple[int, ...]
     first_token_ms: float
     tokens_per_second: float
+    include_sensitive: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,16 +127,28 @@ class FaceReport:
         probabilities: ``[slot][value]``, summing to 1 over each slot's values.
         hidden: slot → probability that the picture does not show it; empty where the model cannot tell.
         unfamiliar: 0 … 1, how sure it is that this is no face of the kind that the model knows; None where the model cannot tell.
+        include_sensitive: whether sensitive traits were asked for (:mod:`f2edge.spec.sensitive`).
     """
 
     probabilities: Mapping[str, Mapping[str, float]]
     hidden: Mapping[str, float] = field(default_factory=dict)
     unfamiliar: float | None = None
+    include_sensitive: bool = False
 
     @property
     def best(self) -> dict[str, str]:
         """The most probable value of each slot."""
         return {slot: max(values, key=values.__getitem__) for slot, values in self.probabilities.items()}
+
+    def _repr_html_(self) -> str:
+        best = self.best
+        rows = (
+            f"<tr><td>{escape(slot.replace('_', ' '))}</td><td>{escape(best[slot].replace('_', ' '))}</td>"
+            f'<td style="text-align:right">{100 * values[best[slot]]:.0f} %</td>'
+            f'<td><meter min="0" max="1" value="{values[best[slot]]:.3f}"></meter></td></tr>'
+            for slot, values in self.probabilities.items()
+        )
+        return f"<table><tr><th>attribute</th><th>value</th><th></th><th>probability</th></tr>{''.join(rows)}</table>"
 
 
 def paired(prompts: str | Sequence[str], seeds: int | Sequence[int]) -> Iterator[tuple[str, int]]:

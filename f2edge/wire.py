@@ -21,6 +21,7 @@ from f2edge.results import Answer, FaceReport, GenerateOptions
 from f2edge.spec.attributes import AttributeSchema
 from f2edge.spec.layout import Ids
 from f2edge.spec.lexicon import Wording
+from f2edge.spec.sensitive import PHOTOGRAPHED
 from f2edge.v1 import face_pb2 as pb
 
 #: Domain of ErrorInfo, and the metadata keys of the contract.
@@ -53,6 +54,7 @@ class ModelFacts:
         editing: defaults of ``edit``.
         regions: names that ``edit`` takes.
         schema: the attributes that ``analyze`` reports.
+        faces: which faces the model knows, one of :data:`f2edge.spec.sensitive.FACES`.
         pictures: how pictures become the model's pixels, a law of :mod:`f2edge.imaging.laws`.
         reading_side: side of the pictures that questions and reports are about; 0 for ``image_side``.
     """
@@ -71,6 +73,7 @@ class ModelFacts:
     editing: Schedule
     regions: tuple[str, ...]
     schema: AttributeSchema
+    faces: str = PHOTOGRAPHED
     pictures: str = "f2edge"
     reading_side: int = 0
 
@@ -108,7 +111,7 @@ def report_message(report: FaceReport) -> pb.FaceReport:
         )
         for slot, values in report.probabilities.items()
     )
-    return pb.FaceReport(slots=slots, unfamiliar=report.unfamiliar)
+    return pb.FaceReport(slots=slots, unfamiliar=report.unfamiliar, include_sensitive=report.include_sensitive)
 
 
 def report_of(message: pb.FaceReport) -> FaceReport:
@@ -116,6 +119,7 @@ def report_of(message: pb.FaceReport) -> FaceReport:
         {slot.name: {entry.value: entry.probability for entry in slot.values} for slot in message.slots},
         {slot.name: slot.hidden for slot in message.slots if slot.HasField("hidden")},
         message.unfamiliar if message.HasField("unfamiliar") else None,
+        message.include_sensitive,
     )
 
 
@@ -126,11 +130,12 @@ def answer_message(answer: Answer, timings: Timings) -> pb.Answer:
         first_token_ms=answer.first_token_ms,
         tokens_per_second=answer.tokens_per_second,
         timings=timings_message(timings),
+        include_sensitive=answer.include_sensitive,
     )
 
 
 def answer_of(message: pb.Answer) -> Answer:
-    return Answer(message.text, tuple(message.tokens), message.first_token_ms, message.tokens_per_second)
+    return Answer(message.text, tuple(message.tokens), message.first_token_ms, message.tokens_per_second, message.include_sensitive)
 
 
 def cells_message(cells: NDArray[np.bool_]) -> pb.Cells:
@@ -164,6 +169,7 @@ def model_message(facts: ModelFacts, limits: pb.RequestLimits) -> pb.GetModelRes
         regions=facts.regions,
         slots=[pb.Slot(**row) for row in facts.schema.to_json()],
         limits=limits,
+        faces=facts.faces,
         pictures=facts.pictures,
         reading_side=facts.reading_side,
     )
@@ -189,6 +195,7 @@ def model_of(message: pb.GetModelResponse) -> ModelFacts:
         editing=Schedule(**options_fields(message.edit_defaults if message.HasField("edit_defaults") else message.defaults)),
         regions=tuple(message.regions),
         schema=AttributeSchema.from_json(rows),
+        faces=message.faces or PHOTOGRAPHED,
         pictures=message.pictures if message.pictures in LAWS else "f2edge",
         reading_side=message.reading_side,
     )

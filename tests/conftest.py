@@ -1,12 +1,14 @@
 """Fixtures that many tests share: a tiny model of every organ with random weights, bundles of it, and a server with a scripted engine.
 
-Tracing takes half a minute, so the bundles are kept in pytest's cache under a digest of every source file that shapes them.
+Tracing takes half a minute, so the bundles are kept in pytest's cache under a digest of every source file that shapes them; of several
+workers (``pytest -n``) one makes them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
     from export.graph.trace import Models
     from tests.support.serving import ScriptedEngine, ServerThread
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same cases in every run: a failure tells of the change and not of the day.  ``--hypothesis-profile=default`` draws new ones.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
@@ -59,18 +64,21 @@ def tiny_models() -> Models:
 @pytest.fixture(scope="session")
 def tiny_bundles(pytestconfig: Any) -> dict[str, Path]:
     """Bundles of ``tiny_models`` by recipe."""
+    from filelock import FileLock
+
     from export.bundle_writer import trace_all
     from export.data.text.tokenizer import train_text_tokenizer
     from tests.support.tiny_model import TINY, random_bundle, random_models
 
     folder = pytestconfig.cache.mkdir("tiny-bundles") / _digest()
     bundles = {recipe: folder / recipe / "tiny" for recipe in RECIPES}
-    if not all((bundle / "manifest.json").is_file() for bundle in bundles.values()):
-        folder.mkdir(parents=True, exist_ok=True)
-        traced, text = trace_all(random_models()), folder / "tokenizer.json"
-        train_text_tokenizer(text, vocabulary=TINY.text_vocabulary)
-        for recipe, bundle in bundles.items():
-            random_bundle(bundle, recipe=recipe, text_tokenizer_path=text, traced=traced)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not all((bundle / "manifest.json").is_file() for bundle in bundles.values()):
+            traced, text = trace_all(random_models()), folder / "tokenizer.json"
+            train_text_tokenizer(text, vocabulary=TINY.text_vocabulary)
+            for recipe, bundle in bundles.items():
+                random_bundle(bundle, recipe=recipe, text_tokenizer_path=text, traced=traced)
     return bundles
 
 

@@ -18,13 +18,13 @@ from bench.results import Results
 from f2edge.camera.crops import Cutter
 from f2edge.camera.detect import Detection
 from f2edge.camera.frames import Frame
-from f2edge.camera.privacy import chosen_attributes
 from f2edge.camera.run import ModelInput, Request, run
 from f2edge.camera.source.demo import Scene
 from f2edge.camera.source.url import parse_source
 from f2edge.errors import InputError
 from f2edge.inference import Pixels
 from f2edge.pipeline import FacePipeline
+from f2edge.spec.sensitive import SensitivePolicy
 
 _SAMPLE_S = 0.25
 
@@ -51,7 +51,7 @@ def watch(pipeline: FacePipeline, setting: Setting, duration_s: float, size_wh: 
     """
     manifest, schema = pipeline.bundle.manifest, pipeline.bundle.schema
     faces = ModelInput(schema, manifest.alignment, pipeline.bundle.configuration.tokenizer.image_size)
-    names = chosen_attributes(schema, None, include_sensitive=False)
+    names = SensitivePolicy(protected=True).attributes(schema, None)
     request = Request(
         url=parse_source("demo"), detector="given", attributes=names, size_wh=size_wh, duration_s=duration_s, people=setting.people
     )
@@ -104,7 +104,7 @@ def call_costs(pipeline: FacePipeline, counts: Sequence[int], repeats: int = 5) 
     ``cpu_ms`` is the processor time of all threads, which other programs change less.  Faces are cut from the demo, each with a different
     corner, so that none is cached.
     """
-    schema = pipeline.bundle.schema.select(chosen_attributes(pipeline.bundle.schema, None, include_sensitive=False))
+    schema = pipeline.bundle.schema.select(SensitivePolicy(protected=True).attributes(pipeline.bundle.schema, None))
     encoders = ("image_encode",) if pipeline.bundle.configuration.semantic is None else ("image_encode", "semantic")
     fresh = _fresh_faces(pipeline)
     rows = []

@@ -3,9 +3,10 @@
     python -m bench kernels [--model 1.8b] [--json]
 
 The kernels are those of the TensorRT plug-in: cubins compiled ahead of time, launched by the plug-in's code, here on PyTorch's stream.
-Baselines in PyTorch: "dense", all experts as two cuBLAS products and a mask, as in the plain TensorRT graphs; and "loop", one expert after
-the other on its tokens.  Ceilings come first: a large fp16 product and a large copy in the same process.  Times are medians of CUDA graph
-replays, without Python's launch costs, except for "loop", whose host needs the number of tokens of each expert.
+Baselines in PyTorch: "dense", all experts as two cuBLAS products and a mask, as in the plain TensorRT graphs; "loop", one expert after
+the other on its tokens; and "compiled", ``torch.compile`` of "dense", for some numbers of tokens.  Ceilings come first: a large fp16
+product and a large copy in the same process.  Times are medians of CUDA graph replays, without Python's launch costs, except for "loop",
+whose host needs the number of tokens of each expert.
 
 Operations count routed rows only (T·K), so the rate of "dense" is its useful one.  Bytes are the weights of the chosen experts, x and y,
 each once.
@@ -33,18 +34,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TOKENS = (1, 4, 16, 64, 258, 516, 2064)
+#: Of these, the ones that ``torch.compile`` is measured at; it takes half a minute for each.
+COMPILED = (1, 258)
 REPEATS = 30
 
 
 @dataclass(frozen=True)
 class KernelRow:
-    """Results for one number of tokens: medians in microseconds, rates of the fused kernels, largest relative error of a row."""
+    """Results for one number of tokens: medians in microseconds, rates of the fused kernels, largest relative error of a row.
+
+    ``compiled_us`` is None where ``torch.compile`` was not measured.
+    """
 
     tokens: int
     tile: str
     fused_us: float
     dense_us: float
     loop_us: float
+    compiled_us: float | None
     tflops: float
     gbytes_per_s: float
     row_error: float
@@ -228,12 +235,14 @@ def measure(shape: MoEShape, tokens: int, fused: Fused, weights: Mapping[str, Te
     wanted = exact(x, weights, shape)
     experts, _ = routed(x, weights, shape.active)
     operations, size = costs(shape, tokens, len(set(experts.flatten().tolist())))
+    compiled = torch.compile(dense, dynamic=False) if tokens in COMPILED else None
     return KernelRow(
         tokens=tokens,
         tile=choose_tile(shape, tokens).name,
         fused_us=fused_us,
         dense_us=timed_us(lambda: dense(x, weights, shape)),
         loop_us=timed_us(lambda: loop(x, weights, shape), graph=False),
+        compiled_us=timed_us(lambda: compiled(x, weights, shape)) if compiled is not None else None,
         tflops=operations / fused_us / 1e6,
         gbytes_per_s=size / fused_us / 1e3,
         row_error=float(((y.double() - wanted).norm(dim=1) / wanted.norm(dim=1)).max()),
@@ -272,7 +281,9 @@ def print_table(results: Mapping[str, Any], output: Output) -> None:
     output.line(f"{results['device']}: fp16 products {top['tflops']:.0f} TFLOP/s, copies {top['gbytes_per_s']:.0f} GB/s")
     cells = []
     for row in results["rows"]:
-        times = [f"{row[name]:.1f}" for name in ("fused_us", "dense_us", "loop_us")]
+        times = [f"{row[name]:.1f}" if row[name] is not None else "-" for name in ("fused_us", "dense_us", "loop_us", "compiled_us")]
         rates = [f"{row[name]:.1f} ({100 * row[name] / top[name]:.0f} %)" for name in ("tflops", "gbytes_per_s")]
         cells.append([str(row["tokens"]), row["tile"], *times, *rates, f"{row['row_error']:.2e}"])
-    output.table((">tokens", "tile", ">fused µs", ">dense µs", ">loop µs", ">TFLOP/s (share)", ">GB/s (share)", ">row error"), cells)
+    output.table(
+        (">tokens", "tile", ">fused µs", ">dense µs", ">loop µs", ">compiled µs", ">TFLOP/s (share)", ">GB/s (share)", ">row error"), cells
+    )

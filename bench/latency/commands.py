@@ -91,8 +91,8 @@ def compare(
 
     Options take several values, with commas or repeated; all combinations are measured.
     """
-    from bench.hardware.power import Power
     from bench.latency import comparison, plot
+    from engines.power.power import Power
 
     axes = comparison.Axes(
         bundles=listed(bundle or (), "nano"),

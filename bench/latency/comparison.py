@@ -7,7 +7,7 @@ backward order, so that a change in the machine's speed affects all rows.  Ratio
 and quartiles.  Where the quartiles enclose 1, this run cannot tell the two rows apart.
 
 Energy is measured afterwards, one row at a time for some seconds, because meters update more slowly than calls
-take (:mod:`bench.hardware.power`).
+take (:mod:`engines.power.power`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from time import sleep
 
 from bench.hardware.ceilings import gemm_peaks
 from bench.hardware.machine import machine
-from bench.hardware.meter import PowerError
-from bench.hardware.power import Power
 from bench.latency.calls import CALLS, ModelCall
 from bench.latency.engine import EngineOptions, EngineProcess
 from bench.results import Progress, Results, spread
+from engines.power.meter import PowerError
+from engines.power.power import Power
 from f2edge.backends.onnxruntime import usable_cores
 from f2edge.backends.registry import BACKENDS
 from f2edge.bundle.bundle import Bundle

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -59,7 +60,7 @@ def quality(
     images: Annotated[int, typer.Option(min=2, help="Faces to generate; other sections use a fraction or a multiple.")] = 500,
     steps: Steps = None,
     guidance: Guidance = None,
-    only: Annotated[str, typer.Option(help="Comma-separated sections: tokenizer, generate, analyze, ask, describe, edit.")] = "",
+    only: Annotated[str, typer.Option(help="Comma-separated sections, such as generate,edit; all of them if not given.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of faces, prompts and pictures.")] = 1,
     threads: Threads = None,
     out: Annotated[Path | None, typer.Option(help="Folder for quality.json and contact sheets.")] = None,
@@ -68,6 +69,7 @@ def quality(
     """Measure a bundle on held-out renders and prompts."""
     from rich.console import Console
 
+    from bench.quality.faces import held_out_faces
     from bench.quality.judge import Judge
     from bench.quality.quality import Bench
     from bench.quality.report import chosen_sections, print_results, run_sections
@@ -79,7 +81,9 @@ def quality(
     pipeline = FacePipeline.load(bundle, backend=backend, threads=threads, watermark=None)  # the model's pixels, without a mark
     options.resolve(pipeline.bundle.generation)
     settings: Results = {"bundle": bundle, "backend": backend, "images": images, "seed": seed, "steps": steps, "guidance": guidance}
-    measured = run_sections(Bench(pipeline, Judge.load(judge_file), images, options, seed, out), sections, settings)
+    render = partial(held_out_faces, size=pipeline.bundle.configuration.tokenizer.image_size)
+    bench = Bench(pipeline, Judge.load(judge_file), images, options, seed, out, render=render)
+    measured = run_sections(bench, sections, settings)
     if as_json:
         print(json.dumps({"settings": settings, **measured}))
     else:

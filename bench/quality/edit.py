@@ -1,9 +1,9 @@
-"""Edits of held-out renders: accuracy of the requested attribute, tokens outside the region, other slots."""
+"""Edits of held-out renders, described or instructed: accuracy of the requested attribute, tokens outside the region, other slots."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -89,15 +89,32 @@ def plan_edits(faces: HeldOutFaces, kinds: Sequence[EditKind], count: int, seed:
 
 
 def edit(bench: Bench) -> Results:
-    """Score two fifths of ``images`` edits, spread over :data:`KINDS`."""
+    """Score two fifths of ``images`` edits, spread over :data:`KINDS`, whose prompts describe the whole edited face."""
+    return _score(bench, _planned(bench), "edit")
+
+
+def instruct(bench: Bench) -> Results:
+    """Score the same edits, asked for as instructions: "remove the beard", "make her smile"."""
+    from export.data.text.instructions import can_instruct, instruction
+
+    edits = [e for e in _planned(bench) if can_instruct(e.kind.slot, e.value)]
+    rngs = [np.random.default_rng([bench.seed, row, 0xD0]) for row in range(len(edits))]
+    said = [replace(e, prompt=instruction(e.kind.slot, e.value, rng)) for e, rng in zip(edits, rngs, strict=True)]
+    return _score(bench, said, "instruct")
+
+
+def _planned(bench: Bench) -> list[PlannedEdit]:
     known = bench.pipeline.bundle.regions
     kinds = [kind for kind in KINDS if kind.region in known]
     if not kinds:
         raise InputError(f"bundle: its regions ({', '.join(known) or 'none'}) allow none of the edits of the quality bench")
-    edits = plan_edits(bench.faces, kinds, max(bench.images * 2 // 5, 1), bench.seed)
+    return plan_edits(bench.faces, kinds, max(bench.images * 2 // 5, 1), bench.seed)
+
+
+def _score(bench: Bench, edits: Sequence[PlannedEdit], name: str) -> Results:
     originals = [as_images(bench.faces.images[e.row : e.row + 1])[0] for e in edits]
     results = []
-    for index, (planned, image) in enumerate(progress(list(zip(edits, originals, strict=True)), "edit", len(edits))):
+    for index, (planned, image) in enumerate(progress(list(zip(edits, originals, strict=True)), name, len(edits))):
         seed = bench.seed * 1_000_000 + index
         results.append(bench.pipeline.edit(image, planned.prompt, planned.kind.region, seed=seed, options=bench.options))
     after = bench.judge.predict(as_array(r.image for r in results))
@@ -105,7 +122,7 @@ def edit(bench: Bench) -> Results:
     kept = [~bench.pipeline.token_mask(r.region) for r in results]  # (N,) each
     outside = [bool(np.array_equal(r.codes[keep], r.original_codes[keep])) for r, keep in zip(results, kept, strict=True)]
     pairs = [image for original, r in zip(originals, results, strict=True) for image in (original, r.image)]
-    bench.sheet("edit", pairs, [text for e in edits for text in ("original", f"{e.kind.region}: {e.prompt}")])
+    bench.sheet(name, pairs, [text for e in edits for text in ("original", f"{e.kind.region}: {e.prompt}")])
     return edit_results(bench, edits, before, after, outside)
 
 

@@ -7,10 +7,16 @@ Every section is a function of a :class:`Bench` that returns results for the JSO
 =========  ==========================================================================================================
 tokenizer  judge's accuracy on pictures encoded and decoded by the image tokenizer: the ceiling of the other sections
 generate   judge's accuracy on mentioned slots, that of chance and on renders; Fréchet distance
+realism    kernel distance, precision and recall, discriminator, sharpness, eyes that match (``bench/quality/realism.py``)
+unsaid     values of what short prompts leave open, against those of renders (``bench/quality/words.py``)
 analyze    balanced accuracy of every slot on held-out renders
 ask        exact match per kind of question
 describe   precision and recall of attributes in descriptions
+robustness analyze under shift, zoom, turn, dark, blur and more, with its calibration (``bench/quality/robustness.py``)
+domain     faces told from noise, textures and photographs (``bench/quality/robustness.py``)
+telephone  describe and generate in turn, five rounds (``bench/quality/telephone.py``)
 edit       requested attribute by the judge, tokens outside the region, other slots (``bench/quality/edit.py``)
+instruct   the same edits asked for as instructions (``bench/quality/edit.py``)
 everyday   everyday words, twelve seeds each (``bench/quality/words.py``)
 typed      prompts typed by hand, never trained on (``bench/quality/words.py``)
 =========  ==========================================================================================================
@@ -91,6 +97,32 @@ class Bench:
         """Render twice ``images`` held-out faces."""
         return self.render(2 * self.images, self.seed)
 
+    @cached_property
+    def prompts(self) -> list[Prompt]:
+        """Prompts of the first ``images`` faces."""
+        return self.texts.prompts(self.faces[: self.images].visible, self.seed)
+
+    @cached_property
+    def generated(self) -> list[Image.Image]:
+        """A generated picture of each prompt."""
+        return self.draw([p.text for p in self.prompts], [self.seed * 1_000_000 + row for row in range(len(self.prompts))], "generate")
+
+    @cached_property
+    def reconstructed(self) -> list[Image.Image]:
+        """The first ``images`` faces, encoded and decoded again."""
+        faces, decoded = self.faces[: self.images], list[Image.Image]()
+        for begin in progress(range(0, len(faces), _GROUP), "tokenizer", -(-len(faces) // _GROUP)):
+            decoded += self.pipeline.decode(self.pipeline.encode(as_images(faces.images[begin : begin + _GROUP])))
+        return decoded
+
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int], name: str) -> list[Image.Image]:
+        """Generate a picture of each prompt with its seed."""
+        made: list[Image.Image] = []
+        for begin in progress(range(0, len(prompts), _GROUP), name, -(-len(prompts) // _GROUP)):
+            group = slice(begin, begin + _GROUP)
+            made += [f.image for f in self.pipeline.generate(list(prompts[group]), seeds=list(seeds[group]), options=self.options)]
+        return made
+
     def sheet(self, name: str, images: Sequence[Image.Image], captions: Sequence[str]) -> None:
         """Write a contact sheet of the first pictures into ``out``."""
         if self.out is not None:
@@ -99,11 +131,12 @@ class Bench:
 
 
 def as_array(images: Iterable[Image.Image]) -> Images:
-    """Return pictures as uint8 ``(n, 128, 128, 3)`` for the judge, resized if necessary."""
+    """Return pictures as uint8 ``(n, Y, Y, 3)`` for the judge, resized to 128 pixels where it cannot take them."""
 
     def one(image: Image.Image) -> NDArray[np.uint8]:
         rgb = image.convert("RGB")
-        return np.asarray(rgb if rgb.size == (IMAGE_SIZE, IMAGE_SIZE) else rgb.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS))
+        fits = rgb.width == rgb.height and rgb.width % IMAGE_SIZE == 0
+        return np.asarray(rgb if fits else rgb.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS))
 
     return np.stack([one(image) for image in images])
 
@@ -115,10 +148,7 @@ def as_images(array: Images) -> list[Image.Image]:
 
 def tokenizer(bench: Bench) -> Results:
     """Score pictures that are encoded and decoded again."""
-    faces = bench.faces[: bench.images]
-    decoded: list[Image.Image] = []
-    for begin in progress(range(0, len(faces), _GROUP), "tokenizer", -(-len(faces) // _GROUP)):
-        decoded += bench.pipeline.decode(bench.pipeline.encode(as_images(faces.images[begin : begin + _GROUP])))
+    faces, decoded = bench.faces[: bench.images], bench.reconstructed
     pictures, truth = as_array(decoded), faces.slots
     originals, copies = bench.judge.predict(faces.images), bench.judge.predict(pictures)
     pairs = [image for pair in zip(as_images(faces.images), decoded, strict=True) for image in pair]
@@ -136,14 +166,9 @@ def tokenizer(bench: Bench) -> Results:
 def generate(bench: Bench) -> Results:
     """Score faces generated from held-out prompts."""
     faces, others = bench.faces[: bench.images], bench.faces[bench.images :]
-    prompts = bench.texts.prompts(faces.visible, bench.seed)
-    made: list[Image.Image] = []
-    for begin in progress(range(0, len(prompts), _GROUP), "generate", -(-len(prompts) // _GROUP)):
-        group = prompts[begin : begin + _GROUP]
-        seeds = [bench.seed * 1_000_000 + begin + index for index in range(len(group))]
-        made += [face.image for face in bench.pipeline.generate([p.text for p in group], seeds=seeds, options=bench.options)]
-    bench.sheet("generate", made, [p.text for p in prompts])
-    pictures = as_array(made)
+    prompts = bench.prompts
+    bench.sheet("generate", bench.generated, [p.text for p in prompts])
+    pictures = as_array(bench.generated)
     said = scores.mention_table([p.mentioned for p in prompts], bench.schema)
     shares = scores.slot_shares(bench.judge.predict(pictures), said, bench.schema)
     chance = scores.slot_shares(scores.majority_answers(said), said, bench.schema)

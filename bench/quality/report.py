@@ -11,25 +11,34 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.quality import quality
-from bench.quality.edit import edit
+from bench.quality.edit import edit, instruct
 from bench.quality.quality import Bench
-from bench.quality.words import everyday, typed
+from bench.quality.realism import realism
+from bench.quality.robustness import domain, robustness
+from bench.quality.telephone import telephone
+from bench.quality.words import everyday, typed, unsaid
 from bench.results import Results, write_json
 from f2edge.errors import InputError
 
 SECTIONS: Mapping[str, Callable[[Bench], Results]] = {
     "tokenizer": quality.tokenizer,
     "generate": quality.generate,
+    "realism": realism,
+    "unsaid": unsaid,
     "analyze": quality.analyze,
     "ask": quality.ask,
     "describe": quality.describe,
+    "robustness": robustness,
+    "domain": domain,
+    "telephone": telephone,
     "edit": edit,
+    "instruct": instruct,
     "everyday": everyday,
     "typed": typed,
 }
 
 #: Prefixes of results that are not shares.
-_PLAIN = ("frechet", "psnr", "attributes_said")
+_PLAIN = ("frechet", "psnr", "attributes_said", "kernel", "discriminator", "relative", "calibration", "auroc", "distance")
 
 
 def chosen_sections(only: str) -> list[str]:
@@ -55,7 +64,7 @@ def run_sections(bench: Bench, names: Sequence[str], settings: Mapping[str, Any]
 
 def _shown(name: str, value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.2f}" if name.startswith(_PLAIN) or name == "seconds" else f"{100 * value:.1f} %"
+        return f"{value:.3f}" if name.startswith(_PLAIN) or name == "seconds" else f"{100 * value:.1f} %"
     return str(value)
 
 
@@ -75,10 +84,10 @@ def print_results(results: Mapping[str, Results], console: Console) -> None:
 
 
 def _breakdown(title: str, table: Mapping[str, Any]) -> Table:
-    """Return a table by slot, lowest accuracy first."""
+    """Return a table by slot or condition, lowest first in its first column."""
     columns = list(next(iter(table.values()))) if isinstance(next(iter(table.values())), dict) else ["accuracy"]
     rows = {key: value if isinstance(value, dict) else {"accuracy": value} for key, value in table.items()}
     made = Table("", *columns, title=title)
-    for key, row in sorted(rows.items(), key=lambda item: item[1]["accuracy"]):
+    for key, row in sorted(rows.items(), key=lambda item: item[1][columns[0]]):
         made.add_row(key, *(_shown(column, row[column]) for column in columns))
     return made

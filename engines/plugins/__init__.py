@@ -25,5 +25,5 @@ node must also have ``plugin_namespace`` "f2edge" and ``plugin_version`` "1", si
 :mod:`~engines.plugins.reference` implements this definition in NumPy; :mod:`~engines.plugins.fused_moe` plans the kernels of
 :mod:`~engines.plugins.fused_moe_kernels` for a shape; :mod:`~engines.plugins.compile_kernels` compiles them to cubins and PTX without a
 GPU; :mod:`~engines.plugins.tensorrt_class` (TensorRT 10.3 and later) and :mod:`~engines.plugins.tensorrt_aot` (10.9 and later) are the
-plug-ins. Triton, pycuda and TensorRT are imported when they are used; the device does not need Triton.
+plug-ins. Triton, cuda-bindings and TensorRT are imported when they are used; the device does not need Triton.
 """

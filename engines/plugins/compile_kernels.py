@@ -30,6 +30,8 @@ from f2edge.provenance.saving import write_atomically
 
 #: Maximum shared memory of a launch without a special kernel attribute, on every GPU generation.
 MAX_SHARED_BYTES = 48 * 1024
+#: Newest of our targets that CUDA 12's ptxas and PTX 8.0 know.
+LAST_OF_CUDA_12 = 90
 _ENTRY = re.compile(r"(\.visible \.entry \w+\()(.*?)(\n\))", re.DOTALL)
 _PARAMETER = re.compile(r"\w+_param_\d+")
 _ARCHITECTURE = re.compile(r"^\.target (sm_\d+a?)", re.MULTILINE)
@@ -81,7 +83,6 @@ def compile_kernel(kernel: Kernel, target: int) -> tuple[CompiledKernel, bytes, 
     """
     triton = import_triton()
     from triton.backends.compiler import GPUTarget
-    from triton.backends.nvidia.compiler import get_ptxas
     from triton.compiler import ASTSource
 
     from engines.plugins import fused_moe_kernels
@@ -99,7 +100,7 @@ def compile_kernel(kernel: Kernel, target: int) -> tuple[CompiledKernel, bytes, 
     options = {
         "num_warps": kernel.warps,
         "num_stages": kernel.stages,
-        "ptx_version": 80 if target <= 90 else 90,
+        "ptx_version": 80 if target <= LAST_OF_CUDA_12 else 90,
         "enable_fp_fusion": True,
     }
     with triton.knobs.compilation.scope():
@@ -111,7 +112,8 @@ def compile_kernel(kernel: Kernel, target: int) -> tuple[CompiledKernel, bytes, 
             f"kernel {kernel.file} needs {shared} bytes of shared memory on sm_{target}, more than {MAX_SHARED_BYTES}; shrink its tile"
         )
     ptx = without_scratch(made.asm["ptx"], len(kinds))
-    cubin, report = assemble(ptx, get_ptxas(target).path)
+    path, version = assembler(target)
+    cubin, report = assemble(ptx, path)
     data = ptx.encode()
     compiled = CompiledKernel(
         kernel=kernel.name,
@@ -125,8 +127,20 @@ def compile_kernel(kernel: Kernel, target: int) -> tuple[CompiledKernel, bytes, 
         **report,
         cubin_sha256=hashlib.sha256(cubin).hexdigest(),
         ptx_sha256=hashlib.sha256(data).hexdigest(),
+        assembler=version,
     )
     return compiled, cubin, data
+
+
+def assembler(target: int) -> tuple[str, str]:
+    """Return path and CUDA version of the ptxas in Triton's wheel that assembles for a compute capability.
+
+    CUDA 12's wherever it knows the GPU: drivers load machine code of their own major version or an earlier one, and Triton's choice for
+    sm_90, CUDA 13's, would need driver 580.
+    """
+    tools = import_triton().knobs.nvidia
+    tool = tools.ptxas if target <= LAST_OF_CUDA_12 else tools.ptxas_blackwell
+    return str(tool.path), str(tool.version)
 
 
 def assemble(ptx: str, ptxas: str) -> tuple[bytes, dict[str, int]]:

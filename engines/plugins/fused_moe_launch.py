@@ -8,15 +8,18 @@ neither allocates nor synchronizes, so it can be captured in a CUDA graph.
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from engines.plugins.fused_moe import TILES, KernelPlan, MoEShape, choose_tile, for_target
+from engines.plugins.fused_moe import TILES, Kernel, KernelPlan, MoEShape, choose_tile, for_target
 from engines.plugins.kernel_folder import CompiledKernel, KernelFolder
 from f2edge.errors import BackendError
+
+logger = logging.getLogger(__name__)
 
 
 class Driver:
@@ -71,22 +74,45 @@ class Driver:
 
 
 class Launcher:
-    """The loaded kernels of one layer shape and one dtype of x, for every tile."""
+    """The loaded kernels of one layer shape and one dtype of x, for every tile.
+
+    Attributes:
+        sources: what was loaded, such as "cubin of sm_87 (ptxas 12.9)", and for how many kernels; the driver compiles "ptx" itself.
+    """
 
     def __init__(self, driver: Driver, shape: MoEShape, x_type: str, root: Path | None) -> None:
         folder, capability = KernelFolder(shape, root), driver.capability()
         self.shape, self._driver = shape, driver
         self._plans = {name: KernelPlan(shape, x_type, tile) for name, tile in TILES.items()}
+        self.sources: dict[str, int] = {}
         self._functions: dict[str, tuple[Any, CompiledKernel]] = {}
         for plan in self._plans.values():
             for kernel in plan.kernels:
-                compiled, image = folder.image(capability, kernel.file)
-                wanted = for_target(kernel, compiled.target)
-                if dict(compiled.constants) != dict(wanted.constants) or compiled.arguments != wanted.arguments:
-                    raise BackendError(
-                        f"{folder.folder}: kernel {kernel.file} was compiled from other sources; run `python -m engines kernels` again"
-                    )
-                self._functions[kernel.file] = driver.load(image, kernel.name), compiled
+                self._functions[kernel.file], source = self._load(folder, capability, kernel)
+                self.sources[source] = self.sources.get(source, 0) + 1
+        taken = ", ".join(f"{count} {source}" for source, count in self.sources.items())
+        logger.info("fused experts %s on sm_%d: %s", shape.label, capability, taken)
+
+    def _load(self, folder: KernelFolder, capability: int, kernel: Kernel) -> tuple[tuple[Any, CompiledKernel], str]:
+        """Return the first code of a kernel that the driver takes, and what it is."""
+        refusals = []
+        for compiled, kind, image in folder.images(capability, kernel.file):
+            wanted = for_target(kernel, compiled.target)
+            if dict(compiled.constants) != dict(wanted.constants) or compiled.arguments != wanted.arguments:
+                raise BackendError(
+                    f"{folder.folder}: kernel {kernel.file} was compiled from other sources; run `python -m engines kernels` again"
+                )
+            source = f"{kind} of sm_{compiled.target}" + (
+                f" (ptxas {compiled.assembler})" if kind == "cubin" and compiled.assembler else ""
+            )
+            try:
+                function = self._driver.load(image, kernel.name)
+            except BackendError as error:
+                logger.warning("kernel %s: the driver refuses the %s: %s", kernel.file, source, error)
+                refusals.append(f"{source}: {error}")
+                continue
+            return (function, compiled), source
+        raise BackendError(f"kernel {kernel.file}: the driver takes none of its code ({'; '.join(refusals)}); update the driver")
 
     def enqueue(self, tokens: int, tensors: Mapping[str, int], workspace: int, stream: int) -> None:
         """Enqueue the five kernels; ``tensors`` maps the node's inputs and ``y`` to addresses.  Zero tokens launch nothing."""

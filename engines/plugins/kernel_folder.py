@@ -46,6 +46,7 @@ class CompiledKernel:
         grid: number of programs (:class:`engines.plugins.fused_moe.Grid`), with its formula as text.
         registers, spill_stores, spill_loads, stack: per thread, from ptxas; the last three in bytes.
         cubin_sha256, ptx_sha256: checksums of the files.
+        assembler: CUDA version of the ptxas that made the cubin, as "12.9".
     """
 
     kernel: str
@@ -62,6 +63,7 @@ class CompiledKernel:
     stack: int
     cubin_sha256: str
     ptx_sha256: str
+    assembler: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -129,9 +131,10 @@ class KernelFolder:
         """Return a kernel's PTX, which the driver or TensorRT compiles; raises like :meth:`cubin`."""
         return self._read(target, f"{file}.ptx", self.describe(target, file).ptx_sha256)
 
-    def image(self, capability: int, file: str) -> tuple[CompiledKernel, bytes]:
-        """Return the code to load on a device: machine code of the same or an earlier minor version, else PTX.
+    def images(self, capability: int, file: str) -> Iterator[tuple[CompiledKernel, str, bytes]]:
+        """Yield the code to load on a device, the best first, each as its description, "cubin" or "ptx", and the bytes.
 
+        Machine code of the same or an earlier minor version, its PTX for a driver that refuses it, then the newest PTX that runs there.
         Code for sm_90 and sm_110 runs on exactly these; machine code of the others runs on later minor versions, and their PTX on every
         later GPU.
 
@@ -140,11 +143,16 @@ class KernelFolder:
         """
         same = [t for t in self.targets if t == capability or (t < 90 and t // 10 == capability // 10 and t < capability)]
         if same:
-            return self.describe(same[-1], file), self.cubin(same[-1], file)
-        return self.portable_image(capability, file)
+            yield self.describe(same[-1], file), "cubin", self.cubin(same[-1], file)
+            yield self.describe(same[-1], file), "ptx", self.ptx(same[-1], file)
+        older = [t for t in self.targets if t < 90 and t < capability and t not in same]
+        if older:
+            yield self.describe(older[-1], file), "ptx", self.ptx(older[-1], file)
+        if not same and not older:
+            self.describe(capability, file)  # raises with the list of available targets
 
     def portable_image(self, capability: int, file: str) -> tuple[CompiledKernel, bytes]:
-        """Return the newest PTX that runs on a device of this compute capability; raises like :meth:`image`."""
+        """Return the newest PTX that runs on a device of this compute capability; raises like :meth:`images`."""
         fitting = [t for t in self.targets if t == capability or (t < 90 and t < capability)]
         if not fitting:
             self.describe(capability, file)  # raises with the list of available targets

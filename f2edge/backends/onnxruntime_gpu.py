@@ -35,8 +35,8 @@ from f2edge.errors import BackendError
 from f2edge.spec.graphs import SIGNATURES
 
 INSTALL = (
-    "`pip uninstall onnxruntime && pip install onnxruntime-gpu` (on a Jetson: a wheel built for its CUDA and GPU, docs/jetson.md); "
-    "the two packages cannot stand beside each other"
+    "`pip install --force-reinstall --no-deps onnxruntime-gpu` puts the GPU's build in the place of the CPU's "
+    "(on a Jetson: a wheel built for its CUDA and GPU, docs/jetson.md)"
 )
 
 

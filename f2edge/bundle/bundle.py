@@ -37,7 +37,7 @@ TOKENIZER = "tokenizer.json"
 LEXICON = "lexicon.json"
 LARGEST_MANIFEST_BYTES = 8 << 20
 _CHUNK_BYTES = 1 << 20
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,11 @@ class Bundle:
     def editing(self) -> Schedule:
         """Default schedule of ``edit``."""
         return self.manifest.editing
+
+    @property
+    def faces(self) -> str:
+        """Which faces the model knows, one of :data:`f2edge.spec.sensitive.FACES`."""
+        return self.manifest.faces
 
     def domain(self) -> Domain | None:
         """Statistics of the pictures that the model knows; None where the bundle has none."""
@@ -184,7 +189,7 @@ def list_bundles() -> list[FoundBundle]:
 def find(source: str | os.PathLike[str]) -> Path:
     """Return the folder of a bundle given by name or path; raises :class:`BundleNotFoundError` listing the known names."""
     text = os.fspath(source)
-    if isinstance(source, str) and _NAME.fullmatch(text):
+    if isinstance(source, str) and NAME.fullmatch(text):
         for found in list_bundles():
             if found.name == text:
                 return found.folder

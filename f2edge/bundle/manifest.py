@@ -17,6 +17,7 @@ Keys of the document; those up to ``files`` are required, except ``editing``::
     regions         names of the parser's regions, in the order of its channels
     alignment       {landmarks: five [x, y], margins: [left, top, right, bottom]}
     smoke           {prompt, seed, codes}; optional: agreement
+    faces           optional: which faces the model knows, "drawn" or "photographed" (the default): see f2edge.spec.sensitive
     pictures        optional: how pictures become pixels and back, of f2edge.imaging.laws: "f2edge" (the default) or "show-o"
     reading         {temperatures: slot → number, unsure: words}; optional: domain {file, center, scale}; see :class:`Reading`
     describe_question               how ``describe`` asks
@@ -42,6 +43,7 @@ from f2edge.spec.configuration import ModelConfiguration
 from f2edge.spec.graph_checks import GraphEntry, Port, SignatureCheck
 from f2edge.spec.graphs import SIGNATURES
 from f2edge.spec.layout import TokenLayout
+from f2edge.spec.sensitive import FACES, PHOTOGRAPHED
 
 FORMAT_VERSION = 1
 KNOWN_VERSIONS = (FORMAT_VERSION,)
@@ -126,6 +128,7 @@ class Manifest:
     flavour: str = FLAVOURS[0]
     pictures: PictureLaw = LAWS["f2edge"]
     reading: Reading = field(default_factory=Reading)
+    faces: str = PHOTOGRAPHED
 
     @property
     def picture_law(self) -> str:
@@ -167,6 +170,8 @@ def _parse(row: Mapping[str, Any]) -> Manifest:
     flavour = text(row.get("flavour", FLAVOURS[0]), "flavour")
     if flavour not in FLAVOURS:
         raise BundleError(f"manifest: flavour {show(flavour)} is unknown; this f2edge reads {', '.join(FLAVOURS)}; update f2edge")
+    faces = text(row.get("faces", PHOTOGRAPHED), "faces")
+    require({f"one of {', '.join(FACES)}": faces in FACES}, "faces")
     fit = SignatureCheck(model, layout, regions)
     for entry in graphs.values():
         if entry.file not in files:
@@ -188,6 +193,7 @@ def _parse(row: Mapping[str, Any]) -> Manifest:
         flavour=flavour,
         pictures=law_named(text(row.get("pictures", "f2edge"), "pictures")),
         reading=Reading() if row.get("reading") is None else _reading(row["reading"], files),
+        faces=faces,
     )
 
 

@@ -77,7 +77,7 @@ class Facts:
         captured_s: capture time of the newest frame analyzed; None before the first.
         latency_s: seconds from that capture to the answer.
         words: text answers by question.
-        unfamiliar: of the newest report (:attr:`f2edge.results.FaceReport.unfamiliar`).
+        unfamiliar, include_sensitive: of the newest report (:class:`f2edge.results.FaceReport`).
     """
 
     shown: Mapping[str, Shown]
@@ -85,6 +85,7 @@ class Facts:
     latency_s: float
     words: Mapping[str, Words]
     unfamiliar: float | None = None
+    include_sensitive: bool = False
 
 
 @dataclass
@@ -96,6 +97,7 @@ class _Known:
     signature: Signature | None = None
     words: dict[str, Words] = field(default_factory=dict)
     unfamiliar: float | None = None
+    include_sensitive: bool = False
 
 
 class AnswerBook:
@@ -126,7 +128,7 @@ class AnswerBook:
                 known.probabilities[slot] = _mixed(known.probabilities.get(slot), values, weight)
                 known.shown[slot] = _shown(known.shown.get(slot), known.probabilities[slot], self.freshness.lead)
             known.captured_s, known.latency_s, known.signature = captured_s, latency_s, signature
-            known.unfamiliar = report.unfamiliar
+            known.unfamiliar, known.include_sensitive = report.unfamiliar, report.include_sensitive
             return True
 
     def answer(self, track: int, question: str, text: str, captured_s: float) -> None:
@@ -168,7 +170,7 @@ class AnswerBook:
         """Return a snapshot of a track's answers; empty if it is gone."""
         with self._lock:
             known = self._known.get(track) or _Known()
-            return Facts(dict(known.shown), known.captured_s, known.latency_s, dict(known.words), known.unfamiliar)
+            return Facts(dict(known.shown), known.captured_s, known.latency_s, dict(known.words), known.unfamiliar, known.include_sensitive)
 
     def __len__(self) -> int:
         return len(self._known)

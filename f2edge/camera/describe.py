@@ -25,11 +25,13 @@ _NEW_COST = 0.3  # weight of the newest measurement in the estimate of what a fa
 class CameraModel(Protocol):
     """Model interface of the camera, implemented by :class:`~f2edge.pipeline.FacePipeline` and by a server's client."""
 
-    def analyze(self, images: Sequence[Image.Image], *, attributes: Sequence[str] | None = None) -> list[FaceReport]:
+    def analyze(
+        self, images: Sequence[Image.Image], *, attributes: Sequence[str] | None = None, include_sensitive: bool = False
+    ) -> list[FaceReport]:
         """Return a report for each face, in order."""
         ...
 
-    def ask(self, image: Image.Image, question: str, *, max_tokens: int = 64) -> Answer:
+    def ask(self, image: Image.Image, question: str, *, max_tokens: int = 64, include_sensitive: bool = False) -> Answer:
         """Return an answer as text."""
         ...
 
@@ -38,7 +40,9 @@ class CameraModel(Protocol):
 class AroundModel(Protocol):
     """Model that crops faces itself, such as :class:`~f2edge.camera.remote.RemoteModel`; it receives them with their surroundings."""
 
-    def analyze_around(self, faces: Sequence[tuple[Image.Image, Box]], *, attributes: Sequence[str]) -> list[FaceReport]:
+    def analyze_around(
+        self, faces: Sequence[tuple[Image.Image, Box]], *, attributes: Sequence[str], include_sensitive: bool = False
+    ) -> list[FaceReport]:
         """Return a report for each face, in order."""
         ...
 
@@ -52,12 +56,14 @@ class DescribeOptions:
         questions: questions about every face.
         budget_ms: model time per turn in ms; at least one face is always analyzed.
         most_faces: maximum number of faces per call.
+        include_sensitive: sensitive traits were asked for.
     """
 
     attributes: tuple[str, ...]
     questions: tuple[str, ...] = ()
     budget_ms: float = 150.0
     most_faces: int = 8
+    include_sensitive: bool = False
 
     def __post_init__(self) -> None:
         if self.budget_ms <= 0 or self.most_faces < 1:
@@ -139,10 +145,11 @@ class Describer:
         self.faces += len(chosen)
 
     def _reports(self, view: View, chosen: Sequence[_Candidate]) -> list[FaceReport]:
+        names, include = self._work.attributes, self._work.include_sensitive
         if isinstance(self._model, AroundModel):
             faces = [self._cutter.surroundings(view.frame, c.track.box) for c in chosen]
-            return self._model.analyze_around(faces, attributes=self._work.attributes)
-        return self._model.analyze([c.crop for c in chosen], attributes=self._work.attributes)
+            return self._model.analyze_around(faces, attributes=names, include_sensitive=include)
+        return self._model.analyze([c.crop for c in chosen], attributes=names, include_sensitive=include)
 
     def _ask(self, view: View, candidates: Sequence[_Candidate]) -> bool:
         """Ask at most one question, so that attributes never wait for more than one; return whether one was asked."""
@@ -151,7 +158,8 @@ class Describer:
         if due is None:
             return False
         number, question = due
-        answer = self._model.ask(crops[number], question, max_tokens=_ANSWER_TOKENS)
+        include = self._work.include_sensitive
+        answer = self._model.ask(crops[number], question, max_tokens=_ANSWER_TOKENS, include_sensitive=include)
         self._book.answer(number, question, answer.text, view.frame.captured_s)
         self.questions += 1
         return True

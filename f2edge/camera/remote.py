@@ -37,21 +37,24 @@ class RemoteModel:
         self._lock = Lock()
         self._number = 0
 
-    def analyze(self, images: Sequence[Image.Image], *, attributes: Sequence[str] | None = None) -> list[FaceReport]:
+    def analyze(
+        self, images: Sequence[Image.Image], *, attributes: Sequence[str] | None = None, include_sensitive: bool = False
+    ) -> list[FaceReport]:
         """Return reports of cropped faces, one unary call each."""
-        return self._client.analyze(images, attributes=attributes, timeout_s=self._timeout_s)
+        return self._client.analyze(images, attributes=attributes, include_sensitive=include_sensitive, timeout_s=self._timeout_s)
 
-    def analyze_around(self, faces: Sequence[Around], *, attributes: Sequence[str]) -> list[FaceReport]:
+    def analyze_around(self, faces: Sequence[Around], *, attributes: Sequence[str], include_sensitive: bool = False) -> list[FaceReport]:
         """Return reports of at most 8 faces, in order, from one message of the stream.
 
         Raises:
             F2EdgeError: the server refused, or did not answer in time (:class:`~f2edge.errors.DeadlineExceededError`).
         """
         picture, boxes = mosaic(faces)
+        wanted = (tuple(attributes), include_sensitive)
         with self._lock:
-            if self._stream is None or self._stream.attributes != tuple(attributes):
+            if self._stream is None or self._stream.wanted != wanted:
                 self._drop()
-                self._stream = _Stream(self._client, tuple(attributes))
+                self._stream = _Stream(self._client, *wanted)
             self._number += 1
             try:
                 answer = self._stream.ask(FrameRequest(picture, boxes, self._number), self._timeout_s)
@@ -62,8 +65,9 @@ class RemoteModel:
             raise BackendError(f"the server refused a frame: {answer.problem or f'{len(answer.reports)} reports of {len(faces)} faces'}")
         return list(answer.reports)
 
-    def ask(self, image: Image.Image, question: str, *, max_tokens: int = 64) -> Answer:
-        return self._client.ask(image, question, max_tokens=max_tokens, timeout_s=2 * self._timeout_s)
+    def ask(self, image: Image.Image, question: str, *, max_tokens: int = 64, include_sensitive: bool = False) -> Answer:
+        seconds = 2 * self._timeout_s
+        return self._client.ask(image, question, max_tokens=max_tokens, include_sensitive=include_sensitive, timeout_s=seconds)
 
     def _drop(self) -> None:
         if self._stream is not None:
@@ -74,8 +78,8 @@ class RemoteModel:
 class _Stream:
     """One ``AnalyzeStream`` with one frame in flight; a thread reads the answers."""
 
-    def __init__(self, client: Client, attributes: tuple[str, ...]) -> None:
-        self.attributes = attributes
+    def __init__(self, client: Client, attributes: tuple[str, ...], include_sensitive: bool) -> None:
+        self.wanted = attributes, include_sensitive
         self._client = client
         self._frames: SimpleQueue[FrameRequest | None] = SimpleQueue()
         self._answers: SimpleQueue[FrameAnswer | F2EdgeError] = SimpleQueue()
@@ -102,8 +106,9 @@ class _Stream:
             yield frame
 
     def _read(self) -> None:
+        attributes, include_sensitive = self.wanted
         try:
-            for answer in self._client.analyze_frames(self._sent(), attributes=self.attributes):
+            for answer in self._client.analyze_frames(self._sent(), attributes=attributes, include_sensitive=include_sensitive):
                 self._answers.put(answer)
             self._answers.put(BackendError(f"{self._client.connection.address} ended the stream of frames"))
         except F2EdgeError as error:

@@ -37,7 +37,7 @@ class FaceNow:
         answer_age_ms: ms since the capture of the newest analyzed frame.
         words: question, answer and its age in ms.
         truth: true attributes; demo only.
-        unfamiliar: of the newest report (:attr:`f2edge.results.FaceReport.unfamiliar`).
+        unfamiliar, include_sensitive: of the newest report (:class:`f2edge.results.FaceReport`).
     """
 
     number: int
@@ -51,6 +51,7 @@ class FaceNow:
     words: tuple[tuple[str, str, float], ...]
     truth: Mapping[str, str] | None = None
     unfamiliar: float | None = None
+    include_sensitive: bool = False
 
     @property
     def described(self) -> bool:
@@ -97,6 +98,7 @@ def _face(track: Track, view: View, book: AnswerBook, now_s: float) -> FaceNow:
         words=tuple((q, w.text, max(0.0, 1e3 * (now_s - w.captured_s))) for q, w in facts.words.items()),
         truth=_truth(track.box, view.frame.known or ()),
         unfamiliar=facts.unfamiliar,
+        include_sensitive=facts.include_sensitive,
     )
 
 

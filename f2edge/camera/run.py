@@ -52,6 +52,7 @@ class Request:
     metrics_port: int | None = None
     blur_others: bool = False
     people: int = 3
+    include_sensitive: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def run(
     options = SourceOptions(request.size_wh, fps, people=request.people)
     recording = None if url.live else open_source(url, options)  # before anything is written
     cutter = Cutter(faces.alignment, faces.image_size)
-    work = DescribeOptions(request.attributes, request.questions, request.budget_ms)
+    work = DescribeOptions(request.attributes, request.questions, request.budget_ms, include_sensitive=request.include_sensitive)
     describer = Describer(model, cutter, book, work, monotonic)
     overlay = Overlay(faces.schema.select(request.attributes), blur_others=request.blur_others)
     metrics = None if request.stats is None and request.metrics_port is None else CameraMetrics(url.shown)

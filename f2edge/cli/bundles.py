@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from f2edge import __version__
+from f2edge.cli.console import Output
 from f2edge.cli.options import (
     BackendOption,
     BundleOption,
@@ -83,8 +84,43 @@ def verify(
     printer.table(("", "…"), checks)
 
 
-def bundles(*, json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """List the installed models."""
+bundles = typer.Typer(help="List the installed models, or add one.", invoke_without_command=True)
+
+
+@bundles.callback()
+def listing(context: typer.Context, *, json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """List the installed models, or add one."""
+    if context.invoked_subcommand is None:
+        _list(output(json, quiet))
+
+
+@bundles.command()
+def add(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="FOLDER|URL|hf:OWNER/NAME|NAME", help="Where the bundle is; NAME needs F2EDGE_BUNDLES.", show_default=False),
+    ],
+    *,
+    name: Annotated[str | None, typer.Option("--name", help="Install it under this name (default: its own).", show_default=False)] = None,
+    sha256: Annotated[
+        str | None,
+        typer.Option("--sha256", metavar="HEX", help="SHA-256 of its manifest.json, from somebody you trust.", show_default=False),
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an installed bundle of that name.")] = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Install a bundle: every file is checked, and nothing is left of one that fails."""
+    from f2edge.bundle.sources import install
+
+    printer = output(json, quiet)
+    with printer.progress("bytes") as advance:
+        added = install(source, name=name, sha256=sha256, replace=replace, progress=advance)
+    printer.document({"name": added.folder.name, "folder": str(added.folder), "bytes": added.total_bytes, "faces": added.faces})
+    printer.note(f"{added.folder.name}  {added.total_bytes / 1e6:.1f} MB in {added.folder}")
+
+
+def _list(printer: Output) -> None:
     from f2edge.bundle.bundle import Bundle, list_bundles, user_folder
     from f2edge.errors import BundleError
 
@@ -97,7 +133,6 @@ def bundles(*, json: JsonOption = False, quiet: QuietOption = False) -> None:
         except BundleError as error:
             row |= {"error": str(error)}
         rows.append(row)
-    printer = output(json, quiet)
     printer.document({"bundles": rows, "user_folder": str(user_folder())})
     printer.table(
         ("name", "origin", ">size", "description…"),
@@ -111,7 +146,7 @@ def bundles(*, json: JsonOption = False, quiet: QuietOption = False) -> None:
             for row in rows
         ],
     )
-    printer.note(f"put your own bundles in {user_folder()}")
+    printer.note(f"`f2edge bundles add` puts more in {user_folder()}")
 
 
 def _check_tokens(pipeline: FacePipeline) -> str:

@@ -16,7 +16,7 @@ from f2edge.errors import InputError
 from f2edge.text import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from f2edge.bundle.bundle import Bundle
     from f2edge.camera.describe import CameraModel
@@ -65,7 +65,7 @@ def camera(
         typer.Option(
             "--detector",
             metavar="HOW",
-            help="haar, yunet:FILE@sha256=HEX or region:X,Y,W,H.  [default: haar; in the demo, its known boxes]",
+            help="haar, yunet:FILE@sha256=HEX or region:X,Y,W,H (default: haar; in the demo, its known boxes).",
         ),
     ] = None,
     refresh: Annotated[float, typer.Option("--refresh", metavar="S", help="Seconds until a face is analyzed again.")] = 0.3,
@@ -87,14 +87,17 @@ def camera(
     The embedded model understands rendered faces like the demo's, not photographs.
     """
     from f2edge.camera.output.record import recording_path
-    from f2edge.camera.privacy import chosen_attributes
     from f2edge.camera.run import Request
     from f2edge.camera.source.url import parse_source
+    from f2edge.spec.sensitive import SensitivePolicy
+    from f2edge.text import check_text
 
     url, stats = parse_source(source), stats or figures
     record = None if record is None else recording_path(record)
     _check_files(record, still, stats, jsonl)
-    _check_questions(ask or (), include_sensitive=include_sensitive)
+    policy = SensitivePolicy(protected=True, include=include_sensitive)
+    for question in ask or ():
+        policy.check_question(check_text(question, "question"))
     for name, value in (("--refresh", refresh), ("--budget", budget), ("--max-fps", max_fps), ("--duration", duration)):
         if value is not None and not 0 < value < _LARGEST:
             raise InputError(f"{name} {value:g}: must lie above 0 and below {_LARGEST:g}")
@@ -104,7 +107,7 @@ def camera(
     request = Request(
         url=url,
         detector=detector or ("given" if url.kind == "demo" else "haar"),
-        attributes=chosen_attributes(opened.schema, names, include_sensitive=include_sensitive),
+        attributes=policy.attributes(opened.schema, names),
         questions=tuple(ask or ()),
         refresh_s=refresh,
         budget_ms=budget,
@@ -117,6 +120,7 @@ def camera(
         stats=stats,
         metrics_port=metrics_port,
         blur_others=blur_others,
+        include_sensitive=include_sensitive,
     )
     _watch(request, opened, (backend, threads), jsonl, quiet=quiet)
 
@@ -159,14 +163,6 @@ def _is_stream(path: Path) -> bool:
     with suppress(OSError, ValueError):
         return path.is_fifo()
     return False
-
-
-def _check_questions(questions: Sequence[str], *, include_sensitive: bool) -> None:
-    from f2edge.camera.privacy import check_question
-    from f2edge.text import check_text
-
-    for question in questions:
-        check_question(check_text(question, "question"), include_sensitive=include_sensitive)
 
 
 def _model(opened: Bundle | Client, backend: str, threads: int | None) -> CameraModel:

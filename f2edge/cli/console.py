@@ -60,12 +60,18 @@ class Output:
             table.add_column(heading, justify="right" if column.startswith(">") else "left", no_wrap=not column.endswith("…"))
         for row in rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
-        Console(width=None if sys.stdout.isatty() else _FILE_COLUMNS).print(table)
+        console = Console(width=None if sys.stdout.isatty() else _FILE_COLUMNS)
+        with console.capture() as text:  # printed by rich itself, a broken pipe would end the process with 1
+            console.print(table)
+        sys.stdout.write(text.get())
 
     @contextmanager
-    def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """Show a progress bar on stderr if it is a terminal; yields a function to call with (done, total)."""
-        if self.json or self.quiet or not sys.stderr.isatty():
+    def progress(self, what: str, *, always: bool = False) -> Iterator[Callable[[int, int | None], None]]:
+        """Show a progress bar on stderr if it is a terminal; yields a function to call with (done, total).
+
+        With ``always`` also beside JSON.
+        """
+        if (self.json and not always) or self.quiet or not sys.stderr.isatty():
             yield lambda _done, _total: None
             return
         from rich.console import Console

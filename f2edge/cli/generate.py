@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from f2edge.cli.batch import Batch, generate_all, make_folder
+from f2edge.cli.console import Output, fail
+from f2edge.cli.inputs import STDIN, PromptRow, picture_source, prompt_rows, text_lines
 from f2edge.cli.options import (
     BackendOption,
     BundleOption,
@@ -26,6 +31,7 @@ from f2edge.cli.options import (
     StepsOption,
     TemperatureOption,
     ThreadsOption,
+    VerboseOption,
     WatermarkKeyOption,
     WatermarkOption,
     checked_size,
@@ -36,7 +42,6 @@ from f2edge.cli.options import (
     open_description,
     open_model,
     open_pipeline,
-    output,
 )
 from f2edge.errors import InputError, OutputError
 from f2edge.text import one_line
@@ -44,19 +49,35 @@ from f2edge.text import one_line
 if TYPE_CHECKING:
     from PIL import Image
 
-    from f2edge.cli.console import Output
     from f2edge.decoding.parallel import StepEvent
+    from f2edge.face_model import FaceModel
     from f2edge.provenance.c2pa import Signer
+    from f2edge.provenance.label import Label
     from f2edge.results import EditedFace, GeneratedFace
 
 LARGEST_COUNT = 64
-OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Output picture: .png, .jpg or .webp.")]
+STDOUT = Path("-")
+OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Output picture: .png, .jpg or .webp; - for PNG on stdout.")]
 
 
 def generate(
-    prompt: PromptArgument,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="PROMPT", help="Description of the face, in English; - reads many from stdin.", show_default=False),
+    ] = None,
     *,
     out: OutOption = Path("face.png"),
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts", metavar="FILE", help="Many prompts: CSV, JSON lines or one a line.  Needs --out-dir.", show_default=False
+        ),
+    ] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out-dir", metavar="DIR", help="Folder for the faces of many prompts.", show_default=False)
+    ] = None,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="Print a line of JSON for each of many faces.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Leave out prompts whose face is in --out-dir.")] = False,
     seed: SeedOption = None,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
@@ -79,20 +100,26 @@ def generate(
     sign_key: SignKeyOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
-) -> None:
-    """Generate a face from a description."""
+    _verbose: VerboseOption = False,
+) -> int:
+    """Generate a face from a description, or many from a file of them."""
     from f2edge.imaging.images import image_grid, resize
     from f2edge.provenance.label import label
-    from f2edge.provenance.saving import save_image
     from f2edge.text import check_text
 
-    prompt = check_text(prompt, "prompt")
     options, first, side = decoding_options(steps, guidance, order, temperature, temperature_law), chosen_seed(seed), checked_size(size)
+    mark, signer = chosen_watermark(watermark, watermark_key, server), chosen_signer(sign_cert, sign_key)
+    if prompts is not None or prompt == STDIN:
+        _only_one(prompt, prompts, grid=grid, count=count, save_steps=save_steps, json=json)
+        batch = Batch(_folder(out_dir), options, first, side, signer, resume)
+        with text_lines(prompts or STDIN) as lines:
+            model = open_model(bundle, backend, threads, server, mark)
+            return _many(model, prompt_rows(lines), batch, Output(json=jsonl, quiet=quiet))
+    _only_many(out_dir=out_dir, jsonl=jsonl, resume=resume)
+    prompt, printer = check_text(prompt or "", "prompt"), _printer(out, json=json, quiet=quiet)
     files = _files(out, grid, count)
     folder = None if save_steps is None else _steps_folder(save_steps)
     seeds = [first + index for index in range(max(grid, count))]
-    mark, signer = chosen_watermark(watermark, watermark_key, server), chosen_signer(sign_cert, sign_key)
-    printer = output(json, quiet)
     pipeline = open_model(bundle, backend, threads, server, mark)
     previews = Previews()
     start = perf_counter()
@@ -108,28 +135,11 @@ def generate(
     pictures = [face.image if side is None else resize(face.image, side) for face in faces]
     sheets = [image_grid(pictures)] if len(files) == 1 else pictures
     for file, picture, own_seed in zip(files, sheets, seeds, strict=False):
-        save_image(picture, file, label(prompt=prompt, seed=own_seed, bundle=pipeline.bundle.name), signer)
+        _write(picture, file, label(prompt=prompt, seed=own_seed, bundle=pipeline.bundle.name), signer)
     if folder is not None:
         previews.save(folder, pipeline.bundle.name, prompt, first)
-    printer.document(
-        {
-            "bundle": pipeline.bundle.name,
-            "backend": pipeline.backend.name,
-            "prompt": prompt,
-            "options": _options_of(faces[0]),
-            "files": [str(file) for file in files],
-            "faces": [{"seed": face.seed, "tokens": face.codes.tolist()} for face in faces],
-            "step_ms": [round(ms, 3) for ms in faces[0].step_ms],
-            "total_ms": round(total_ms, 3),
-            "synthetic": True,
-            "marks": _marks(faces[0], signer),
-            **_wording_of(faces[0]),
-        }
-    )
-    _note_wording(printer, faces[0])
-    for file, own_seed in zip(files, seeds, strict=False):
-        of = f"seeds {seeds[0]} … {seeds[-1]}" if grid > 1 else f"seed {own_seed}"
-        printer.note(f"{file}  {of}, {faces[0].options.steps} steps, {total_ms:.0f} ms")
+    _report(printer, pipeline, faces, files, sheet=grid > 1, total_ms=total_ms, signer=signer)
+    return 0
 
 
 def edit(
@@ -155,23 +165,22 @@ def edit(
     sign_key: SignKeyOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
+    _verbose: VerboseOption = False,
 ) -> None:
     """Redraw a region of a face and keep the rest."""
-    from f2edge.imaging.images import load_image, resize
+    from f2edge.imaging.images import open_image, resize
     from f2edge.imaging.regions import parse_region
     from f2edge.provenance.label import label
-    from f2edge.provenance.saving import check_writable, image_kind, save_image
     from f2edge.text import check_text
 
     prompt = check_text(prompt, "prompt")
     options, own_seed, side = decoding_options(steps, guidance, order, temperature, temperature_law), chosen_seed(seed), checked_size(size)
-    image_kind(out)
-    check_writable(out)
+    printer = _printer(out, json=json, quiet=quiet)
+    _files(out, 1, 1)
     mark, signer = chosen_watermark(watermark, watermark_key, server), chosen_signer(sign_cert, sign_key)
-    picture = load_image(image)
+    picture = open_image(picture_source(str(image)))
     opened = open_description(bundle, backend, threads, server)
     where = parse_region(region, opened.regions)
-    printer = output(json, quiet)
     pipeline = open_pipeline(opened, backend, threads, mark)
     start = perf_counter()
     with printer.progress("decoding") as advance:
@@ -180,7 +189,7 @@ def edit(
         )
     total_ms = 1e3 * (perf_counter() - start)
     result = edited.image if side is None else resize(edited.image, side)
-    save_image(result, out, label(prompt=prompt, seed=own_seed, bundle=opened.name, edited=True), signer)
+    _write(result, out, label(prompt=prompt, seed=own_seed, bundle=opened.name, edited=True), signer)
     cells = int(edited.region.sum())
     printer.document(
         {
@@ -202,6 +211,39 @@ def edit(
     printer.note(f"{out}  seed {own_seed}, {cells} of {edited.region.size} cells redrawn, {total_ms:.0f} ms")
 
 
+def _report(
+    printer: Output,
+    model: FaceModel,
+    faces: Sequence[GeneratedFace],
+    files: Sequence[Path],
+    *,
+    sheet: bool,
+    total_ms: float,
+    signer: Signer | None,
+) -> None:
+    """Print what became of one prompt."""
+    seeds = [face.seed for face in faces]
+    printer.document(
+        {
+            "bundle": model.bundle.name,
+            "backend": model.backend.name,
+            "prompt": faces[0].prompt,
+            "options": _options_of(faces[0]),
+            "files": [str(file) for file in files],
+            "faces": [{"seed": face.seed, "tokens": face.codes.tolist()} for face in faces],
+            "step_ms": [round(ms, 3) for ms in faces[0].step_ms],
+            "total_ms": round(total_ms, 3),
+            "synthetic": True,
+            "marks": _marks(faces[0], signer),
+            **_wording_of(faces[0]),
+        }
+    )
+    _note_wording(printer, faces[0])
+    for file, own_seed in zip(files, seeds, strict=False):
+        of = f"seeds {seeds[0]} … {seeds[-1]}" if sheet else f"seed {own_seed}"
+        printer.note(f"{file}  {of}, {faces[0].options.steps} steps, {total_ms:.0f} ms")
+
+
 def _wording_of(face: GeneratedFace | EditedFace) -> dict[str, Any]:
     return {"unmatched": list(face.unmatched), "corrected": dict(face.wording.corrected)}
 
@@ -212,6 +254,61 @@ def _note_wording(printer: Output, face: GeneratedFace | EditedFace) -> None:
         printer.note(f'read "{one_line(wrong, 40)}" as "{one_line(meant, 40)}"')
     if face.unmatched:
         printer.note(f"not understood, so not drawn: {', '.join(one_line(words, 60) for words in face.unmatched[:8])}")
+
+
+def _printer(out: Path, *, json: bool, quiet: bool) -> Output:
+    """Return the printer, silent where the picture itself goes to standard output."""
+    if out == STDOUT and json:
+        raise InputError("--out - and --json both want standard output; leave out one of the two")
+    return Output(json=json, quiet=quiet or out == STDOUT)
+
+
+def _write(picture: Image.Image, file: Path, label: Label, signer: Signer | None) -> None:
+    """Write a labelled picture to a file, or as PNG to standard output."""
+    from f2edge.provenance.saving import encode, save_image
+
+    if file != STDOUT:
+        save_image(picture, file, label, signer)
+        return
+    sys.stdout.buffer.write(encode(picture, "PNG", label, signer=signer))
+    sys.stdout.buffer.flush()
+
+
+def _only_one(prompt: str | None, prompts: str | None, **others: object) -> None:
+    """Refuse what many prompts exclude."""
+    if prompts is not None and prompt not in (None, STDIN):
+        raise InputError("--prompts and a prompt exclude each other; give one of the two")
+    wanted = [name for name, value in others.items() if value not in (None, False, 1)]
+    if wanted:
+        raise InputError(f"--{wanted[0].replace('_', '-')} is for one prompt; leave it out")
+
+
+def _only_many(**others: object) -> None:
+    """Refuse what one prompt excludes."""
+    wanted = [name for name, value in others.items() if value]
+    if wanted:
+        raise InputError(f"--{wanted[0].replace('_', '-')} is for many prompts; give --prompts FILE, or - as the prompt")
+
+
+def _folder(out_dir: Path | None) -> Path:
+    if out_dir is None:
+        raise InputError("many prompts need a folder for their faces; give --out-dir")
+    return make_folder(out_dir)
+
+
+def _many(model: FaceModel, rows: Iterable[PromptRow], batch: Batch, printer: Output) -> int:
+    """Generate many faces, report each, and return the exit code: 2 if a row failed."""
+    start, done, failed = perf_counter(), 0, 0
+    with printer.progress("faces", always=True) as advance:
+        for record in generate_all(model, rows, batch):
+            done, failed = done + 1, failed + ("error" in record)
+            printer.document(record)
+            if "error" in record:
+                fail(f"row {record['row']}: {record['error']}")
+            advance(done, None)
+    seconds = perf_counter() - start
+    printer.note(f"{done - failed} faces in {batch.folder}, {failed} rows failed, {seconds:.1f} s")
+    return 2 if failed else 0
 
 
 class Previews:
@@ -242,6 +339,10 @@ def _files(out: Path, grid: int, count: int) -> list[Path]:
     for option, value in (("--grid", grid), ("--count", count)):
         if not 1 <= value <= LARGEST_COUNT:
             raise InputError(f"{option} {value}: must lie in 1 … {LARGEST_COUNT}")
+    if out == STDOUT:
+        if count > 1:
+            raise InputError("--out -: standard output takes one picture; leave out --count")
+        return [out]
     if grid > 1 and count > 1:
         raise InputError("--grid writes one sheet, --count separate files; give one of the two")
     image_kind(out)

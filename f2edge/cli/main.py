@@ -12,6 +12,7 @@ import errno
 import io
 import os
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -22,18 +23,20 @@ import typer
 
 from f2edge import __version__
 from f2edge.camera import READ_THREADS
-from f2edge.cli import ask, bundles, camera, generate, serve, top, verify_image
+from f2edge.cli import analyze, ask, bundles, camera, generate, serve, top, verify_image
 from f2edge.cli.console import fail
 from f2edge.errors import F2EdgeError, InputError
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
+#: The thread on which a server loads its model (:func:`f2edge.server.lifecycle.in_thread`).
+LOADING = "f2edge-loading"
 #: What writing to a full, closed or lost standard output gives.
 _UNWRITABLE = (errno.ENOSPC, errno.EPIPE, errno.EBADF, errno.EIO, errno.EFBIG)
 
 app = typer.Typer(
     name="f2edge",
-    no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -42,7 +45,7 @@ for command in (
     generate.edit,
     ask.describe,
     ask.ask,
-    ask.analyze,
+    analyze.analyze,
     camera.camera,
     serve.serve,
     serve.studio,
@@ -51,9 +54,9 @@ for command in (
     bundles.info,
     bundles.verify,
     verify_image.verify_image,
-    bundles.bundles,
 ):
     app.command()(command)
+app.add_typer(bundles.bundles, name="bundles")
 
 
 def _print_version(wanted: bool) -> None:
@@ -64,9 +67,12 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     _version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")] = False,
 ) -> None:
     """Text to face, face to words, on small machines."""
+    if context.invoked_subcommand is None:
+        sys.stdout.write(context.get_help() + "\n")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -75,6 +81,10 @@ def run(arguments: Sequence[str]) -> int:
         code = app(args=list(arguments), prog_name="f2edge", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except SystemExit as ended:
+        if not isinstance(ended.__context__, BrokenPipeError):  # which click makes an exit with 1
+            raise
+        return _report(ended.__context__)
     except Exception as error:  # noqa: BLE001  every failure becomes one line
         if os.environ.get("F2EDGE_DEBUG") == "1":
             traceback.print_exc()
@@ -89,6 +99,9 @@ def _report(error: Exception) -> int:
     if callable(usage):  # the parser's errors: unknown option, missing argument, not a number
         fail(f"{usage()} (see `f2edge --help`)")
         return BAD_INPUT
+    if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  else the interpreter fails at its end
+        return 0
     if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITABLE:
         fail(f"standard output cannot be written ({error.strerror}); the result is incomplete")
         return FAILURE
@@ -125,14 +138,14 @@ def _flushed(code: int) -> int:
     try:
         sys.stdout.flush()
     except OSError as error:
+        code = code or _report(error)
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  else the interpreter fails again at its end
-        return code or _report(error)
     return code
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit; if a camera's read hangs in its driver, skip the interpreter's shutdown, which would abort there."""
-    if any(thread.is_alive() for thread in READ_THREADS):
+    """Exit; while a camera's read hangs in its driver or a model is loading, skip the interpreter's shutdown, which would abort there."""
+    if any(thread.is_alive() for thread in READ_THREADS) or any(thread.name == LOADING for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

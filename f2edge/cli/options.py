@@ -24,14 +24,14 @@ LARGEST_SIDE = 4096
 CONNECT_S = 5.0
 #: Deadline of each call in seconds.
 TIMEOUT_S = 600.0
-_OWN = "  [default: the model's]"
+_OWN = " (default: the model's)."
 
 BundleOption = Annotated[str, typer.Option("--bundle", "-b", metavar="NAME|DIR", help="Model: a name or a folder.")]
 BackendOption = Annotated[
     str,
     typer.Option("--backend", metavar="NAME", help="auto, onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt or tensorrt (needs plans)."),
 ]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads.  [default: every usable core]")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads (default: every usable core).")]
 ServerOption = Annotated[
     str | None,
     typer.Option(
@@ -42,14 +42,26 @@ ServerOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+
+
+def _log(wanted: bool) -> bool:
+    if wanted:
+        import logging
+
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        logging.getLogger("f2edge").setLevel(logging.DEBUG)
+    return wanted
+
+
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done to stderr.", callback=_log)]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same face.  [default: random, printed]")]
-StepsOption = Annotated[int | None, typer.Option("--steps", help=f"Decoding steps.{_OWN}")]
-GuidanceOption = Annotated[float | None, typer.Option("--guidance", help=f"Strength of the prompt; 0 turns guidance off.{_OWN}")]
-SizeOption = Annotated[int | None, typer.Option("--size", help=f"Side of each picture in pixels, scaled by Lanczos.{_OWN}")]
-OrderOption = Annotated[str | None, typer.Option("--order", help=f"maskgit, halton or ancestral.{_OWN}")]
-TemperatureOption = Annotated[float | None, typer.Option("--temperature", help=f"Randomness of the decoding order.{_OWN}")]
-LawOption = Annotated[str | None, typer.Option("--temperature-law", help=f"linear, show-o or constant.{_OWN}")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same face (default: random, printed).")]
+StepsOption = Annotated[int | None, typer.Option("--steps", help=f"Decoding steps{_OWN}")]
+GuidanceOption = Annotated[float | None, typer.Option("--guidance", help=f"Strength of the prompt; 0 turns guidance off{_OWN}")]
+SizeOption = Annotated[int | None, typer.Option("--size", help=f"Side of each picture in pixels, scaled by Lanczos{_OWN}")]
+OrderOption = Annotated[str | None, typer.Option("--order", help=f"maskgit, halton or ancestral{_OWN}")]
+TemperatureOption = Annotated[float | None, typer.Option("--temperature", help=f"Randomness of the decoding order{_OWN}")]
+LawOption = Annotated[str | None, typer.Option("--temperature-law", help=f"linear, show-o or constant{_OWN}")]
 WatermarkOption = Annotated[
     bool,
     typer.Option(
@@ -62,7 +74,7 @@ WatermarkKeyOption = Annotated[
     typer.Option(
         "--watermark-key",
         metavar="FILE",
-        help="Secret key, so that only its holder can write the mark (F2EDGE_WATERMARK_KEY_FILE).  [default: a public key]",
+        help="Secret key, so that only its holder can write the mark (F2EDGE_WATERMARK_KEY_FILE) (default: a public key).",
         show_default=False,
     ),
 ]
@@ -75,7 +87,21 @@ SignCertOption = Annotated[
 SignKeyOption = Annotated[
     Path | None, typer.Option("--sign-key", metavar="FILE", help="Private key of --sign-cert, as unencrypted PEM.", show_default=False)
 ]
-ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="A JPEG, PNG or WebP of a face.", show_default=False)]
+SensitiveOption = Annotated[
+    bool,
+    typer.Option(
+        "--include-sensitive",
+        help="Of photographed faces also answer about age, gender presentation, skin tone, build and emotion; of drawn ones always.",
+    ),
+]
+ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="A JPEG, PNG or WebP of a face; - for stdin.", show_default=False)]
+ImagesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IMAGE…", help="JPEG, PNG or WebP files of faces, folders of them, patterns, or - for stdin.", show_default=False
+    ),
+]
+JsonLinesOption = Annotated[bool, typer.Option("--jsonl", help="Print a line of JSON for each picture.")]
 PromptArgument = Annotated[str, typer.Argument(metavar="PROMPT", help="Description of the face, in English.", show_default=False)]
 
 

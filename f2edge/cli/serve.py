@@ -81,6 +81,9 @@ def serve(
         typer.Option("--http", metavar="HOST:PORT", help="Serve HTTP too: REST, OpenAI-compatible calls.", show_default=False),
     ] = None,
     reflection: Annotated[bool, typer.Option("--reflection/--no-reflection", help="Serve gRPC reflection.")] = True,
+    traces: Annotated[
+        bool, typer.Option("--traces", help="Export OpenTelemetry spans to OTEL_EXPORTER_OTLP_ENDPOINT; needs the extra traces.")
+    ] = False,
     deadline: Annotated[float, typer.Option("--deadline", help="Maximum duration of a call, in seconds.")] = 300.0,
     lame_duck: Annotated[float, typer.Option("--lame-duck", help="Seconds between reporting NOT_SERVING and refusing new calls.")] = 1.0,
     grace: Annotated[float, typer.Option("--grace", help="Seconds to finish accepted work after SIGTERM.")] = 30.0,
@@ -111,6 +114,7 @@ def serve(
         http_host=http_host,
         http_port=http_port,
         reflection=reflection,
+        traces=traces,
         deadline_s=deadline,
         lame_duck_s=lame_duck,
         grace_s=grace,
@@ -189,9 +193,17 @@ async def _serve(settings: ServerSettings, load: Any, started: Callable[[FaceSer
         stop.set()
         _end_within(settings.lame_duck_s + settings.grace_s + LAST_S)  # whatever hangs
 
-    for number in _SIGNALS:
-        loop.add_signal_handler(number, on_signal)
+    watch_signals(loop, on_signal)
     return await run(settings, load, stop, started or _announce, lambda: _end_within(_UNREACHABLE_S))
+
+
+def watch_signals(loop: asyncio.AbstractEventLoop, on_signal: Callable[[], None]) -> None:
+    """Call a function in the loop at SIGTERM and Ctrl-C; also where loops take no signals, as on Windows."""
+    for number in _SIGNALS:
+        try:
+            loop.add_signal_handler(number, on_signal)
+        except RuntimeError:  # of which Windows raises a kind
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(on_signal))
 
 
 def _end_within(seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,7 @@ import typer
 from f2edge.cli.options import JsonOption, output
 from f2edge.errors import InputError, ServerUnavailableError
 from f2edge.text import one_line
+from f2edge.transport import is_loopback
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -66,7 +68,9 @@ class Scrape:
 
 
 def top(
-    server: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Address of `serve --metrics-port`.")] = "127.0.0.1:9090",
+    server: Annotated[
+        str, typer.Argument(metavar="HOST:PORT|URL", help="Address of `serve --metrics-port` or `--http`; https://… and F2EDGE_TOKEN too.")
+    ] = "127.0.0.1:9090",
     *,
     every: Annotated[float, typer.Option("--every", help="Seconds between two scrapes.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Scrape once and exit.")] = False,
@@ -100,11 +104,12 @@ def scrape(server: str) -> Scrape:
     """
     from prometheus_client.parser import text_string_to_metric_families
 
-    host, _, port = server.removeprefix("http://").rstrip("/").rpartition(":")
+    secure = server.startswith("https://")
+    host, _, port = server.removeprefix("http://").removeprefix("https://").rstrip("/").rpartition(":")
     if not host or not (port.isdecimal() and 1 <= int(port[:6]) <= 65535):
-        raise InputError(f"{server[:100]!r}: give HOST:PORT of the metrics, as set by `f2edge serve --metrics-port`")
+        raise InputError(f"{server[:100]!r}: give HOST:PORT of the metrics, as set by `f2edge serve --metrics-port` or `--http`")
     try:
-        families = list(text_string_to_metric_families(_page(host.strip("[]"), int(port))))
+        families = list(text_string_to_metric_families(_page(host.strip("[]"), int(port), secure=secure)))
     except Exception as error:  # the page is untrusted, and the parser raises errors of many classes
         raise _no_metrics(host, port, type(error).__name__) from error
     if not any(family.name.startswith("f2edge_") for family in families):
@@ -118,17 +123,26 @@ def scrape(server: str) -> Scrape:
     return Scrape(samples, time.monotonic())
 
 
-def _page(host: str, port: int) -> str:
+def _page(host: str, port: int, *, secure: bool) -> str:
     """Return the text of a metrics page; raises for one that is not whole after :data:`_DEADLINE_S`."""
-    from http.client import HTTPConnection, HTTPException
+    import ssl
+    from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
-    connection = HTTPConnection(host, port, timeout=_TIMEOUT_S)
+    token = os.environ.get("F2EDGE_TOKEN")
+    connection: HTTPConnection
+    if secure:
+        trusted = ssl.create_default_context(cafile=os.environ.get("F2EDGE_CA_FILE"))
+        connection = HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=trusted)
+    else:
+        connection = HTTPConnection(host, port, timeout=_TIMEOUT_S)
     connection.connect()
     timer = Timer(_DEADLINE_S, connection.sock.shutdown, (socket.SHUT_RDWR,))
     timer.daemon = True
     timer.start()
     try:
-        connection.request("GET", "/metrics")
+        # A token goes over TLS or to this machine only.
+        headers = {"Authorization": f"Bearer {token}"} if token and (secure or is_loopback(host)) else {}
+        connection.request("GET", "/metrics", headers=headers)
         response = connection.getresponse()
         if response.status != HTTPStatus.OK:
             raise HTTPException(response.reason)

@@ -1,13 +1,14 @@
 """Asyncio client with the methods and results of :class:`f2edge.client.sync.Client`.
 
 >>> async with AsyncClient("127.0.0.1:8033") as client:                                     # doctest: +SKIP
-...     face = await client.generate("a smiling woman with red hair", seed=7)
+...     (face,) = await client.generate("a smiling woman with red hair", seeds=7)
 ...     async for event in client.stream_ask(face.image, "what color is the hair?"):
 ...         print(event)
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from f2edge.client.messages import (
     FrameAnswer,
     FrameRequest,
     ImageReader,
-    ImageSource,
+    StepMerger,
     analyze_message,
     ask_message,
     describe_message,
@@ -29,12 +30,14 @@ from f2edge.client.messages import (
     generate_message,
     read_words,
 )
+from f2edge.client.sync import FACES_AT_ONCE, RemoteBackend
 from f2edge.decoding.parallel import StepEvent
 from f2edge.engine.requests import Done, EditRequest, GenerateRequest, Priority, Result, Token
-from f2edge.errors import DeadlineExceededError
-from f2edge.imaging.images import load_image
+from f2edge.errors import DeadlineExceededError, InputError
+from f2edge.imaging.images import ImageSource, listed, open_image
 from f2edge.imaging.regions import Region
-from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
+from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions, paired
+from f2edge.spec.attributes import AttributeSchema
 from f2edge.v1 import face_pb2 as pb
 from f2edge.v1 import face_pb2_grpc
 from f2edge.wire import ModelFacts, model_of, report_of
@@ -65,10 +68,14 @@ class AsyncClient:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Cancel all calls and close the connection."""
         await self._channel.close()
 
     async def model(self) -> ModelFacts:
-        """Return the server's model description, cached after the first call.
+        """Return the server's model description, requested once.
 
         Raises:
             ServerUnavailableError: no answer within ``connect_s``.
@@ -82,13 +89,58 @@ class AsyncClient:
                 raise unreachable(self.connection.address, self._connect_s) from error
         return self._facts
 
+    @property
+    def bundle(self) -> ModelFacts:
+        """Model description of the server, after :meth:`model` or any other call was awaited."""
+        if self._facts is None:
+            raise InputError("the server has not been asked for its model yet; await model() first")
+        return self._facts
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.bundle.name
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """Region names accepted by :meth:`edit`."""
+        return self.bundle.regions
+
+    @property
+    def schema(self) -> AttributeSchema:
+        """Attribute schema of :meth:`analyze`."""
+        return self.bundle.schema
+
+    @property
+    def faces(self) -> str:
+        """Which faces the model knows, one of :data:`f2edge.spec.sensitive.FACES`."""
+        return self.bundle.faces
+
+    @property
+    def backend(self) -> RemoteBackend:
+        """Backend that runs the model, with its address."""
+        return RemoteBackend(f"{self.bundle.backend} at {self.connection.target}")
+
     async def generate(
-        self, prompt: str, *, seed: int = 0, options: GenerateOptions | None = None, timeout_s: float | None = None
-    ) -> GeneratedFace:
-        """Generate a face; the server batches concurrent calls."""
-        face = await _result(self.stream_generate(GenerateRequest(prompt, seed, options or GenerateOptions()), timeout_s=timeout_s))
-        assert isinstance(face, GeneratedFace)
-        return face
+        self,
+        prompts: str | Sequence[str],
+        *,
+        seeds: int | Sequence[int] = 0,
+        options: GenerateOptions | None = None,
+        on_step: Callable[[StepEvent], None] | None = None,
+        preview_images: bool = False,
+        timeout_s: float | None = None,
+    ) -> list[GeneratedFace]:
+        """Generate faces, as :meth:`FacePipeline.generate`; the server batches them."""
+        faces: list[GeneratedFace] = []
+        every, wanted = (1 if on_step else 0), options or GenerateOptions()
+        requests = [GenerateRequest(prompt, seed, wanted, every, preview_images) for prompt, seed in paired(prompts, seeds)]
+        for first in range(0, len(requests), FACES_AT_ONCE):
+            streams = [self.stream_generate(request, timeout_s=timeout_s) for request in requests[first : first + FACES_AT_ONCE]]
+            for face in await _together(streams, on_step):
+                assert isinstance(face, GeneratedFace)
+                faces.append(face)
+        return faces
 
     def stream_generate(
         self, request: GenerateRequest, *, priority: Priority | None = None, timeout_s: float | None = None
@@ -110,11 +162,13 @@ class AsyncClient:
         seed: int = 0,
         options: GenerateOptions | None = None,
         keep_outside: bool = True,
+        on_step: Callable[[StepEvent], None] | None = None,
         timeout_s: float | None = None,
     ) -> EditedFace:
         """Redraw a region, as :meth:`FacePipeline.edit`."""
-        request = EditRequest(load_image(image), prompt, region, seed, options or GenerateOptions(), keep_outside)
-        face = await _result(self.stream_edit(request, timeout_s=timeout_s))
+        wanted, every = options or GenerateOptions(), 1 if on_step else 0
+        request = EditRequest(open_image(image), prompt, region, seed, wanted, keep_outside, preview_every=every)
+        (face,) = await _together([self.stream_edit(request, timeout_s=timeout_s)], on_step)
         assert isinstance(face, EditedFace)
         return face
 
@@ -129,41 +183,82 @@ class AsyncClient:
 
         return self._events(start)
 
-    async def describe(self, image: ImageSource, *, max_tokens: int = 128, timeout_s: float | None = None) -> Answer:
-        """Return a description of the face."""
-        answer = await _result(self.stream_describe(image, max_tokens=max_tokens, timeout_s=timeout_s))
-        assert isinstance(answer, Answer)
-        return answer
+    async def describe(
+        self,
+        image: ImageSource,
+        *,
+        max_tokens: int = 128,
+        include_sensitive: bool = False,
+        on_token: Callable[[str], None] | None = None,
+        timeout_s: float | None = None,
+    ) -> Answer:
+        """Return a description of the face, as :meth:`FacePipeline.describe`."""
+        events = self.stream_describe(image, max_tokens=max_tokens, include_sensitive=include_sensitive, timeout_s=timeout_s)
+        return await _answer(events, on_token)
 
-    def stream_describe(self, image: ImageSource, *, max_tokens: int = 128, timeout_s: float | None = None) -> AsyncIterator[Token | Done]:
+    def stream_describe(
+        self, image: ImageSource, *, max_tokens: int = 128, include_sensitive: bool = False, timeout_s: float | None = None
+    ) -> AsyncIterator[Token | Done]:
         """Yield a description of the face piece by piece."""
 
         def start(facts: ModelFacts) -> tuple[Any, Callable[[Any], Token | Done]]:
-            return self._stub.Describe(describe_message(facts, image, max_tokens, None), **self._call(timeout_s)), read_words
+            message = describe_message(facts, image, max_tokens, None, include_sensitive=include_sensitive)
+            return self._stub.Describe(message, **self._call(timeout_s)), read_words
 
         return self._events(start)
 
-    async def ask(self, image: ImageSource, question: str, *, max_tokens: int = 64, timeout_s: float | None = None) -> Answer:
-        """Return the answer to a question about a face."""
-        answer = await _result(self.stream_ask(image, question, max_tokens=max_tokens, timeout_s=timeout_s))
-        assert isinstance(answer, Answer)
-        return answer
+    async def ask(
+        self,
+        image: ImageSource,
+        question: str,
+        *,
+        max_tokens: int = 64,
+        include_sensitive: bool = False,
+        on_token: Callable[[str], None] | None = None,
+        timeout_s: float | None = None,
+    ) -> Answer:
+        """Return the answer to a question, as :meth:`FacePipeline.ask`."""
+        events = self.stream_ask(image, question, max_tokens=max_tokens, include_sensitive=include_sensitive, timeout_s=timeout_s)
+        return await _answer(events, on_token)
 
     def stream_ask(
-        self, image: ImageSource, question: str, *, max_tokens: int = 64, timeout_s: float | None = None
+        self,
+        image: ImageSource,
+        question: str,
+        *,
+        max_tokens: int = 64,
+        include_sensitive: bool = False,
+        timeout_s: float | None = None,
     ) -> AsyncIterator[Token | Done]:
         """Yield an answer piece by piece."""
 
         def start(facts: ModelFacts) -> tuple[Any, Callable[[Any], Token | Done]]:
-            return self._stub.Ask(ask_message(facts, image, question, max_tokens, None), **self._call(timeout_s)), read_words
+            message = ask_message(facts, image, question, max_tokens, None, include_sensitive=include_sensitive)
+            return self._stub.Ask(message, **self._call(timeout_s)), read_words
 
         return self._events(start)
 
-    async def analyze(self, image: ImageSource, *, attributes: Sequence[str] | None = None, timeout_s: float | None = None) -> FaceReport:
-        """Return the attribute probabilities of a face; without names for the whole schema, sensitive slots included."""
-        message = analyze_message(await self.model(), image, attributes, None)
-        with translated_errors(self.connection.address):
-            return report_of((await self._stub.Analyze(message, **self._call(timeout_s))).report)
+    async def analyze(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        *,
+        attributes: Sequence[str] | None = None,
+        include_sensitive: bool = False,
+        timeout_s: float | None = None,
+    ) -> list[FaceReport]:
+        """Return the attributes of each face, as :meth:`FacePipeline.analyze`."""
+        facts, pictures, reports = await self.model(), listed(images), []
+        for first in range(0, len(pictures), FACES_AT_ONCE):
+            group = pictures[first : first + FACES_AT_ONCE]
+            messages = [analyze_message(facts, p, attributes, None, include_sensitive=include_sensitive) for p in group]
+            calls = [self._stub.Analyze(message, **self._call(timeout_s)) for message in messages]
+            try:
+                with translated_errors(self.connection.address):
+                    reports += [report_of((await call).report) for call in calls]
+            finally:
+                for call in calls:  # one failure cancels all
+                    call.cancel()
+        return reports
 
     async def analyze_frames(
         self, frames: AsyncIterable[FrameRequest], *, attributes: Sequence[str] | None = None, include_sensitive: bool = False
@@ -204,9 +299,33 @@ class AsyncClient:
         return self.connection.call(self._timeout_s if timeout_s is None else timeout_s)
 
 
-async def _result(events: AsyncIterator[Any]) -> Result:
-    """Return the result at the end of a stream."""
+async def _together(streams: Sequence[AsyncIterator[StepEvent | Done]], on_step: Callable[[StepEvent], None] | None) -> list[Result]:
+    """Read several calls concurrently; one failure cancels all."""
+    merger = StepMerger(len(streams))
+
+    async def follow(row: int, events: AsyncIterator[StepEvent | Done]) -> Result:
+        async for event in events:
+            for step in merger.add(row, event) if on_step else ():
+                on_step(step)  # type: ignore[misc]  # not None here
+            if isinstance(event, Done):
+                return event.result
+        raise AssertionError("events end with Done or raise")
+
+    tasks = [asyncio.ensure_future(follow(row, events)) for row, events in enumerate(streams)]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _answer(events: AsyncIterator[Token | Done], on_token: Callable[[str], None] | None) -> Answer:
     async for event in events:
-        if isinstance(event, Done):
+        if isinstance(event, Token):
+            if on_token:
+                on_token(event.text)
+        else:
+            assert isinstance(event.result, Answer)
             return event.result
     raise AssertionError("events end with Done or raise")

@@ -25,6 +25,7 @@ from f2edge.errors import (
     InputError,
     PromptError,
     QueueFullError,
+    SensitiveError,
     ServerError,
     ServerUnavailableError,
     UnknownAttributeError,
@@ -63,7 +64,13 @@ SERVICE_CONFIG = json.dumps(
     }
 )
 _INPUT_ERRORS: Mapping[str, type[InputError]] = MappingProxyType(
-    {"PROMPT": PromptError, "IMAGE": ImageError, "REGION": UnknownRegionError, "ATTRIBUTE": UnknownAttributeError}
+    {
+        "PROMPT": PromptError,
+        "IMAGE": ImageError,
+        "REGION": UnknownRegionError,
+        "ATTRIBUTE": UnknownAttributeError,
+        "SENSITIVE": SensitiveError,
+    }
 )
 
 

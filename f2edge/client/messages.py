@@ -7,11 +7,10 @@ local model, and a photograph of 4000 pixels takes 30 KB.
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,7 +21,7 @@ from f2edge.decoding.schedule import Schedule
 from f2edge.engine.requests import Done, EditRequest, GenerateRequest, ImageRequest, Priority, Timings, Token
 from f2edge.errors import InputError
 from f2edge.imaging.guard import ImageLimits
-from f2edge.imaging.images import load_image
+from f2edge.imaging.images import ImageSource, load_image, open_image
 from f2edge.imaging.laws import law_named
 from f2edge.imaging.regions import known_region, region_cells
 from f2edge.results import EditedFace, FaceReport, GeneratedFace
@@ -42,9 +41,6 @@ from f2edge.wire import (
     wording_of,
 )
 
-#: A decoded picture, the bytes of a file, or its path.
-ImageSource: TypeAlias = "Image.Image | bytes | str | os.PathLike[str]"
-
 _EVERY_STEP = 1024
 _FRAME_QUALITY = 92
 _PRIORITY_VALUES = {priority: value for value, priority in PRIORITIES.items()}
@@ -61,7 +57,7 @@ def generate_message(facts: ModelFacts, request: GenerateRequest, priority: Prio
 def edit_message(facts: ModelFacts, request: EditRequest, priority: Priority | None = None) -> pb.EditRequest:
     """Return an ``Edit`` request; named regions are resolved by the server, others here."""
     request.options.resolve(facts.editing)
-    prompt, picture, region = check_text(request.prompt, "prompt"), load_image(request.image), request.region
+    prompt, picture, region = check_text(request.prompt, "prompt"), open_image(request.image), request.region
     message = pb.EditRequest(
         image=as_seen(picture, facts, facts.image_side),
         prompt=prompt,
@@ -87,28 +83,52 @@ def _image_fields(facts: ModelFacts, request: ImageRequest, priority: Priority |
     }
 
 
-def ask_message(facts: ModelFacts, image: ImageSource, question: str, max_tokens: int, priority: Priority | None) -> pb.AskRequest:
+def ask_message(
+    facts: ModelFacts,
+    image: ImageSource,
+    question: str,
+    max_tokens: int,
+    priority: Priority | None,
+    *,
+    include_sensitive: bool = False,
+) -> pb.AskRequest:
     """Return an ``Ask`` request."""
-    question = check_text(question, "question")
     return pb.AskRequest(
-        image=as_seen(load_image(image), facts), question=question, max_tokens=_tokens(max_tokens), priority=priority_value(priority)
+        question=check_text(question, "question"),
+        image=as_seen(image, facts),
+        max_tokens=_tokens(max_tokens),
+        priority=priority_value(priority),
+        include_sensitive=include_sensitive,
     )
 
 
-def describe_message(facts: ModelFacts, image: ImageSource, max_tokens: int, priority: Priority | None) -> pb.DescribeRequest:
+def describe_message(
+    facts: ModelFacts, image: ImageSource, max_tokens: int, priority: Priority | None, *, include_sensitive: bool = False
+) -> pb.DescribeRequest:
     """Return a ``Describe`` request."""
-    return pb.DescribeRequest(image=as_seen(load_image(image), facts), max_tokens=_tokens(max_tokens), priority=priority_value(priority))
+    return pb.DescribeRequest(
+        image=as_seen(image, facts),
+        max_tokens=_tokens(max_tokens),
+        priority=priority_value(priority),
+        include_sensitive=include_sensitive,
+    )
 
 
 def analyze_message(
-    facts: ModelFacts, image: ImageSource, attributes: Sequence[str] | None, priority: Priority | None
+    facts: ModelFacts,
+    image: ImageSource,
+    attributes: Sequence[str] | None,
+    priority: Priority | None,
+    *,
+    include_sensitive: bool = False,
 ) -> pb.AnalyzeRequest:
-    """Return a request for attributes; without names the whole schema, whereas the server's default excludes sensitive slots."""
+    """Return a request for attributes; without names all that the server permits (:mod:`f2edge.spec.sensitive`)."""
     if attributes is not None and not attributes:
         raise InputError("attributes: the list is empty; name at least one, or give none for all of them")
     names = () if attributes is None else tuple(facts.schema.select(attributes))
-    picture = as_seen(load_image(image), facts)
-    return pb.AnalyzeRequest(image=picture, attributes=names, include_sensitive=attributes is None, priority=priority_value(priority))
+    return pb.AnalyzeRequest(
+        image=as_seen(image, facts), attributes=names, include_sensitive=include_sensitive, priority=priority_value(priority)
+    )
 
 
 @dataclass(frozen=True)
@@ -116,12 +136,12 @@ class FrameRequest:
     """A frame for ``analyze_frames``.
 
     Attributes:
-        image: RGB picture, or the bytes of a JPEG, PNG or WebP.
+        image: a picture; the bytes of a JPEG, PNG or WebP are sent as they are.
         faces: boxes x, y, width, height in pixels; empty if the centred square is the face.
         number: returned with the answer.
     """
 
-    image: Image.Image | bytes
+    image: ImageSource
     faces: Sequence[tuple[float, float, float, float]] = ()
     number: int = 0
 
@@ -145,7 +165,7 @@ class FrameAnswer:
 def frame_message(facts: ModelFacts, frame: FrameRequest, settings: pb.AnalyzeStreamSettings | None) -> pb.AnalyzeStreamRequest:
     """Return a message of ``AnalyzeStream``; the first one carries the settings."""
     faces = [pb.Box(x=x, y=y, width=width, height=height) for x, y, width, height in frame.faces]
-    data = frame.image if isinstance(frame.image, bytes) else _jpeg(frame.image) if faces else as_seen(frame.image, facts)
+    data = frame.image if isinstance(frame.image, bytes) else _jpeg(open_image(frame.image)) if faces else as_seen(frame.image, facts)
     return pb.AnalyzeStreamRequest(frame_id=frame.number, image=data, faces=faces, settings=settings)
 
 
@@ -155,9 +175,9 @@ def frame_answer(message: pb.AnalyzeStreamResponse) -> FrameAnswer:
     return FrameAnswer(message.frame_id, reports, message.dropped, message.problem.description, timings_of(message.timings))
 
 
-def as_seen(image: Image.Image, facts: ModelFacts, side: int | None = None) -> bytes:
+def as_seen(image: ImageSource, facts: ModelFacts, side: int | None = None) -> bytes:
     """Return a picture as the model sees it, encoded as PNG; ``side`` is that of pictures to read, unless it is given."""
-    square = law_named(facts.pictures).square(load_image(image), side or facts.reading_side or facts.image_side)
+    square = law_named(facts.pictures).square(open_image(image), side or facts.reading_side or facts.image_side)
     buffer = io.BytesIO()
     square.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
@@ -195,11 +215,13 @@ class ImageReader:
         if isinstance(result, pb.EditResult):
             cells = cells_of(result.region, self._facts.grid)
             marks, wording = _pixel_marks(result.picture), wording_of(result.wording)
-            return _done(result, EditedFace(image, codes, ids_of(result.original_tokens), cells, marks, wording))
+            prompt, seed, name = self._prompt, result.decoding.seed, self._facts.name
+            return _done(result, EditedFace(image, codes, ids_of(result.original_tokens), cells, marks, wording, prompt, seed, name))
         options = Schedule(**options_fields(result.decoding.options))
         step_ms, marks = tuple(result.decoding.step_ms), _pixel_marks(result.picture)
         wording = wording_of(result.wording)
-        return _done(result, GeneratedFace(image, codes, self._prompt, result.decoding.seed, options, step_ms, marks, wording))
+        seed, name = result.decoding.seed, self._facts.name
+        return _done(result, GeneratedFace(image, codes, self._prompt, seed, options, step_ms, marks, wording, name))
 
 
 def read_words(message: pb.AskResponse | pb.DescribeResponse) -> Token | Done:

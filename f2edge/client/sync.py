@@ -1,7 +1,7 @@
 """Synchronous client of ``f2edge serve`` with the methods and results of :class:`~f2edge.pipeline.FacePipeline`.
 
 >>> with Client("127.0.0.1:8033") as client:                                                # doctest: +SKIP
-...     client.generate("a smiling woman with red hair", seeds=7)[0].image.save("face.png")
+...     client.generate("a smiling woman with red hair", seeds=7)[0].save("face.png")
 ...     for event in client.stream_ask("face.png", "what color is the hair?"):
 ...         print(event)
 
@@ -20,14 +20,12 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import grpc
-from PIL import Image
 
 from f2edge.client.connection import Connection, no_answer, translated_errors, unreachable
 from f2edge.client.messages import (
     FrameAnswer,
     FrameRequest,
     ImageReader,
-    ImageSource,
     StepMerger,
     analyze_message,
     ask_message,
@@ -41,7 +39,7 @@ from f2edge.client.messages import (
 from f2edge.decoding.parallel import StepEvent
 from f2edge.engine.requests import Done, EditRequest, GenerateRequest, Priority, Token
 from f2edge.errors import DeadlineExceededError
-from f2edge.imaging.images import load_image
+from f2edge.imaging.images import ImageSource, listed, open_image
 from f2edge.imaging.regions import Region
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions, paired
 from f2edge.spec.attributes import AttributeSchema
@@ -90,9 +88,8 @@ class Client:
         """Cancel all calls and close the connection."""
         self._channel.close()
 
-    @property
-    def bundle(self) -> ModelFacts:
-        """Model description of the server, requested once.
+    def model(self) -> ModelFacts:
+        """Return the server's model description, requested once.
 
         Raises:
             ServerUnavailableError: no answer within ``connect_s``.
@@ -105,6 +102,11 @@ class Client:
             except DeadlineExceededError as error:
                 raise unreachable(self.connection.address, self._connect_s) from error
         return self._facts
+
+    @property
+    def bundle(self) -> ModelFacts:
+        """Model description of the server; see :meth:`model`."""
+        return self.model()
 
     @property
     def name(self) -> str:
@@ -120,6 +122,11 @@ class Client:
     def schema(self) -> AttributeSchema:
         """Attribute schema of :meth:`analyze`."""
         return self.bundle.schema
+
+    @property
+    def faces(self) -> str:
+        """Which faces the model knows, one of :data:`f2edge.spec.sensitive.FACES`."""
+        return self.bundle.faces
 
     @property
     def backend(self) -> RemoteBackend:
@@ -171,7 +178,7 @@ class Client:
     ) -> EditedFace:
         """Redraw a region, as :meth:`FacePipeline.edit`."""
         wanted, every = options or GenerateOptions(), 1 if on_step else 0
-        request = EditRequest(load_image(image), prompt, region, seed, wanted, keep_outside, preview_every=every)
+        request = EditRequest(open_image(image), prompt, region, seed, wanted, keep_outside, preview_every=every)
         call = self._stub.Edit(edit_message(self.bundle, request), **self._call(timeout_s))
         (done,) = self._together([call], [ImageReader(self.bundle, prompt)], on_step)
         assert isinstance(done.result, EditedFace)
@@ -189,15 +196,19 @@ class Client:
         image: ImageSource,
         *,
         max_tokens: int = 128,
+        include_sensitive: bool = False,
         on_token: Callable[[str], None] | None = None,
         timeout_s: float | None = None,
     ) -> Answer:
         """Return a description of the face, as :meth:`FacePipeline.describe`."""
-        return _answer(self.stream_describe(image, max_tokens=max_tokens, timeout_s=timeout_s), on_token)
+        events = self.stream_describe(image, max_tokens=max_tokens, include_sensitive=include_sensitive, timeout_s=timeout_s)
+        return _answer(events, on_token)
 
-    def stream_describe(self, image: ImageSource, *, max_tokens: int = 128, timeout_s: float | None = None) -> Iterator[Token | Done]:
+    def stream_describe(
+        self, image: ImageSource, *, max_tokens: int = 128, include_sensitive: bool = False, timeout_s: float | None = None
+    ) -> Iterator[Token | Done]:
         """Yield a description of the face piece by piece."""
-        message = describe_message(self.bundle, image, max_tokens, None)
+        message = describe_message(self.bundle, image, max_tokens, None, include_sensitive=include_sensitive)
         return self._events(self._stub.Describe(message, **self._call(timeout_s)), read_words)
 
     def ask(
@@ -206,28 +217,40 @@ class Client:
         question: str,
         *,
         max_tokens: int = 64,
+        include_sensitive: bool = False,
         on_token: Callable[[str], None] | None = None,
         timeout_s: float | None = None,
     ) -> Answer:
         """Return the answer to a question, as :meth:`FacePipeline.ask`."""
-        return _answer(self.stream_ask(image, question, max_tokens=max_tokens, timeout_s=timeout_s), on_token)
+        events = self.stream_ask(image, question, max_tokens=max_tokens, include_sensitive=include_sensitive, timeout_s=timeout_s)
+        return _answer(events, on_token)
 
     def stream_ask(
-        self, image: ImageSource, question: str, *, max_tokens: int = 64, timeout_s: float | None = None
+        self,
+        image: ImageSource,
+        question: str,
+        *,
+        max_tokens: int = 64,
+        include_sensitive: bool = False,
+        timeout_s: float | None = None,
     ) -> Iterator[Token | Done]:
         """Yield an answer piece by piece."""
-        message = ask_message(self.bundle, image, question, max_tokens, None)
+        message = ask_message(self.bundle, image, question, max_tokens, None, include_sensitive=include_sensitive)
         return self._events(self._stub.Ask(message, **self._call(timeout_s)), read_words)
 
     def analyze(
-        self, images: ImageSource | Sequence[Image.Image], *, attributes: Sequence[str] | None = None, timeout_s: float | None = None
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        *,
+        attributes: Sequence[str] | None = None,
+        include_sensitive: bool = False,
+        timeout_s: float | None = None,
     ) -> list[FaceReport]:
-        """Return the attributes of each face, as :meth:`FacePipeline.analyze`; without names the whole schema, sensitive slots included."""
-        pictures = list(images) if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
-        reports = []
+        """Return the attributes of each face, as :meth:`FacePipeline.analyze`."""
+        pictures, reports = listed(images), []
         for first in range(0, len(pictures), FACES_AT_ONCE):
             group = pictures[first : first + FACES_AT_ONCE]
-            messages = [analyze_message(self.bundle, picture, attributes, None) for picture in group]
+            messages = [analyze_message(self.bundle, p, attributes, None, include_sensitive=include_sensitive) for p in group]
             calls = [self._stub.Analyze.future(message, **self._call(timeout_s)) for message in messages]
             try:
                 with translated_errors(self.connection.address):
@@ -244,8 +267,8 @@ class Client:
 
         Args:
             frames: iterated on another thread.
-            attributes: names of slots; None for all non-sensitive ones.
-            include_sensitive: include sensitive slots.
+            attributes: names of slots; None for all that are permitted.
+            include_sensitive: report sensitive slots too; frames come from a camera, so they need it whatever faces the model knows.
         """
         facts = self.bundle
         settings = pb.AnalyzeStreamSettings(attributes=attributes or (), include_sensitive=include_sensitive)

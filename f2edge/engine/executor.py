@@ -176,13 +176,31 @@ class Executor:
             schedule = replace(image.schedule, steps=image.row.plan.steps)
             picture = self._pipeline.mark(picture)
             return GeneratedFace(
-                picture, codes, image.prompt, image.seed, schedule, tuple(image.step_ms), self._pipeline.marks, image.wording
+                picture,
+                codes,
+                image.prompt,
+                image.seed,
+                schedule,
+                tuple(image.step_ms),
+                self._pipeline.marks,
+                image.wording,
+                self._pipeline.bundle.name,
             )
         assert image.cells is not None
         assert image.original is not None
         if image.keep_outside:
             picture = paste_outside(self._pipeline.bundle.manifest.pictures.picture(image.pixels), picture, image.cells)
-        return EditedFace(self._pipeline.mark(picture), codes, image.original, image.cells, self._pipeline.marks, image.wording)
+        return EditedFace(
+            self._pipeline.mark(picture),
+            codes,
+            image.original,
+            image.cells,
+            self._pipeline.marks,
+            image.wording,
+            image.prompt,
+            image.seed,
+            self._pipeline.bundle.name,
+        )
 
     # Words ---------------------------------------------------------------------------------------------------------------------------
 

@@ -11,14 +11,17 @@ from functools import partial
 from typing import Any
 
 import grpc
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from f2edge.http import page
 from f2edge.http.bodies import Body, parse
 from f2edge.http.calls import Caller, Work
 from f2edge.http.chat import chat_work
 from f2edge.http.exchange import Exchange, Receive, Scope, Send
+from f2edge.http.frames import FrameContext
 from f2edge.http.images import edit_work, generation_work
-from f2edge.http.openapi import openapi_document
+from f2edge.http.openapi import FRAMES, openapi_document
 from f2edge.http.rest import PATHS, native_work
 from f2edge.server.metrics import Metrics
 from f2edge.server.pictures import PicturePool
@@ -117,6 +120,16 @@ class App:
             self._check_verb(exchange, "GET")
             await exchange.document(openapi_document())
             return
+        if exchange.path == "/metrics":
+            self._check_verb(exchange, "GET")
+            self._check_metrics()
+            text = await asyncio.to_thread(generate_latest, self._shared.metrics.registry)
+            await exchange.whole(200, CONTENT_TYPE_PLAIN_0_0_4, text)
+            return
+        if exchange.path == FRAMES:
+            self._check_verb(exchange, "POST")
+            await self._caller.stream(exchange, "AnalyzeStream", FrameContext(exchange, self._most))
+            return
         endpoint = self._endpoint(exchange.path)
         self._check_verb(exchange, endpoint.verb)
         try:
@@ -171,6 +184,13 @@ class App:
         if self._shared.settings.http_is_local and self._shared.tokens is None and host and not _is_local(host):
             message = "this server is for its own machine: call it by 127.0.0.1 or localhost"
             raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, message, "HOST")
+
+    def _check_metrics(self) -> None:
+        """Refuse metrics to everyone who can connect, unless that is wanted."""
+        settings = self._shared.settings
+        if not (settings.http_is_local or self._shared.tokens is not None or settings.metrics_insecure):
+            message = "metrics need --token-file, or --metrics-insecure, beyond loopback"
+            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, message, "METRICS")
 
     def _check_token(self, exchange: Exchange) -> None:
         tokens = self._shared.tokens

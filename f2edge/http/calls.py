@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Protocol
 import grpc
 from google.protobuf.message import Message
 
-from f2edge.http.exchange import Exchange
+from f2edge.http.exchange import LINES, Exchange
 from f2edge.server.rpc import SERVICE, Calls
 from f2edge.server.status import refusal_from
 
@@ -108,6 +108,13 @@ class Caller:
                 for task in tasks:
                     task.cancel()
         await work.reply.finish()
+
+    async def stream(self, exchange: Exchange, method: str, context: CallContext) -> None:
+        """Run a call whose request is read while it is answered; the context writes the answer."""
+        await self._call(method, context)
+        if not exchange.started:
+            await exchange.start(200, LINES)
+        await exchange.end()
 
     async def refuse(self, exchange: Exchange, method: str, error: Exception) -> None:
         """Count and log a call that never came to be, and raise the :class:`RefusedError` that says why."""

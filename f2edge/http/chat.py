@@ -41,13 +41,15 @@ def chat_work(facts: ModelFacts, body: Body, exchange: Exchange) -> Work:
     most = body.values.get("max_completion_tokens")
     most = body.values.get("max_tokens") if most is None else most
     values = {} if most is None else {"max_tokens": most}
+    if "include_sensitive" in body.values:
+        values["include_sensitive"] = body.values["include_sensitive"]
     message: Any
     if not text.strip() or _DESCRIBES.match(text):
         method, message = "Describe", filled(pb.DescribeRequest, values)
     else:
         method, message = "Ask", filled(pb.AskRequest, {**values, "question": text})
     message.image = picture_bytes(url, "messages")
-    return Work(method, [message], _reply(body, facts, exchange, message.max_tokens))
+    return Work(method, [message], _reply(body, facts, exchange, message))
 
 
 def _parts(messages: Any) -> Iterator[dict[str, Any]]:
@@ -71,13 +73,15 @@ def _parts(messages: Any) -> Iterator[dict[str, Any]]:
                 raise bad_field("messages", f"message {index} has a part that is neither text nor image_url")
 
 
-def _reply(body: Body, facts: ModelFacts, exchange: Exchange, most: int) -> Reply:
+def _reply(body: Body, facts: ModelFacts, exchange: Exchange, message: pb.AskRequest | pb.DescribeRequest) -> Reply:
     options = body.values.get("stream_options")
     usage = isinstance(options, dict) and options.get("include_usage") is True
-    common = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": facts.name}
+    common: dict[str, Any] = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": facts.name}
+    if message.include_sensitive:
+        common["include_sensitive"] = True
     if body.values.get("stream") is True:
-        return _StreamReply(exchange, common, facts, most, with_usage=usage)
-    return _WholeReply(exchange, common, facts, most)
+        return _StreamReply(exchange, common, facts, message.max_tokens, with_usage=usage)
+    return _WholeReply(exchange, common, facts, message.max_tokens)
 
 
 class _WholeReply:

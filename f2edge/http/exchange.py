@@ -22,7 +22,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 DEADLINE_KEY = "x-deadline-ms"
-JSON, EVENTS = "application/json", "text/event-stream"
+JSON, EVENTS, LINES = "application/json", "text/event-stream", "application/x-ndjson"
 #: For the rest of a body that is not wanted.
 _LINGER_S, _LINGER_BYTES = 2.0, 8 << 20
 _STANDARD = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
@@ -47,7 +47,7 @@ class Exchange:
         self.metadata = [*(pair for pair in pairs if pair[0] != REQUEST_ID_KEY), (REQUEST_ID_KEY, self.request_id)]
         host, port = scope.get("client") or ("local", 0)
         self.peer = f"{'ipv6:[' + host + ']' if ':' in host else 'ipv4:' + host}:{port}"
-        self.gone = self.started = False
+        self.gone = self.started = self._lines = False
         self._began = time.monotonic()
         self._complete = self.headers.get("content-length", "0") == "0" and "transfer-encoding" not in self.headers
         self._ended = False
@@ -67,8 +67,8 @@ class Exchange:
         given = self.headers.get(DEADLINE_KEY)
         if given is None:
             return None
-        if not (given.isascii() and given.isdigit() and len(given) <= 9):
-            raise bad_field(DEADLINE_KEY, f"{DEADLINE_KEY} must be a whole number of milliseconds of at most 9 digits")
+        if not (given.isascii() and given.isdigit() and len(given) <= 9 and int(given) > 0):
+            raise bad_field(DEADLINE_KEY, f"{DEADLINE_KEY} must be a whole number of milliseconds, at least 1 and of at most 9 digits")
         return int(given) / 1e3 - (time.monotonic() - self._began)
 
     async def body(self, most: int) -> bytes:
@@ -88,6 +88,21 @@ class Exchange:
             if not event.get("more_body"):
                 self._complete = True
                 return bytes(parts)
+
+    async def part(self) -> bytes | None:
+        """Return the next part of a body; None at its end, or where the client has left."""
+        if self._complete:
+            return None
+        event = await self._receive()
+        self.gone = event["type"] == "http.disconnect"
+        self._complete = self.gone or not event.get("more_body")
+        return None if self.gone else event.get("body", b"")
+
+    async def line(self, data: bytes) -> None:
+        """Send a line of JSON."""
+        if not self.started:
+            await self.start(200, LINES, {"x-accel-buffering": "no"})
+        await self.write(data + b"\n")
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
@@ -109,10 +124,10 @@ class Exchange:
 
     async def start(self, status: int, content_type: str, headers: Mapping[str, str] | None = None) -> None:
         """Send the head of the response."""
-        self.started = True
+        self.started, self._lines = True, content_type == LINES
         pairs = [(b"content-type", content_type.encode()), (REQUEST_ID_KEY.encode(), self.request_id.encode()), *_STANDARD]
         pairs += [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
-        if not self._complete:
+        if not self._complete and not self._lines:
             pairs.append((b"connection", b"close"))  # the rest of the body is not waited for
         await self._send({"type": "http.response.start", "status": status, "headers": pairs})
 
@@ -159,6 +174,10 @@ class Exchange:
     async def fail(self, refusal: RefusedError) -> None:
         """End with an error: its status, or an event where the response has begun."""
         document = failure_document(refusal, self.request_id)
+        if self.started and self._lines:
+            await self.line(dumped(document))
+            await self.end()
+            return
         if self.started:
             await self.event(document, "error")
             await self.end()

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import socket
 import ssl
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,26 +96,35 @@ class HttpListener:
         """
         host, port = self._settings.http_host.strip("[]"), self._settings.http_port
         assert port is not None
-        bound = bind(host, port)
+        self._bound = bind(host, port)
         config = Config(
             self._app, http="h11", ws="none", lifespan="off", interface="asgi3", log_config=None, access_log=False, proxy_headers=False,
             server_header=False, date_header=False, timeout_keep_alive=_KEEP_ALIVE_S, h11_max_incomplete_event_size=_HEAD_BYTES,
         )  # fmt: skip
         config.load()
+        self._config = config
+        await self._listen()
+        if self._tls is not None:
+            self._renewal = asyncio.create_task(self._tls.renew(self._listen))
+        shown = f"[{host}]" if ":" in host else host
+        return f"{'http' if self._tls is None else 'https'}://{shown}:{self._bound.getsockname()[1]}"
+
+    async def _listen(self) -> None:
+        """Accept connections with the current certificates; an earlier listener on the same socket stops, its connections go on."""
+        before = self._server
         secure: dict[str, Any] = {} if self._tls is None else {"ssl": self._tls.context, "ssl_handshake_timeout": _HANDSHAKE_S}
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: _Connection(config, self._state, self._settings.connections), sock=bound, backlog=128, **secure
+            lambda: _Connection(self._config, self._state, self._settings.connections), sock=self._bound.dup(), backlog=128, **secure
         )
-        if self._tls is not None:
-            self._renewal = asyncio.create_task(self._tls.renew())
-        shown = f"[{host}]" if ":" in host else host
-        return f"{'http' if self._tls is None else 'https'}://{shown}:{bound.getsockname()[1]}"
+        if before is not None:
+            before.close()
 
     def close(self) -> None:
         """Take no more connections; those without a request in progress are closed, the others after their response."""
         if self._server is None:
             return
         self._server.close()
+        self._bound.close()
         if self._renewal is not None:
             self._renewal.cancel()
         for connection in list(self._state.connections):
@@ -142,20 +152,17 @@ class _Tls:
         self._authority = settings.client_ca
         self._stamps = self._look()
         self.context = self._read()
-        if self._authority is not None:
-            self.context.load_verify_locations(self._authority)
-            self.context.verify_mode = ssl.CERT_REQUIRED
 
-    async def renew(self) -> None:
-        """Take renewed files into use, until cancelled; the clients' authority is read at the start only."""
+    async def renew(self, listen: Callable[[], Awaitable[None]]) -> None:
+        """Take renewed files into use for new connections, until cancelled; ``listen`` accepts them with the new :attr:`context`."""
         while True:
             await asyncio.sleep(_RENEW_S)
             try:
                 stamps = self._look()
                 if stamps == self._stamps:
                     continue
-                self._read()  # both files belong together, or what is in use stays
-                _load(self.context, *self._files)
+                self.context = self._read()  # the files belong together, or what is in use stays
+                await listen()
                 self._stamps = stamps
             except (InputError, OSError):  # half written, perhaps
                 logger.exception("the certificates cannot be used any more; those in use stay")
@@ -163,12 +170,19 @@ class _Tls:
             logger.info("certificates read again for HTTP")
 
     def _look(self) -> tuple[tuple[int, int], ...]:
-        return tuple((seen.st_mtime_ns, seen.st_ino) for seen in (file.stat() for file in self._files))
+        files = [file for file in (*self._files, self._authority) if file is not None]
+        return tuple((seen.st_mtime_ns, seen.st_ino) for seen in (file.stat() for file in files))
 
     def _read(self) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.set_alpn_protocols(["http/1.1"])
         _load(context, *self._files)
+        if self._authority is not None:
+            try:
+                context.load_verify_locations(self._authority)
+            except ssl.SSLError as error:
+                raise InputError(f"{self._authority}: holds no certificate of an authority; give a PEM file") from error
+            context.verify_mode = ssl.CERT_REQUIRED
         return context
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from f2edge import __version__
-from f2edge.http.exchange import DEADLINE_KEY, EVENTS, JSON
+from f2edge.http.exchange import DEADLINE_KEY, EVENTS, JSON, LINES
 from f2edge.http.failures import STATUSES
 from f2edge.http.rest import PATHS, PICTURES
 from f2edge.server.rpc import SERVICE
@@ -38,6 +38,8 @@ _SUMMARIES: Mapping[str, str] = MappingProxyType(
         "GetModel": "What the server runs, its limits and its defaults.",
     }
 )
+#: The path of ``AnalyzeStream``, whose request and answer are lines.
+FRAMES = "/v1/analyze-stream"
 _STREAMED = frozenset({"Generate", "Edit", "Describe", "Ask"})
 _LIKE_OPENAI: Mapping[str, tuple[str, str, tuple[str, ...]]] = MappingProxyType(
     {
@@ -69,7 +71,7 @@ _ERROR = {
 }
 _ANY = {"type": "object"}
 _HEADERS = [
-    {"name": DEADLINE_KEY, "in": "header", "required": False, "schema": {"type": "integer", "minimum": 0, "maximum": 999999999}},
+    {"name": DEADLINE_KEY, "in": "header", "required": False, "schema": {"type": "integer", "minimum": 1, "maximum": 999999999}},
     {"name": REQUEST_ID_KEY, "in": "header", "required": False, "schema": {"type": "string"}},
 ]
 
@@ -80,6 +82,8 @@ def openapi_document() -> dict[str, Any]:
     schemas: dict[str, Any] = {"Error": _ERROR}
     paths = {path: _native(method, schemas) for path, method in PATHS.items()}
     paths |= {path: {verb: _like_openai(path, summary, kinds)} for path, (verb, summary, kinds) in _LIKE_OPENAI.items()}
+    paths[FRAMES] = {"post": _frames()}
+    paths["/metrics"] = {"get": {"summary": "Prometheus metrics.", "responses": _responses({"text/plain": {"schema": {"type": "string"}}})}}
     paths["/healthz"] = {"get": {"summary": "Readiness.", "security": [], "responses": _responses({JSON: {"schema": _ANY}})}}
     paths["/openapi.json"] = {"get": {"summary": "This document.", "responses": _responses({JSON: {"schema": _ANY}})}}
     return {
@@ -106,6 +110,17 @@ def _native(method: str, schemas: dict[str, Any]) -> dict[str, Any]:
         return {"get": operation}
     body = {kind: {"schema": _schema(described.input_type, schemas)} for kind in (JSON, "multipart/form-data")}
     return {"post": {**operation, "requestBody": {"required": True, "content": body}}}
+
+
+def _frames() -> dict[str, Any]:
+    text = {"type": "string", "description": "an AnalyzeStreamRequest as JSON on each line; reports come as lines while frames are sent"}
+    return {
+        "summary": "Frames of a camera, each with its faces' attributes; the newest frame wins.",
+        "operationId": "AnalyzeStream",
+        "parameters": _HEADERS,
+        "requestBody": {"required": True, "content": {LINES: {"schema": text}}},
+        "responses": _responses({LINES: {"schema": {"type": "string"}}}),
+    }
 
 
 def _like_openai(path: str, summary: str, kinds: tuple[str, ...]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,17 @@ from f2edge.errors import ImageError, InputError
 from f2edge.imaging.guard import DEFAULT_LIMITS, ImageLimits, check_dimensions, decode, read_file
 
 Pixels = NDArray[np.float32]
+#: A decoded picture, an array of uint8 (Y, X), (Y, X, 3) or (Y, X, 4), the bytes of a file, or its path.
+ImageSource: TypeAlias = "Image.Image | NDArray[Any] | bytes | str | os.PathLike[str]"
+#: Of pictures of the caller's own machine; the defaults of :class:`ImageLimits` are a server's.
+LOCAL_LIMITS = ImageLimits(
+    largest_bytes=256 << 20,
+    smallest_side=1,
+    largest_side=1 << 15,
+    largest_pixels=200_000_000,
+    largest_ratio=4096.0,
+    largest_decode_ms=60_000.0,
+)
 
 #: EXIF orientation → transposition that makes the stored picture upright.
 _ORIENTATIONS = {
@@ -37,24 +49,42 @@ _EXIF_ORIENTATION = 0x0112
 _BACKGROUND = (255, 255, 255)
 
 
-def load_image(source: str | os.PathLike[str] | bytes | Image.Image, *, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+def load_image(source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     """Load an untrusted JPEG, PNG or WebP as an upright 8-bit RGB picture.
 
     The EXIF orientation is applied, transparency is composed on white; 16-bit, gray, palette and CMYK pictures are converted.
 
     Args:
-        source: a path, the bytes of a file, or a decoded picture (its size is checked).
+        source: a path, the bytes of a file, or a picture as Pillow or NumPy has it (its size is checked).
         limits: accepted sizes; by default 4 MiB, sides of 16 … 4096 pixels, 16 million pixels, ratio 20.
 
     Raises:
         ImageError: missing, damaged, too large, animated or of another kind; the message names the rule and the cure.
     """
+    if isinstance(source, np.ndarray):
+        source = _of_array(source)
     if isinstance(source, Image.Image):
         check_dimensions(source.size, "the image", limits)
         return _to_rgb(source)
     if isinstance(source, bytes | bytearray | memoryview):
         return _to_rgb(_upright(decode(bytes(source), limits=limits)))
     return _to_rgb(_upright(decode(read_file(source, limits), name=os.fspath(source), limits=limits)))
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """Load a picture of the caller's own machine as :func:`load_image` does, of any size that memory holds; see :data:`LOCAL_LIMITS`."""
+    return _to_rgb(source) if isinstance(source, Image.Image) else load_image(source, limits=LOCAL_LIMITS)
+
+
+def listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
+    """Return one picture or several as a list."""
+    return list(images) if isinstance(images, list | tuple) else [images]  # type: ignore[list-item]  # a text is a path
+
+
+def _of_array(values: NDArray[Any]) -> Image.Image:
+    if values.dtype != np.uint8 or values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (3, 4)) or 0 in values.shape:
+        raise ImageError(f"the image is an array of {values.dtype} {values.shape}; give uint8 of shape (Y, X), (Y, X, 3) or (Y, X, 4)")
+    return Image.fromarray(np.ascontiguousarray(values))
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -88,6 +88,7 @@ def open_served(
         editing=opened.editing,
         regions=opened.regions,
         schema=opened.schema,
+        faces=opened.faces,
         pictures=opened.manifest.picture_law,
         reading_side=model.understanding_size,
     )

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import grpc
 
@@ -20,6 +21,7 @@ from f2edge.server import validation
 from f2edge.server.rpc import Call
 from f2edge.server.status import RefusedError, draining, refusal_of, shown
 from f2edge.spec.attributes import AttributeSchema
+from f2edge.spec.sensitive import SensitivePolicy
 from f2edge.v1 import face_pb2 as pb
 from f2edge.wire import report_message, timings_message
 
@@ -80,7 +82,8 @@ class FrameStream:
         self._schema = schema
         self._analyze = analyze
         self._answered = answered
-        self._names = validation.attributes((), False, schema)
+        self._policy = SensitivePolicy(protected=True)  # what streams comes from a camera
+        self._names = self._policy.attributes(schema, None)
         self._slot: pb.AnalyzeStreamRequest | None = None
         self._dropped = 0
         self._filled = asyncio.Event()
@@ -155,7 +158,9 @@ class FrameStream:
         response = pb.AnalyzeStreamResponse(frame_id=frame.frame_id, dropped=dropped)
         try:
             if frame.HasField("settings"):
-                self._names = validation.attributes(frame.settings.attributes, frame.settings.include_sensitive, self._schema)
+                policy = SensitivePolicy(protected=True, include=frame.settings.include_sensitive)
+                self._names = validation.attributes(frame.settings.attributes, policy, self._schema)
+                self._policy = policy
             done, reports = await self._analyze(frame, self._names)
         except EngineClosedError:
             raise  # no later frame will do better
@@ -164,7 +169,7 @@ class FrameStream:
             await asyncio.sleep(_PAUSE_S if response.problem.reason == "QUEUE_FULL" else 0)
             return response
         response.timings.CopyFrom(timings_message(done.timings))
-        response.reports.extend(map(report_message, reports))
+        response.reports.extend(report_message(replace(report, include_sensitive=self._policy.include)) for report in reports)
         return response
 
     def _problem(self, error: Exception, call: Call) -> pb.Problem:

@@ -33,6 +33,7 @@ from f2edge.server.settings import ServerSettings
 from f2edge.server.standard import HEALTH, PACED, StandardServices
 from f2edge.server.supervisor import Supervisor
 from f2edge.server.tokens import Tokens
+from f2edge.traces import TracedMeter
 
 if TYPE_CHECKING:
     from f2edge.http.listener import HttpListener
@@ -41,8 +42,8 @@ logger = logging.getLogger(__name__)
 
 #: Beyond the grace period, for cut-off calls and the engine to end; and for a last status to reach its caller.
 LAST_S, _FAREWELL_S = 5.0, 0.3
-#: An event loop that has done nothing for so long hangs.
-_PULSE_S = 2.0
+#: An event loop that has done nothing for so long hangs; it says that it lives so often.
+_HANGS_S, _PULSE_S = 2.0, 0.2
 #: Between two times that memory is given back, which takes a few milliseconds of a thread.
 _TIDY_S = 5.0
 #: What the port of health checks takes: bytes of a message, connections, streams of each.
@@ -69,7 +70,8 @@ class FaceServer:
         tokens = None if settings.token_file is None else Tokens(settings.token_file)
         self._credentials = Certificates(settings).credentials if settings.tls else None
         self._pool = PicturePool(settings.decode_threads, settings.waiting_bytes)
-        self._calls = Calls(self.metrics, tokens, settings.deadline_s)
+        self._traced = TracedMeter(self.metrics) if settings.traces else None
+        self._calls = Calls(self._traced or self.metrics, tokens, settings.deadline_s)
         self._service = FaceService(settings, self._pool, self.metrics)
         self._standard = StandardServices(self.readiness.state)
         self._gates = [] if tokens is None else [TokenGate(tokens, self.metrics.denied.inc)]
@@ -80,6 +82,7 @@ class FaceServer:
         self._supervisor: Supervisor | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._draining = False
+        self._pulse_at = time.monotonic()
         self._stop_metrics: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
@@ -101,7 +104,7 @@ class FaceServer:
             self.http_address = await self._http.start()
         await self._server.start()
         self._tasks = [asyncio.create_task(self._keep_listening()), asyncio.create_task(self._calls.watch_tokens())]
-        self._tasks.append(asyncio.create_task(self._tidy()))
+        self._tasks += [asyncio.create_task(self._tidy()), asyncio.create_task(self._pulse())]
         self._supervise()
         where = {"address": self.address, "http": self.http_address, "metrics_port": self.metrics_port}
         logger.info("listening", extra={**where, "tls": self.settings.tls})
@@ -139,6 +142,8 @@ class FaceServer:
             await _within(LAST_S / 2, asyncio.get_running_loop().run_in_executor(None, self._service.served.engine.close))
         self._pool.close()
         self._stop_metrics()
+        if self._traced is not None:
+            await _within(LAST_S / 2, asyncio.get_running_loop().run_in_executor(None, self._traced.close))
         if self._probed is not None:
             await _within(_FAREWELL_S, self._probed.stop(None))  # the last to go: a probe hears NOT_SERVING until the end
         logger.info("stopped", extra={"finished": finished, "seconds": round(time.monotonic() - started, 3)})
@@ -185,12 +190,14 @@ class FaceServer:
             await asyncio.sleep(_TIDY_S)
             await asyncio.get_running_loop().run_in_executor(None, give_back)
 
-    def _supervise(self) -> None:
-        loop, heard = asyncio.get_running_loop(), [time.monotonic()]
+    async def _pulse(self) -> None:
+        """Note that the event loop lives, until cancelled."""
+        while True:
+            self._pulse_at = time.monotonic()
+            await asyncio.sleep(_PULSE_S)
 
-        def answered(found: bool) -> None:
-            heard[0] = time.monotonic()
-            self.readiness.reached(found)
+    def _supervise(self) -> None:
+        loop = asyncio.get_running_loop()
 
         def in_loop(work: Callable[..., None], *arguments: Any) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
@@ -203,9 +210,9 @@ class FaceServer:
         self._supervisor = Supervisor(
             self.address,
             tls=self.settings.tls,
-            answered=lambda found: in_loop(answered, found),
+            answered=lambda found: in_loop(self.readiness.reached, found),
             given_up=given_up,
-            alive=lambda: self._server is not None and self._server.running and time.monotonic() - heard[0] < _PULSE_S,
+            alive=lambda: self._server is not None and self._server.running and time.monotonic() - self._pulse_at < _HANGS_S,
         )
         self._supervisor.start()
 

@@ -3,6 +3,11 @@
 grpc.aio decodes the ``:path`` of every call in its accept loop and ends for good where the bytes are no UTF-8: one request, without a
 token, and no request is served again.  Here every method is registered with gRPC's core, which compares bytes; loops of our own take the
 calls, and the one for all other names never looks at the name.
+
+A batch of operations (read a message, send a status) holds memory of gRPC's core, which grpc.aio frees when the batch has ended.  Where
+the task that waits for it is cancelled, as it is when the caller hangs up, nobody frees it: 80 bytes for every such call, the message if
+one arrives meanwhile, and a heap in pieces (grpcio 1.85, ``execute_batch`` in ``callback_common.pyx.pxi``).  Here batches run to their
+end whatever becomes of who waits for them.
 """
 
 from __future__ import annotations
@@ -28,6 +33,8 @@ logger = logging.getLogger(__name__)
 # logged by this package.
 logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL + 1)
 
+_execute = cygrpc.execute_batch
+
 Handlers = Mapping[str, Mapping[str, grpc.RpcMethodHandler]]
 
 _KEEPALIVE_MS = 20_000
@@ -45,6 +52,18 @@ _STREAMS_OF_CONNECTION = 128
 
 #: What the guard takes from gRPC.
 _NEEDED = ("_make_request_call_future", "_request_call", "_request_registered_call", "add_registered_method_handlers")
+
+
+async def _execute_to_the_end(call: Any, operations: tuple[Any, ...], loop: asyncio.AbstractEventLoop) -> None:
+    batch = loop.create_task(_execute(call, operations, loop))
+    batch.add_done_callback(_hear)
+    await asyncio.shield(batch)
+
+
+def _hear(batch: asyncio.Task[None]) -> None:
+    """Retrieve a failure that nobody waits for any more."""
+    if not batch.cancelled():
+        batch.exception()
 
 
 class _Handlers:
@@ -132,6 +151,7 @@ class GuardedServer(Server):  # type: ignore[misc]  # gRPC is not typed
     ) -> None:
         if not all(hasattr(cygrpc.AioServer, name) for name in _NEEDED):
             raise BackendError(f"grpcio {grpc.__version__}: its accept loop cannot be guarded; install the version of constraints.txt")
+        cygrpc.execute_batch = _execute_to_the_end
         self._loop = cygrpc.get_working_loop()
         newer = (False,) if "xds" in signature(Server.__init__).parameters else ()
         self._server = _Core(self._loop, None, (), interceptors, tuple(options), None, *newer)

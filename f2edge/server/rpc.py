@@ -74,6 +74,7 @@ class Call:
     authorization: str = ""
     refusal: RefusedError | None = None
     writing_since: float | None = None
+    traceparent: str = ""
     task: asyncio.Task[Any] | None = None
 
     async def send(self, message: Message) -> None:
@@ -196,6 +197,7 @@ class Calls:
             method=method.name,
             request_id=request_id_of(metadata.get(REQUEST_ID_KEY, "")),
             trace_id=trace[1] if trace else "",
+            traceparent=trace[0] if trace else "",
             holder=(self._tokens.holder(shown) or "") if self._tokens else "",
             peer=context.peer(),
             started=now,

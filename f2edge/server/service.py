@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -121,20 +122,29 @@ class FaceService:
         await call.send(pb.EditResponse(result=result))
 
     async def describe(self, message: pb.DescribeRequest, call: Call) -> None:
-        build = partial(validation.describe_request, message, self._settings.images)
+        limits = self._settings.images
+
+        def build() -> Request:
+            return validation.describe_request(message, self._facts.faces, limits)
+
         await self._answer(message, call, build, lambda piece: pb.DescribeResponse(piece=piece), lambda a: pb.DescribeResponse(answer=a))
 
     async def ask(self, message: pb.AskRequest, call: Call) -> None:
         call.fields = {PromptError: "question"}
-        build = partial(validation.ask_request, message, self._settings.images)
+        limits = self._settings.images
+
+        def build() -> Request:
+            return validation.ask_request(message, self._facts.faces, limits)
+
         await self._answer(message, call, build, lambda piece: pb.AskResponse(piece=piece), lambda a: pb.AskResponse(answer=a))
 
     async def analyze(self, message: pb.AnalyzeRequest, call: Call) -> pb.AnalyzeResponse:
         served = await self._ready()
         priority = validation.priority(message.priority, image=False)
         call.fields = {InputError: "attributes"}
-        build = partial(validation.analyze_request, message, served.facts.schema, self._settings.images)
+        build = partial(validation.analyze_request, message, served.facts, self._settings.images)
         done, (report,) = await self._reports(served, message.ByteSize(), call, build, priority)
+        report = replace(report, include_sensitive=message.include_sensitive)
         return pb.AnalyzeResponse(report=report_message(report), timings=timings_message(done.timings))
 
     async def analyze_stream(self, messages: AsyncIterator[pb.AnalyzeStreamRequest], call: Call) -> None:
@@ -177,7 +187,8 @@ class FaceService:
                 await call.send(piece(event.text))
         assert isinstance(event.result, Answer)
         self._metrics.engine_finished(call.method, event.timings)
-        await call.send(whole(answer_message(event.result, event.timings)))
+        answer = replace(event.result, include_sensitive=message.include_sensitive)
+        await call.send(whole(answer_message(answer, event.timings)))
 
     async def _reports(
         self, served: Served, size: int, call: Call, build: Callable[[], AnalyzeRequest], priority: Priority | None

@@ -51,6 +51,7 @@ class ServerSettings:
         http_host, http_port: of the HTTP interface (:mod:`f2edge.http`); a port of None is none, 0 a free one.  The same TLS files and
             tokens hold, and a host other than loopback needs TLS or ``insecure`` too.
         reflection: serve the contract to tools such as grpcurl.
+        traces: export a span of each call (:mod:`f2edge.traces`).
         images: what a picture may be.
         decode_threads: pictures opened or written at once.
         waiting_bytes: of requests that wait for such a thread; more are refused.
@@ -78,6 +79,7 @@ class ServerSettings:
     http_host: str = "127.0.0.1"
     http_port: int | None = None
     reflection: bool = True
+    traces: bool = False
     images: ImageLimits = PICTURES
     decode_threads: int = 2
     waiting_bytes: int = 64 << 20

@@ -35,6 +35,7 @@ from f2edge.errors import (
     OutputError,
     PromptError,
     QueueFullError,
+    SensitiveError,
     UnknownAttributeError,
     UnknownRegionError,
 )
@@ -50,6 +51,7 @@ _INPUT_REASONS: Mapping[type[InputError], tuple[str, str]] = MappingProxyType(
         ImageError: ("IMAGE", "image"),
         UnknownRegionError: ("REGION", "region"),
         UnknownAttributeError: ("ATTRIBUTE", "attributes"),
+        SensitiveError: ("SENSITIVE", "include_sensitive"),
         InputError: ("ARGUMENT", "options"),
     }
 )

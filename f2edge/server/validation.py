@@ -20,9 +20,10 @@ from f2edge.results import GenerateOptions
 from f2edge.server.engine_protocol import Served
 from f2edge.server.status import bad_field
 from f2edge.spec.attributes import AttributeSchema
+from f2edge.spec.sensitive import SensitivePolicy
 from f2edge.text import check_text
 from f2edge.v1 import face_pb2 as pb
-from f2edge.wire import IMAGE_KINDS, PRIORITIES, cells_of, options_fields
+from f2edge.wire import IMAGE_KINDS, PRIORITIES, ModelFacts, cells_of, options_fields
 
 #: A seed that the server draws can be written as a JSON number.
 _DRAWN_SEEDS = 1 << 53
@@ -68,21 +69,23 @@ def edit_request(message: pb.EditRequest, served: Served, limits: ImageLimits) -
     )
 
 
-def ask_request(message: pb.AskRequest, limits: ImageLimits) -> AskRequest:
-    """The engine's form of ``Ask``; raises a RefusedError, :class:`PromptError` or :class:`ImageError`."""
+def ask_request(message: pb.AskRequest, faces: str, limits: ImageLimits) -> AskRequest:
+    """The engine's form of ``Ask``; raises a RefusedError, :class:`PromptError`, :class:`SensitiveError` or :class:`ImageError`."""
     question, max_tokens = check_text(message.question, "question"), _max_tokens(message.max_tokens, "ask")
+    SensitivePolicy.of(faces, include=message.include_sensitive).check_question(question)
     return AskRequest(load_image(message.image, limits=limits), question, max_tokens)
 
 
-def describe_request(message: pb.DescribeRequest, limits: ImageLimits) -> DescribeRequest:
-    """The engine's form of ``Describe``; raises a RefusedError or :class:`ImageError`."""
+def describe_request(message: pb.DescribeRequest, faces: str, limits: ImageLimits) -> DescribeRequest:
+    """The engine's form of ``Describe``; raises a RefusedError, :class:`SensitiveError` or :class:`ImageError`."""
+    SensitivePolicy.of(faces, include=message.include_sensitive).check_caption()
     max_tokens = _max_tokens(message.max_tokens, "describe")
     return DescribeRequest(load_image(message.image, limits=limits), max_tokens)
 
 
-def analyze_request(message: pb.AnalyzeRequest, schema: AttributeSchema, limits: ImageLimits) -> AnalyzeRequest:
-    """The engine's form of ``Analyze``; raises a RefusedError, :class:`UnknownAttributeError` or :class:`ImageError`."""
-    names = attributes(message.attributes, message.include_sensitive, schema)
+def analyze_request(message: pb.AnalyzeRequest, facts: ModelFacts, limits: ImageLimits) -> AnalyzeRequest:
+    """The engine's form of ``Analyze``; raises a RefusedError, an :class:`InputError` for its attributes or :class:`ImageError`."""
+    names = attributes(message.attributes, SensitivePolicy.of(facts.faces, include=message.include_sensitive), facts.schema)
     return AnalyzeRequest((load_image(message.image, limits=limits),), names)
 
 
@@ -96,13 +99,11 @@ def frame_request(message: pb.AnalyzeStreamRequest, names: tuple[str, ...], serv
     return AnalyzeRequest(tuple(_face(picture, box, served) for box in message.faces), names)
 
 
-def attributes(names: Sequence[str], include_sensitive: bool, schema: AttributeSchema) -> tuple[str, ...]:
-    """The slots to report: those named, or all that are not sensitive; sensitive ones only where they are asked for."""
-    if not names:
-        return tuple(slot.name for slot in schema.values() if include_sensitive or not slot.sensitive)
+def attributes(names: Sequence[str], policy: SensitivePolicy, schema: AttributeSchema) -> tuple[str, ...]:
+    """The slots to report: those named, or all that the policy permits."""
     if len(names) > _MOST_ATTRIBUTES or any(len(name) > _LONGEST_NAME for name in names):
         raise bad_field("attributes", f"name {_MOST_ATTRIBUTES} attributes at most, of {_LONGEST_NAME} characters at most")
-    return tuple(schema.select(names))
+    return policy.attributes(schema, names or None)
 
 
 def priority(value: pb.Priority, *, image: bool) -> Priority | None:

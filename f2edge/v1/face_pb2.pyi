@@ -274,14 +274,16 @@ class Timings(_message.Message):
     def __init__(self, queued_ms: _Optional[float] = ..., first_ms: _Optional[float] = ..., total_ms: _Optional[float] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
-    __slots__ = ("image", "max_tokens", "priority")
+    __slots__ = ("image", "max_tokens", "priority", "include_sensitive")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_SENSITIVE_FIELD_NUMBER: _ClassVar[int]
     image: bytes
     max_tokens: int
     priority: Priority
-    def __init__(self, image: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+    include_sensitive: bool
+    def __init__(self, image: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., include_sensitive: _Optional[bool] = ...) -> None: ...
 
 class DescribeResponse(_message.Message):
     __slots__ = ("piece", "answer")
@@ -292,16 +294,18 @@ class DescribeResponse(_message.Message):
     def __init__(self, piece: _Optional[str] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ...) -> None: ...
 
 class AskRequest(_message.Message):
-    __slots__ = ("image", "question", "max_tokens", "priority")
+    __slots__ = ("image", "question", "max_tokens", "priority", "include_sensitive")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     QUESTION_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_SENSITIVE_FIELD_NUMBER: _ClassVar[int]
     image: bytes
     question: str
     max_tokens: int
     priority: Priority
-    def __init__(self, image: _Optional[bytes] = ..., question: _Optional[str] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+    include_sensitive: bool
+    def __init__(self, image: _Optional[bytes] = ..., question: _Optional[str] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., include_sensitive: _Optional[bool] = ...) -> None: ...
 
 class AskResponse(_message.Message):
     __slots__ = ("piece", "answer")
@@ -312,18 +316,20 @@ class AskResponse(_message.Message):
     def __init__(self, piece: _Optional[str] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("text", "tokens", "first_token_ms", "tokens_per_second", "timings")
+    __slots__ = ("text", "tokens", "first_token_ms", "tokens_per_second", "timings", "include_sensitive")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_MS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_SENSITIVE_FIELD_NUMBER: _ClassVar[int]
     text: str
     tokens: _containers.RepeatedScalarFieldContainer[int]
     first_token_ms: float
     tokens_per_second: float
     timings: Timings
-    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., first_token_ms: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    include_sensitive: bool
+    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., first_token_ms: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., include_sensitive: _Optional[bool] = ...) -> None: ...
 
 class AnalyzeRequest(_message.Message):
     __slots__ = ("image", "attributes", "include_sensitive", "priority")
@@ -346,12 +352,14 @@ class AnalyzeResponse(_message.Message):
     def __init__(self, report: _Optional[_Union[FaceReport, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
 
 class FaceReport(_message.Message):
-    __slots__ = ("slots", "unfamiliar")
+    __slots__ = ("slots", "unfamiliar", "include_sensitive")
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     UNFAMILIAR_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_SENSITIVE_FIELD_NUMBER: _ClassVar[int]
     slots: _containers.RepeatedCompositeFieldContainer[SlotReport]
     unfamiliar: float
-    def __init__(self, slots: _Optional[_Iterable[_Union[SlotReport, _Mapping]]] = ..., unfamiliar: _Optional[float] = ...) -> None: ...
+    include_sensitive: bool
+    def __init__(self, slots: _Optional[_Iterable[_Union[SlotReport, _Mapping]]] = ..., unfamiliar: _Optional[float] = ..., include_sensitive: _Optional[bool] = ...) -> None: ...
 
 class SlotReport(_message.Message):
     __slots__ = ("name", "values", "hidden")
@@ -420,7 +428,7 @@ class GetModelRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("name", "description", "licence", "f2edge_version", "backend", "image_side", "grid", "tokens", "codes", "prompt_tokens", "defaults", "regions", "slots", "limits", "edit_defaults", "pictures", "reading_side")
+    __slots__ = ("name", "description", "licence", "f2edge_version", "backend", "image_side", "grid", "tokens", "codes", "prompt_tokens", "defaults", "regions", "slots", "limits", "edit_defaults", "faces", "pictures", "reading_side")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     LICENCE_FIELD_NUMBER: _ClassVar[int]
@@ -436,6 +444,7 @@ class GetModelResponse(_message.Message):
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     EDIT_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
+    FACES_FIELD_NUMBER: _ClassVar[int]
     PICTURES_FIELD_NUMBER: _ClassVar[int]
     READING_SIDE_FIELD_NUMBER: _ClassVar[int]
     name: str
@@ -453,9 +462,10 @@ class GetModelResponse(_message.Message):
     slots: _containers.RepeatedCompositeFieldContainer[Slot]
     limits: RequestLimits
     edit_defaults: DecodingOptions
+    faces: str
     pictures: str
     reading_side: int
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., licence: _Optional[str] = ..., f2edge_version: _Optional[str] = ..., backend: _Optional[str] = ..., image_side: _Optional[int] = ..., grid: _Optional[int] = ..., tokens: _Optional[int] = ..., codes: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., defaults: _Optional[_Union[DecodingOptions, _Mapping]] = ..., regions: _Optional[_Iterable[str]] = ..., slots: _Optional[_Iterable[_Union[Slot, _Mapping]]] = ..., limits: _Optional[_Union[RequestLimits, _Mapping]] = ..., edit_defaults: _Optional[_Union[DecodingOptions, _Mapping]] = ..., pictures: _Optional[str] = ..., reading_side: _Optional[int] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., licence: _Optional[str] = ..., f2edge_version: _Optional[str] = ..., backend: _Optional[str] = ..., image_side: _Optional[int] = ..., grid: _Optional[int] = ..., tokens: _Optional[int] = ..., codes: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., defaults: _Optional[_Union[DecodingOptions, _Mapping]] = ..., regions: _Optional[_Iterable[str]] = ..., slots: _Optional[_Iterable[_Union[Slot, _Mapping]]] = ..., limits: _Optional[_Union[RequestLimits, _Mapping]] = ..., edit_defaults: _Optional[_Union[DecodingOptions, _Mapping]] = ..., faces: _Optional[str] = ..., pictures: _Optional[str] = ..., reading_side: _Optional[int] = ...) -> None: ...
 
 class Slot(_message.Message):
     __slots__ = ("name", "values", "question", "group", "sensitive")

@@ -127,14 +127,14 @@ def test_the_layout_in_the_readme_names_every_package() -> None:
 
 
 def test_each_behaviour_is_found_in_two_files_at_most() -> None:
-    rows = re.findall(r"^\| [^|`]+ \| (`[^|]+) \|$", text(ROOT / "CONTRIBUTING.md").partition("| behaviour | open |")[2], re.MULTILINE)[:10]
-    assert len(rows) == 10
+    rows = re.findall(r"^\| [^|`]+ \| (`[^|]+) \|$", text(ROOT / "CONTRIBUTING.md").partition("| behaviour | open |")[2], re.MULTILINE)
+    assert len(rows) >= 10
     for row in rows:
         files = re.findall(r"`([\w/]+\.py)`(?: \(([^)]*)\))?", row)
         assert 1 <= len(files) <= 2, row
         for file, names in files:
             source = text(ROOT / file)
-            assert all(f"def {name}(" in source for name in SPAN.findall(names)), f"{file}: {names}"
+            assert all(re.search(rf"(def|class) {name}\b", source) for name in SPAN.findall(names)), f"{file}: {names}"
 
 
 def test_the_types_of_a_request_are_where_the_page_says() -> None:

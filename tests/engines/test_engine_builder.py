@@ -15,18 +15,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engines import memory_guard
+from engines.automatic_profile import automatic_profile
 from engines.cli import run
 from engines.engine_cache import engine_key
 from engines.memory_guard import HostMemory
 from engines.network import BuildOptions, configure
 from engines.plugin_nodes import OPERATORS, to_load
-from engines.profile import load_profile
+from engines.plugins.fused_moe import MoEShape
+from engines.profile import load_profile, profile_names
 from engines.shapes import BuildSizes, graph_shapes, input_shapes
 from f2edge.backends.tensorrt.plans import Machine, PlanFolder, find_plans, l4t_release
 from f2edge.bundle.bundle import Bundle
 from f2edge.bundle.seal import sealed
 from f2edge.errors import BackendError, InputError, OutputError
 from f2edge.provenance.saving import write_atomically
+from tests.support.tensorrt.plugin_folder import write_folder
 from tests.support.tensorrt.tensorrt_double import VERSIONS
 from tests.support.tensorrt.tensorrt_machine import PROFILE, machine, tensorrt_bundle
 
@@ -415,6 +418,13 @@ def test_the_fused_node_asks_for_its_plug_in(bundle: Path, tmp_path: Path, monke
     onnx.save(model, path)
     refresh(bundle)
     here = machine(monkeypatch, tmp_path)
+    monkeypatch.setenv("F2EDGE_KERNELS", str(tmp_path / "kernels"))
+    with pytest.raises(InputError, match=r"graph 'regions' needs the kernels of its plug-in: no kernels of d64-e4x32-k2.*engines kernels"):
+        here.build(bundle, graphs=("regions",))
+    write_folder(tmp_path / "kernels", MoEShape(64, 4, 32, 2), (90, 110))
+    with pytest.raises(InputError, match=r"needs the kernels of its plug-in: .* for sm_87, only for sm_90, sm_110"):
+        here.build(bundle, graphs=("regions",))
+    write_folder(tmp_path / "kernels", MoEShape(64, 4, 32, 2), (80,))
     fused = OPERATORS["F2FusedMoE"]
     monkeypatch.setattr("engines.plugin_nodes.OPERATORS", {"F2FusedMoE": fused._replace(module="json")})
     with pytest.raises(BackendError, match="'json' registers no plug-ins"):
@@ -422,6 +432,64 @@ def test_the_fused_node_asks_for_its_plug_in(bundle: Path, tmp_path: Path, monke
     here.trt.creators.add(("f2edge", "F2FusedMoE", "1"))
     plans = PlanFolder.load(here.build(bundle, graphs=("regions",)))
     assert plans.graphs["regions"].plugins == ("f2edge::F2FusedMoE:1",)
+
+
+def test_the_automatic_profile_is_the_devices(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = machine(monkeypatch, tmp_path, integrated=True)
+    folder = here.build(bundle, profile="auto", graphs=("regions",))
+    assert folder.name == "orin-nano"
+    limits = {str(call["pool"]).rpartition(".")[2]: call["pool_size"] for call in here.calls("IBuilderConfig", "set_memory_pool_limit")}
+    assert limits == {"WORKSPACE": 768 << 20, "TACTIC_DRAM": 5120 << 20}
+    here.trt.calls.clear()
+    here.build(bundle, profile="auto", graphs=("regions",), tactic_dram_mib=0, rebuild=True)
+    assert len(here.calls("IBuilderConfig", "set_memory_pool_limit")) == 1, "TensorRT's own limit"
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_profile_is_chosen_on_its_device(name: str) -> None:
+    """With a little more or less memory than the data sheet says."""
+    profile = load_profile(name)
+    there = Machine(profile.title, f"{profile.sm // 10}.{profile.sm % 10}", profile.sm_count, "10.3.0", "12.6")
+    for share in (0.92, 1.07):
+        found = automatic_profile(there, int(share * 1e9 * profile.memory.total_gb), integrated=profile.memory.integrated)
+        assert found.name == name
+
+
+@pytest.mark.parametrize(
+    ("capability", "multiprocessors", "gigabytes", "integrated", "base"),
+    [
+        ("8.7", 14, 32, True, "orin-nx"),  # AGX Orin 32 GB
+        ("8.7", 8, 8.2, True, "orin-nano"),
+        ("8.0", 108, 42, False, "a100"),  # the A100 with 40 GB
+        ("8.9", 128, 24, False, "l4"),  # a GeForce
+        ("12.0", 170, 32, False, "h100"),
+    ],
+)
+def test_a_device_without_a_profile_gets_the_nearest(
+    capability: str, multiprocessors: int, gigabytes: float, integrated: bool, base: str
+) -> None:
+    there = Machine("Some GPU", capability, multiprocessors, "10.3.0", "12.6")
+    found = automatic_profile(there, int(gigabytes * 1e9), integrated=integrated)
+    if base == "orin-nano":
+        assert found == load_profile(base)
+        return
+    assert found.build == load_profile(base).build
+    assert f"{found.sm / 10:.1f}" == capability
+    assert (found.sm_count, found.memory.total_gb) == (multiprocessors, gigabytes)
+    assert found.name == f"auto-some-gpu-{multiprocessors}sm-{gigabytes}gb"
+    with pytest.raises(InputError, match="no profile for Some GPU"):
+        automatic_profile(replace(there, capability="7.0"), 1 << 34, integrated=integrated)
+
+
+def test_portable_plans_on_a_jetson_are_marked_unproven(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = machine(monkeypatch, tmp_path, "10.16.1.11")
+    here.build(bundle, graphs=("regions",), hardware="same-compute-capability")
+    assert "unproven" not in caplog.text
+    monkeypatch.setattr("f2edge.backends.tensorrt.installation.l4t_release", lambda: "39.2.0")
+    here.build(bundle, graphs=("regions",), hardware="same-compute-capability")
+    assert "JetPack does not support hardware compatibility; unproven" in caplog.text
 
 
 def test_plug_ins_compiled_ahead_of_time_are_in_the_plan() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from engines.plugins.compile_kernels import all_kernels, assemble, compile_kernel, without_scratch
 from engines.plugins.fused_moe import LARGE, SMALL, Grid, KernelPlan, MoEShape, choose_tile
+from engines.plugins.fused_moe_launch import Launcher
 from engines.plugins.kernel_folder import TARGETS, KernelFolder
 from f2edge.errors import BackendError, InputError
 from tests.support.tensorrt.plugin_folder import write_folder
@@ -59,6 +61,16 @@ def test_a_kernel_for_every_generation(target: int) -> None:
     assert compiled.registers > 8
     assert compiled.spill_stores == compiled.spill_loads == 0
     assert compile_kernel(kernel, target)[0] == compiled
+    assert compiled.assembler.startswith("13." if target > 90 else "12."), "a driver of CUDA 12 loads machine code of CUDA 12 only"
+
+
+def test_machine_code_for_hopper_is_of_the_same_format_as_for_older_gpus() -> None:
+    """The operating system and version in the ELF header, by which a driver knows machine code that is too new for it."""
+    pytest.importorskip("triton", reason=TRITON)
+    kernel = KernelPlan(SHAPE, "fp16", SMALL).kernels[4]
+    formats = {target: compile_kernel(kernel, target)[1][7:9] for target in (87, 90, 110)}
+    assert formats[90] == formats[87]
+    assert formats[110] != formats[87], "made by another assembler"
 
 
 def test_every_kernel_is_compiled_by_the_command(tmp_path: Path) -> None:
@@ -130,7 +142,7 @@ def test_a_device_gets_code_that_it_can_run(tmp_path: Path) -> None:
     folder = KernelFolder(SHAPE, tmp_path)
 
     def taken(capability: int) -> bytes:
-        return folder.image(capability, "sort-small")[1].rsplit(b" ", 1)[0]
+        return next(folder.images(capability, "sort-small"))[2].rsplit(b" ", 1)[0]
 
     assert taken(87) == b"cubin 87"
     assert taken(90) == b"cubin 90"
@@ -139,9 +151,36 @@ def test_a_device_gets_code_that_it_can_run(tmp_path: Path) -> None:
         assert taken(later) == b"ptx 89"
     with pytest.raises(InputError, match="sm_70"):
         taken(70)
+    assert [data.rsplit(b" ", 1)[0] for _, _, data in folder.images(90, "sort-small")] == [b"cubin 90", b"ptx 90", b"ptx 89"]
     write_folder(tmp_path, SHAPE, (75, 80))
     folder = KernelFolder(SHAPE, tmp_path)
     assert taken(87) == b"cubin 80"
+
+
+class OldDriver:
+    """A driver that refuses some code, as one before CUDA 13 refuses machine code of CUDA 13."""
+
+    def __init__(self, capability: int, refused: tuple[bytes, ...]) -> None:
+        self.refused = refused
+        self.capability = lambda: capability
+
+    def load(self, image: bytes, name: str) -> str:
+        if image.startswith(self.refused):
+            raise BackendError("cuModuleLoadData failed in CUDA: CUDA_ERROR_NO_BINARY_FOR_GPU")
+        return name
+
+
+def test_a_driver_that_refuses_machine_code_gets_ptx_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_folder(tmp_path, SHAPE, TARGETS)
+    with caplog.at_level(logging.INFO, logger="engines"):
+        launcher = Launcher(OldDriver(90, (b"cubin",)), SHAPE, "fp16", tmp_path)  # type: ignore[arg-type]
+        assert launcher.sources == {"ptx of sm_90": 10}
+        assert "the driver refuses the cubin of sm_90 (ptxas 12.9): cuModuleLoadData" in caplog.text
+        assert "on sm_90: 10 ptx of sm_90" in caplog.text
+        assert Launcher(OldDriver(90, ()), SHAPE, "fp16", tmp_path).sources == {"cubin of sm_90 (ptxas 12.9)": 10}  # type: ignore[arg-type]
+        assert Launcher(OldDriver(90, (b"cubin", b"ptx 90")), SHAPE, "fp16", tmp_path).sources == {"ptx of sm_89": 10}  # type: ignore[arg-type]
+    with pytest.raises(BackendError, match=r"takes none of its code .*update the driver"):
+        Launcher(OldDriver(90, (b"",)), SHAPE, "fp16", tmp_path)  # type: ignore[arg-type]
 
 
 def test_shapes_that_make_no_sense_are_refused() -> None:

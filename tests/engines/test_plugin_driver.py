@@ -56,7 +56,7 @@ from engines.plugins.fused_moe_launch import Driver
 from engines.plugins.kernel_folder import KernelFolder
 driver = Driver()
 capability = driver.capability()
-compiled, image = KernelFolder(MoEShape(48, 4, 40, 2), Path(sys.argv[1])).image(capability, "route-fp32-small")
+compiled, _, image = next(KernelFolder(MoEShape(48, 4, 40, 2), Path(sys.argv[1])).images(capability, "route-fp32-small"))
 driver.launch(driver.load(image, compiled.kernel), compiled, (3, 2), 0x5E, (2**40 + 16, 32, 48, -7, 64, 80))
 try:
     driver.load(b"broken", "route")

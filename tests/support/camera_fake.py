@@ -82,7 +82,9 @@ class ScriptedModel:
         self.batches: list[int] = []
         self.questions: list[str] = []
 
-    def analyze(self, images: Sequence[Image.Image], *, attributes: Sequence[str] | None = None) -> list[FaceReport]:
+    def analyze(
+        self, images: Sequence[Image.Image], *, attributes: Sequence[str] | None = None, include_sensitive: bool = False
+    ) -> list[FaceReport]:
         if self.failures:
             raise self.failures.pop(0)
         time.sleep(self.seconds)
@@ -91,7 +93,7 @@ class ScriptedModel:
         likely = {"hair_color": "red", "eyewear": "eyeglasses"}
         return [FaceReport({name: self._distribution(name, likely[name]) for name in attributes or ()}) for _ in images]
 
-    def ask(self, image: Image.Image, question: str, *, max_tokens: int = 64) -> Answer:
+    def ask(self, image: Image.Image, question: str, *, max_tokens: int = 64, include_sensitive: bool = False) -> Answer:
         self.questions.append(question)
         return Answer(f"answer {len(self.questions)}", (1,), 1.0, 1.0)
 

@@ -29,7 +29,7 @@ MODEL = replace(NANO, name="paper", width=8, heads=2, layers=1, rotary=4, tokeni
 START, END = 0, 1
 
 
-def paper_bundle(folder: Path, generation: Mapping[str, Any] | None = None) -> Bundle:
+def paper_bundle(folder: Path, generation: Mapping[str, Any] | None = None, faces: str = "drawn") -> Bundle:
     """A bundle whose graphs are never opened, with a byte-level tokenizer."""
     write_folder(folder)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -42,7 +42,8 @@ def paper_bundle(folder: Path, generation: Mapping[str, Any] | None = None) -> B
     defaults = {"steps": 4, "guidance": 2.0, "temperature_law": "linear", "temperature": 2.0, "order": "maskgit"}
     smoke = {**document()["smoke"], "codes": [5] * MODEL.image_tokens}
     row = {**document(), "model": MODEL.to_json(), "layout": TokenLayout.of(MODEL, START, END).to_json(), "smoke": smoke}
-    write_manifest(folder, {**row, "generation": {**defaults, **(generation or {})}, "describe_question": "describe it"})
+    texts = {"describe_question": "describe it", "faces": faces}
+    write_manifest(folder, {**row, "generation": {**defaults, **(generation or {})}, **texts})
     return Bundle.load(folder)
 
 

@@ -46,6 +46,7 @@ from f2edge.server.lifecycle import FaceServer
 from f2edge.server.settings import ServerSettings
 from f2edge.spec.attributes import F2EDGE_SCHEMA
 from f2edge.spec.lexicon import Wording
+from f2edge.spec.sensitive import DRAWN
 from f2edge.v1 import face_pb2 as pb
 from f2edge.v1 import face_pb2_grpc
 from f2edge.wire import ModelFacts
@@ -67,6 +68,7 @@ FACTS = ModelFacts(
     editing=Schedule(steps=8, guidance=3.0),
     regions=("hair", "eyes"),
     schema=F2EDGE_SCHEMA,
+    faces=DRAWN,
 )
 WORDS = ("the ", "hair ", "is ", "red")
 
@@ -218,6 +220,7 @@ def paper_served(pipeline: FacePipeline) -> Served:
         editing=bundle.editing,
         regions=bundle.regions,
         schema=bundle.schema,
+        faces=bundle.faces,
     )
     return Served(engine, facts)
 

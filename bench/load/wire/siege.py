@@ -51,7 +51,7 @@ class Resources:
 
 
 def hostile_pictures(server: ServerProcess, count: int, seed: int, output: Output) -> dict[str, Any]:
-    """Send bombs and damaged pictures one at a time; processor time of the costliest that was refused, and the codes."""
+    """Send bombs and damaged pictures one at a time; processor time of the costliest, and the codes."""
     watch, slowest, codes = Watch(server.pid), (0.0, ""), dict[str, int]()
     with grpc.insecure_channel(server.address) as channel, output.progress("pictures") as progress:
         check(channel)
@@ -62,9 +62,8 @@ def hostile_pictures(server: ServerProcess, count: int, seed: int, output: Outpu
             code = _code(channel, message)
             ms, _ = watch.end()
             codes[code] = codes.get(code, 0) + 1
-            if code != "OK":
-                slowest = max(slowest, (ms, name))
-    return {"pictures": count, "codes": codes, "refused_processor_ms_most": slowest[0], "costliest": slowest[1]}
+            slowest = max(slowest, (ms, f"{name}, {code}"))
+    return {"pictures": count, "codes": codes, "processor_ms_most": slowest[0], "costliest": slowest[1]}
 
 
 def _code(channel: grpc.Channel, message: bytes) -> str:
@@ -116,8 +115,8 @@ def findings(pictures: dict[str, Any], siege: dict[str, Any], problems: list[str
     honest, health, before, after = siege["honest"], siege["health"]["ms"], siege["before"], siege["after"]
     slower = honest["p99_ms"] / honest["idle_p99_ms"]
     checks = {
-        f"a refused picture took {pictures['refused_processor_ms_most']:.0f} ms of processor time ({pictures['costliest']})": (
-            pictures["refused_processor_ms_most"] > PICTURE_MS
+        f"a picture took {pictures['processor_ms_most']:.0f} ms of processor time ({pictures['costliest']})": (
+            pictures["processor_ms_most"] > PICTURE_MS
         ),
         f"{len(honest['errors'])} honest calls failed: {honest['errors'][:5]}": bool(honest["errors"]),
         f"honest p99 grew {slower:.1f} times": slower > TIMES_SLOWER,
@@ -136,8 +135,8 @@ def show(pictures: dict[str, Any], siege: dict[str, Any], found: list[str], outp
     honest, health = siege["honest"], siege["health"]["ms"]
     output.table(("attack", "times"), [(name, str(count)) for name, count in sorted(siege["attacks"].items())])
     output.line(
-        f"{pictures['pictures']} hostile pictures, {pictures['codes']}; the costliest refused took "
-        f"{pictures['refused_processor_ms_most']:.0f} ms of processor time"
+        f"{pictures['pictures']} hostile pictures, {pictures['codes']}; the costliest took "
+        f"{pictures['processor_ms_most']:.0f} ms of processor time"
     )
     output.line(
         f"honest clients: {honest['calls']} calls, {len(honest['errors'])} errors, p99 {honest['p99_ms']:.0f} ms "

@@ -20,7 +20,7 @@ import numpy as np
 
 from f2edge.backends.base import Array, Sequential, Value, host
 from f2edge.backends.row_groups import row_groups
-from f2edge.backends.tensorrt.cuda import CudaDevice
+from f2edge.backends.tensorrt.device import open_device
 from f2edge.backends.tensorrt.device_memory import DeviceArray, DeviceMemory
 from f2edge.backends.tensorrt.installation import LogLines, import_tensorrt, machine_of, missing_plugins, register_plugins
 from f2edge.backends.tensorrt.plans import PlanFolder, find_plans, manifest_sha256, unfit
@@ -43,16 +43,26 @@ class TensorRTBackend(Sequential):
 
     Args:
         bundle: open bundle with plans.
+        graphs: whether repeated runs are captured as CUDA graphs, where cuda-bindings is installed.
+
+    Attributes:
+        machine, plans: what it runs on, and with.
+        graphs: whether CUDA graphs are captured.
+        cuda_library: "pycuda" or "cuda-bindings".
 
     Raises:
-        BackendError: TensorRT, pycuda or a GPU is missing, or no plans fit; the message names what to install or build.
+        BackendError: TensorRT, pycuda and cuda-bindings, or a GPU are missing, or no plans fit; the message names what to install or build.
     """
 
     name = "tensorrt"
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, *, graphs: bool = True) -> None:
         self._trt = import_tensorrt()
-        self._cuda = CudaDevice()
+        self._cuda = open_device()
+        self.cuda_library, missing = self._cuda.library, self._cuda.no_graphs
+        if not graphs:
+            self._cuda.no_graphs = "turned off"
+        self.graphs = self._cuda.no_graphs is None
         self.machine = machine_of(self._trt, self._cuda)
         self.plans = choose_plans(bundle, self)
         self._log = LogLines()
@@ -60,14 +70,14 @@ class TensorRTBackend(Sequential):
         self._sessions: dict[str, EngineSession] = {}
         with self._cuda.current():
             idle = IDLE_BYTES_INTEGRATED if self._cuda.integrated else IDLE_BYTES
-            self._memory = DeviceMemory(self._cuda, self._lock, idle, self._forget)
+            self._memory = DeviceMemory(self._cuda, self._lock, idle)
             self._scratch = Scratch(self._cuda)
             self._logger = self._log.make(self._trt)
             register_plugins(self._trt, self._logger)
             self._runtime = self._trt.Runtime(self._logger)
             self._runtime.engine_host_code_allowed = self.plans.version_compatible
-        if self._cuda.no_graphs:
-            logger.warning("steps run without CUDA graphs: %s", self._cuda.no_graphs)
+        if graphs and missing:
+            logger.warning("steps run without CUDA graphs: %s", missing)
 
     def run(self, graph: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
         with self._lock, self._cuda.current():
@@ -126,10 +136,6 @@ class TensorRTBackend(Sequential):
 
     def _on_device(self, cache: Value) -> DeviceArray:
         return cache if isinstance(cache, DeviceArray) else self._memory.upload(host(cache))
-
-    def _forget(self, address: int) -> None:
-        for session in self._sessions.values():
-            session.forget_graphs(address)
 
     def _session(self, graph: str) -> EngineSession:
         if graph not in self._sessions:

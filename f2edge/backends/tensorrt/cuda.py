@@ -1,16 +1,21 @@
-"""CUDA operations of the TensorRT backend: memory, copies and one stream by pycuda; graphs by ``cuda-bindings``.
+"""CUDA for the TensorRT backend: memory, copies, one stream, and CUDA graphs.
 
-Both use the driver API in the device's primary context, shared with TensorRT, PyTorch and the CUDA runtime, so addresses, streams and
-graphs are valid in all of them.  All work is queued on one non-default stream (TensorRT synchronises the default one).  Only
-:meth:`CudaDevice.synchronize` waits.
+:class:`CudaDevice` is the interface; memory and copies go through pycuda (:mod:`~f2edge.backends.tensorrt.cuda_pycuda`) or, where that
+cannot be built, through NVIDIA's ``cuda-bindings`` (:mod:`~f2edge.backends.tensorrt.cuda_bindings`).  Graphs are always captured by
+``cuda-bindings``, since pycuda has no call for it.  Both use the driver API in the device's primary context, shared with TensorRT, PyTorch
+and the CUDA runtime, so addresses, streams and graphs are valid in all of them.
+
+All work is queued on one stream.  It is non-blocking: a stream that waits for the legacy default stream loses its capture whenever another
+library of the process uses that.  Only :meth:`CudaDevice.synchronize` waits.
 
 A Jetson's GPU reads host memory: a :class:`HostBuffer` then has a device address and needs no copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -21,7 +26,8 @@ from numpy.typing import NDArray
 from f2edge.backends.base import Array
 from f2edge.errors import BackendError
 
-INSTALL = "pip install 'f2edge[tensorrt]' (pycuda is built on the spot and needs CUDA's nvcc in PATH; docs/jetson.md)"
+#: ``CU_STREAM_NON_BLOCKING``, for which pycuda has no name.
+NON_BLOCKING = 1
 
 
 @dataclass(frozen=True)
@@ -47,140 +53,155 @@ class Lines(NamedTuple):
     pitch: int
 
 
-class CudaDevice:
+class CudaDevice(ABC):
     """First CUDA device of this process (``CUDA_VISIBLE_DEVICES`` chooses it).
 
     Every method but :meth:`current` must be called inside ``with device.current()``, by one thread at a time.
 
     Attributes:
+        library: "pycuda" or "cuda-bindings".
         name, capability, multiprocessors: properties of the device; capability as "8.7".
         integrated: whether it shares the host's memory.
         cuda: highest CUDA version that the driver supports, as "12.6".
         stream: handle of the stream of all work.
         no_graphs: why graphs cannot be captured; None if they can.
-
-    Raises:
-        BackendError: pycuda, a device or the driver is missing.
     """
 
+    library: str
+    name: str
+    capability: str
+    multiprocessors: int
+    integrated: bool
+    cuda: str
+    stream: int
+
     def __init__(self) -> None:
-        try:
-            self._cuda: Any = import_module("pycuda.driver")
-        except ImportError as error:
-            raise BackendError(f"backend 'tensorrt' needs pycuda, which cannot be imported ({error}); {INSTALL}") from error
-        try:
-            self._cuda.init()
-            device = self._cuda.Device(0)
-            self._context = device.retain_primary_context()
-        except Exception as error:  # pycuda.driver.Error and its many children
-            raise BackendError(f"no CUDA device can be used ({error}); `nvidia-smi` or, on a Jetson, `tegrastats` must see one") from error
-        attribute = self._cuda.device_attribute
-        self.name = str(device.name())
-        self.capability = ".".join(map(str, device.compute_capability()))
-        self.multiprocessors = int(device.get_attribute(attribute.MULTIPROCESSOR_COUNT))
-        self.integrated = bool(device.get_attribute(attribute.INTEGRATED) and device.get_attribute(attribute.CAN_MAP_HOST_MEMORY))
-        version = int(self._cuda.get_driver_version())
-        self.cuda = f"{version // 1000}.{version % 1000 // 10}"
-        self._blocks: dict[int, Any] = {}
-        with self.current():
-            self._stream = self._cuda.Stream()
-        self.stream = int(self._stream.handle)
         self._graphs, self.no_graphs = _graph_library()
 
     @contextmanager
     def current(self) -> Iterator[None]:
         """Make the device's context current in this thread."""
-        self._context.push()
+        self._push()
         try:
             yield
         finally:
-            self._cuda.Context.pop()
-
-    def memory(self) -> tuple[int, int]:
-        """Return free and total device memory in bytes."""
-        free, total = self._cuda.mem_get_info()
-        return int(free), int(total)
+            self._pop()
 
     def allocate(self, size: int) -> int:
         """Allocate ``size`` bytes and return the address; raises :class:`BackendError` if out of memory."""
         try:
-            block = self._cuda.mem_alloc(size)
+            return self._allocate(size)
         except Exception as error:
             free, total = self.memory()
             raise BackendError(
                 f"the GPU has no room for {size / 2**20:.0f} MiB ({free / 2**20:.0f} of {total / 2**20:.0f} MiB free); "
                 "close other programs, or build plans for fewer rows (`python -m engines build --image-rows 1 --answer-rows 1`)"
             ) from error
-        address = int(block)
-        self._blocks[address] = block
-        return address
 
+    @abstractmethod
+    def _push(self) -> None: ...
+
+    @abstractmethod
+    def _pop(self) -> None: ...
+
+    @abstractmethod
+    def _allocate(self, size: int) -> int: ...
+
+    @abstractmethod
+    def memory(self) -> tuple[int, int]:
+        """Return free and total device memory in bytes."""
+
+    @abstractmethod
     def release(self, address: int) -> None:
         """Free memory of :meth:`allocate`."""
-        self._blocks.pop(address).free()
 
+    @abstractmethod
     def host_buffer(self, size: int) -> HostBuffer:
         """Allocate page-locked memory, freed with its array."""
-        flags = self._cuda.host_alloc_flags.DEVICEMAP if self.integrated else 0
-        array = self._cuda.pagelocked_empty((size,), np.uint8, "C", flags)
-        return HostBuffer(array, int(array.base.get_device_pointer()) if self.integrated else None)
 
+    @abstractmethod
     def upload(self, address: int, source: Array) -> None:
         """Queue a copy to the device; ``source`` must be contiguous and unchanged until the copy is done."""
-        self._cuda.memcpy_htod_async(address, source, self._stream)
 
+    @abstractmethod
     def download(self, target: Array, address: int) -> None:
         """Queue a copy from the device into a contiguous array."""
-        self._cuda.memcpy_dtoh_async(target, address, self._stream)
 
     def copy_lines(self, target: Lines, source: Lines, width: int, count: int) -> None:
         """Queue a copy on the device of the first ``width`` bytes of ``count`` rows."""
-        if not width or not count:
-            return
-        copy = self._cuda.Memcpy2D()
-        copy.set_src_device(source.address)
-        copy.set_dst_device(target.address)
-        copy.src_pitch, copy.dst_pitch = source.pitch, target.pitch
-        copy.width_in_bytes, copy.height = width, count
-        copy(self._stream)
+        if width and count:
+            self._copy_lines(target, source, width, count)
 
+    @abstractmethod
+    def _copy_lines(self, target: Lines, source: Lines, width: int, count: int) -> None: ...
+
+    @abstractmethod
     def zero(self, address: int, size: int) -> None:
         """Queue the zeroing of ``size`` bytes."""
-        self._cuda.memset_d8_async(address, 0, size, self._stream)
 
+    @abstractmethod
     def synchronize(self) -> None:
         """Wait for all queued work."""
-        self._stream.synchronize()
 
-    def begin_capture(self) -> None:
-        """Start capturing the stream; other threads may continue to call CUDA."""
-        mode = self._graphs.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        self._call("cuStreamBeginCapture", self._graphs.CUstream(self.stream), mode)
+    # Graphs --------------------------------------------------------------------------------------------------------------------------
 
-    def end_capture(self) -> CapturedGraph:
-        """Return the captured graph; raises :class:`BackendError` if the work cannot be captured."""
-        (source,) = self._call("cuStreamEndCapture", self._graphs.CUstream(self.stream))
+    def capture(self, enqueue: Callable[[], bool]) -> CapturedGraph:
+        """Return a graph of the work that ``enqueue`` queues; other threads may continue to call CUDA.
+
+        Raises:
+            BackendError: the work cannot be captured.  The stream is usable again, and no error is left behind for the next call.
+        """
+        stream = self._graphs.CUstream(self.stream)
+        self.synchronize()
+        call(self._graphs, "cuStreamBeginCapture", stream, self._graphs.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+        reason = "TensorRT does not enqueue it while a stream is captured"
         try:
-            (executable,) = self._call("cuGraphInstantiate", source, 0)
+            accepted = enqueue()
+        except Exception as error:  # noqa: BLE001  # of a plug-in, or of TensorRT's bindings
+            accepted, reason = False, str(error) or type(error).__name__
+        try:
+            (source,) = call(self._graphs, "cuStreamEndCapture", stream)
+            if accepted:
+                return self._instantiated(source)
+            call(self._graphs, "cuGraphDestroy", source)
+        except BackendError as error:
+            reason = str(error)
+        self._clear_error()
+        raise BackendError(reason)
+
+    def _instantiated(self, source: Any) -> CapturedGraph:
+        try:
+            (executable,) = call(self._graphs, "cuGraphInstantiate", source, 0)
         except BackendError:
-            self._call("cuGraphDestroy", source)
+            call(self._graphs, "cuGraphDestroy", source)
             raise
         return CapturedGraph(executable, source)
 
     def launch(self, graph: CapturedGraph) -> None:
         """Queue a captured graph."""
-        self._call("cuGraphLaunch", graph.executable, self._graphs.CUstream(self.stream))
+        call(self._graphs, "cuGraphLaunch", graph.executable, self._graphs.CUstream(self.stream))
 
     def destroy(self, graph: CapturedGraph) -> None:
         """Destroy a captured graph."""
-        self._call("cuGraphExecDestroy", graph.executable)
-        self._call("cuGraphDestroy", graph.source)
+        call(self._graphs, "cuGraphExecDestroy", graph.executable)
+        call(self._graphs, "cuGraphDestroy", graph.source)
 
-    def _call(self, name: str, *arguments: Any) -> tuple[Any, ...]:
-        code, *values = getattr(self._graphs, name)(*arguments)
-        if code != self._graphs.CUresult.CUDA_SUCCESS:
-            raise BackendError(f"{name} failed in CUDA: {getattr(code, 'name', code)}")
-        return tuple(values)
+    @staticmethod
+    def _clear_error() -> None:
+        """Clear the CUDA runtime's last error, which a failed capture leaves for the next caller to find."""
+        with suppress(ImportError, RuntimeError):
+            import_module("cuda.bindings.runtime").cudaGetLastError()
+
+
+def call(library: Any, name: str, *arguments: Any) -> tuple[Any, ...]:
+    """Return the values of a function of ``cuda.bindings.driver``; raises :class:`BackendError` with its status."""
+    try:
+        code, *values = getattr(library, name)(*arguments)
+    except (RuntimeError, OSError) as error:  # the driver library is missing
+        raise BackendError(f"{name}: no usable CUDA driver ({error})") from error
+    if code != library.CUresult.CUDA_SUCCESS:
+        raise BackendError(f"{name} failed in CUDA: {getattr(code, 'name', code)}")
+    return tuple(values)
 
 
 def _graph_library() -> tuple[Any, str | None]:

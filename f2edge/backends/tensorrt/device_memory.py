@@ -1,8 +1,7 @@
 """Tensors on the GPU: a pool of memory blocks, and splitting and joining of key and value caches.
 
-A released block is reused for the next tensor of its size, so the packed prefix of a picture tends to have the address of the previous one,
-and a CUDA graph captured for that address stays valid.  All memory accesses are ordered by one stream, so a block may be reused while
-earlier work that reads it is still queued.
+A released block is reused for the next tensor of its size.  All memory accesses are ordered by one stream, so a block may be reused while
+earlier work that reads it is still queued.  A tensor is written once, where it is made.
 
 L layers, B rows, H heads, P columns, W head width.
 """
@@ -11,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from threading import RLock
 from typing import Any
 
@@ -47,14 +46,12 @@ class DeviceMemory:
         cuda: device.
         lock: lock held while the device is used.
         idle_bytes: maximum size of the idle blocks; the oldest are freed first.
-        on_release: called with the address of each block that is freed.
     """
 
-    def __init__(self, cuda: CudaDevice, lock: RLock, idle_bytes: int, on_release: Callable[[int], None]) -> None:
+    def __init__(self, cuda: CudaDevice, lock: RLock, idle_bytes: int) -> None:
         self.cuda = cuda
         self._lock = lock
         self._idle_limit = idle_bytes
-        self._on_release = on_release
         self._idle: OrderedDict[int, int] = OrderedDict()  # address → size, the oldest first
         self._returned: deque[tuple[int, int]] = deque()  # by finalizers, which may run in any thread at any moment
 
@@ -131,5 +128,4 @@ class DeviceMemory:
         while sum(self._idle.values()) > limit:
             address, _ = self._idle.popitem(last=False)
             self.cuda.synchronize()
-            self._on_release(address)
             self.cuda.release(address)

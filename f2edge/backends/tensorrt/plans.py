@@ -151,7 +151,7 @@ class PlanFolder:
 def unfit(plans: PlanFolder, machine: Machine) -> str | None:
     """Return why these plans cannot run on this machine, with the cure; None if they can."""
     built = plans.machine
-    again = f"build them here with `python -m engines build {plans.bundle_name} --profile {plans.profile}`"
+    again = f"build them here with `python -m engines build {plans.bundle_name}`"
     if built.tensorrt != machine.tensorrt and not plans.version_compatible:
         return f"built with TensorRT {built.tensorrt}, this machine has {machine.tensorrt}; {again}"
     if plans.hardware == "ampere-plus":
@@ -161,10 +161,7 @@ def unfit(plans: PlanFolder, machine: Machine) -> str | None:
     if built.capability != machine.capability:
         return f"built for compute capability {built.capability} ({built.gpu}), {machine.gpu} has {machine.capability}; {again}"
     if plans.hardware == "none" and built.multiprocessors != machine.multiprocessors:
-        return (
-            f"built on {built.gpu} with {built.multiprocessors} multiprocessors, {machine.gpu} has {machine.multiprocessors}; {again}, "
-            "or on the other device with --hardware same-compute-capability (TensorRT 10.9 or newer)"
-        )
+        return f"built on {built.gpu} with {built.multiprocessors} multiprocessors, {machine.gpu} has {machine.multiprocessors}; {again}"
     return None
 
 

@@ -1,23 +1,23 @@
-"""Activation memory shared by all engines; runs do not overlap, so the largest size suffices."""
+"""Activation memory shared by all contexts of all engines; runs do not overlap, so the largest size suffices."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from f2edge.backends.tensorrt.cuda import CudaDevice
 from f2edge.errors import BackendError
 
 _LEAST_BYTES = 512
+#: Called with address and size of the memory, first and after each move.
+Place = Callable[[int, int], None]
 
 
 class Scratch:
-    """Growing buffer; when it moves, every context is updated and graphs captured with the old address are dropped."""
+    """Growing buffer; when it moves, every user is given the new place."""
 
     def __init__(self, cuda: CudaDevice) -> None:
         self._cuda = cuda
-        self._contexts: list[Any] = []
-        self._movers: list[Callable[[], None]] = []
+        self._users: list[Place] = []
         self._address, self.size = 0, 0
 
     def reserve(self, size: int) -> None:
@@ -30,27 +30,25 @@ class Scratch:
         if size <= before:
             return
         self._cuda.synchronize()
-        for forget in self._movers:
-            forget()
         if self._address:
             self._cuda.release(self._address)
         try:
-            self._place(size)
+            self._move(size)
         except BackendError:
             if before:
-                self._place(before)
+                self._move(before)
             raise
 
-    def _place(self, size: int) -> None:
+    def _move(self, size: int) -> None:
         self._address, self.size = self._cuda.allocate(size), size
-        for context in self._contexts:
-            context.set_device_memory(self._address, self.size)
+        for place in self._users:
+            place(self._address, self.size)
 
-    def attach(self, context: Any) -> None:
-        """Assign the memory to a context, now and after each move."""
-        self._contexts.append(context)
-        context.set_device_memory(self._address, self.size)
+    def attach(self, place: Place) -> None:
+        """Call ``place`` now and after each move."""
+        self._users.append(place)
+        place(self._address, self.size)
 
-    def on_move(self, forget: Callable[[], None]) -> None:
-        """Register a function to call before the memory moves."""
-        self._movers.append(forget)
+    def detach(self, place: Place) -> None:
+        """Stop calling ``place``."""
+        self._users.remove(place)

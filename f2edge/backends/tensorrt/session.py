@@ -1,15 +1,15 @@
-"""Execution of one TensorRT engine: buffers, profile, shapes and captured CUDA graphs.
+"""Execution of one TensorRT engine: buffers, staging of inputs, and contexts.
 
-* Host inputs pass through page-locked buffers of the engine; device inputs of the right shape are bound in place; keys and values are
+* Host inputs pass through page-locked buffers of the engine.  Inputs on the device are copied into the engine's memory, once as long as
+  the caller passes the same tensor: every tensor has one address, so a new picture needs no new CUDA graph.  Keys and values are
   returned as new tensors on the device, everything else as arrays.
-* One context per profile; all engines share one scratch memory, since runs do not overlap.
-* The second run with the same profile, shapes and addresses is captured as a CUDA graph; later runs launch it.  Graphs are dropped when
-  an address in them is freed; if capture fails, the engine runs without.
+* One context per profile and shapes (:mod:`~f2edge.backends.tensorrt.bound_context`); all share one scratch memory, since runs do not
+  overlap.  The least recently used is given up.
 """
 
 from __future__ import annotations
 
-import logging
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from f2edge.backends.base import Array, Value, host
-from f2edge.backends.tensorrt.cuda import CapturedGraph, HostBuffer, Lines
+from f2edge.backends.tensorrt.bound_context import BoundContext, Shapes
+from f2edge.backends.tensorrt.cuda import HostBuffer, Lines
 from f2edge.backends.tensorrt.device_memory import DeviceArray, DeviceMemory
 from f2edge.backends.tensorrt.plans import GraphPlan
 from f2edge.backends.tensorrt.scratch import Scratch
@@ -26,24 +27,19 @@ from f2edge.backends.tensorrt.shapes import ProfileFit, cache_lines, fit, right_
 from f2edge.errors import BackendError
 from f2edge.spec.graphs import SIGNATURES
 
-logger = logging.getLogger(__name__)
-
-#: Maximum number of captured graphs per engine; the least recently used is dropped first.
-GRAPHS_KEPT = 32
-
-Shapes = tuple[tuple[int, ...], ...]
-#: Key of a captured graph: profile, shapes of the inputs, addresses of inputs and outputs.
-GraphKey = tuple[int, Shapes, tuple[int, ...]]
+#: Maximum number of contexts per engine, each with at most one CUDA graph; the least recently used is dropped first.
+CONTEXTS_KEPT = 16
 
 
 @dataclass
 class _Buffer:
-    """Engine-owned memory of one tensor: device address and, if hosted, the host buffer."""
+    """Engine-owned memory of one tensor: device address, host buffer if hosted, and the device tensor and shape that it holds a copy of."""
 
     size: int
     address: int
     host: HostBuffer | None
     owned: bool
+    staged: tuple[weakref.ref[DeviceArray], tuple[int, ...]] | None = None
 
 
 class EngineSession:
@@ -65,97 +61,50 @@ class EngineSession:
         self._dtypes = checked_dtypes(plan, engine, trt)
         axes = {tensor.name: tensor.axes for tensor in SIGNATURES[plan.name].outputs}
         self._stays = {name for name, letters in axes.items() if "H" in letters}  # keys and values
-        self._contexts: dict[int, Any] = {}
-        self._bound: dict[int, tuple[Shapes, tuple[int, ...]]] = {}
-        self._output_shapes: dict[tuple[int, Shapes], Shapes] = {}
+        self._contexts: OrderedDict[tuple[int, Shapes], BoundContext] = OrderedDict()
         self._buffers: dict[str, _Buffer] = {}
-        self._seen: OrderedDict[GraphKey, CapturedGraph | None] = OrderedDict()
-        self._no_graphs = self._cuda.no_graphs
         scratch.reserve(int(engine.device_memory_size_v2))
-        scratch.on_move(self.forget_graphs)
 
     def run(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
         """Run the engine and return its outputs by name: :class:`DeviceArray` for keys and values, else arrays."""
         chosen = fit(self.plan, feeds)
-        shapes = tuple(chosen.shapes[port.name] for port in self.plan.inputs)
-        context = self._context(chosen.profile)
-        outputs = self._shaped(context, chosen, shapes)
-        addresses = (
-            *(self._input(name, feeds[name], chosen.shapes[name]) for name in chosen.shapes),
-            *(self._output(port.name, shape) for port, shape in zip(self.plan.outputs, outputs, strict=True)),
-        )
-        self._execute(context, (chosen.profile, shapes, addresses))
-        return self._results(outputs)
-
-    def forget_graphs(self, address: int | None = None) -> None:
-        """Drop the captured graphs that use an address; all of them for None."""
-        for key in [key for key in self._seen if address is None or address in key[2]]:
-            graph = self._seen.pop(key)
-            if graph is not None:
-                self._cuda.destroy(graph)
+        context = self._context(chosen)
+        inputs = [self._input(name, feeds[name], shape) for name, shape in chosen.shapes.items()]
+        outputs = [self._output(port.name, shape) for port, shape in zip(self.plan.outputs, context.outputs, strict=True)]
+        context.run((*inputs, *outputs))
+        return self._results(context.outputs)
 
     @property
     def captured(self) -> int:
         """Number of captured graphs."""
-        return sum(graph is not None for graph in self._seen.values())
+        return sum(context.captured for context in self._contexts.values())
 
-    # Shapes --------------------------------------------------------------------------------------------------------------------------
-
-    def _context(self, profile: int) -> Any:
-        if profile not in self._contexts:
-            context = self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-            if context is None:
-                raise BackendError(f"graph {self.plan.name!r}: TensorRT makes no execution context; is the GPU's memory full?")
-            self._scratch.attach(context)
-            if not context.set_optimization_profile_async(profile, self._cuda.stream):
-                raise BackendError(f"graph {self.plan.name!r}: TensorRT refuses profile {profile}; build the plans again")
-            self._cuda.synchronize()
-            self._contexts[profile] = context
-        return self._contexts[profile]
-
-    def _shaped(self, context: Any, chosen: ProfileFit, shapes: Shapes) -> Shapes:
-        """Set the input shapes in the context if they changed, and return the output shapes."""
-        known = self._output_shapes.get((chosen.profile, shapes))
-        if known is not None:
-            return known
-        self._set_shapes(context, chosen.profile, shapes)
-        found = tuple(tuple(int(size) for size in context.get_tensor_shape(port.name)) for port in self.plan.outputs)
-        if any(size < 0 for shape in found for size in shape):
-            raise BackendError(f"graph {self.plan.name!r}: an output's shape depends on data, which this runner does not support")
-        self._output_shapes[chosen.profile, shapes] = found
-        return found
-
-    def _set_shapes(self, context: Any, profile: int, shapes: Shapes) -> None:
-        before, _ = self._bound.pop(profile, ((), ()))
-        if before == shapes:
-            self._bound[profile] = shapes, ()
-            return
-        for port, shape in zip(self.plan.inputs, shapes, strict=True):
-            if not context.set_input_shape(port.name, shape):
-                raise BackendError(f"graph {self.plan.name!r}: TensorRT refuses shape {list(shape)} for {port.name}")
-        missing = context.infer_shapes()
-        if missing:
-            raise BackendError(f"graph {self.plan.name!r}: TensorRT still needs shapes of {', '.join(missing)}")
-        self._bound[profile] = shapes, ()
+    def _context(self, chosen: ProfileFit) -> BoundContext:
+        key = chosen.profile, tuple(chosen.shapes.values())
+        context = self._contexts.get(key)
+        if context is None:
+            while len(self._contexts) >= CONTEXTS_KEPT:
+                self._cuda.synchronize()  # a run that failed may have left work behind
+                self._contexts.popitem(last=False)[1].close()
+            context = self._contexts[key] = BoundContext(self.plan, self._engine, self._trt, self._cuda, self._scratch, chosen=chosen)
+        self._contexts.move_to_end(key)
+        return context
 
     # Memory --------------------------------------------------------------------------------------------------------------------------
 
     def _input(self, name: str, value: Value, shape: tuple[int, ...]) -> int:
-        """Return the address of an input: in place if it is on the device in the right shape, else in the engine's memory."""
+        """Copy an input into the engine's memory, unless it is there already, and return the address."""
         dtype = self._dtypes[name]
-        if isinstance(value, DeviceArray) and value.dtype == dtype:
-            if value.shape == shape:
-                return value.address
-            if len(shape) == 5:
-                return self._restage(name, value, shape)
+        if isinstance(value, DeviceArray) and value.dtype == dtype and (value.shape == shape or len(shape) == 5):
+            return self._stage(name, value, shape)
         array = host(value)
         if array.dtype != dtype and not (array.dtype.kind == dtype.kind == "f"):
             raise BackendError(f"graph {self.plan.name!r} failed: {name} is {array.dtype}, the plan takes {dtype}")
+        buffer = self._buffer(name, shape, hosted=bool(array.size) or len(shape) != 5)
+        buffer.staged = None
         if not array.size and len(shape) == 5:  # no earlier text: the padding alone
-            buffer = self._buffer(name, shape, hosted=False)
             self._cuda.zero(buffer.address, buffer.size)
             return buffer.address
-        buffer = self._buffer(name, shape, hosted=True)
         assert buffer.host is not None
         staged = _view(buffer.host, shape, dtype)
         source, target = right_aligned(array.shape, shape)
@@ -166,16 +115,24 @@ class EngineSession:
             self._cuda.upload(buffer.address, staged)
         return buffer.address
 
-    def _restage(self, name: str, value: DeviceArray, shape: tuple[int, ...]) -> int:
-        """Copy a cache on the device into one of another width, right-aligned."""
+    def _stage(self, name: str, value: DeviceArray, shape: tuple[int, ...]) -> int:
+        """Copy a tensor on the device; a cache (5 axes) into one of another width right-aligned."""
         buffer = self._buffer(name, shape, hosted=False)
-        lines, source_bytes = cache_lines(value.shape, value.dtype.itemsize)
-        _, target_bytes = cache_lines(shape, value.dtype.itemsize)
+        if buffer.staged is not None and buffer.staged[0]() is value and buffer.staged[1] == shape:
+            return buffer.address
+        if len(shape) == 5:
+            lines, source_bytes = cache_lines(value.shape, value.dtype.itemsize)
+            _, target_bytes = cache_lines(shape, value.dtype.itemsize)
+        else:
+            lines, source_bytes, target_bytes = 1, value.nbytes, value.nbytes
+        if source_bytes == target_bytes:
+            lines, source_bytes, target_bytes = 1, value.nbytes, value.nbytes
         taken = min(source_bytes, target_bytes)
         if taken < target_bytes:
             self._cuda.zero(buffer.address, lines * target_bytes)
         source, target = value.address + source_bytes - taken, buffer.address + target_bytes - taken
         self._cuda.copy_lines(Lines(target, target_bytes), Lines(source, source_bytes), taken, lines)
+        buffer.staged = weakref.ref(value), shape
         return buffer.address
 
     def _output(self, name: str, shape: tuple[int, ...]) -> int:
@@ -189,7 +146,6 @@ class EngineSession:
             return known
         if known is not None:
             self._cuda.synchronize()
-            self.forget_graphs(known.address)
             if known.owned:
                 self._cuda.release(known.address)
             del self._buffers[name]
@@ -217,56 +173,6 @@ class EngineSession:
         self._cuda.synchronize()
         results.update((name, view.copy()) for name, view in views.items())
         return results
-
-    # Execution -----------------------------------------------------------------------------------------------------------------------
-
-    def _execute(self, context: Any, key: GraphKey) -> None:
-        graph = self._seen.get(key)
-        if key in self._seen:
-            self._seen.move_to_end(key)
-            if graph is None and self._no_graphs is None:
-                graph = self._seen[key] = self._capture(context, key)
-        else:
-            self._seen[key] = None
-            while len(self._seen) > GRAPHS_KEPT:
-                _, oldest = self._seen.popitem(last=False)
-                if oldest is not None:
-                    self._cuda.destroy(oldest)
-        if graph is not None:
-            self._cuda.launch(graph)
-            return
-        self._bind(context, key)
-        if not context.execute_async_v3(self._cuda.stream):
-            raise BackendError(f"graph {self.plan.name!r} failed in TensorRT (execute_async_v3); its log says why")
-
-    def _capture(self, context: Any, key: GraphKey) -> CapturedGraph | None:
-        """Capture the run as a CUDA graph; return None, and never try again, if that fails."""
-        self._bind(context, key)
-        self._cuda.synchronize()  # inputs are uploaded: only the engine is captured
-        try:
-            self._cuda.begin_capture()
-            recorded = context.execute_async_v3(self._cuda.stream)
-            graph = self._cuda.end_capture()
-        except BackendError as error:
-            self._no_graphs = str(error)
-        else:
-            if recorded:
-                return graph
-            self._cuda.destroy(graph)
-            self._no_graphs = "TensorRT does not enqueue it while a stream is captured"
-        logger.warning("graph %r runs without a CUDA graph: %s", self.plan.name, self._no_graphs)
-        return None
-
-    def _bind(self, context: Any, key: GraphKey) -> None:
-        """Set the shapes and addresses of a run in the context."""
-        profile, shapes, addresses = key
-        if self._bound.get(profile) == (shapes, addresses):
-            return
-        self._set_shapes(context, profile, shapes)
-        for port, address in zip((*self.plan.inputs, *self.plan.outputs), addresses, strict=True):
-            if not context.set_tensor_address(port.name, address):
-                raise BackendError(f"graph {self.plan.name!r}: TensorRT refuses the address of {port.name}")
-        self._bound[profile] = shapes, addresses
 
 
 def _view(buffer: HostBuffer, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

@@ -71,6 +71,8 @@ def _face(face: FaceNow) -> dict[str, Any]:
     }
     if shown and face.unfamiliar is not None:
         document["unfamiliar"] = round(face.unfamiliar, 4)
+    if shown and face.include_sensitive:
+        document["include_sensitive"] = True
     if face.truth is not None:
         document["truth"] = dict(face.truth)
     return document

@@ -38,8 +38,8 @@ class Window:
             cv2.namedWindow(title, cv2.WINDOW_NORMAL)
         except cv2.error as error:
             raise BackendError(
-                "--show: this OpenCV is built without windows (opencv-python-headless); install opencv-python<5 in its place, "
-                "or use --record"
+                "--show: this OpenCV is built without windows (opencv-python-headless); install it with windows, "
+                "`pip install --force-reinstall --no-deps 'opencv-python<5'`, or use --record"
             ) from error
 
     def show(self, image: Picture) -> bool:

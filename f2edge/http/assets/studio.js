@@ -77,14 +77,19 @@ function show(blob, alt, name) {
   for (const button of document.querySelectorAll(".needs")) button.disabled = false;
 }
 
-function remember(blob, alt, name) {
-  const item = document.createElement("li"), button = document.createElement("button"), image = document.createElement("img");
+function face(blob, alt, chosen) {
+  const button = document.createElement("button"), image = document.createElement("img");
   image.src = URL.createObjectURL(blob);
   image.alt = alt;
   button.type = "button";
-  button.addEventListener("click", () => show(blob, alt, name));
+  button.addEventListener("click", chosen);
   button.append(image);
-  item.append(button);
+  return button;
+}
+
+function remember(blob, alt, name) {
+  const item = document.createElement("li");
+  item.append(face(blob, alt, () => show(blob, alt, name)));
   $("history").prepend(item);
   while ($("history").children.length > 24) {
     URL.revokeObjectURL($("history").lastChild.querySelector("img").src);
@@ -124,6 +129,26 @@ $("draw").addEventListener("submit", (event) => {
   run((signal) => follow("/v1/generate", { body: JSON.stringify(asked), headers: { "content-type": "application/json" } }, prompt, signal), true);
 });
 
+$("draw-gallery").addEventListener("click", () => run(async (signal) => {
+  const prompt = $("prompt").value, first = $("seed").value ? BigInt($("seed").value) : BigInt(Math.floor(Math.random() * 1e9));
+  const options = $("steps").value ? { steps: Number($("steps").value) } : {};
+  Object.assign(state, { kind: "generate", prompt });
+  $("gallery").replaceChildren();
+  let done = 0;
+  Object.assign($("progress"), { value: 0, max: 6 });
+  await Promise.all([0n, 1n, 2n, 3n, 4n, 5n].map(async (more) => {
+    const seed = String(first + more), item = document.createElement("li");
+    $("gallery").append(item);
+    const body = JSON.stringify({ prompt, seed, options });
+    const response = await call("/v1/generate", { method: "POST", body, signal, headers: { "content-type": "application/json", accept: "image/png" } });
+    const blob = await response.blob(), alt = `${prompt}, seed ${seed}`;
+    item.append(face(blob, alt, () => { Object.assign(state, { kind: "generate", prompt, seed }); show(blob, alt, `face-${seed}.png`); remember(blob, alt, `face-${seed}.png`); $("seed").value = seed; say(`seed ${seed}`); }));
+    done += 1;
+    $("progress").value = done;
+    say(`${done} of 6 faces`);
+  }));
+}, true));
+
 $("stop").addEventListener("click", stop);
 
 function form(values) {
@@ -133,9 +158,15 @@ function form(values) {
   return body;
 }
 
+$("regions").addEventListener("click", (event) => {
+  if (event.target.dataset.region === undefined) return;
+  for (const button of $("regions").querySelectorAll("button")) button.setAttribute("aria-pressed", String(button === event.target));
+  say(event.target.dataset.region ? `the edit draws ${event.target.textContent}` : "the edit draws what you brush");
+});
+
 $("edit").addEventListener("submit", (event) => {
   event.preventDefault();
-  const region = $("region").value, prompt = $("change").value;
+  const region = document.querySelector('#regions [aria-pressed="true"]').dataset.region, prompt = $("change").value;
   if (!region && !state.brushed) { say("brush over the picture first, or choose a region"); return; }
   run(async (signal) => {
     const body = form({ prompt, "previews.every_steps": 1, "previews.picture_side": 256, ...(region ? { name: region } : {}) });
@@ -154,6 +185,8 @@ function line(text, kind) {
   return paragraph;
 }
 
+function sensitive() { return $("sensitive").checked ? { include_sensitive: "true" } : {}; }
+
 async function answer(path, values, asked, signal) {
   line(asked, "asked");
   const paragraph = line("", "answer");
@@ -167,12 +200,12 @@ $("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const question = $("question").value;
   $("question").value = "";
-  run((signal) => answer("/v1/ask", { question }, question, signal));
+  run((signal) => answer("/v1/ask", { question, ...sensitive() }, question, signal));
 });
-$("describe").addEventListener("click", () => run((signal) => answer("/v1/describe", {}, "Describe the picture.", signal)));
+$("describe").addEventListener("click", () => run((signal) => answer("/v1/describe", sensitive(), "Describe the picture.", signal)));
 
 $("analyze").addEventListener("click", () => run(async (signal) => {
-  const { report } = await (await call("/v1/analyze", { method: "POST", body: form({}), signal })).json();
+  const { report } = await (await call("/v1/analyze", { method: "POST", body: form(sensitive()), signal })).json();
   const rows = [];
   for (const slot of report.slots) {
     const term = document.createElement("dt");
@@ -251,10 +284,12 @@ const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 const copies = {
   generate: {
     cli: (s) => `f2edge generate ${quoted(s.prompt)} --seed ${s.seed} -o face.png`,
-    python: (s) => `from f2edge import FacePipeline\n\nface = FacePipeline.load("nano").generate(${JSON.stringify(s.prompt)}, seeds=${s.seed})[0]`,
+    python: (s) => `from f2edge import FacePipeline\n\nface = FacePipeline.load("nano").generate(${JSON.stringify(s.prompt)}, seeds=${s.seed})[0]\nface.save("face.png")`,
     curl: (s) => `curl -s ${location.origin}/v1/generate -H 'Content-Type: application/json' -H 'Accept: image/png' -d ${quoted(JSON.stringify({ prompt: s.prompt, seed: s.seed }))} -o face.png`,
   },
   edit: {
+    cli: (s) => s.region && `f2edge edit ${quoted(s.edited)} ${quoted(s.prompt)} --region ${quoted(s.region)} --seed ${s.seed} -o edited.png`,
+    python: (s) => s.region && `from f2edge import FacePipeline\n\nface = FacePipeline.load("nano").edit(${JSON.stringify(s.edited)}, ${JSON.stringify(s.prompt)}, ${JSON.stringify(s.region)}, seed=${s.seed})\nface.save("edited.png")`,
     curl: (s) => `curl -s ${location.origin}/v1/edit -H 'Accept: image/png' -F image=@${s.edited} -F prompt=${quoted(s.prompt)} -F ${s.region ? `name=${quoted(s.region)}` : "mask=@mask.png"} -F seed=${s.seed} -o edited.png`,
   },
 };
@@ -262,7 +297,7 @@ $("copies").addEventListener("click", async (event) => {
   const make = copies[state.kind][event.target.dataset?.as];
   if (!event.target.dataset?.as) return;
   if (!state.seed) { say("draw a face first"); return; }
-  const text = make ? make(state) : copies[state.kind].curl(state);
+  const text = make(state) || copies[state.kind].curl(state); // a brushed mask is a file only curl's line names
   $("copied").textContent = text;
   try { await navigator.clipboard.writeText(text); say("copied"); } catch { say("select the text below to copy it"); }
 });
@@ -278,7 +313,15 @@ async function start() {
   try {
     const model = await (await call("/v1/model")).json();
     $("model").textContent = `${model.name}: ${model.description}`;
-    for (const name of model.regions) $("region").append(new Option(name.replaceAll("_", " "), name));
+    for (const button of document.querySelectorAll('#regions button:not([data-region=""])')) button.remove();
+    for (const name of model.regions) {
+      const button = document.createElement("button");
+      Object.assign(button, { type: "button", textContent: name.replaceAll("_", " ") });
+      button.dataset.region = name;
+      button.setAttribute("aria-pressed", "false");
+      $("regions").append(button);
+    }
+    $("sensitive-row").hidden = model.faces === "drawn";
   } catch (error) {
     $("model").textContent = error.message;
     if (error.status === 503) setTimeout(start, 500);

@@ -20,8 +20,6 @@ from typer.testing import CliRunner
 
 from bench.cli import app
 from bench.hardware.machine import busy_share, machine
-from bench.hardware.meter import PowerError
-from bench.hardware.power import Power
 from bench.latency import comparison, latency
 from bench.latency.calls import ModelCall
 from bench.latency.comparison import Axes, RunningEngine, compare, labels, measure_energy, results_of, rounds
@@ -30,6 +28,8 @@ from bench.latency.plot import write
 from bench.latency.report import number, ratio, show, varying
 from bench.options import listed, whole_numbers
 from bench.results import Results, check_folder, document
+from engines.power.meter import PowerError
+from engines.power.power import Power
 from f2edge.bundle.bundle import Bundle
 from f2edge.cli.console import Output
 from f2edge.errors import BackendError, InputError

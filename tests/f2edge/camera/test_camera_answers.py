@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 
 from f2edge.camera.answers import AnswerBook, Freshness, Signature, _mixed, _shown
 from f2edge.camera.frames import Box
-from f2edge.camera.privacy import blur, check_question, chosen_attributes
-from f2edge.errors import InputError, UnknownAttributeError
+from f2edge.camera.privacy import blur
 from f2edge.results import FaceReport
-from f2edge.spec.attributes import F2EDGE_SCHEMA, Slot
 
 pytestmark = pytest.mark.runtime
 
@@ -118,30 +116,6 @@ def test_questions_take_turns_the_missing_first() -> None:
     assert book.oldest_words([1, 2], ["a?", "b?"], 104.0) is None
     assert book.oldest_words([2], ["a?"], 105.5) == (2, "a?")
     assert book.oldest_words([], ["a?"], 999.0) is None
-
-
-def test_sensitive_attributes_are_asked_for_only_when_that_is_said() -> None:
-    names = chosen_attributes(F2EDGE_SCHEMA, None, include_sensitive=False)
-    assert not any(F2EDGE_SCHEMA[name].sensitive for name in names)
-    assert len(chosen_attributes(F2EDGE_SCHEMA, None, include_sensitive=True)) == len(F2EDGE_SCHEMA)
-    assert chosen_attributes(F2EDGE_SCHEMA, ["hat", "age"], include_sensitive=True) == ("hat", "age")
-    with pytest.raises(InputError, match="sensitive: age"):
-        chosen_attributes(F2EDGE_SCHEMA, ["hat", "age"], include_sensitive=False)
-    with pytest.raises(UnknownAttributeError, match="shoes"):
-        chosen_attributes(F2EDGE_SCHEMA, ["shoes"], include_sensitive=True)
-
-
-@pytest.mark.parametrize("slot", [slot for slot in F2EDGE_SCHEMA.values() if slot.sensitive], ids=lambda slot: slot.name)
-def test_no_sensitive_question_passes_in_words(slot: Slot) -> None:
-    with pytest.raises(InputError, match="include-sensitive"):
-        check_question(slot.question, include_sensitive=False)
-    check_question(slot.question, include_sensitive=True)
-
-
-@pytest.mark.parametrize("slot", [slot for slot in F2EDGE_SCHEMA.values() if not slot.sensitive and slot.name != "skin_texture"])
-def test_other_questions_pass(slot: Slot) -> None:
-    check_question(slot.question, include_sensitive=False)
-    check_question("is the person smiling?", include_sensitive=False)
 
 
 @given(st.tuples(st.floats(-50, 150), st.floats(-50, 150), st.floats(1, 120), st.floats(1, 120)))

@@ -164,9 +164,9 @@ def test_words_and_reports_are_the_pipelines(client: Client, pipeline: FacePipel
 
 def test_frames_are_reported_as_pictures_are(client: Client, pipeline: FacePipeline) -> None:
     picture = load_image(photo((128, 128)))
-    (answer,) = client.analyze_frames([FrameRequest(picture, number=7)], attributes=["age"])
+    (answer,) = client.analyze_frames([FrameRequest(picture, number=7)], attributes=["age"], include_sensitive=True)
     assert (answer.number, answer.problem, answer.dropped) == (7, "", 0)
-    assert answer.reports == (pipeline.analyze(picture, attributes=["age"])[0],)
+    assert answer.reports == (pipeline.analyze(picture, attributes=["age"], include_sensitive=True)[0],)
     (answer,) = client.analyze_frames([FrameRequest(picture, faces=[(4, 4, 60, 60), (60, 60, 64, 64)])])
     assert len(answer.reports) == 2
     assert list(answer.reports[0].probabilities) == [slot.name for slot in client.schema.values() if not slot.sensitive]
@@ -346,23 +346,23 @@ def test_the_asyncio_client_says_the_same(client: Client) -> None:
 
     async def ask_all() -> tuple[Any, ...]:
         async with AsyncClient(client.connection) as remote:
-            faces = await asyncio.gather(*(remote.generate(PROMPT, seed=seed) for seed in (1, 2)))
+            faces = await asyncio.gather(*(remote.generate(PROMPT, seeds=seed) for seed in (1, 2)))
             steps = [event async for event in remote.stream_generate(GenerateRequest(PROMPT, 1, preview_every=1))]
             edited = await remote.edit(picture, PROMPT, "hair", seed=4)
             answer = await remote.ask(picture, "what?", max_tokens=6)
             words = await remote.describe(picture, max_tokens=6)
-            report = await remote.analyze(picture)
+            (report,) = await remote.analyze(picture)
 
             async def frames() -> AsyncIterator[FrameRequest]:
                 yield FrameRequest(picture, number=3)
 
-            seen = [frame async for frame in remote.analyze_frames(frames(), attributes=["age"])]
+            seen = [frame async for frame in remote.analyze_frames(frames(), attributes=["age"], include_sensitive=True)]
             with pytest.raises(PromptError):
                 await remote.generate("")
             return faces, steps, edited, answer, words, report, seen
 
     faces, steps, edited, answer, words, report, seen = asyncio.run(ask_all())
-    assert [face.codes.tolist() for face in faces] == [client.generate(PROMPT, seeds=seed)[0].codes.tolist() for seed in (1, 2)]
+    assert [face.codes.tolist() for (face,) in faces] == [client.generate(PROMPT, seeds=seed)[0].codes.tolist() for seed in (1, 2)]
     assert isinstance(steps[0], StepEvent)
     assert isinstance(steps[-1], Done)
     assert np.array_equal(edited.codes, client.edit(picture, PROMPT, "hair", seed=4).codes)

@@ -40,9 +40,9 @@ def operations() -> Iterator[tuple[str, str, Any]]:
             yield path, verb, operation
 
 
-def test_every_method_but_the_stream_of_frames_has_a_path() -> None:
+def test_every_method_has_a_path() -> None:
     named = {operation.get("operationId") for _, _, operation in operations()} - {None}
-    assert named == {method.name for method in SERVICE.methods} - {"AnalyzeStream"}
+    assert named == {method.name for method in SERVICE.methods}
 
 
 def test_the_server_gives_the_document(http: httpx.Client) -> None:

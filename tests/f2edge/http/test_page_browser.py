@@ -128,11 +128,30 @@ def test_a_brushed_edit_leaves_the_rest(browser: Chrome, tmp_path: Path) -> None
 
 def test_a_region_is_edited_by_its_name_with_the_keyboard_alone(browser: Chrome) -> None:
     draw(browser, "a woman with red hair", 5)
-    browser.find_element(By.ID, "region").send_keys("hair")
+    hair = browser.find_element(By.CSS_SELECTOR, "[data-region=hair]")
+    hair.send_keys(Keys.ENTER)
+    assert eventually(lambda: hair.get_attribute("aria-pressed") == "true")
     browser.find_element(By.ID, "change").send_keys("a woman with black hair" + Keys.ENTER)
     assert eventually(lambda: len(browser.find_elements(By.CSS_SELECTOR, "#history button")) == 2), text(browser, "status")
     browser.find_element(By.CSS_SELECTOR, "[data-as=curl]").send_keys(Keys.ENTER)
     assert eventually(lambda: "/v1/edit" in text(browser, "copied"))
+    browser.find_element(By.CSS_SELECTOR, "[data-as=cli]").send_keys(Keys.ENTER)
+    assert eventually(
+        lambda: text(browser, "copied").startswith("f2edge edit 'face-5.png' 'a woman with black hair' --region 'hair' --seed ")
+    )
+
+
+def test_a_gallery_of_seeds(browser: Chrome, address: str, tmp_path: Path) -> None:
+    put(browser, "prompt", "an old man")
+    put(browser, "seed", "20")
+    browser.find_element(By.ID, "draw-gallery").click()
+    assert eventually(lambda: text(browser, "status") == "6 of 6 faces", 120), text(browser, "status")
+    browser.find_elements(By.CSS_SELECTOR, "#gallery button")[3].click()
+    data = picture(browser, tmp_path)
+    asked = {"prompt": "an old man", "seed": 23}
+    again = httpx.post(f"{address}/v1/generate", json=asked, headers={"accept": "image/png"}, timeout=60, trust_env=False)
+    assert data == again.content
+    assert violated(browser) == []
 
 
 # Words -----------------------------------------------------------------------------------------------------------------------------------

@@ -79,6 +79,28 @@ def test_a_renewed_certificate_is_used(pki: Path, tmp_path: Path) -> None:
         assert get(address, tmp_path).status_code == 200
 
 
+def test_a_changed_authority_of_clients_is_used(pki: Path, tmp_path: Path) -> None:
+    authority(tmp_path, "other")
+    issue(tmp_path, "guest", "other")
+    shutil.copy(pki / "ca.pem", tmp_path / "clients.pem")
+    own, guest = (str(pki / "client.pem"), str(pki / "client.key")), (str(tmp_path / "guest.pem"), str(tmp_path / "guest.key"))
+
+    def admitted(address: str, *files: str) -> bool:
+        try:
+            return get(address, pki, *files).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    with secure(pki, client_ca=tmp_path / "clients.pem") as address:
+        assert admitted(address, *own)
+        assert not admitted(address, *guest)
+        shutil.copy(tmp_path / "other.pem", tmp_path / "clients.pem")
+        assert eventually(lambda: admitted(address, *guest))
+        assert not admitted(address, *own)
+        (tmp_path / "clients.pem").write_text("half")
+        assert not eventually(lambda: not admitted(address, *guest), 2.5)
+
+
 def test_a_key_of_another_certificate_is_named(pki: Path) -> None:
     settings: ServerSettings = replace(HTTP, tls_cert=pki / "server.pem", tls_key=pki / "client.key")
     with pytest.raises(InputError, match="key belongs to the certificate"), serving(None, settings):

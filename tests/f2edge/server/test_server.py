@@ -21,7 +21,6 @@ from f2edge.engine.requests import Priority
 from f2edge.errors import BackendError, BundleError, DeadlineUnreachableError, InputError, QueueFullError, UnknownRegionError
 from f2edge.pipeline import FacePipeline
 from f2edge.provenance.label import EDITED, GENERATED, read_label
-from f2edge.spec.attributes import F2EDGE_SCHEMA
 from f2edge.v1 import face_pb2 as pb
 from tests.support.serving import (
     BOX,
@@ -90,16 +89,6 @@ def test_words_stream_and_join_to_the_answer(face: Any) -> None:
     for call in (face.Ask(pb.AskRequest(image=photo(), question="hair?")), face.Describe(pb.DescribeRequest(image=photo()))):
         *pieces, last = call
         assert "".join(message.piece for message in pieces) == "".join(WORDS) == last.answer.text
-
-
-def test_sensitive_attributes_are_reported_only_where_asked_for(face: Any) -> None:
-    def names(**asked: Any) -> list[str]:
-        return [slot.name for slot in face.Analyze(pb.AnalyzeRequest(image=photo(), **asked)).report.slots]
-
-    plain = [slot.name for slot in F2EDGE_SCHEMA.values() if not slot.sensitive]
-    assert names() == plain
-    assert names(include_sensitive=True) == list(F2EDGE_SCHEMA)
-    assert names(attributes=["age", "hair_color"]) == ["age", "hair_color"]
 
 
 def test_what_a_caller_asks_for_reaches_the_engine(face: Any, engine: ScriptedEngine) -> None:
@@ -400,7 +389,7 @@ def test_the_latest_frame_wins(face: Any, engine: ScriptedEngine) -> None:
     sent = threading.Event()
 
     def frames() -> Iterator[pb.AnalyzeStreamRequest]:
-        yield pb.AnalyzeStreamRequest(frame_id=0, image=photo(), settings=pb.AnalyzeStreamSettings(attributes=["age"]))
+        yield pb.AnalyzeStreamRequest(frame_id=0, image=photo(), settings=pb.AnalyzeStreamSettings(attributes=["hat"]))
         assert eventually(lambda: len(engine.submitted) == 1)
         for number in range(1, 20):
             yield pb.AnalyzeStreamRequest(frame_id=number, image=photo())
@@ -412,7 +401,7 @@ def test_the_latest_frame_wins(face: Any, engine: ScriptedEngine) -> None:
     assert (answers[0].frame_id, answers[-1].frame_id) == (0, 19)
     assert len(answers) < 20
     assert sum(answer.dropped for answer in answers) + len(answers) == 20
-    assert all([slot.name for slot in answer.reports[0].slots] == ["age"] for answer in answers)
+    assert all([slot.name for slot in answer.reports[0].slots] == ["hat"] for answer in answers)
 
 
 def test_one_bad_frame_does_not_end_a_stream(face: Any, engine: ScriptedEngine) -> None:

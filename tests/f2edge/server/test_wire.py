@@ -32,7 +32,7 @@ from bench.load.wire.mutations import Conversations, say
 from f2edge.client.sync import Client
 from f2edge.engine.requests import EngineState
 from f2edge.imaging.images import load_image
-from f2edge.server import frames, rpc, standard, supervisor
+from f2edge.server import frames, lifecycle, rpc, standard, supervisor
 from f2edge.server.supervisor import answers
 from f2edge.server.tokens import new_token
 from f2edge.v1 import face_pb2 as pb
@@ -153,6 +153,23 @@ def test_a_server_that_does_not_answer_itself_is_not_ready_and_gives_up() -> Non
         watch.close()
     assert heard
     assert not any(heard)
+
+
+def test_a_server_that_is_slow_and_alive_is_not_given_up(server: ServerThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that is overloaded: three looks in a row have no answer, and each takes longer than a loop that hangs is granted."""
+    looks: list[bool] = []
+
+    def late(*_: object, **__: object) -> bool:
+        time.sleep(0.0 if len(looks) > 4 else 0.7)
+        looks.append(len(looks) > 4)
+        return looks[-1]
+
+    monkeypatch.setattr(lifecycle, "_HANGS_S", 0.6)
+    monkeypatch.setattr(supervisor, "_PATIENCE_S", 1.0)
+    monkeypatch.setattr(supervisor, "answers", late)
+    assert eventually(lambda: looks.count(False) >= 3 and health(server.address) == NOT_SERVING)
+    assert eventually(lambda: True in looks and health(server.address) == SERVING)
+    assert not server.server.readiness.given_up.is_set()
 
 
 def test_the_supervisor_asks_over_the_real_port(server: ServerThread, tmp_path: Path) -> None:

@@ -1,13 +1,18 @@
-"""Fake GPU behind the two libraries that the runner uses, ``pycuda.driver`` and ``cuda.bindings.driver``.
+"""Fake GPU behind the libraries that the runner uses: ``pycuda.driver``, ``cuda.bindings.driver`` and ``cuda.bindings.runtime``.
 
 Memory has device addresses in separate blocks; access outside a block or to a freed block raises.  New memory is filled with NaN.  Work
 queued on a stream runs at synchronization, so that early reads of a result and early writes to a host buffer are detected.  Captured work
 runs each time its graph is launched.
+
+Rules of stream capture, each of them CUDA's or TensorRT's (docs/tensorrt.md names the sources):
+
+* while a stream is captured nothing is allocated and nothing is waited for; an allocation invalidates the capture;
+* a capture on a stream that is not non-blocking is invalidated when anything else uses the legacy default stream meanwhile;
+* a capture that failed has to be ended, and leaves an error behind that the next enqueue of TensorRT stumbles on, until it is cleared.
 """
 
 from __future__ import annotations
 
-import enum
 import sys
 import threading
 from collections.abc import Callable
@@ -18,6 +23,9 @@ import numpy as np
 import pytest
 
 _GAP = 1 << 20
+#: Handles of the default streams: legacy (0 and 1) and per-thread (2).
+DEFAULT_STREAMS = (0, 1, 2)
+NON_BLOCKING = 1
 
 
 class CudaError(RuntimeError):
@@ -29,9 +37,13 @@ class CudaDouble:
 
     Attributes:
         stream: handle of the one stream that there is.
+        stream_flags: what it was made with; None before.
+        legacy_traffic: whether another library of the process uses the legacy default stream all the time.
         capture_fails: whether captured work turns out not to be capturable.
+        own_runtime: whether TensorRT's CUDA runtime is another than ours, so that only TensorRT's next call reports and clears its error.
         room: bytes that can be allocated.
-        launches, captures: counted.
+        launches, captures, runs: counted.
+        invalidated: why captures were invalidated, in order.
     """
 
     stream = 0x51
@@ -40,19 +52,25 @@ class CudaDouble:
         self.integrated = integrated
         self.name, self.capability, self.multiprocessors, self.version = "Orin", (8, 7), 8, 12060
         self.room = room
-        self.capture_fails = False
+        self.stream_flags: int | None = None
+        self.legacy_traffic = self.capture_fails = self.own_runtime = self.error = False
         self.launches = self.captures = self.runs = 0
+        self.invalidated: list[str] = []
         self.blocks: dict[int, np.ndarray[Any, np.dtype[np.uint8]]] = {}
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self._next = _GAP
         self._queue: list[Callable[[], None]] = []
         self._recording: list[Callable[[], None]] | None = None
+        self._valid = True
         self._current = threading.local()
 
     # memory
 
     def allocate(self, size: int) -> int:
         self.check()
+        if self.capturing:
+            self.invalidate("memory was allocated")
+            raise CudaError("cuMemAlloc failed: operation not permitted when stream is capturing")
         if sum(map(len, self.blocks.values())) + size > self.room:
             raise CudaError("cuMemAlloc failed: out of memory")
         return self.add(np.full(size, 0xFF, dtype=np.uint8))
@@ -71,10 +89,23 @@ class CudaDouble:
                 return found
         raise CudaError(f"an illegal memory access was encountered: {size} bytes at {address:#x}")
 
+    def copy_lines(self, target: tuple[int, int], source: tuple[int, int], width: int, height: int) -> None:
+        """Copy ``height`` lines of ``width`` bytes; target and source are address and pitch."""
+        assert width <= min(target[1], source[1]), "cuMemcpy2DAsync failed: invalid argument"
+        for line in range(height):
+            taken = self.view(source[0] + line * source[1], (width,), np.uint8)
+            self.view(target[0] + line * target[1], (width,), np.uint8)[:] = taken
+
     # stream
+
+    def open_stream(self, flags: int) -> int:
+        self.check()
+        self.stream_flags = flags
+        return self.stream
 
     def enqueue(self, stream: int, work: Callable[[], None]) -> bool:
         self.check()
+        assert stream not in DEFAULT_STREAMS, "TensorRT synchronises the device around work on a default stream"
         assert stream == self.stream, "work on another stream than the runner's"
         if self._recording is None:
             self._queue.append(work)
@@ -101,223 +132,47 @@ class CudaDouble:
         self.check()
         self._current.depth -= 1
 
+    # capture
+
+    @property
+    def capturing(self) -> bool:
+        return self._recording is not None
+
+    def invalidate(self, reason: str) -> None:
+        """What CUDA does with a capture when something is not allowed in it."""
+        self.invalidated.append(reason)
+        self._valid, self.error = False, True
+
     def begin(self) -> None:
-        assert self._recording is None
-        self._recording = []
+        assert self._recording is None, "the last capture was not ended"
+        self._recording, self._valid = [], True
+        if self.legacy_traffic and not (self.stream_flags or 0) & NON_BLOCKING:
+            self.invalidate("work on the legacy default stream waits for a blocking stream")
 
     def end(self) -> int | None:
+        """The graph, or None where the capture was invalidated."""
         recorded, self._recording = self._recording, None
         assert recorded is not None
-        if self.capture_fails:
+        if self.capture_fails or not self._valid:
+            self.error = True
             return None
         self.captures += 1
         self.graphs[self.captures] = recorded
         return self.captures
 
 
-def install(monkeypatch: pytest.MonkeyPatch, cuda: CudaDouble, *, graphs: bool = True) -> None:
-    """Put the two libraries where ``import`` finds them; without ``graphs`` cuda-bindings is not installed."""
+def install(monkeypatch: pytest.MonkeyPatch, cuda: CudaDouble, *, library: str = "pycuda", graphs: bool = True) -> None:
+    """Put the libraries where ``import`` finds them.
+
+    Memory and copies go through ``library``, "pycuda" or "cuda-bindings"; without ``graphs`` cuda-bindings is not installed.
+    """
+    from tests.support.tensorrt.bindings_double import bindings_driver, bindings_runtime
+    from tests.support.tensorrt.pycuda_double import pycuda_driver
+
     pycuda: Any = ModuleType("pycuda")
     pycuda.driver = pycuda_driver(cuda)
-    monkeypatch.setitem(sys.modules, "pycuda", pycuda)
-    monkeypatch.setitem(sys.modules, "pycuda.driver", pycuda.driver)
+    has_pycuda = library == "pycuda"
+    monkeypatch.setitem(sys.modules, "pycuda", pycuda if has_pycuda else None)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", pycuda.driver if has_pycuda else None)
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", bindings_driver(cuda) if graphs else None)
-
-
-def pycuda_driver(cuda: CudaDouble) -> Any:
-    """``pycuda.driver``, as far as it is used; the contract test compares it with pycuda's source."""
-    driver: Any = ModuleType("pycuda.driver")
-    driver.Error = CudaError
-    driver.init = lambda flags=0: None
-    driver.device_attribute = Attribute
-    driver.host_alloc_flags = type("host_alloc_flags", (), {"PORTABLE": 1, "DEVICEMAP": 2, "WRITECOMBINED": 4})
-    driver.get_driver_version = lambda: cuda.version
-    _add_device(driver, cuda)
-    _add_memory(driver, cuda)
-    _add_copies(driver, cuda)
-    return driver
-
-
-def _add_device(driver: Any, cuda: CudaDouble) -> None:
-    class Context:
-        def push(self) -> None:
-            cuda.push()
-
-        @staticmethod
-        def pop() -> None:
-            cuda.pop()
-
-    class Device:
-        def __init__(self, number: int) -> None:
-            assert number == 0
-
-        def name(self) -> str:
-            return cuda.name
-
-        def compute_capability(self) -> tuple[int, int]:
-            return cuda.capability
-
-        def get_attribute(self, attribute: Any) -> int:
-            values = {"MULTIPROCESSOR_COUNT": cuda.multiprocessors, "INTEGRATED": cuda.integrated, "CAN_MAP_HOST_MEMORY": True}
-            return int(values[attribute.name])
-
-        def retain_primary_context(self) -> Context:
-            return Context()
-
-    class Stream:
-        def __init__(self, flags: int = 0) -> None:
-            cuda.check()
-            self.handle = cuda.stream
-
-        def synchronize(self) -> None:
-            cuda.synchronize()
-
-    driver.Device, driver.Context, driver.Stream = Device, Context, Stream
-
-
-def _add_memory(driver: Any, cuda: CudaDouble) -> None:
-    class DeviceAllocation:
-        def __init__(self, address: int) -> None:
-            self._address = address
-
-        def __int__(self) -> int:
-            return self._address
-
-        def free(self) -> None:
-            cuda.check()
-            del cuda.blocks[self._address]
-
-    class PagelockedHostAllocation:
-        def __init__(self, size: int, *, mapped: bool) -> None:
-            self.memory = np.full(size, 0xFF, dtype=np.uint8)
-            self.address = cuda.add(self.memory) if mapped else None
-            self.__array_interface__ = self.memory.__array_interface__
-
-        def get_device_pointer(self) -> int:
-            if self.address is None:
-                raise CudaError("cuMemHostGetDevicePointer failed: invalid argument")
-            return self.address
-
-    def pagelocked_empty(shape: Any, dtype: Any, order: str = "C", mem_flags: int = 0) -> Any:
-        cuda.check()
-        assert dtype is np.uint8
-        assert order == "C"
-        return np.asarray(PagelockedHostAllocation(shape[0], mapped=bool(mem_flags & driver.host_alloc_flags.DEVICEMAP)))
-
-    driver.mem_get_info = lambda: (cuda.room - sum(map(len, cuda.blocks.values())), cuda.room)
-    driver.mem_alloc = lambda size: DeviceAllocation(cuda.allocate(size))
-    driver.pagelocked_empty = pagelocked_empty
-
-
-def _add_copies(driver: Any, cuda: CudaDouble) -> None:
-    class Memcpy2D:
-        __slots__ = ("dst_pitch", "height", "source", "src_pitch", "target", "width_in_bytes")
-        source: int
-        target: int
-        src_pitch: int
-        dst_pitch: int
-        width_in_bytes: int
-        height: int
-
-        def set_src_device(self, devptr: int) -> None:
-            self.source = devptr
-
-        def set_dst_device(self, devptr: int) -> None:
-            self.target = devptr
-
-        def __call__(self, stream: Any) -> None:
-            assert self.width_in_bytes <= min(self.src_pitch, self.dst_pitch), "cuMemcpy2DAsync failed: invalid argument"
-            given = (self.source, self.target, self.src_pitch, self.dst_pitch, self.width_in_bytes, self.height)
-
-            def work() -> None:
-                source, target, source_pitch, target_pitch, width, height = given
-                for line in range(height):
-                    cuda.view(target + line * target_pitch, (width,), np.uint8)[:] = cuda.view(
-                        source + line * source_pitch, (width,), np.uint8
-                    )
-
-            cuda.enqueue(stream.handle, work)
-
-    def host_bytes(array: Any) -> np.ndarray[Any, Any]:
-        assert array.flags.c_contiguous, "pycuda takes contiguous buffers only"
-        return array.reshape(-1).view(np.uint8)  # type: ignore[no-any-return]
-
-    def memcpy_htod_async(dest: int, src: Any, stream: Any) -> None:
-        data = host_bytes(src)
-        cuda.enqueue(stream.handle, lambda: cuda.view(dest, data.shape, np.uint8).__setitem__(slice(None), data))
-
-    def memcpy_dtoh_async(dest: Any, src: int, stream: Any) -> None:
-        data = host_bytes(dest)
-        cuda.enqueue(stream.handle, lambda: data.__setitem__(slice(None), cuda.view(src, data.shape, np.uint8)))
-
-    def memset_d8_async(dest: int, data: int, size: int, stream: Any) -> None:
-        cuda.enqueue(stream.handle, lambda: cuda.view(dest, (size,), np.uint8).fill(data))
-
-    driver.Memcpy2D, driver.memset_d8_async = Memcpy2D, memset_d8_async
-    driver.memcpy_htod_async, driver.memcpy_dtoh_async = memcpy_htod_async, memcpy_dtoh_async
-
-
-class Attribute(enum.Enum):
-    """``pycuda.driver.device_attribute``, as far as it is used; numbers do not matter."""
-
-    MULTIPROCESSOR_COUNT = 1
-    INTEGRATED = 2
-    CAN_MAP_HOST_MEMORY = 3
-
-
-class Result(enum.Enum):
-    """``CUresult``, as far as it is used."""
-
-    CUDA_SUCCESS = 0
-    CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
-
-
-class CaptureMode(enum.Enum):
-    """``CUstreamCaptureMode``."""
-
-    CU_STREAM_CAPTURE_MODE_GLOBAL = 0
-    CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1
-    CU_STREAM_CAPTURE_MODE_RELAXED = 2
-
-
-def bindings_driver(cuda: CudaDouble) -> Any:
-    """``cuda.bindings.driver``, as far as it is used: every function returns its status first."""
-    driver: Any = ModuleType("cuda.bindings.driver")
-    driver.CUresult, driver.CUstreamCaptureMode = Result, CaptureMode
-    fine, broken = (driver.CUresult.CUDA_SUCCESS,), driver.CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
-
-    class CUstream(int):
-        __slots__ = ()
-
-    def cuStreamBeginCapture(hStream: CUstream, mode: Any) -> tuple[Any, ...]:
-        assert isinstance(mode, driver.CUstreamCaptureMode)
-        assert hStream == cuda.stream
-        cuda.check()
-        cuda.begin()
-        return fine
-
-    def cuStreamEndCapture(hStream: CUstream) -> tuple[Any, ...]:
-        graph = cuda.end()
-        return (broken, None) if graph is None else (*fine, graph)
-
-    def cuGraphInstantiate(hGraph: int, flags: int) -> tuple[Any, ...]:
-        return (*fine, -hGraph)
-
-    def cuGraphLaunch(hGraphExec: int, hStream: CUstream) -> tuple[Any, ...]:
-        cuda.launches += 1
-        for work in cuda.graphs[-hGraphExec]:
-            cuda.enqueue(hStream, work)
-        return fine
-
-    def cuGraphExecDestroy(hGraphExec: int) -> tuple[Any, ...]:
-        assert -hGraphExec in cuda.graphs
-        return fine
-
-    def cuGraphDestroy(hGraph: int) -> tuple[Any, ...]:
-        del cuda.graphs[hGraph]
-        return fine
-
-    for function in (cuStreamBeginCapture, cuStreamEndCapture, cuGraphInstantiate, cuGraphLaunch, cuGraphExecDestroy, cuGraphDestroy):
-        setattr(driver, function.__name__, function)
-    driver.CUstream = CUstream
-    return driver
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", bindings_runtime(cuda) if graphs else None)

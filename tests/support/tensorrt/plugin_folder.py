@@ -39,5 +39,6 @@ def write_folder(root: Path, shape: MoEShape, targets: Sequence[int]) -> None:
                 stack=0,
                 cubin_sha256=hashlib.sha256(data["cubin"]).hexdigest(),
                 ptx_sha256=hashlib.sha256(data["ptx"]).hexdigest(),
+                assembler="12.9",
             ).to_json()
     (root / shape.label / DOCUMENT).write_text(json.dumps({"format": FORMAT, "shape": asdict(shape), "targets": rows}))

@@ -5,8 +5,11 @@ enumerations have that version's members and numbers.  What a method *does* is w
 
 * the parser reads the real ONNX file; the builder refuses dynamic inputs without a profile; a plan is a JSON document;
 * an engine computes through ONNX Runtime on the memory of :mod:`tests.support.tensorrt.cuda_double`, at the addresses and shapes
-  that it is told, and only when the stream gets there.
+  that it is told, and only when the stream gets there (``compute`` of the module replaces ONNX Runtime).
   A missing address, a shape outside the profile or a context without memory fails as in TensorRT.
+* a context is in a state; a new profile, shape, address or memory changes it.  The first enqueue in a new state allocates, so it cannot be
+  captured, and the state is settled once the stream was waited for.  A graph belongs to the state that it was captured in: launched in
+  another one, it raises.
 
 Every call is recorded in ``calls`` as ``(class, method, arguments)``.
 """
@@ -17,6 +20,7 @@ import enum
 import hashlib
 import json
 import re
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -24,11 +28,15 @@ from typing import Any
 
 import numpy as np
 
+from tests.support.tensorrt.cuda_double import CudaError
 from tests.support.tensorrt.tensorrt_api import TABLE
 
 VERSIONS = ("10.3.0", "10.13.3.9", "10.16.1.11", "11.4.0.106")
 #: NumPy's names of TensorRT's types, as ``tensorrt.nptype`` has them.
 NUMPY = {"FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8"}
+
+#: Memory that a context has for itself.
+CONTEXT_BYTES = 4096
 
 
 def table(version: str) -> dict[str, Any]:
@@ -43,7 +51,7 @@ def tensorrt_double(version: str, cuda: Any = None, activations: int = 4096) -> 
     module: Any = ModuleType("tensorrt")
     module.__version__ = version
     module.calls = []
-    module.cuda, module.activations = cuda, activations
+    module.cuda, module.activations, module.compute = cuda, activations, _through_onnxruntime
     module.creators = set()
     for name, members in rows["enumerations"].items():
         if "." not in name:
@@ -303,13 +311,21 @@ def _entry(engine: Any, name: str) -> dict[str, Any]:
 
 def _context(engine: Any, module: Any, strategy: Any = None, **_config: Any) -> Any:
     managed = strategy is module.ExecutionContextAllocationStrategy.USER_MANAGED
-    return _made(module, "IExecutionContext", engine=engine, shapes={}, addresses={}, profile=0, memory=not managed)
+    context = _made(module, "IExecutionContext", engine=engine, shapes={}, addresses={}, profile=0, memory=not managed, state=0, settled=-1)
+    own = module.cuda.allocate(CONTEXT_BYTES)
+    weakref.finalize(context, module.cuda.blocks.pop, own)
+    return context
+
+
+def _changed(context: Any) -> None:
+    context._state["state"] += 1
 
 
 def _set_profile(context: Any, module: Any, profile_index: int, stream_handle: int) -> bool:
     if not 0 <= profile_index < len(context._state["engine"]._state["document"]["profiles"]):
         return False
     context._state.update(profile=profile_index, shapes={}, addresses={})
+    _changed(context)
     return bool(stream_handle == module.cuda.stream)
 
 
@@ -318,6 +334,8 @@ def _set_input_shape(context: Any, module: Any, name: str, shape: Any) -> bool:
     bounds = state["engine"]._state["document"]["profiles"][state["profile"]].get(name)
     if bounds and not all(low <= size <= high for low, size, high in zip(bounds[0], shape, bounds[2], strict=True)):
         return False
+    if state["shapes"].get(name) != tuple(shape):
+        _changed(context)
     state["shapes"][name] = tuple(shape)
     return True
 
@@ -344,36 +362,55 @@ def _tensor_shape(context: Any, module: Any, name: str) -> tuple[int, ...]:
     return context._state["shapes"].get(name) or _output_shapes(context)[name]
 
 
+def _through_onnxruntime(document: dict[str, Any], feeds: Mapping[str, Any]) -> dict[str, Any]:
+    session = _session(document)
+    return dict(zip((o.name for o in session.get_outputs()), session.run(None, dict(feeds)), strict=True))
+
+
 def _execute(context: Any, module: Any, stream_handle: int) -> bool:
     """Queue the run as the context is *now*; what it reads and writes are the device's bytes when the stream gets to it."""
-    state = context._state
+    state, cuda = context._state, module.cuda
     engine = state["engine"]
     document = engine._state["document"]
     names = [t["name"] for t in document["tensors"]]
     if set(names) - set(state["addresses"]) or set(_inputs(context)) - set(state["shapes"]) or not state["memory"]:
         return False
-    outputs = _output_shapes(context)
-    shapes = {**state["shapes"], **outputs}
-    addresses, memory = dict(state["addresses"]), state["memory"]
+    if cuda.error:
+        cuda.error = False
+        return False  # an error that somebody left behind
+    now, captured = state["state"], cuda.capturing
+    if captured and state["settled"] != now:
+        cuda.invalidate("the first enqueue after a change of the context allocates")
+        return False
+    shapes = {**state["shapes"], **_output_shapes(context)}
+    addresses, memory, alive = dict(state["addresses"]), state["memory"], weakref.ref(context)
 
     def work() -> None:
+        there = alive()
+        assert there is not None, "the context is gone while its work is queued or in a graph"
+        if captured and there._state["state"] != now:
+            raise CudaError("a graph was launched after its context was changed")
+        if there._state["state"] == now:
+            there._state["settled"] = now
         if memory is not True:
-            module.cuda.view(memory[0], (memory[1],), np.uint8)[...] = 0xAB  # activations are overwritten
-        feeds = {n: module.cuda.view(addresses[n], shapes[n], NUMPY[_entry(engine, n)["dtype"]]).copy() for n in _inputs(context)}
-        session = _session(document)
-        for output, value in zip(session.get_outputs(), session.run(None, feeds), strict=True):
-            module.cuda.view(addresses[output.name], value.shape, value.dtype)[...] = value
+            cuda.view(memory[0], (memory[1],), np.uint8)[...] = 0xAB  # activations are overwritten
+        feeds = {n: cuda.view(addresses[n], shapes[n], NUMPY[_entry(engine, n)["dtype"]]).copy() for n in _inputs(there)}
+        for name, value in module.compute(document, feeds).items():
+            cuda.view(addresses[name], value.shape, value.dtype)[...] = value
 
-    return bool(module.cuda.enqueue(stream_handle, work))
+    return bool(cuda.enqueue(stream_handle, work))
 
 
 def _set_device_memory(context: Any, module: Any, memory: int, size: int) -> None:
     assert size >= context._state["engine"]._state["activations"], "less memory than the engine asks for"
     context._state["memory"] = (memory, size)
+    _changed(context)
 
 
 def _put_address(context: Any, module: Any, name: str, memory: int) -> bool:
     _entry(context._state["engine"], name)
+    if context._state["addresses"].get(name) != memory:
+        _changed(context)
     context._state["addresses"][name] = memory
     return True
 

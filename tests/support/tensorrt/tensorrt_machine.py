@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engines.builder import BuildRequest, build
@@ -35,12 +36,18 @@ class Machine:
 
 
 def machine(
-    monkeypatch: pytest.MonkeyPatch, user: Path, version: str = "10.3.0", *, integrated: bool = False, graphs: bool = True
+    monkeypatch: pytest.MonkeyPatch,
+    user: Path,
+    version: str = "10.3.0",
+    *,
+    integrated: bool = False,
+    graphs: bool = True,
+    library: str = "pycuda",
 ) -> Machine:
     """Put the doubles where ``import`` finds them, and the user's folders into ``user``."""
     cuda = CudaDouble(integrated=integrated)
     trt = tensorrt_double(version, cuda)
-    install(monkeypatch, cuda, graphs=graphs)
+    install(monkeypatch, cuda, library=library, graphs=graphs)
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(user / name))
@@ -63,3 +70,22 @@ def tensorrt_bundle(source: Path, folder: Path) -> Path:
         row["recipe"] = {"name": "fp16"}
     write_manifest(folder, {**document, "flavour": "tensorrt"})
     return Bundle.load(folder).folder
+
+
+def extend_feeds(bundle: Bundle, rows: int, columns: int, earlier: int) -> dict[str, Any]:
+    """Inputs of "mmu_extend": ``columns`` new tokens in each row, after up to ``earlier`` ones and a picture that all rows share."""
+    model = bundle.configuration
+    generator = np.random.default_rng([rows, columns, earlier])
+
+    def cache(B: int, columns: int) -> Any:
+        return generator.normal(size=(model.layers, B, model.heads, columns, model.head_width)).astype(np.float32)
+
+    prefix = model.understanding_columns
+    return {
+        "text_ids": generator.integers(0, 100, size=(rows, columns)),
+        "text_lengths": generator.integers(columns, columns + earlier + 1, size=rows) if earlier else np.full(rows, columns),
+        "image_key": cache(1, prefix),
+        "image_value": cache(1, prefix),
+        "text_key": cache(rows, earlier),
+        "text_value": cache(rows, earlier),
+    }

@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +19,15 @@ from typing import Any
 
 import pytest
 
-from tests.support.tensorrt.cuda_double import CudaDouble, bindings_driver, pycuda_driver
+from tests.support.tensorrt.bindings_double import bindings_driver, bindings_runtime
+from tests.support.tensorrt.cuda_double import CudaDouble
 from tests.support.tensorrt.pycuda_api import TABLE as PYCUDA
+from tests.support.tensorrt.pycuda_double import pycuda_driver
 from tests.support.tensorrt.tensorrt_api import compile_stubs, read_bindings
 from tests.support.tensorrt.tensorrt_double import VERSIONS, table, tensorrt_double
 
 ROOT = Path(__file__).parents[4]
+CUDA = ROOT / "f2edge" / "backends" / "tensorrt"
 SOURCES = sorted([*(ROOT / "engines").glob("*.py"), *(ROOT / "f2edge" / "backends").rglob("*.py")])
 #: Enumerators and attributes that only some versions have, each behind a question to its class (``__members__``, ``hasattr``).
 ASKED_FOR = {"SAME_COMPUTE_CAPABILITY"}
@@ -115,7 +119,7 @@ def test_every_enumerator_counts_by_name_not_by_number() -> None:
 
 
 def test_pycuda_has_what_is_used_of_it() -> None:
-    source = (ROOT / "f2edge" / "backends" / "tensorrt" / "cuda.py").read_text(encoding="utf-8")
+    source = (CUDA / "cuda_pycuda.py").read_text(encoding="utf-8")
     rows = json.loads(PYCUDA.read_text())
     outer = {*rows["functions"], *rows["classes"], "device_attribute"}
     used = {names[0] for names in chains(source, "cuda")}
@@ -145,20 +149,26 @@ def test_the_double_of_cuda_bindings_is_cuda_bindings() -> None:
     real = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings has no wheel for this system")
     double = bindings_driver(CudaDouble())
     functions = [name for name in vars(double) if name.startswith("cu")]
-    assert len(functions) == 6
+    assert len(functions) == 26
     for name in functions:
         assert list(inspect.signature(getattr(real, name)).parameters) == list(inspect.signature(getattr(double, name)).parameters)
     assert {m.name for m in double.CUstreamCaptureMode} == {m.name for m in real.CUstreamCaptureMode}
-    assert {m.name: int(m.value) for m in double.CUresult}.items() <= {m.name: int(m) for m in real.CUresult}.items()
+    for kind in ("CUresult", "CUdevice_attribute", "CUmemorytype", "CUstream_flags"):
+        numbers = {m.name: int(m) for m in getattr(real, kind)}
+        assert {m.name: int(m.value) for m in getattr(double, kind)}.items() <= numbers.items()
+    assert set(double.CUDA_MEMCPY2D.__slots__) <= set(dir(real.CUDA_MEMCPY2D()))
+    assert double.CU_MEMHOSTALLOC_DEVICEMAP == real.CU_MEMHOSTALLOC_DEVICEMAP
     assert int(real.CUstream(81)) == 81
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings has no wheel for this system")
+    assert [name for name in vars(bindings_runtime(CudaDouble())) if name.startswith("cu")] == ["cudaGetLastError"]
+    assert not inspect.signature(runtime.cudaGetLastError).parameters
 
 
 def test_the_runner_uses_no_other_function_of_cuda_bindings() -> None:
-    source = (ROOT / "f2edge" / "backends" / "tensorrt" / "cuda.py").read_text(encoding="utf-8")
     called = {
-        node.args[0].value
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "_call"
-        if isinstance(node.args[0], ast.Constant)
+        node.value
+        for name in ("cuda.py", "cuda_bindings.py")
+        for node in ast.walk(ast.parse((CUDA / name).read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"cu[A-Z]\w+", node.value)
     }
     assert called == {name for name in vars(bindings_driver(CudaDouble())) if name.startswith("cu")}

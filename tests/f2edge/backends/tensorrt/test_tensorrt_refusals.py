@@ -55,7 +55,8 @@ def test_missing_libraries_say_how_to_get_them(here: Machine, bundle: Path, monk
             choose_backend("tensorrt", Bundle.load(bundle))
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "pycuda.driver", None)
-        with pytest.raises(BackendError, match=r"needs pycuda, .* pip install 'f2edge\[tensorrt\]'"):
+        patch.setitem(sys.modules, "cuda.bindings.driver", None)
+        with pytest.raises(BackendError, match=r"needs pycuda or cuda-bindings, .* pip install 'f2edge\[tensorrt\]'"):
             choose_backend("tensorrt", Bundle.load(bundle))
     with monkeypatch.context() as patch:
         patch.setattr(sys.modules["pycuda.driver"], "Device", lambda _: (_ for _ in ()).throw(RuntimeError("invalid device ordinal")))

@@ -27,7 +27,7 @@ from f2edge.lru_cache import LRUCache
 from f2edge.pipeline import FacePipeline
 from f2edge.results import GenerateOptions
 from tests.support.tensorrt.tensorrt_double import VERSIONS
-from tests.support.tensorrt.tensorrt_machine import Machine, machine, planned_bundle, tensorrt_bundle
+from tests.support.tensorrt.tensorrt_machine import Machine, extend_feeds, machine, planned_bundle, tensorrt_bundle
 
 PROMPTS = ["a woman with long red hair", "an old man", "a smiling young man with a full beard"]
 OPTIONS = GenerateOptions(steps=6, guidance=1.5)
@@ -116,24 +116,6 @@ def test_on_a_jetson_nothing_is_copied_to_the_device(tmp_path: Path, monkeypatch
 # Shapes and profiles ---------------------------------------------------------------------------------------------------------------------
 
 
-def extend_feeds(pipeline: FacePipeline, rows: int, columns: int, earlier: int) -> dict[str, Any]:
-    model = pipeline.bundle.configuration
-    generator = np.random.default_rng([rows, columns, earlier])
-
-    def cache(B: int, columns: int) -> np.ndarray:
-        return generator.normal(size=(model.layers, B, model.heads, columns, model.head_width)).astype(np.float32)
-
-    prefix = pipeline.bundle.configuration.understanding_columns
-    return {
-        "text_ids": generator.integers(0, 100, size=(rows, columns)),
-        "text_lengths": generator.integers(columns, columns + earlier + 1, size=rows) if earlier else np.full(rows, columns),
-        "image_key": cache(1, prefix),
-        "image_value": cache(1, prefix),
-        "text_key": cache(rows, earlier),
-        "text_value": cache(rows, earlier),
-    }
-
-
 @pytest.mark.parametrize(
     ("rows", "columns", "earlier"), [(1, 5, 0), (3, 20, 0), (1, 1, 1), (4, 1, 17), (2, 1, 60), (7, 9, 0), (6, 1, 33), (2, 4, 12)]
 )
@@ -141,7 +123,7 @@ def test_padding_and_splitting_change_no_result(
     here: Machine, bundle: Path, expected: FacePipeline, *, rows: int, columns: int, earlier: int
 ) -> None:
     """Text of any length in any number of rows, padded to a plan's sizes and cut into runs of four."""
-    feeds = extend_feeds(expected, rows, columns, earlier)
+    feeds = extend_feeds(expected.bundle, rows, columns, earlier)
     backend = choose_backend("tensorrt", Bundle.load(bundle))[0]
     own = backend.run("mmu_extend", feeds)
     wanted = expected.backend.run("mmu_extend", feeds)
@@ -186,7 +168,7 @@ def test_an_answer_runs_in_few_shapes(here: Machine, bundle: Path, face: Image.I
     ],
 )
 def test_what_a_plan_does_not_take_is_named(here: Machine, bundle: Path, expected: FacePipeline, change: Any, message: str) -> None:
-    feeds = extend_feeds(expected, 1, 5, 0)
+    feeds = extend_feeds(expected.bundle, 1, 5, 0)
     change(feeds)
     with pytest.raises(BackendError, match=message) as caught:
         choose_backend("tensorrt", Bundle.load(bundle))[0].run("mmu_extend", feeds)
@@ -215,7 +197,7 @@ def test_keys_and_values_stay_on_the_device(here: Machine, bundle: Path, expecte
 def test_results_are_the_callers_own(here: Machine, bundle: Path, expected: FacePipeline) -> None:
     """A later run writes over nothing that an earlier one gave."""
     backend = choose_backend("tensorrt", Bundle.load(bundle))[0]
-    first, second = extend_feeds(expected, 2, 7, 0), extend_feeds(expected, 2, 8, 0)
+    first, second = extend_feeds(expected.bundle, 2, 7, 0), extend_feeds(expected.bundle, 2, 8, 0)
     before = backend.run("mmu_extend", first)
     logits, key = host(before["logits"]).copy(), host(before["next_text_key"]).copy()
     backend.run("mmu_extend", second)
@@ -275,16 +257,18 @@ def test_the_second_step_is_captured_and_the_rest_launched(here: Machine, bundle
 
 def test_growing_buffers_forget_graphs(here: Machine, bundle: Path, expected: FacePipeline) -> None:
     backend = TensorRTBackend(Bundle.load(bundle))
-    small, large = extend_feeds(expected, 1, 6, 0), extend_feeds(expected, 4, 60, 0)
+    small, large = extend_feeds(expected.bundle, 1, 6, 0), extend_feeds(expected.bundle, 4, 60, 0)
     for _ in range(3):
         backend.run("mmu_extend", small)
     assert here.cuda.launches
     assert backend._sessions["mmu_extend"].captured
     backend.run("mmu_extend", large)
-    assert not backend._sessions["mmu_extend"].captured
-    assert not here.cuda.graphs
+    launches = here.cuda.launches
     again, wanted = backend.run("mmu_extend", small), expected.backend.run("mmu_extend", small)
     assert np.allclose(host(again["logits"]), host(wanted["logits"]), atol=2e-4)
+    assert here.cuda.launches == launches, "its buffers have moved"
+    assert not backend._sessions["mmu_extend"].captured
+    assert not here.cuda.graphs
 
 
 def test_a_larger_engine_moves_the_scratch_memory(here: Machine, bundle: Path, face: Image.Image, expected: FacePipeline) -> None:
@@ -336,7 +320,7 @@ def test_without_graphs_the_engine_runs_as_it_is(
 
 def test_threads_take_turns(here: Machine, bundle: Path, expected: FacePipeline) -> None:
     backend = choose_backend("tensorrt", Bundle.load(bundle))[0]
-    feeds = [extend_feeds(expected, 1 + i % 3, 4 + i, 0) for i in range(6)]
+    feeds = [extend_feeds(expected.bundle, 1 + i % 3, 4 + i, 0) for i in range(6)]
     results: dict[int, Any] = {}
 
     def work(i: int) -> None:

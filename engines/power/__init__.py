@@ -1,0 +1,1 @@
+"""Energy of a piece of work: of a Jetson, of CPUs, of an NVIDIA GPU."""
