@@ -44,7 +44,7 @@ def sampler() -> onnxruntime.InferenceSession:
 
 def ports_of(tensors: tuple[Port, ...], *, by_layer: bool) -> list[tuple[str, object, int]]:
     """Names, dtypes and ranks of ports; a cache that is passed layer by layer is one for each layer."""
-    rows = []
+    rows: list[tuple[str, object, int]] = []
     for tensor in tensors:
         names, axes = [tensor.name], tensor.axes
         if by_layer and axes.startswith("L"):
