@@ -18,7 +18,7 @@ from PIL import Image
 
 from f2edge.cli.main import run
 from f2edge.client.aio import AsyncClient
-from f2edge.client.messages import FrameRequest, StepMerger, as_seen
+from f2edge.client.messages import FrameRequest, StepMerger
 from f2edge.client.sync import Client
 from f2edge.decoding.parallel import StepEvent
 from f2edge.engine.requests import Done, EditRequest, GenerateRequest, Timings, Token
@@ -38,14 +38,10 @@ from f2edge.errors import (
 )
 from f2edge.face_model import FaceModel
 from f2edge.imaging.images import load_image
-from f2edge.imaging.laws import LAWS
 from f2edge.pipeline import FacePipeline
 from f2edge.provenance.label import EDITED, GENERATED, read_label
 from f2edge.results import GeneratedFace, GenerateOptions
-from f2edge.v1 import face_pb2 as pb
-from f2edge.wire import model_message, model_of
 from tests.support.serving import (
-    FACTS,
     SETTINGS,
     ScriptedEngine,
     ServerThread,
@@ -500,17 +496,3 @@ def test_what_became_of_the_words_crosses_the_wire(server: ServerThread) -> None
         face = client.generate(PROMPT)[0]
     assert face.unmatched == ("pirate", "eye patch")
     assert face.wording.corrected == {"galsses": "glasses"}
-
-
-def test_pictures_are_resized_as_the_served_model_resizes_them() -> None:
-    """A law that resizes before it crops gives other pixels; what the server resizes again must not change."""
-    wide = load_image(photo((90, 60)))
-    for name, law in LAWS.items():
-        facts = model_of(model_message(replace(FACTS, pictures=name, reading_side=48), pb.RequestLimits()))
-        sent = {side: load_image(as_seen(wide, facts, side)) for side in (None, facts.image_side)}
-        assert [picture.size for picture in sent.values()] == [(48, 48), (32, 32)]
-        for picture in sent.values():
-            assert np.array_equal(law.pixels(picture, picture.width), law.pixels(wide, picture.width))
-    assert model_of(pb.GetModelResponse(image_side=32, pictures="another")).pictures == "f2edge", "as servers before this field"
-    older = model_of(pb.GetModelResponse(image_side=24))
-    assert load_image(as_seen(wide, older)).size == (24, 24)
