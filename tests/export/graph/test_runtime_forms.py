@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from PIL import Image
 
 from export.graph.lower import Inserter, LoweringError
 from export.graph.runtime_forms import runtime_forms, score_columns, split_caches
@@ -16,7 +17,11 @@ from export.graph.trace import trace
 from export.quantize.calibration import save_scratch
 from f2edge.backends.base import host
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
+from f2edge.backends.onnxruntime_gpu import OnnxRuntimeGpuBackend, Provider
 from f2edge.backends.ports import Layers
+from f2edge.bundle.bundle import Bundle
+from f2edge.pipeline import FacePipeline
+from f2edge.results import GenerateOptions
 from tests.support.tiny_model import TINY, random_models
 
 MODEL = replace(TINY, query_key_norm=True)
@@ -75,3 +80,16 @@ def test_a_cache_that_is_used_otherwise_is_refused(traced: ir.Model) -> None:
     )
     with pytest.raises(LoweringError, match="the last column is picked 0 times"):
         score_columns(model)
+
+
+def test_bound_layers_give_the_same_answers(tiny_int8_bundle: Path) -> None:
+    """As on a GPU, in the CPU's memory: what stays on the device is passed layer by layer too."""
+    bundle = Bundle.load(tiny_int8_bundle)
+    bound = OnnxRuntimeGpuBackend(bundle.path, Provider("bound", (("CPUExecutionProvider", {}),), device="cpu"), threads=1)
+    face = Image.fromarray(np.random.default_rng(1).integers(0, 255, (128, 128, 3), dtype=np.uint8))
+    options = GenerateOptions(steps=2, guidance=1.5)
+    found = []
+    for pipeline in (FacePipeline(bundle, bound), FacePipeline.load(bundle, threads=1)):
+        drawn = pipeline.generate("an old man", seeds=3, options=options)[0].codes.tolist()
+        found.append((pipeline.ask(face, "what color is the hair?", max_tokens=8).tokens, drawn))
+    assert found[0] == found[1]
