@@ -18,15 +18,15 @@ when it runs.
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from export.training.options import trainer
 from f2edge.cli.command import end_as_interrupted, run_command
 from f2edge.errors import InputError
 
@@ -56,48 +56,6 @@ Bundle = Annotated[Path, typer.Option(help="Folder of the bundle, which gives it
 Seed = Annotated[int, typer.Option(help="Seed of the weights.")]
 
 _RECIPE = "Precision: fp32, int8, mixed, int4, int4-gptq … (docs/recipes.md)"
-
-#: Options of every `train` command: field of TrainOptions → (flag, type, help). Defaults are those of the command.
-_TRAIN_OPTIONS: dict[str, tuple[str, type, str]] = {
-    "steps": ("--steps", int, "Total optimizer steps, including those before a resume."),
-    "minutes": ("--minutes", float, "Total time, including that before a resume; the schedule follows steps or time, whichever is ahead."),
-    "batch": ("--batch", int, "Rows per micro batch and process."),
-    "accumulate": ("--accumulate", int, "Micro batches per step."),
-    "learning_rate": ("--rate", float, "Peak learning rate."),
-    "warmup": ("--warmup", int, "Steps of linear warm-up."),
-    "optimizer": ("--optimizer", str, "adamw or muon."),
-    "schedule": ("--schedule", str, "wsd, cosine or constant."),
-    "decay_fraction": ("--decay-fraction", float, "Fraction of the steps in the decay phase of wsd."),
-    "ema": ("--ema", float, "Decay of the weight average; 0 disables it."),
-    "bf16": ("--bf16/--fp32", bool, "Autocast to bfloat16, or fp32."),
-    "threads": ("--threads", int, "Torch threads; 0 for torch's default."),
-    "loaders": ("--loaders", int, "Processes that prepare batches; 0 for a thread, enough on two cores."),
-    "device": ("--device", str, "auto, cpu, cuda …"),
-    "seed": ("--seed", int, "Seed of initial weights, batches and dropout."),
-    "validate_every": ("--validate-every", int, "Steps between validations with sample grids."),
-    "save_every": ("--save-every", int, "Steps between checkpoints."),
-    "log_every": ("--log-every", int, "Steps between log rows."),
-}
-
-
-def _trainer(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the flags of ``_TRAIN_OPTIONS`` to a command, which receives those given as one dictionary, ``changes``."""
-
-    def with_options(**values: Any) -> None:
-        changes = {field: values.pop(field) for field in _TRAIN_OPTIONS}
-        command(**values, changes={field: value for field, value in changes.items() if value is not None})
-
-    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "changes"]
-    shared = [
-        inspect.Parameter(
-            field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, typer.Option(flag, help=text)]
-        )
-        for field, (flag, kind, text) in _TRAIN_OPTIONS.items()
-    ]
-    with_options.__doc__ = command.__doc__
-    with_options.__annotations__ = {p.name: p.annotation for p in (*own, *shared)}
-    with_options.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
-    return with_options
 
 
 def _to_stderr(message: str) -> None:
@@ -155,25 +113,54 @@ def text_tokenizer(
 @app.command()
 def cache(
     *,
-    data: Data,
-    tokenizer: Tokenizer,
-    encoders: Encoders,
-    out: Annotated[Path, typer.Option(help="Folder of the cache.")],
+    data: Annotated[Path, typer.Option(help="Shards of `render`, a folder of pictures, or a .json, .jsonl, .csv, .parquet or .tar file.")],
+    out: Annotated[Path, typer.Option(help="Folder of the cache; the same command completes one that was interrupted.")],
+    tokenizer: Annotated[str, typer.Option(help="Image tokenizer: run folder, weights file or bundle.")] = "nano",
+    encoders: Annotated[str | None, typer.Option(help="Encoders: run folder or bundle.  [default: that of --tokenizer nano]")] = None,
+    clip: Annotated[str | None, typer.Option(help="Folder of CLIP ViT-L/14, as semantic encoder.")] = None,
+    antelope: Annotated[str | None, typer.Option(help="AntelopeV2's glintr100.onnx, as identity encoder.")] = None,
     configuration: Configuration = "nano",
-    limit: Annotated[int | None, typer.Option(help="Number of faces to encode, from the first; all by default.")] = None,
+    text: Annotated[Path | None, typer.Option(help="tokenizer.json to keep with the cache.  [default: that of the bundle]")] = None,
+    columns: Annotated[str, typer.Option(help="Roles of columns, as in image=photo,captions=title, if they are not recognized.")] = "",
+    schema: Annotated[Path | None, typer.Option(help="JSON file of slots that are columns of the data, for `analyze`.")] = None,
+    detector: Annotated[str, typer.Option(help="Face detector: haar or yunet:FILE@sha256=HEX.")] = "haar",
+    aligned: Annotated[bool, typer.Option("--aligned", help="The pictures are faces already: take their centred squares.")] = False,
+    features: Annotated[str, typer.Option(help="Semantic features: fp16, int8, or later (computed while training).")] = "fp16",
+    most_skipped: Annotated[int, typer.Option(help="Number of rows that may be unusable.")] = 100,
+    largest_megapixels: Annotated[float, typer.Option(help="Largest picture; larger ones are skipped.")] = 40.0,
+    validation: Annotated[int | None, typer.Option(help="Pictures held out for validation.  [default: 5 %, at most 512]")] = None,
+    limit: Annotated[int | None, typer.Option(help="Number of pictures to encode, from the first; all by default.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes; 0 for one on each core.")] = 1,
+    shard_size: Annotated[int, typer.Option(help="Pictures per shard.")] = 512,
     batch: Annotated[int, typer.Option(help="Pictures per batch.")] = 64,
+    fp32: Annotated[bool, typer.Option("--fp32", help="No autocast to bfloat16.")] = False,
     device: Device = "auto",
 ) -> None:
-    """Encode rendered faces to tokens and features, for training the unified model."""
-    from export.training.unified import run_cache
+    """Encode faces to tokens, features and texts, once, for training the unified model."""
+    from tqdm import tqdm
+
+    from export.checkpoints.parts import PartNames
+    from export.data.cache_plan import CacheRequest, is_rendered, processes_of, text_of
+    from export.data.caching import write_cache
+    from export.data.external.faces import ALIGNED
+    from export.training.loop import resolve_device
     from f2edge.spec.configuration import configuration_named
 
-    shape = configuration_named(configuration)
-    typer.echo(run_cache(data, tokenizer, encoders, out, configuration=shape, limit=limit, batch=batch, device=device))
+    own = encoders is None and not (clip and antelope) and tokenizer == "nano"
+    parts = PartNames(tokenizer, tokenizer if own else encoders, clip, antelope)
+    rendered = is_rendered(data)
+    request = CacheRequest(
+        data, out, parts, configuration_named(configuration), ALIGNED if aligned or rendered else detector, columns, schema,
+        None if rendered else text_of(parts, text), features, most_skipped, largest_megapixels, validation, limit, shard_size,
+        processes_of(workers), 1 if processes_of(workers) > 1 else 0, batch, bf16=not fp32, device=str(resolve_device(device)),
+    )  # fmt: skip
+    with tqdm(unit="faces", disable=None, file=sys.stderr) as bar:
+        write_cache(request, report=_to_stderr, progress=lambda done: bar.update(done - bar.n) and None)
+    typer.echo(out)
 
 
 @train_app.command("tokenizer")
-@_trainer
+@trainer
 def train_tokenizer(
     *,
     data: Data,
@@ -207,7 +194,7 @@ def train_tokenizer(
 
 
 @train_app.command("encoders")
-@_trainer
+@trainer
 def train_encoders(*, data: Data, out: Run, configuration: Configuration = "nano", smoke: Smoke = False, changes: dict[str, Any]) -> None:
     """Train the semantic encoder, the identity encoder and the region parser together."""
     from export.training.encoders import run
@@ -223,35 +210,86 @@ def train_encoders(*, data: Data, out: Run, configuration: Configuration = "nano
 
 
 @train_app.command("unified")
-@_trainer
+@trainer
 def train_unified(
     *,
     tokens: Annotated[Path, typer.Option(help="Folder made by `cache`.")],
-    text: Text,
+    text: Annotated[Path | None, typer.Option(help="tokenizer.json.  [default: the one in the cache]")] = None,
     out: Run,
     configuration: Configuration = "nano",
     image_tokenizer: Annotated[Path | None, typer.Option(help="Run folder of the image tokenizer, for sample grids.")] = None,
     start_from: Annotated[
-        Path | None, typer.Option(help="Run folder or weights file of a transformer to initialize the weights from.")
+        Path | None,
+        typer.Option(help="Run folder or weights file of a transformer to initialize the weights from; a dense one (Show-o) is upcycled."),
     ] = None,
     validation_rows: Annotated[int, typer.Option(help="Faces held out for validation.")] = 512,
+    experts: Annotated[str, typer.Option(help="Levels of experts: none, token, sequence or both.  [default: the configuration's]")] = "",
+    masked: Annotated[float, typer.Option(help="Weight of the masked cross entropy.")] = 1.0,
+    score: Annotated[float, typer.Option(help="Weight of the score entropy, the paper's alpha.")] = 0.01,
+    attention: Annotated[str, typer.Option(help="auto, fused (PyTorch's kernel) or plain.")] = "auto",
+    expert_kernel: Annotated[str, typer.Option(help="auto, grouped (each expert on its own tokens) or dense.")] = "auto",
+    recompute: Annotated[bool, typer.Option(help="Compute activations again in the backward pass instead of keeping them.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print memory, cache, steps, tokens/s and hours on named GPUs, and end.")] = False,
+    plan_processes: Annotated[int, typer.Option(min=1, help="--plan: number of GPUs.")] = 8,
+    plan_faces: Annotated[int, typer.Option(min=1, help="--plan: faces in the cache, if it is not there yet.")] = 130_000,
     smoke: Smoke = False,
     changes: dict[str, Any],
 ) -> None:
     """Train the transformer on generation and understanding."""
-    from export.training.unified import defaults, run
+    from export.model.variants import with_experts
+    from export.training.compute import Compute
+    from export.training.unified import Mixture, defaults, run
     from f2edge.spec.configuration import configuration_named
 
     options, shape = replace(defaults(out, smoke=smoke), **changes), configuration_named(configuration)
+    shape = with_experts(shape, experts) if experts else shape
+    mixture, compute = Mixture(masked=masked, score=score), Compute(attention, recompute, expert_kernel)
+    if plan:
+        from export.training.plan import planned
+
+        typer.echo(planned(shape, options, mixture, compute, processes=plan_processes, tokens=tokens, faces=plan_faces))
+        return
     typer.echo(
         run(
             tokens,
-            text,
+            text or tokens / "tokenizer.json",
             options,
             configuration=shape,
             image_tokenizer=image_tokenizer,
             start_from=start_from,
             validation_rows=validation_rows,
+            mixture=mixture,
+            compute=compute,
+            report=_to_stderr,
+        )
+    )
+
+
+@app.command()
+def upcycle(
+    *,
+    dense: Annotated[Path, typer.Option(help="Run folder or weights file of a dense transformer, such as an imported Show-o.")],
+    configuration: Annotated[str, typer.Option(help="Configuration with routed experts: 1.8b-exact (the same outputs) or 1.8b.")],
+    tokens: Annotated[Path, typer.Option(help="Folder made by `cache`, on whose faces units are measured.")],
+    text: Text,
+    out: Annotated[Path, typer.Option(help="Folder for unified.safetensors.")],
+    batch: Annotated[int, typer.Option(help="Rows per batch; four batches are measured.")] = 20,
+    validation_rows: Annotated[int, typer.Option(help="Faces that are not measured.")] = 512,
+) -> None:
+    """Turn a dense transformer into one with experts, and print the losses of both."""
+    from export.training.upcycled import write_upcycled
+    from f2edge.spec.configuration import configuration_named
+
+    typer.echo(
+        write_upcycled(
+            dense,
+            configuration_named(configuration),
+            out,
+            tokens=tokens,
+            text=text,
+            batch=batch,
+            validation_rows=validation_rows,
+            report=_to_stderr,
         )
     )
 
@@ -302,9 +340,12 @@ def unpack(
 def onnx(
     *,
     unified: Annotated[Path, typer.Option(help="Run folder or weights file of the transformer.")],
-    tokenizer: Tokenizer,
+    tokens: Annotated[
+        Path | None, typer.Option(help="Folder made by `cache` from your own data, instead of --tokenizer, --encoders and --text.")
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Run folder or weights file of the image tokenizer.")] = None,
     encoders: Annotated[Path | None, typer.Option(help="Run folder of the encoders, for configurations that have them.")] = None,
-    text: Text,
+    text: Annotated[Path | None, typer.Option(help="tokenizer.json made by `text-tokenizer`.")] = None,
     out: Bundle,
     recipe: Annotated[
         str, typer.Option(help=_RECIPE + "; tensorrt flavour: fp16, fp8, int8,mmu_extend=int4 … (int4 without GPTQ)")
@@ -348,6 +389,18 @@ def onnx(
         if given:
             raise InputError(f"{', '.join(given)}: for --flavour tensorrt only; add that, or omit the option")
         recipe_named(recipe)
+    if tokens is not None:
+        from export.own_export import export_own
+
+        if flavour == "tensorrt" or tokenizer or encoders:
+            raise InputError(
+                "--tokens: the parts are those of the cache, in flavour onnxruntime; omit --tokenizer, --encoders and --flavour"
+            )
+        request = ExportRequest(out, text or tokens / "tokenizer.json", quality, description, prompts, faces, largest_mb)
+        typer.echo(export_own(unified, tokens, request, recipe, _to_stderr))
+        return
+    if tokenizer is None or text is None:
+        raise InputError("give --tokenizer and --text, or --tokens for a model trained on your own data")
     request = ExportRequest(out, text, quality, description, prompts, faces, largest_mb, reading, photographed)
     models = load_models(unified, tokenizer, encoders, configuration)
     if flavour == "tensorrt":

@@ -8,7 +8,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "$uv" build --quiet --wheel --out-dir "$work/dist" "$root"
 "$uv" venv --quiet --python "${PYTHON_VERSION:-3.10}" "$work/venv"
-"$uv" pip install --quiet --python "$work/venv/bin/python" --resolution "${RESOLUTION:-lowest-direct}" "$work"/dist/*.whl
+"$uv" pip install --quiet --python "$work/venv/bin/python" --resolution "${RESOLUTION:-lowest-direct}" -r "$root/pyproject.toml"
+"$uv" pip install --quiet --python "$work/venv/bin/python" --no-deps "$work"/dist/*.whl  # whose dependencies would not be direct ones
 "$uv" pip install --quiet --python "$work/venv/bin/python" pytest pytest-timeout hypothesis
 "$uv" pip list --python "$work/venv/bin/python"
 mkdir "$work/run"

@@ -158,11 +158,22 @@ def _check_tokens(pipeline: FacePipeline) -> str:
     (face,) = pipeline.generate(smoke.prompt, seeds=smoke.seed)
     same = sum(int(a == b) for a, b in zip(face.codes, smoke.codes, strict=True))
     if same < smoke.agreement * len(smoke.codes):
+        if _rounds_otherwise(pipeline):
+            return (
+                f"{same} of {len(smoke.codes)} agree with the exporting machine: this ONNX Runtime is older than 1.30 and draws other faces"
+            )
         raise BackendError(
             f"bundle {pipeline.bundle.name!r}: {same} of {len(smoke.codes)} tokens agree with the exporting machine, "
             f"{smoke.agreement:.0%} must; this backend computes different results; try another one or another version"
         )
     return f"{same} of {len(smoke.codes)} agree with the exporting machine"
+
+
+def _rounds_otherwise(pipeline: FacePipeline) -> bool:
+    """Return whether ONNX Runtime's int8 products round as before 1.30: other tokens, and faces that are as good (docs/install.md)."""
+    import onnxruntime
+
+    return pipeline.backend.name == "onnxruntime" and tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 30)
 
 
 def _run_rest(pipeline: FacePipeline) -> str:

@@ -7,12 +7,12 @@ INVALID_ARGUMENT          400     invalid_request_error
 UNAUTHENTICATED           401     authentication_error
 PERMISSION_DENIED         403     permission_error
 NOT_FOUND                 404     not_found_error
+DEADLINE_EXCEEDED         408     timeout_error
 RESOURCE_EXHAUSTED        429     rate_limit_error
 CANCELLED                 499     cancelled_error
 INTERNAL                  500     server_error
 UNIMPLEMENTED             501     server_error
 UNAVAILABLE               503     server_error
-DEADLINE_EXCEEDED         504     timeout_error
 ========================  ======  ====================================
 
 Some reasons have a status of their own: MODEL_NAME 404, METHOD 405, SIZE 413, MEDIA 415.
@@ -35,12 +35,12 @@ _STATUS: Mapping[grpc.StatusCode, tuple[int, str]] = MappingProxyType(
         _CODE.UNAUTHENTICATED: (401, "authentication_error"),
         _CODE.PERMISSION_DENIED: (403, "permission_error"),
         _CODE.NOT_FOUND: (404, "not_found_error"),
+        _CODE.DEADLINE_EXCEEDED: (408, "timeout_error"),  # the caller's own, or a request that does not arrive
         _CODE.RESOURCE_EXHAUSTED: (429, "rate_limit_error"),
         _CODE.CANCELLED: (499, "cancelled_error"),
         _CODE.INTERNAL: (500, "server_error"),
         _CODE.UNIMPLEMENTED: (501, "server_error"),
         _CODE.UNAVAILABLE: (503, "server_error"),
-        _CODE.DEADLINE_EXCEEDED: (504, "timeout_error"),
     }
 )
 _OF_REASON: Mapping[str, tuple[int, str]] = MappingProxyType(

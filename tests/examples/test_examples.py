@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from f2edge.provenance.inspection import find_marks
 from f2edge.spec.attributes import F2EDGE_SCHEMA
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -99,6 +100,7 @@ def test_client_and_server(tmp_path: Path) -> None:
     assert lines[-1] in F2EDGE_SCHEMA["hair_color"].values
     with Image.open(tmp_path / "face.png") as face:
         assert face.width == face.height
+    assert find_marks(tmp_path / "face.png").names == ("xmp", "watermark")
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[notebook.stem for notebook in NOTEBOOKS])

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from f2edge.provenance.label import EDITED, GENERATED, read_label
+from f2edge.provenance.inspection import find_marks
+from f2edge.provenance.label import EDITED, GENERATED
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "http.md").read_text(encoding="utf-8")
 WRITTEN = "http://127.0.0.1:8080"
@@ -52,9 +53,10 @@ def test_the_lines_of_curl(address: str, tmp_path: Path) -> None:
         said = run(["bash", "-euc", line.replace("curl", "curl --fail-with-body --retry 5", 1).replace(WRITTEN, address)], tmp_path)
         assert said or " -o " in line, line
     for name, source in (("face.png", GENERATED), ("edited.jpg", EDITED)):
-        label = read_label(tmp_path / name)
-        assert label is not None
-        assert label.source_type == source
+        marks = find_marks(tmp_path / name)
+        assert marks.names == ("xmp", "watermark")
+        assert marks.label is not None
+        assert marks.label.source_type == source
         assert Image.open(tmp_path / name).size == (128, 128)
     events = (tmp_path / "events.txt").read_text(encoding="utf-8")
     assert events.count("event: preview\n") >= 4
@@ -67,4 +69,4 @@ def test_the_program(address: str, tmp_path: Path) -> None:
     said = run([sys.executable, "-c", program.replace(WRITTEN, address)], tmp_path)
     assert said.endswith("['nano']\n")
     assert len(said) > len("['nano']\n")
-    assert read_label(tmp_path / "face.png") is not None
+    assert find_marks(tmp_path / "face.png").names == ("xmp", "watermark")

@@ -122,7 +122,7 @@ def test_a_brushed_edit_leaves_the_rest(browser: Chrome, tmp_path: Path) -> None
     assert eventually(lambda: len(browser.find_elements(By.CSS_SELECTOR, "#history button")) == 2), text(browser, "status")
     changed = np.abs(pixels(picture(browser, tmp_path)) - before).max(axis=2)
     assert (changed[72:] <= 12).all()  # the watermark alone
-    assert changed[:64].max() > 40
+    assert changed[:64].max() > 25
     assert violations(browser) == []
 
 

@@ -269,7 +269,7 @@ def test_deadlines_reach_the_engine_and_end_calls(http: httpx.Client, engine: Sc
     assert engine.submitted[0][2] == pytest.approx(time.monotonic() + 20, abs=5)
     engine.gate.clear()
     response = http.post("/v1/generate", json=GOOD, headers={"x-deadline-ms": "100"})
-    assert (response.status_code, response.json()["error"]["code"]) == (504, "DEADLINE")
+    assert (response.status_code, response.json()["error"]["code"]) == (408, "DEADLINE")
     assert http.post("/v1/generate", json=GOOD, headers={"x-deadline-ms": "soon"}).json()["error"]["param"] == "x-deadline-ms"
     assert eventually(lambda: not engine.open_requests)
 
@@ -307,7 +307,7 @@ def test_a_body_that_does_not_arrive_ends_in_time(server: ServerThread) -> None:
     server.server._calls.uploads._seconds = 0.3
     with raw(server, HEAD + b"Content-Length: 1000\r\n\r\n{") as connection:
         answer = connection.makefile("rb").read()
-    assert answer.startswith(b"HTTP/1.1 504 ")
+    assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"not complete within 0.3 s" in answer
 
 
