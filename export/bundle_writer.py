@@ -27,6 +27,7 @@ from typing_extensions import Self
 from export.data.text.tokenizer import read_text_tokenizer
 from export.defaults import GENERATION, ModelDefaults
 from export.graph.lower import constant
+from export.graph.runtime_forms import runtime_forms
 from export.graph.trace import Models, trace
 from export.quantize.quantize import Calibration, Recipe, quantize, recipe_named
 from f2edge.bundle.bundle import LEXICON, MANIFEST, TOKENIZER, write_manifest
@@ -139,7 +140,10 @@ def recipe_transform(recipe: Recipe, calibration: Calibration | None = None) -> 
 
     def transform(name: str, traced: ir.Model) -> tuple[ir.Model, str, dict[str, Any]]:
         own = recipe.of(name)
-        return quantize(traced.clone(), recipe, calibration), own.label, own.to_json()
+        model = traced.clone()
+        if own.precision != "float32":  # an fp32 bundle has standard graphs, for other runtimes and as the source of other recipes
+            model = runtime_forms(model)
+        return quantize(model, recipe, calibration), own.label, own.to_json()
 
     return transform
 

@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from f2edge.backends.base import Backend, Value, host
+from f2edge.backends.ports import SCORED, columns
 from f2edge.bundle.bundle import Bundle
-from f2edge.decoding.autoregressive import ExtendFunction
+from f2edge.decoding.drafts import Drafts
 from f2edge.decoding.parallel import UNCONDITIONAL, Feeds, StepFunction
 from f2edge.domain import Domain
 from f2edge.lru_cache import LRUCache
@@ -74,7 +75,50 @@ class TextRow:
 
     def alone(self, value: Value) -> Value:
         """Return the valid columns of this row, (L, 1, H, length, W), of the state's keys or values."""
-        return host(value)[:, self.row : self.row + 1, :, value.shape[3] - self.length :]
+        return columns(value, slice(self.row, self.row + 1), slice(value.shape[3] - self.length, None))
+
+
+class Extend:
+    """Function that extends texts about one packed image, or one image for each row."""
+
+    def __init__(self, backend: Backend, image: ImagePrefix) -> None:
+        self._backend, self._image = backend, image
+
+    def __call__(self, text: Ids, lengths: Ids, state: TextState | None) -> tuple[NDArray[np.float32], TextState]:
+        """Return the logits (B, V) behind the last column, and the texts with the new columns.
+
+        Args:
+            text: int64 (B, S), left-padded.
+            lengths: int64 (B,), valid columns of each text, the new ones included.
+            state: None before any text.
+        """
+        return self._run(text, lengths, state, {})
+
+    def columns(self, text: Ids, lengths: Ids, state: TextState) -> tuple[NDArray[np.float32], TextState]:
+        """Return the same with the logits (B, S, V) of every new column; for graphs that score columns."""
+        return self._run(text, lengths, state, {SCORED: np.arange(-text.shape[1], 0)})
+
+    @staticmethod
+    def without_last(state: TextState, count: int) -> TextState:
+        """Return the texts without their last ``count`` columns."""
+        if not count:
+            return state
+        kept = slice(0, -count)
+        return TextState(columns(state.key, slice(None), kept), columns(state.value, slice(None), kept))
+
+    def _run(self, text: Ids, lengths: Ids, state: TextState | None, more: Mapping[str, Value]) -> tuple[NDArray[np.float32], TextState]:
+        L, _, H, _, W = self._image.key.shape
+        empty = np.zeros((L, len(text), H, 0, W), dtype=self._image.key.dtype)
+        feeds = {
+            "text_ids": text,
+            "text_lengths": lengths,
+            "image_key": self._image.key,
+            "image_value": self._image.value,
+            "text_key": empty if state is None else state.key,
+            "text_value": empty if state is None else state.value,
+        }
+        outputs = self._backend.run("mmu_extend", {**feeds, **more})
+        return host(outputs["logits"]), TextState(outputs["next_text_key"], outputs["next_text_value"])
 
 
 class Inference:
@@ -85,6 +129,7 @@ class Inference:
         layout: token layout of the model.
         image_inputs: those of :data:`IMAGE_INPUTS` that the model has; needed for :meth:`image_prefix` only.
         domain: scores how unfamiliar a picture is by its semantic features; None where the bundle has no statistics.
+        drafts: guesses tokens of answers; None where the graphs cannot verify them.
 
     Attributes:
         prompts: prefixes of the prompts used last, by their ids; that of the empty prompt is kept for good.
@@ -92,9 +137,14 @@ class Inference:
     """
 
     def __init__(
-        self, backend: Backend, layout: TokenLayout, image_inputs: Sequence[str] = IMAGE_INPUTS, domain: Domain | None = None
+        self,
+        backend: Backend,
+        layout: TokenLayout,
+        image_inputs: Sequence[str] = IMAGE_INPUTS,
+        domain: Domain | None = None,
+        drafts: Drafts | None = None,
     ) -> None:
-        self.backend, self.layout = backend, layout
+        self.backend, self.layout, self.drafts = backend, layout, drafts
         self.prompts: LRUCache[tuple[int, ...], PromptPrefix] = LRUCache(32)
         self.images: LRUCache[bytes, ImagePrefix] = LRUCache(8)
         self._image_inputs = image_inputs
@@ -105,7 +155,8 @@ class Inference:
     def of(cls, backend: Backend, bundle: Bundle) -> Inference:
         """Return the inference of a bundle's model."""
         absent = bundle.configuration.absent_inputs("mmu_prefill")
-        return cls(backend, bundle.layout, [name for name in IMAGE_INPUTS if name not in absent], bundle.domain())
+        drafts = Drafts() if bundle.scores_columns else None
+        return cls(backend, bundle.layout, [name for name in IMAGE_INPUTS if name not in absent], bundle.domain(), drafts)
 
     # Prefixes ------------------------------------------------------------------------------------------------------------------------
 
@@ -162,38 +213,16 @@ class Inference:
 
         return run
 
-    def extend(self, images: Sequence[ImagePrefix]) -> ExtendFunction[TextState | None]:
+    def extend(self, images: Sequence[ImagePrefix]) -> Extend:
         """Return the function that extends texts about these images, for :func:`f2edge.decoding.autoregressive.answer`.
 
         Args:
             images: one that all rows share, or one for each row; different ones are packed once.
-
-        Returns:
-            ``extend(text (B, S) left-padded, lengths (B,), state) -> (logits (B, V) behind the last column, state)``; ``state`` is None
-            before any text.
         """
         image = images[0]
         if any(other is not image for other in images):
             image = ImagePrefix(self.backend.pack([i.key for i in images]), self.backend.pack([i.value for i in images]))
-        L, _, H, _, W = image.key.shape
-        kept = image.key.dtype
-
-        def run(text: Ids, lengths: Ids, state: TextState | None) -> tuple[NDArray[np.float32], TextState]:
-            empty = np.zeros((L, len(text), H, 0, W), dtype=kept)
-            outputs = self.backend.run(
-                "mmu_extend",
-                {
-                    "text_ids": text,
-                    "text_lengths": lengths,
-                    "image_key": image.key,
-                    "image_value": image.value,
-                    "text_key": empty if state is None else state.key,
-                    "text_value": empty if state is None else state.value,
-                },
-            )
-            return host(outputs["logits"]), TextState(outputs["next_text_key"], outputs["next_text_value"])
-
-        return run
+        return Extend(self.backend, image)
 
     def gather(self, rows: Sequence[TextRow]) -> TextState:
         """Return the texts of rows as one state; the state itself where the rows are all of its rows, in order."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -21,7 +22,7 @@ from PIL import Image
 from f2edge.backends.base import Backend, host
 from f2edge.backends.registry import choose_backend
 from f2edge.bundle.bundle import Bundle
-from f2edge.decoding.autoregressive import TextStream, answer
+from f2edge.decoding.autoregressive import TextStream, answer, drafted_answer
 from f2edge.decoding.parallel import StepEvent, decode
 from f2edge.decoding.schedule import plan
 from f2edge.errors import InputError
@@ -71,6 +72,8 @@ class FacePipeline:
         self._lexicon = bundle.lexicon()
         self.inference = Inference.of(backend, bundle)
         self.questions = Questions(self.inference, bundle, self.tokenizer)
+        if self.inference.drafts is not None:
+            self.inference.drafts.keep(self.questions.texts())
 
     @classmethod
     def load(
@@ -255,9 +258,14 @@ class FacePipeline:
             times.append(perf_counter())
             emit(stream.push(token))
 
-        ids, lengths = left_pad([self.questions.ids(check_text(question, "question"))], layout.pad)
+        asked = self.questions.ids(check_text(question, "question"))
         extend = self.inference.extend([self.inference.image_prefix(pixels)])
-        (tokens,) = answer(extend, None, ids, lengths, end_of_text=layout.end_of_text, max_tokens=max_tokens, on_token=on_id)
+        end, drafts = layout.end_of_text, self.inference.drafts
+        if drafts is not None:
+            tokens = drafted_answer(extend, drafts, asked, end_of_text=end, max_tokens=max_tokens, on_token=partial(on_id, 0))
+        else:
+            ids, lengths = left_pad([asked], layout.pad)
+            (tokens,) = answer(extend, None, ids, lengths, end_of_text=end, max_tokens=max_tokens, on_token=on_id)
         emit(stream.finish())
         seconds = times[-1] - times[0] if times else 0.0
         return Answer(

@@ -5,7 +5,7 @@ B questions, S text columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -44,6 +44,7 @@ class Questions:
         self._reading = bundle.manifest.reading
         self._longest = bundle.configuration.prompt_tokens
         self._slots: LRUCache[Slot, SlotQuestion] = LRUCache(256)
+        self._schema = bundle.schema
 
     def ids(self, question: str) -> list[int]:
         """Return ``<sot> question``, written as the model was trained on it; :class:`PromptError` where it is too long."""
@@ -52,6 +53,13 @@ class Questions:
         if len(text) > self._longest:
             raise PromptError(f"the question has {len(text)} tokens, the model reads {self._longest}; shorten it")
         return layout.question(text)
+
+    def texts(self) -> Iterator[Tokens]:
+        """Yield every question of the schema with each of its answers, which are likely in answers to other questions too."""
+        for slot in self._schema.values():
+            asked = self._slots.get(slot, partial(self._question, slot))
+            for tokens in asked.answers:
+                yield asked.question + tokens
 
     def report(self, prefix: ImagePrefix, schema: AttributeSchema) -> FaceReport:
         """Return the probabilities of every slot's values, from one batch over the face's prefix.

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from f2edge.decoding.schedule import Schedule
 from f2edge.engine.requests import Priority, Timings
+from f2edge.imaging.laws import LAWS
 from f2edge.results import Answer, FaceReport, GenerateOptions
 from f2edge.spec.attributes import AttributeSchema
 from f2edge.spec.layout import Ids
@@ -54,6 +55,8 @@ class ModelFacts:
         regions: names that ``edit`` takes.
         schema: the attributes that ``analyze`` reports.
         faces: which faces the model knows, one of :data:`f2edge.spec.sensitive.FACES`.
+        pictures: how pictures become the model's pixels, a law of :mod:`f2edge.imaging.laws`.
+        reading_side: side of the pictures that questions and reports are about; 0 for ``image_side``.
     """
 
     name: str
@@ -71,6 +74,8 @@ class ModelFacts:
     regions: tuple[str, ...]
     schema: AttributeSchema
     faces: str = PHOTOGRAPHED
+    pictures: str = "f2edge"
+    reading_side: int = 0
 
 
 def options_message(options: GenerateOptions | Schedule) -> pb.DecodingOptions:
@@ -165,6 +170,8 @@ def model_message(facts: ModelFacts, limits: pb.RequestLimits) -> pb.GetModelRes
         slots=[pb.Slot(**row) for row in facts.schema.to_json()],
         limits=limits,
         faces=facts.faces,
+        pictures=facts.pictures,
+        reading_side=facts.reading_side,
     )
 
 
@@ -189,6 +196,8 @@ def model_of(message: pb.GetModelResponse) -> ModelFacts:
         regions=tuple(message.regions),
         schema=AttributeSchema.from_json(rows),
         faces=message.faces or PHOTOGRAPHED,
+        pictures=message.pictures if message.pictures in LAWS else "f2edge",
+        reading_side=message.reading_side,
     )
 
 

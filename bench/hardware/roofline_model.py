@@ -7,7 +7,7 @@ A call (decoding step, answer token, prefill) takes the longest of three times:
 * memory: its weights once; half-precision keys and values as often as the exported graphs read, join and write them
   (:mod:`export.tensorrt.traffic`); its activations, ``ACTIVATIONS`` half-precision values a token and layer for each of the width's and the
   experts' columns; and the sampler's passes over every score; at the device's bandwidth;
-* launches: ``KERNELS`` kernels a layer, ``LAUNCH_US`` each, replayed from a CUDA graph.
+* launches: ``KERNELS`` kernels a layer and the norms of queries and keys, ``LAUNCH_US`` each, replayed from a CUDA graph.
 
 The host's share is added: ``HOST_US`` for a run and for each tensor that it stages or copies back, since steps and tokens wait for it.
 
@@ -183,6 +183,11 @@ def _as_computed(model: ModelConfiguration, moe: str) -> ModelConfiguration:
     return replace(model, token_experts=replace(experts, active=experts.routed)) if moe == "plain" and experts.routed else model
 
 
+def _kernels(model: ModelConfiguration) -> int:
+    """Return the kernels of all layers."""
+    return (KERNELS + 2 * model.query_key_norm) * model.layers
+
+
 def step_work(model: ModelConfiguration, recipe: str, moe: str, images: int = 1, prompt: int | None = None) -> CallCost:
     """Return the cost of ``t2i_step`` of guided images (two branches each); ``prompt``: padded columns."""
     columns = model.prompt_tokens + 3 if prompt is None else prompt
@@ -190,7 +195,7 @@ def step_work(model: ModelConfiguration, recipe: str, moe: str, images: int = 1,
     tokens = 2 * images * (model.image_columns + 2)
     moved = _activation_bytes(model, tokens, moe) + cache_bytes(model, STEPPED * 2 * images * columns) + sampler_bytes(model, images)
     weights = _layers_bytes(model, "t2i", recipe, moe, "all") + model.width * model.codes * WEIGHT_BYTES[recipe]
-    return CallCost(flops, weights, moved, KERNELS * model.layers + OTHER_KERNELS, recipe, _host_us(STEP_TENSORS))
+    return CallCost(flops, weights, moved, _kernels(model) + OTHER_KERNELS, recipe, _host_us(STEP_TENSORS))
 
 
 def prompt_work(model: ModelConfiguration, recipe: str, moe: str) -> CallCost:
@@ -198,7 +203,7 @@ def prompt_work(model: ModelConfiguration, recipe: str, moe: str) -> CallCost:
     columns = model.prompt_tokens + 3
     moved = _activation_bytes(model, columns, moe) + cache_bytes(model, PREFILLED * columns)
     flops = prompt_flops(_as_computed(model, moe), columns)
-    return CallCost(flops, _layers_bytes(model, "t2i", recipe, moe, "all"), moved, KERNELS * model.layers, recipe)
+    return CallCost(flops, _layers_bytes(model, "t2i", recipe, moe, "all"), moved, _kernels(model), recipe)
 
 
 def image_work(model: ModelConfiguration, recipe: str, moe: str) -> CallCost:
@@ -206,7 +211,7 @@ def image_work(model: ModelConfiguration, recipe: str, moe: str) -> CallCost:
     columns = model.understanding_columns
     moved = _activation_bytes(model, columns, moe) + cache_bytes(model, PREFILLED * columns)
     flops = image_flops(_as_computed(model, moe))
-    return CallCost(flops, _layers_bytes(model, "mmu", recipe, moe, "all"), moved, KERNELS * model.layers, recipe)
+    return CallCost(flops, _layers_bytes(model, "mmu", recipe, moe, "all"), moved, _kernels(model), recipe)
 
 
 def token_work(model: ModelConfiguration, recipe: str, moe: str, earlier: int = 2 * PROMPT) -> CallCost:
@@ -214,7 +219,7 @@ def token_work(model: ModelConfiguration, recipe: str, moe: str, earlier: int = 
     weights = _layers_bytes(model, "mmu", recipe, moe, "token") + head_bytes(model, recipe)
     moved = _activation_bytes(model, 1, moe) + token_cache_bytes(model, earlier) + cache_bytes(model, COPIED_TEXT * earlier)
     flops = text_flops(_as_computed(model, moe), [1], earlier)
-    return CallCost(flops, weights, moved, KERNELS * model.layers, recipe, _host_us(TOKEN_TENSORS))
+    return CallCost(flops, weights, moved, _kernels(model), recipe, _host_us(TOKEN_TENSORS))
 
 
 def resident_bytes(model: ModelConfiguration, profile: Profile, moe: str) -> float:

@@ -3,7 +3,7 @@
 **Linear layers** in int8 run W8A8 with one activation scale per row (a row is a token), so that a request's numbers do not depend on other
 requests in the batch, and large activations of one token do not affect other tokens::
 
-    m = max(ReduceMax(|x|), tiny)                      # (…, 1)
+    m = max(ReduceMax(x), -ReduceMin(x), tiny)         # (…, 1)
     q = QuantizeLinear(x / m, 1/127, 128)              # uint8
     y = MatMulIntegerToFloat(q, W, 1/127, s, 128) * m  # W int8 (K, N), s per output channel
 
@@ -122,8 +122,9 @@ class _Rows:
             name, axis = ("rows/second_axis", 1) if is_expert_row(x) else ("rows/last_axis", -1)
             if divisor is not None:
                 x = insert("Mul", x, add_constant(graph, f"{weight}.smooth", 1 / divisor))
-            largest = insert("ReduceMax", insert("Abs", x), add_constant(graph, name, np.array([axis], dtype=np.int64)), keepdims=1)
-            largest = insert("Max", largest, add_constant(graph, "rows/tiny", np.array(TINY, dtype=np.float32)))
+            axes = add_constant(graph, name, np.array([axis], dtype=np.int64))
+            highest, lowest = (insert(op, x, axes, keepdims=1) for op in ("ReduceMax", "ReduceMin"))
+            largest = insert("Max", highest, insert("Neg", lowest), add_constant(graph, "rows/tiny", np.array(TINY, dtype=np.float32)))
             codes = insert("QuantizeLinear", insert("Div", x, largest), *_row_scale(graph))
             self._made[key] = (codes, largest)
         return self._made[key]

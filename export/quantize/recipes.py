@@ -98,6 +98,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("int8-fp16conv", convolutions="float16"),
         Recipe("int8-gathered", experts="gathered"),
         Recipe("int8-computed", convolutions="computed"),
+        Recipe("int8-decoder", graphs={"image_decode": "int8-computed"}),
         Recipe("int4", precision="int4", graphs=_AROUND),
         Recipe("int4-128", precision="int4", block=128, graphs=_AROUND),
         Recipe("int4-128-computed", precision="int4", block=128, graphs={**_AROUND, **_COMPUTED}),

@@ -185,7 +185,7 @@ def probed(folder: Path, graph: str, threads: int | None = None) -> Iterator[Cal
     if graph == "t2i_step":
         values = {value.name: value for node in model.graph for value in node.outputs}
         probes["logits"] = values["logits"]
-    names = [str(value.name) for value in model.graph.outputs]
+    names = [tensor.name for tensor in SIGNATURES[graph].outputs]
     for name, value in probes.items():
         value.dtype = ir.DataType.FLOAT if name == "logits" else ir.DataType.INT64
         model.graph.outputs.append(value)

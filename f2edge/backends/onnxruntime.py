@@ -10,6 +10,7 @@ Settings that differ from ONNX Runtime's defaults, measured on nano in int8:
 * A decoding step of many requests runs in pairs, without the memory arena.  A face costs the same alone and in a batch (about 120 ms of
   one core), but memory grows with the batch: sixteen faces and an ``analyze`` leave 180 MB; in pairs with the arena 248 MB; the whole batch
   with the arena peaked at 514 MB.
+* The repeated graphs of a large model keep the arena, unless memory is scarce: a step of Show-o mapped 135 MB anew, 7 % of its time.
 * Pairs of a small model run in parallel, one core each (:mod:`f2edge.backends.worker_pool`), in additional single-thread sessions (57 MB
   on two cores); so do pictures in the encoders.  A large model has no additional sessions: its weights would be in memory twice.
 * The two prefill graphs of a large model run once per prompt or face, directly from the mapped file, without prepacked weights; the other
@@ -33,8 +34,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from f2edge.backends.base import Array, Item, Result, Value, host, pack_arrays
+from f2edge.backends.base import Item, Result, Value, host, pack_arrays
 from f2edge.backends.memory import give_back
+from f2edge.backends.ports import Layers, Ports
 from f2edge.backends.row_groups import paired_branch, row_groups
 from f2edge.backends.worker_pool import WorkerPool
 from f2edge.errors import BackendError
@@ -86,14 +88,14 @@ class OnnxRuntimeBackend:
         self._lean = False
 
     def run(self, graph: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
-        arrays = {name: host(value) for name, value in feeds.items()}
+        arrays = {name: value if isinstance(value, Layers) else host(value) for name, value in feeds.items()}
         groups = list(self._groups(graph, arrays))
         if len(groups) == 1:
             return {**self._run(graph, groups[0])}
         parts = self.each(lambda group: self._run(graph, group), groups)
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return {name: np.concatenate([host(part[name]) for part in parts]) for name in parts[0]}
 
-    def _groups(self, graph: str, arrays: Mapping[str, Array]) -> Iterator[Mapping[str, Array]]:
+    def _groups(self, graph: str, arrays: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         """Yield a graph's inputs split into the groups of its runs."""
         if not self._split:
             yield arrays
@@ -109,10 +111,11 @@ class OnnxRuntimeBackend:
         else:
             yield arrays
 
-    def _run(self, graph: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        session, names = self._session(graph)
+    def _run(self, graph: str, arrays: Mapping[str, Any]) -> dict[str, Value]:
+        session, ports = self._session(graph)
         try:
-            return dict(zip(names, session.run(names, arrays), strict=True))
+            found = session.run(ports.outputs, {name: host(value) for name, value in ports.feeds(arrays).items()})
+            return ports.results(arrays, dict(zip(ports.outputs, found, strict=True)))
         except Exception as error:  # ONNX Runtime raises its own classes and builtins
             raise BackendError(f"graph {graph!r} failed in ONNX Runtime: {first_line(error)}") from error
         finally:
@@ -141,11 +144,11 @@ class OnnxRuntimeBackend:
             self._lean = weights >= LARGE_BYTES and _lean(weights)
             self._large = weights >= LARGE_BYTES
 
-    def _session(self, graph: str) -> tuple[Any, list[str]]:
+    def _session(self, graph: str) -> tuple[Any, Ports]:
         key = graph, 1 if self._pool.in_worker else self.threads
         with self._lock:
             if key in self._sessions:
-                found: tuple[Any, list[str]] = self._sessions[key]
+                found: tuple[Any, Ports] = self._sessions[key]
                 return found
             path = self._path(graph)
             self._weigh(path)
@@ -155,11 +158,12 @@ class OnnxRuntimeBackend:
                 self._sessions[key] = loaded
             return loaded
 
-    def _load(self, graph: str, path: Path, threads: int, *, packed: bool) -> tuple[Any, list[str]]:
+    def _load(self, graph: str, path: Path, threads: int, *, packed: bool) -> tuple[Any, Ports]:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.enable_cpu_mem_arena = False
+        # a step of a large model would map 20 MB a layer anew each time
+        options.enable_cpu_mem_arena = bool(self._large) and not self._lean and self._split and graph not in PASSING
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         for key, value in self.entries.items():
@@ -173,7 +177,7 @@ class OnnxRuntimeBackend:
                 f"graph {graph!r} cannot be loaded by ONNX Runtime {onnxruntime.__version__} from {path}: {first_line(error)}; "
                 "check the bundle with `f2edge verify`"
             ) from error
-        return session, [output.name for output in session.get_outputs()]
+        return session, Ports.of(session)
 
 
 def first_line(error: Exception) -> str:

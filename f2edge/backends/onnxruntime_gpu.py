@@ -22,7 +22,7 @@ work ahead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -33,6 +33,7 @@ import onnxruntime
 
 from f2edge.backends.base import Array, Sequential, Value, host, pack_arrays
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend, first_line
+from f2edge.backends.ports import Ports
 from f2edge.errors import BackendError
 from f2edge.spec.graphs import SIGNATURES
 
@@ -75,8 +76,17 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({"onnxruntime-cuda": Provid
 class OrtTensor:
     """Tensor in the memory of an execution provider; a :class:`~f2edge.backends.base.DeviceValue`."""
 
-    def __init__(self, value: Any) -> None:
-        self.value = value
+    def __init__(self, value: Any, device: str) -> None:
+        self.value, self._device = value, device
+        self._layers: list[OrtTensor] | None = None
+
+    def __iter__(self) -> Iterator[OrtTensor]:
+        """Iterate over the first axis; its parts are copied once."""
+        if self._layers is None:
+            self._layers = [
+                OrtTensor(onnxruntime.OrtValue.ortvalue_from_numpy(part, self._device, 0), self._device) for part in self.numpy()
+            ]
+        return iter(self._layers)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -118,37 +128,41 @@ class OnnxRuntimeGpuBackend(Sequential, OnnxRuntimeBackend):
         self.providers = [(provider.provider, provider.options)]  # the CPU's is always there, and must not be named with REFUSE
 
     def run(self, graph: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
-        session, names = self._session(graph)
-        stays = {tensor.name for tensor in SIGNATURES[graph].outputs if "H" in tensor.axes} if graph in SIGNATURES else set()
+        session, ports = self._session(graph)
+        caches = {tensor.name for tensor in SIGNATURES[graph].outputs if "H" in tensor.axes} if graph in SIGNATURES else set()
+        stays = {name for name in ports.outputs if name.split(".")[0] in caches}
         try:
             binding = session.io_binding()
-            for name, value in feeds.items():
+            for name, value in ports.feeds(feeds).items():
                 if isinstance(value, OrtTensor):
                     binding.bind_ortvalue_input(name, value.value)
                 else:
                     binding.bind_cpu_input(name, np.ascontiguousarray(host(value)))
-            for name in names:
+            for name in ports.outputs:
                 binding.bind_output(name, self._device if name in stays else "cpu", 0)
             session.run_with_iobinding(binding)
-            found = dict(zip(names, binding.get_outputs(), strict=True))
-            return {name: OrtTensor(value) if name in stays else np.asarray(value.numpy()) for name, value in found.items()}
+            found = dict(zip(ports.outputs, binding.get_outputs(), strict=True))
+            outputs = {
+                name: OrtTensor(value, self._device) if name in stays else np.asarray(value.numpy()) for name, value in found.items()
+            }
+            return ports.results(feeds, outputs)
         except Exception as error:  # ONNX Runtime raises its own classes and builtins alike
             raise BackendError(f"graph {graph!r} failed in ONNX Runtime: {first_line(error)}") from error
 
     def pack(self, caches: Sequence[Value]) -> Value:
         packed = pack_arrays([host(cache) for cache in caches])
-        return OrtTensor(onnxruntime.OrtValue.ortvalue_from_numpy(packed, self._device, 0))
+        return OrtTensor(onnxruntime.OrtValue.ortvalue_from_numpy(packed, self._device, 0), self._device)
 
-    def _session(self, graph: str) -> tuple[Any, list[str]]:
+    def _session(self, graph: str) -> tuple[Any, Ports]:
         key = graph, self.threads
         with self._lock:  # every session is kept: weights that went to the device stay there
             if key not in self._sessions:
                 self._sessions[key] = self._load(graph, self._path(graph), self.threads, packed=True)
-            found: tuple[Any, list[str]] = self._sessions[key]
+            found: tuple[Any, Ports] = self._sessions[key]
             return found
 
-    def _load(self, graph: str, path: Path, threads: int, *, packed: bool) -> tuple[Any, list[str]]:
-        session, names = super()._load(graph, path, threads, packed=packed)
+    def _load(self, graph: str, path: Path, threads: int, *, packed: bool) -> tuple[Any, Ports]:
+        session, ports = super()._load(graph, path, threads, packed=packed)
         if session.get_providers()[0] != self._wanted:  # ONNX Runtime continues without a provider that does not start
             raise BackendError(
                 f"backend {self.name!r}: {self._wanted} does not start on this machine; are the driver, CUDA and cuDNN of the versions "
@@ -159,7 +173,7 @@ class OnnxRuntimeGpuBackend(Sequential, OnnxRuntimeBackend):
                 f"graph {graph!r}: ONNX Runtime would run {', '.join(elsewhere[:5])} on the CPU; export the bundle with "
                 "`python -m export onnx --flavour cuda`, or use --backend onnxruntime"
             )
-        return session, names
+        return session, ports
 
 
 def operators_elsewhere(session: Any, wanted: str) -> list[str]:

@@ -129,6 +129,12 @@ class Bundle:
         return Lexicon.from_json(document)
 
     @property
+    def scores_columns(self) -> bool:
+        """Whether one pass of an answer can give logits of several columns."""
+        entry = self.manifest.graphs.get("mmu_extend")
+        return entry is not None and any(port.name == "scored" for port in entry.inputs)
+
+    @property
     def tokenizer_path(self) -> Path:
         return self.folder / TOKENIZER
 

@@ -130,6 +130,11 @@ class Manifest:
     reading: Reading = field(default_factory=Reading)
     faces: str = PHOTOGRAPHED
 
+    @property
+    def picture_law(self) -> str:
+        """Name of ``pictures``."""
+        return next(name for name, law in LAWS.items() if law is self.pictures)
+
 
 def parse_manifest(data: bytes) -> Manifest:
     """Parse the bytes of ``manifest.json``; raises :class:`BundleError` naming the wrong key."""

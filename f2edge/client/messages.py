@@ -21,7 +21,8 @@ from f2edge.decoding.schedule import Schedule
 from f2edge.engine.requests import Done, EditRequest, GenerateRequest, ImageRequest, Priority, Timings, Token
 from f2edge.errors import InputError
 from f2edge.imaging.guard import ImageLimits
-from f2edge.imaging.images import ImageSource, fit_square, load_image, open_image
+from f2edge.imaging.images import ImageSource, load_image, open_image
+from f2edge.imaging.laws import law_named
 from f2edge.imaging.regions import known_region, region_cells
 from f2edge.results import EditedFace, FaceReport, GeneratedFace
 from f2edge.text import check_text
@@ -58,7 +59,7 @@ def edit_message(facts: ModelFacts, request: EditRequest, priority: Priority | N
     request.options.resolve(facts.editing)
     prompt, picture, region = check_text(request.prompt, "prompt"), open_image(request.image), request.region
     message = pb.EditRequest(
-        image=as_seen(picture, facts),
+        image=as_seen(picture, facts, facts.image_side),
         prompt=prompt,
         seed=_seed(request.seed),
         redraw_outside=not request.keep_outside,
@@ -174,12 +175,9 @@ def frame_answer(message: pb.AnalyzeStreamResponse) -> FrameAnswer:
     return FrameAnswer(message.frame_id, reports, message.dropped, message.problem.description, timings_of(message.timings))
 
 
-def as_seen(image: ImageSource, facts: ModelFacts) -> bytes:
-    """Return a picture as the model sees it, encoded as PNG."""
-    square = fit_square(open_image(image))
-    side = facts.image_side
-    if square.size != (side, side):
-        square = square.resize((side, side), Image.Resampling.LANCZOS)
+def as_seen(image: ImageSource, facts: ModelFacts, side: int | None = None) -> bytes:
+    """Return a picture as the model sees it, encoded as PNG; ``side`` is that of pictures to read, unless it is given."""
+    square = law_named(facts.pictures).square(open_image(image), side or facts.reading_side or facts.image_side)
     buffer = io.BytesIO()
     square.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

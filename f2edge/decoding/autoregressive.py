@@ -8,11 +8,12 @@ B questions, S new text columns, V text vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from f2edge.decoding.drafts import ColumnsFunction, Drafts, drafted_pass
 from f2edge.decoding.sample import greedy
 from f2edge.errors import CancelledError
 from f2edge.spec.layout import Ids
@@ -22,6 +23,12 @@ State = TypeVar("State")
 #: ``extend(text_ids (B, S), text_lengths (B,), state) -> (logits float32 (B, V) of the last column, state)``: new text columns,
 #: right-aligned; ``text_lengths`` counts the valid columns so far, the new ones included.
 ExtendFunction = Callable[[Ids, Ids, State], tuple[NDArray[np.float32], State]]
+
+
+class DraftedExtend(ColumnsFunction[State], Protocol[State]):
+    """The same that can also verify drafts; ``state`` is None before any text."""
+
+    def __call__(self, text: Ids, lengths: Ids, state: State | None) -> tuple[NDArray[np.float32], State]: ...
 
 
 def answer(
@@ -71,6 +78,45 @@ def answer(
         # A finished row continues with its end of text, which is dropped; rows are independent.
         text, lengths = np.where(finished, end_of_text, tokens)[:, None], lengths + 1
     return answers
+
+
+def drafted_answer(
+    extend: DraftedExtend[State],
+    drafts: Drafts,
+    question: Sequence[int],
+    *,
+    end_of_text: int,
+    max_tokens: int,
+    on_token: Callable[[int], None],
+    cancelled: Callable[[], bool] = lambda: False,
+) -> list[int]:
+    """Decode the answer to one question as :func:`answer` does, several tokens a pass where :class:`Drafts` guesses them.
+
+    Args:
+        extend: forward pass over new text.
+        drafts: guesses tokens, and learns this answer.
+        question: its tokens.
+        end_of_text: see :func:`answer`.
+        max_tokens: likewise.
+        on_token: called with each new token.
+        cancelled: likewise.
+    """
+    text, length = list(question), len(question)
+    logits, state = extend(np.array([text]), np.array([length]), None)
+    tokens, found = greedy(logits).tolist(), 0
+    while True:
+        for token in tokens:
+            text.append(token)
+            found += token != end_of_text
+            if token == end_of_text:
+                break
+            on_token(token)
+        if text[-1] == end_of_text or found >= max_tokens:
+            drafts.remember(text)
+            return text[len(question) : len(question) + found]
+        if cancelled():
+            raise CancelledError(f"the answer was stopped after {found} tokens")
+        tokens, length, state = drafted_pass(extend, drafts, text, length, state, room=max_tokens - found)
 
 
 class TextStream:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from f2edge.decoding.autoregressive import ExtendFunction
+from f2edge.decoding.drafts import Drafts, drafted_pass
 from f2edge.decoding.parallel import GridRow, StepFunction, advance
 from f2edge.decoding.sample import greedy
 from f2edge.decoding.schedule import plan
@@ -22,7 +22,7 @@ from f2edge.engine.requests import Report, Token
 from f2edge.engine.scheduler import Stage
 from f2edge.engine.sequences import AnswerState, EditState, FaceState, ImageState, ReportState, RequestState
 from f2edge.imaging.regions import Cells, paste_outside
-from f2edge.inference import ImagePrefix, PromptPrefix, TextRow, TextState
+from f2edge.inference import Extend, ImagePrefix, PromptPrefix, TextRow
 from f2edge.lru_cache import LRUCache
 from f2edge.pipeline import FacePipeline
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace
@@ -54,7 +54,7 @@ class Executor:
         self._layout = pipeline.bundle.layout
         # The functions of the last batch: while its rows stay the same, their prefixes stay packed.
         self._step: LRUCache[tuple[PromptPrefix, ...], StepFunction] = LRUCache(1)
-        self._extend: LRUCache[tuple[ImagePrefix, ...], ExtendFunction[TextState | None]] = LRUCache(1)
+        self._extend: LRUCache[tuple[ImagePrefix, ...], Extend] = LRUCache(1)
         self._run: Mapping[Stage, Callable[[Any], None]] = {
             Stage.ENCODE: self._encode,
             Stage.PROMPT: self._prompts,
@@ -207,11 +207,14 @@ class Executor:
     def _texts(self, requests: Sequence[AnswerState]) -> None:
         """Questions, or the last token of each answer: what of its text a request has not passed yet, all of one kind."""
         images = tuple(request.prefix for request in requests if request.prefix is not None)
+        extend = self._extend.get(images, lambda: self._inference.extend(images))
+        if len(requests) == 1 and requests[0].text is not None and self._inference.drafts is not None:
+            self._drafted(requests[0], requests[0].text, extend, self._inference.drafts)
+            return
         earlier = [request.text for request in requests if request.text is not None]
         unread = [request.question_ids if request.text is None else request.tokens[-1:] for request in requests]
         text, new = left_pad(unread, self._layout.pad)
         lengths = new + np.array([row.length for row in earlier], dtype=np.int64) if earlier else new
-        extend = self._extend.get(images, lambda: self._inference.extend(images))
         logits, state = extend(text, lengths, self._inference.gather(earlier) if earlier else None)
         assert state is not None
         now = self._clock()
@@ -221,12 +224,25 @@ class Executor:
             request.stage = request.next_stage
             self._add_token(request, token, now)
 
+    def _drafted(self, request: AnswerState, row: TextRow, extend: Extend, drafts: Drafts) -> None:
+        """The next tokens of an answer that is alone, which others cannot delay."""
+        text, room = (*request.question_ids, *request.tokens), request.max_tokens - len(request.tokens)
+        tokens, length, state = drafted_pass(extend, drafts, text, row.length, self._inference.gather([row]), room=room)
+        now = self._clock()
+        request.text = TextRow(state, 0, length)
+        request.stage = request.next_stage
+        for token in tokens:
+            if request.result is None:
+                self._add_token(request, token, now)
+
     def _add_token(self, answer: AnswerState, token: int, now: float) -> None:
         if token != self._layout.end_of_text:
             answer.tokens.append(token)
             _emit_text(answer, answer.stream.push(token))
         if token == self._layout.end_of_text or len(answer.tokens) >= answer.max_tokens:
             _emit_text(answer, answer.stream.finish())
+            if self._inference.drafts is not None:
+                self._inference.drafts.remember((*answer.question_ids, *answer.tokens, token))
             answer.result = self._answer(answer, now)
 
     def _answer(self, answer: AnswerState, now: float) -> Answer:

@@ -30,14 +30,22 @@ class PictureLaw:
     """One way in and out.
 
     Attributes:
+        square: RGB picture of any size and the model's side → the RGB picture of that side that the model sees.
         pixels: RGB picture of any size and the model's side → float32 (3, side, side) in [-1, 1].
         picture: pixels (3, Y, X) → RGB picture; values outside [-1, 1] are clipped.
         mask_cells: mask (white inside), the model's side and G → cells bool (G, G); None leaves masks to :mod:`f2edge.imaging.regions`.
     """
 
+    square: Callable[[Image.Image, int], Image.Image]
     pixels: Callable[[Image.Image, int], Pixels]
     picture: Callable[[NDArray[np.floating]], Image.Image]
     mask_cells: Callable[[Image.Image, int, int], Cells] | None = None
+
+
+def _own_square(image: Image.Image, side: int) -> Image.Image:
+    """The centred square, by Lanczos."""
+    square = fit_square(image)
+    return square if square.size == (side, side) else square.resize((side, side), Image.Resampling.LANCZOS)
 
 
 def _own_pixels(image: Image.Image, side: int) -> Pixels:
@@ -79,7 +87,10 @@ def _show_o_cells(mask: Image.Image, side: int, grid: int) -> Cells:
 
 
 LAWS: Mapping[str, PictureLaw] = MappingProxyType(
-    {"f2edge": PictureLaw(_own_pixels, from_pixels), "show-o": PictureLaw(_show_o_pixels, _show_o_picture, _show_o_cells)}
+    {
+        "f2edge": PictureLaw(_own_square, _own_pixels, from_pixels),
+        "show-o": PictureLaw(resized_and_cropped, _show_o_pixels, _show_o_picture, _show_o_cells),
+    }
 )
 
 

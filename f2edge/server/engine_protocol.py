@@ -89,6 +89,8 @@ def open_served(
         regions=opened.regions,
         schema=opened.schema,
         faces=opened.faces,
+        pictures=opened.manifest.picture_law,
+        reading_side=model.understanding_size,
     )
     alignment = opened.manifest.alignment
     return Served(Engine(pipeline), facts, (0.0, 0.0, 0.0, 0.0) if alignment is None else alignment.margins, signer)

@@ -7,7 +7,7 @@ from typing import Any
 
 from f2edge.errors import BundleError
 from f2edge.spec.configuration import ModelConfiguration
-from f2edge.spec.graphs import CACHES, GraphSignature, Tensor
+from f2edge.spec.graphs import CACHES, SCORED_SIGNATURES, GraphSignature, Tensor
 from f2edge.spec.layout import TokenLayout
 
 
@@ -42,9 +42,12 @@ class SignatureCheck:
 
     def check(self, entry: GraphEntry, signature: GraphSignature) -> None:
         """Raise :class:`BundleError` naming the first port that differs."""
+        if any(port.name == "scored" for port in entry.inputs):
+            signature = SCORED_SIGNATURES.get(signature.name, signature)
         absent = self.model.absent_inputs(signature.name)
         inputs = tuple(t for t in signature.inputs if t.name not in absent)
-        for kind, ports, tensors in (("inputs", entry.inputs, inputs), ("outputs", entry.outputs, signature.outputs)):
+        for kind, given, tensors in (("inputs", entry.inputs, inputs), ("outputs", entry.outputs, signature.outputs)):
+            ports = self._joined(given, tensors)
             found, wanted = [port.name for port in ports], [tensor.name for tensor in tensors]
             if sorted(found) != sorted(wanted):
                 raise BundleError(
@@ -54,6 +57,19 @@ class SignatureCheck:
             by_name = {tensor.name: tensor for tensor in tensors}
             for port in ports:
                 self._check_port(entry.name, port, by_name[port.name])
+
+    def _joined(self, ports: tuple[Port, ...], tensors: tuple[Tensor, ...]) -> tuple[Port, ...]:
+        """Return the ports with caches that are passed layer by layer as one port each."""
+        rest = {port.name: port for port in ports}
+        if len(rest) < len(ports):
+            return ports  # a name twice
+        for tensor in tensors:
+            names = [f"{tensor.name}.{layer}" for layer in range(self.model.layers)]
+            parts = [rest[name] for name in names if name in rest]
+            if tensor.axes.startswith("L") and len(parts) == len(names) and len({(part.dtype, part.shape) for part in parts}) == 1:
+                rest = {name: port for name, port in rest.items() if name not in names}
+                rest[tensor.name] = Port(tensor.name, parts[0].dtype, (len(parts), *parts[0].shape))
+        return tuple(rest.values())
 
     def _check_port(self, graph: str, port: Port, tensor: Tensor) -> None:
         wanted = [self._size(graph, tensor, axis) for axis in tensor.axes]

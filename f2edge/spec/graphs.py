@@ -2,10 +2,12 @@
 
 Axes: B branches or sequences, R requests (image rows), P prompt columns, S new text columns, T earlier text columns, C image columns of
 the MMU prefix (cells + 3), N image tokens, L layers, H heads, W head width, V text vocabulary, M / F an encoder's vectors and their width,
-Y / X pixels, G token grid, K regions.
+Y / X pixels, G token grid, K regions, D scored columns.
 
 Alignment: prompts and questions are **right-aligned** (padding on the left), in ids and in K/V columns alike, so that the newest token is
 always the last column and a cache grows by appending.  ``*_lengths`` counts the valid columns from the right.
+
+A graph may take or give a cache layer by layer: ``image_key.0`` … (B, H, C, W) instead of ``image_key`` (L, B, H, C, W).  Backends hide it.
 """
 
 from __future__ import annotations
@@ -89,6 +91,14 @@ MMU_EXTEND = GraphSignature(
     (Tensor("logits", "float32", "BV"), Tensor("next_text_key", "float32", "LBHTW"), Tensor("next_text_value", "float32", "LBHTW")),
 )
 
+#: The same with ``scored``: the new columns whose logits are wanted, counted from the end (-1 is the last).  With logits of several columns
+#: tokens that were guessed are verified in one pass.
+MMU_EXTEND_SCORED = GraphSignature(
+    "mmu_extend",
+    (*MMU_EXTEND.inputs, Tensor("scored", "int64", "D")),
+    (Tensor("logits", "float32", "BDV"), *MMU_EXTEND.outputs[1:]),
+)
+
 #: ``pixels``: RGB in [-1, 1].
 IMAGE_ENCODE = GraphSignature("image_encode", (Tensor("pixels", "float32", "B3YX"),), (Tensor("codes", "int64", "BN"),))
 IMAGE_DECODE = GraphSignature("image_decode", (Tensor("codes", "int64", "BN"),), (Tensor("pixels", "float32", "B3YX"),))
@@ -102,3 +112,5 @@ SIGNATURES: Mapping[str, GraphSignature] = {
 }
 #: Keys and values.  A bundle may store them as "float16", all of them alike.
 CACHES = frozenset(t.name for s in SIGNATURES.values() for t in (*s.inputs, *s.outputs) if "H" in t.axes)
+#: Signatures of graphs with the optional input ``scored``.
+SCORED_SIGNATURES: Mapping[str, GraphSignature] = {MMU_EXTEND.name: MMU_EXTEND_SCORED}

@@ -428,7 +428,7 @@ class GetModelRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("name", "description", "licence", "f2edge_version", "backend", "image_side", "grid", "tokens", "codes", "prompt_tokens", "defaults", "regions", "slots", "limits", "edit_defaults", "faces")
+    __slots__ = ("name", "description", "licence", "f2edge_version", "backend", "image_side", "grid", "tokens", "codes", "prompt_tokens", "defaults", "regions", "slots", "limits", "edit_defaults", "faces", "pictures", "reading_side")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     LICENCE_FIELD_NUMBER: _ClassVar[int]
@@ -445,6 +445,8 @@ class GetModelResponse(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     EDIT_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     FACES_FIELD_NUMBER: _ClassVar[int]
+    PICTURES_FIELD_NUMBER: _ClassVar[int]
+    READING_SIDE_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     licence: str
@@ -461,7 +463,9 @@ class GetModelResponse(_message.Message):
     limits: RequestLimits
     edit_defaults: DecodingOptions
     faces: str
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., licence: _Optional[str] = ..., f2edge_version: _Optional[str] = ..., backend: _Optional[str] = ..., image_side: _Optional[int] = ..., grid: _Optional[int] = ..., tokens: _Optional[int] = ..., codes: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., defaults: _Optional[_Union[DecodingOptions, _Mapping]] = ..., regions: _Optional[_Iterable[str]] = ..., slots: _Optional[_Iterable[_Union[Slot, _Mapping]]] = ..., limits: _Optional[_Union[RequestLimits, _Mapping]] = ..., edit_defaults: _Optional[_Union[DecodingOptions, _Mapping]] = ..., faces: _Optional[str] = ...) -> None: ...
+    pictures: str
+    reading_side: int
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., licence: _Optional[str] = ..., f2edge_version: _Optional[str] = ..., backend: _Optional[str] = ..., image_side: _Optional[int] = ..., grid: _Optional[int] = ..., tokens: _Optional[int] = ..., codes: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., defaults: _Optional[_Union[DecodingOptions, _Mapping]] = ..., regions: _Optional[_Iterable[str]] = ..., slots: _Optional[_Iterable[_Union[Slot, _Mapping]]] = ..., limits: _Optional[_Union[RequestLimits, _Mapping]] = ..., edit_defaults: _Optional[_Union[DecodingOptions, _Mapping]] = ..., faces: _Optional[str] = ..., pictures: _Optional[str] = ..., reading_side: _Optional[int] = ...) -> None: ...
 
 class Slot(_message.Message):
     __slots__ = ("name", "values", "question", "group", "sensitive")

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from f2edge.bundle.bundle import embedded_folder
+from f2edge.decoding import drafts
 from f2edge.pipeline import FacePipeline
 from f2edge.results import GenerateOptions
 
@@ -102,3 +103,31 @@ def test_streamed_text_is_the_answer(pipeline: FacePipeline, face: Image.Image) 
     heard: list[str] = []
     answer = pipeline.describe(face, max_tokens=12, on_token=heard.append)
     assert "".join(heard).strip() == answer.text
+
+
+@pytest.mark.skipif("tiny" not in BUNDLES, reason="needs PyTorch to trace the tiny model")
+def test_drafts_change_no_token_of_an_answer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guesses are verified in one pass: right ones save passes, wrong ones leave no trace in keys and values."""
+    monkeypatch.setattr(drafts, "CLOSE", 0.01)  # random weights give logits that are close to one another, in kernels of little difference
+    bundle = request.getfixturevalue("tiny_int8_bundle")
+    drafting, plain = (FacePipeline.load(bundle, threads=1) for _ in range(2))
+    plain.inference.drafts = None
+    assert drafting.inference.drafts is not None
+    passes = {"drafting": 0, "plain": 0}
+
+    def count(pipeline: FacePipeline, name: str) -> None:
+        run = pipeline.backend.run
+
+        def counted(graph: str, feeds: object) -> object:
+            passes[name] += graph == "mmu_extend"
+            return run(graph, feeds)  # type: ignore[arg-type]
+
+        pipeline.backend.run = counted  # type: ignore[method-assign,assignment]
+
+    count(drafting, "drafting")
+    count(plain, "plain")
+    rng = np.random.default_rng(5)
+    faces = [Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).resize((128, 128)) for _ in range(2)]
+    for image, question in [(image, question) for question in ("what color is the hair?", "describe the face") for image in faces] * 3:
+        assert drafting.ask(image, question, max_tokens=24).tokens == plain.ask(image, question, max_tokens=24).tokens
+    assert passes["drafting"] < passes["plain"]

@@ -110,16 +110,20 @@ class PaperBackend(Sequential):
         assert identity.shape == (len(codes), 1, 64)
         return dict.fromkeys(("image_key", "image_value"), _cache(np.pad(codes, ((0, 0), (2, 1)))))
 
-    def mmu_extend(
-        self, *, text_ids: Array, text_lengths: Array, image_key: Array, image_value: Array, text_key: Array, text_value: Array
-    ) -> dict[str, Array]:
+    def mmu_extend(self, *, image_key: Array, image_value: Array, text_key: Array, text_value: Array, **text: Array) -> dict[str, Array]:
+        text_ids, text_lengths = text["text_ids"], text["text_lengths"]
         assert np.array_equal(image_key, image_value)
         assert np.array_equal(text_key, text_value)
         assert image_key.shape[1] in (1, len(text_ids))
         key = np.concatenate([text_key, _cache(text_ids)], axis=3)
         images = np.broadcast_to(image_key, (1, len(text_ids), *image_key.shape[2:]))[0, :, 0, 2:-1, 0].astype(int).tolist()
         texts = [key[0, row, 0, key.shape[3] - length :, 0].astype(int).tolist() for row, length in enumerate(text_lengths)]
-        logits = np.stack([text_logits(image, text) for image, text in zip(images, texts, strict=True)])
+        ends = [len(text_ids[0]) + 1 + column for column in text.get("scored", np.array([-1])).tolist()]
+        every = [
+            [text_logits(image, words[: len(words) - len(text_ids[0]) + end]) for end in ends]
+            for image, words in zip(images, texts, strict=True)
+        ]
+        logits = np.array(every) if "scored" in text else np.array(every)[:, 0]
         return {"logits": logits, "next_text_key": key, "next_text_value": key}
 
 

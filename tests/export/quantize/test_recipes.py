@@ -113,6 +113,14 @@ def test_a_bundle_by_another_recipe_is_the_one_that_export_writes(tiny_bundles: 
     assert json.loads((by_recipe("int8") / "manifest.json").read_text(encoding="utf-8")).get("parity") is None  # measured on another
 
 
+def test_a_decoder_in_int8_leaves_the_codes_of_pictures_alone(by_recipe: Callable[[str], Path], inputs: SampleInputs) -> None:
+    plain, computed = (OnnxRuntimeBackend(Bundle.load(by_recipe(recipe)).path) for recipe in ("int8", "int8-decoder"))
+    codes = [host(backend.run("image_encode", {"pixels": inputs.pixels})["codes"]) for backend in (plain, computed)]
+    assert np.array_equal(codes[0], codes[1])
+    pictures = [host(backend.run("image_decode", {"codes": codes[0]})["pixels"]) for backend in (plain, computed)]
+    assert 0 < np.abs(pictures[0] - pictures[1]).mean() < 0.1 * np.abs(pictures[0]).mean() + 0.05
+
+
 def test_four_bits_are_smaller_and_stay_close(tiny_bundle: Path, by_recipe: Callable[[str], Path], inputs: SampleInputs) -> None:
     size, right = {}, {}
     wanted = generate(OnnxRuntimeBackend(Bundle.load(tiny_bundle).path), Bundle.load(tiny_bundle).layout, inputs)

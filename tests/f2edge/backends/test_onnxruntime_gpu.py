@@ -91,6 +91,9 @@ def sessions(parts: list[_Part], seen: dict[str, Any]) -> type:
         def get_providers(self) -> list[str]:
             return [*seen["providers"], "CPUExecutionProvider"]
 
+        def get_inputs(self) -> list[Any]:
+            return []
+
         def get_outputs(self) -> list[Any]:
             return []
 

@@ -193,6 +193,34 @@ def test_graphs_that_differ_from_the_contract(folder: Path, damage: Callable[[di
         Bundle.load(folder)
 
 
+def by_layer(graph: dict[str, Any], cache: str, layers: int) -> None:
+    place, whole = next((i, port) for i, port in enumerate(graph["inputs"]) if port["name"] == cache)
+    graph["inputs"][place : place + 1] = [{**whole, "name": f"{cache}.{layer}", "shape": whole["shape"][1:]} for layer in range(layers)]
+
+
+def test_caches_may_be_passed_layer_by_layer_and_columns_scored() -> None:
+    def table(layers: int = NANO.layers) -> dict[str, Any]:
+        row = document() | {"format_version": 1, "files": {"graphs/all.onnx": {"sha256": "0" * 64, "bytes": 1}}}
+        graph = row["graphs"]["mmu_extend"]
+        for cache in ("image_key", "text_value"):
+            by_layer(graph, cache, layers)
+        graph["inputs"].append({"name": "scored", "dtype": "int64", "shape": ["D"]})
+        graph["outputs"][0]["shape"] = ["B", "D", NANO.text_vocabulary]
+        return row
+
+    check_manifest(table())
+    with pytest.raises(BundleError, match="graph 'mmu_extend' has inputs"):
+        check_manifest(table(layers=NANO.layers - 1))
+    other = table()
+    other["graphs"]["mmu_extend"]["inputs"][3]["shape"] = ["I", NANO.heads, 3, NANO.head_width]
+    with pytest.raises(BundleError, match="graph 'mmu_extend'"):
+        check_manifest(other)
+    unscored = table()
+    unscored["graphs"]["mmu_extend"]["outputs"][0]["shape"] = ["B", NANO.text_vocabulary]
+    with pytest.raises(BundleError, match="logits"):
+        check_manifest(unscored)
+
+
 def test_fixed_sizes_may_be_numbers_if_they_are_the_models() -> None:
     table = document() | {"format_version": 1, "files": {"graphs/all.onnx": {"sha256": "0" * 64, "bytes": 1}}}
     table["graphs"]["t2i_step"]["inputs"][0]["shape"] = ["R", NANO.image_tokens]

@@ -15,6 +15,8 @@ import pytest
 
 import f2edge.engine.engine
 from f2edge.bundle.bundle import Bundle
+from f2edge.decoding import drafts as drafting
+from f2edge.decoding.drafts import Drafts
 from f2edge.decoding.parallel import StepEvent
 from f2edge.engine.engine import Engine, RequestHandle
 from f2edge.engine.requests import EngineState, Failed, Limits, Request, Token
@@ -85,6 +87,26 @@ def test_many_callers_get_what_each_would_get_alone(bundle: Bundle, backend: Scr
             (expected,) = alone.generate("an old man", seeds=seed)
             assert np.array_equal(handle.result(PATIENCE_S).result.codes, expected.codes)  # type: ignore[union-attr]
         assert engine.stats().done == {"generate": 15, "ask": 12}
+
+
+def test_answers_with_drafts_have_the_same_tokens_and_take_fewer_passes(
+    bundle: Bundle, backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drafting, "CLOSE", 0.0)  # this model's logits are exact, and close to one another
+    alone, passes = FacePipeline(bundle, ScriptedBackend()), list[int]()
+    with running(bundle, backend) as engine:
+        engine._pipeline.inference.drafts = Drafts()
+        for number in (1, 0, 1, 0, 1):
+            before = backend.runs["mmu_extend"]
+            handle = engine.submit(question(number, "what do you see?", 24))
+            found = handle.result(PATIENCE_S).result
+            passes.append(backend.runs["mmu_extend"] - before)
+            expected = alone.ask(face(number), "what do you see?", max_tokens=24)
+            assert (found.tokens, found.text) == (expected.tokens, expected.text)  # type: ignore[union-attr]
+        together = [engine.submit(question(number, "what do you see?", 24)) for number in (0, 1, 2)]
+        for number, handle in enumerate(together):
+            assert handle.result(PATIENCE_S).result.tokens == alone.ask(face(number), "what do you see?", max_tokens=24).tokens  # type: ignore[union-attr]
+    assert passes[-1] <= passes[0] / 2, "an answer that was given before is all drafts"
 
 
 def test_events_come_on_the_engines_thread_and_before_the_result(bundle: Bundle, backend: ScriptedBackend) -> None:
