@@ -5,11 +5,19 @@ BIN := $(VENV)/bin
 WORKERS ?= auto
 PROMPT ?= a young woman with long curly red hair, red lipstick and eyeglasses
 
-.PHONY: face test test-long lint docs lock audit sbom proto wheel-test lowest-direct clean
+.PHONY: face own test test-long lint docs lock audit sbom proto wheel-test lowest-direct clean
 
 # A face on a fresh machine: runtime dependencies only, no torch.
 face: $(VENV)/.runtime
 	$(BIN)/f2edge generate "$(PROMPT)" --seed 4 -o face.png
+
+# A model of your own faces: DATA is a folder of pictures with captions, or a table of them (docs/train-your-own.md).
+OWN ?= own
+own: $(VENV)/.dev
+	test -n "$(DATA)" || { echo "give your pictures: make own DATA=folder"; exit 2; }
+	$(BIN)/python -m export cache --data "$(DATA)" --out "$(OWN)/tokens" $(CACHE)
+	$(BIN)/python -m export train unified --tokens "$(OWN)/tokens" --out "$(OWN)/unified" $(TRAIN)
+	$(BIN)/python -m export onnx --unified "$(OWN)/unified" --tokens "$(OWN)/tokens" --out "$(OWN)/bundle" $(EXPORT)
 
 # Everything a change must pass: linters, types, the documentation site and the fast tests.
 test: $(VENV)/.dev docs

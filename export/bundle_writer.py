@@ -144,6 +144,16 @@ def recipe_transform(recipe: Recipe, calibration: Calibration | None = None) -> 
     return transform
 
 
+def keeping_stored(models: Models, transform: GraphTransform) -> GraphTransform:
+    """Return a transform that leaves the graphs that ``models`` brings as files as they are."""
+    stored = models.stored
+
+    def kept(name: str, traced: ir.Model) -> tuple[ir.Model, str, dict[str, Any]]:
+        return (traced.clone(), stored[name].precision, stored[name].recipe) if name in stored else transform(name, traced)
+
+    return kept
+
+
 def write_graphs(folder: Path, traced: Traced, transform: GraphTransform) -> dict[str, Any]:
     """Transform graphs and write them into ``folder``; return the manifest's ``graphs``."""
     rows: dict[str, Any] = {}
@@ -320,7 +330,9 @@ def write_bundle(
         shutil.copyfile(text_tokenizer_path, folder / TOKENIZER)
         if card.lexicon is not None:
             (folder / LEXICON).write_text(json.dumps(card.lexicon.to_json()), encoding="utf-8")
-        graphs = write_graphs(folder, traced or trace_all(models, progress), transform or recipe_transform(chosen, calibration))
+        graphs = write_graphs(
+            folder, traced or trace_all(models, progress), keeping_stored(models, transform or recipe_transform(chosen, calibration))
+        )
         document: dict[str, Any] = {
             "name": out.name,
             "flavour": flavour,

@@ -155,21 +155,50 @@ def text_tokenizer(
 @app.command()
 def cache(
     *,
-    data: Data,
-    tokenizer: Tokenizer,
-    encoders: Encoders,
-    out: Annotated[Path, typer.Option(help="Folder of the cache.")],
+    data: Annotated[Path, typer.Option(help="Shards of `render`, a folder of pictures, or a .json, .jsonl, .csv, .parquet or .tar file.")],
+    out: Annotated[Path, typer.Option(help="Folder of the cache; the same command completes one that was interrupted.")],
+    tokenizer: Annotated[str, typer.Option(help="Image tokenizer: run folder, weights file or bundle.")] = "nano",
+    encoders: Annotated[str | None, typer.Option(help="Encoders: run folder or bundle.  [default: that of --tokenizer nano]")] = None,
+    clip: Annotated[str | None, typer.Option(help="Folder of CLIP ViT-L/14, as semantic encoder.")] = None,
+    antelope: Annotated[str | None, typer.Option(help="AntelopeV2's glintr100.onnx, as identity encoder.")] = None,
     configuration: Configuration = "nano",
-    limit: Annotated[int | None, typer.Option(help="Number of faces to encode, from the first; all by default.")] = None,
+    text: Annotated[Path | None, typer.Option(help="tokenizer.json to keep with the cache.  [default: that of the bundle]")] = None,
+    columns: Annotated[str, typer.Option(help="Roles of columns, as in image=photo,captions=title, if they are not recognized.")] = "",
+    schema: Annotated[Path | None, typer.Option(help="JSON file of slots that are columns of the data, for `analyze`.")] = None,
+    detector: Annotated[str, typer.Option(help="Face detector: haar or yunet:FILE@sha256=HEX.")] = "haar",
+    aligned: Annotated[bool, typer.Option("--aligned", help="The pictures are faces already: take their centred squares.")] = False,
+    features: Annotated[str, typer.Option(help="Semantic features: fp16, int8, or later (computed while training).")] = "fp16",
+    most_skipped: Annotated[int, typer.Option(help="Number of rows that may be unusable.")] = 100,
+    largest_megapixels: Annotated[float, typer.Option(help="Largest picture; larger ones are skipped.")] = 40.0,
+    validation: Annotated[int | None, typer.Option(help="Pictures held out for validation.  [default: 5 %, at most 512]")] = None,
+    limit: Annotated[int | None, typer.Option(help="Number of pictures to encode, from the first; all by default.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes; 0 for one on each core.")] = 1,
+    shard_size: Annotated[int, typer.Option(help="Pictures per shard.")] = 512,
     batch: Annotated[int, typer.Option(help="Pictures per batch.")] = 64,
+    fp32: Annotated[bool, typer.Option("--fp32", help="No autocast to bfloat16.")] = False,
     device: Device = "auto",
 ) -> None:
-    """Encode rendered faces to tokens and features, for training the unified model."""
-    from export.training.unified import run_cache
+    """Encode faces to tokens, features and texts, once, for training the unified model."""
+    from tqdm import tqdm
+
+    from export.checkpoints.parts import PartNames
+    from export.data.cache_plan import CacheRequest, is_rendered, processes_of, text_of
+    from export.data.caching import write_cache
+    from export.data.external.faces import ALIGNED
+    from export.training.loop import resolve_device
     from f2edge.spec.configuration import configuration_named
 
-    shape = configuration_named(configuration)
-    typer.echo(run_cache(data, tokenizer, encoders, out, configuration=shape, limit=limit, batch=batch, device=device))
+    own = encoders is None and not (clip and antelope) and tokenizer == "nano"
+    parts = PartNames(tokenizer, tokenizer if own else encoders, clip, antelope)
+    rendered = is_rendered(data)
+    request = CacheRequest(
+        data, out, parts, configuration_named(configuration), ALIGNED if aligned or rendered else detector, columns, schema,
+        None if rendered else text_of(parts, text), features, most_skipped, largest_megapixels, validation, limit, shard_size,
+        processes_of(workers), 1 if processes_of(workers) > 1 else 0, batch, bf16=not fp32, device=str(resolve_device(device)),
+    )  # fmt: skip
+    with tqdm(unit="faces", disable=None, file=sys.stderr) as bar:
+        write_cache(request, report=_to_stderr, progress=lambda done: bar.update(done - bar.n) and None)
+    typer.echo(out)
 
 
 @train_app.command("tokenizer")
@@ -227,7 +256,7 @@ def train_encoders(*, data: Data, out: Run, configuration: Configuration = "nano
 def train_unified(
     *,
     tokens: Annotated[Path, typer.Option(help="Folder made by `cache`.")],
-    text: Text,
+    text: Annotated[Path | None, typer.Option(help="tokenizer.json.  [default: the one in the cache]")] = None,
     out: Run,
     configuration: Configuration = "nano",
     image_tokenizer: Annotated[Path | None, typer.Option(help="Run folder of the image tokenizer, for sample grids.")] = None,
@@ -246,7 +275,7 @@ def train_unified(
     typer.echo(
         run(
             tokens,
-            text,
+            text or tokens / "tokenizer.json",
             options,
             configuration=shape,
             image_tokenizer=image_tokenizer,
@@ -302,9 +331,12 @@ def unpack(
 def onnx(
     *,
     unified: Annotated[Path, typer.Option(help="Run folder or weights file of the transformer.")],
-    tokenizer: Tokenizer,
+    tokens: Annotated[
+        Path | None, typer.Option(help="Folder made by `cache` from your own data, instead of --tokenizer, --encoders and --text.")
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Run folder or weights file of the image tokenizer.")] = None,
     encoders: Annotated[Path | None, typer.Option(help="Run folder of the encoders, for configurations that have them.")] = None,
-    text: Text,
+    text: Annotated[Path | None, typer.Option(help="tokenizer.json made by `text-tokenizer`.")] = None,
     out: Bundle,
     recipe: Annotated[
         str, typer.Option(help=_RECIPE + "; tensorrt flavour: fp16, fp8, int8,mmu_extend=int4 … (int4 without GPTQ)")
@@ -348,6 +380,18 @@ def onnx(
         if given:
             raise InputError(f"{', '.join(given)}: for --flavour tensorrt only; add that, or omit the option")
         recipe_named(recipe)
+    if tokens is not None:
+        from export.own_export import export_own
+
+        if flavour == "tensorrt" or tokenizer or encoders:
+            raise InputError(
+                "--tokens: the parts are those of the cache, in flavour onnxruntime; omit --tokenizer, --encoders and --flavour"
+            )
+        request = ExportRequest(out, text or tokens / "tokenizer.json", quality, description, prompts, faces, largest_mb)
+        typer.echo(export_own(unified, tokens, request, recipe, _to_stderr))
+        return
+    if tokenizer is None or text is None:
+        raise InputError("give --tokenizer and --text, or --tokens for a model trained on your own data")
     request = ExportRequest(out, text, quality, description, prompts, faces, largest_mb, reading, photographed)
     models = load_models(unified, tokenizer, encoders, configuration)
     if flavour == "tensorrt":

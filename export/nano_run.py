@@ -140,7 +140,7 @@ def stages(out: Path, plan: TrainingPlan) -> list[TrainingStage]:
         TrainingStage("encoders", encoders, runs["encoders"] / "semantic.safetensors"),
         TrainingStage("judge", judge, runs["judge"] / "judge.safetensors"),
         TrainingStage("tokenizer", tokenizer, runs["tokenizer"] / "tokenizer.safetensors"),
-        TrainingStage("cache", cache, tokens),
+        TrainingStage("cache", cache, tokens / "meta.json"),
         TrainingStage("unified", unified, runs["unified"] / "unified.safetensors"),
         TrainingStage("bundle", bundle, out / "bundle" / "nano" / "manifest.json"),
         TrainingStage("pack", packed, out / "packed"),

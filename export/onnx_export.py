@@ -39,7 +39,7 @@ from f2edge.bundle.bundle import TOKENIZER
 from f2edge.camera.crops import PORTRAIT_MARGINS
 from f2edge.decoding.schedule import Schedule
 from f2edge.errors import InputError
-from f2edge.spec.attributes import F2EDGE_SCHEMA
+from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
 from f2edge.spec.configuration import FeatureShape, ModelConfiguration, configuration_named
 from f2edge.spec.layout import TokenLayout
 from f2edge.spec.sensitive import PHOTOGRAPHED
@@ -68,10 +68,7 @@ def load_models(unified: Path, tokenizer: Path, encoders: Path | None, configura
     described = json.loads(stored) if stored.startswith("{") else {}  # a training run writes the name alone
     if described.get("name") == configuration:
         chosen = replace(ModelConfiguration.from_json(described), tokenizer=image_tokenizer.configuration)
-    with torch.device("meta"):
-        transformer = UnifiedTransformer(chosen)
-    transformer.to_empty(device="cpu")  # skips random initialization: a minute and a second copy of the weights at paper size
-    load_weights(source, transformer)
+    transformer = load_transformer(source, chosen)
     if chosen.understanding == "features":
         return _with_clip(chosen, transformer, image_tokenizer, encoders)
     if chosen.semantic is None and chosen.identity is None:
@@ -80,6 +77,15 @@ def load_models(unified: Path, tokenizer: Path, encoders: Path | None, configura
         raise InputError(f"configuration {configuration!r} has encoders; give their run folder: --encoders FOLDER")
     trained = load_encoders(encoders, chosen)
     return Models(chosen, transformer, image_tokenizer, trained.semantic, trained.identity, trained.regions, trained.region_names)
+
+
+def load_transformer(source: Path, configuration: ModelConfiguration) -> UnifiedTransformer:
+    """Load a transformer from a run's folder or a weights file; raises :class:`InputError` if it does not fit."""
+    with torch.device("meta"):
+        transformer = UnifiedTransformer(configuration)
+    transformer.to_empty(device="cpu")  # skips random initialization: a minute and a second copy of the weights at paper size
+    load_weights(source, transformer)
+    return transformer
 
 
 def _with_clip(configuration: ModelConfiguration, transformer: nn.Module, image_tokenizer: nn.Module, clip: Path | None) -> Models:
@@ -209,6 +215,8 @@ def export_models(
     progress: Callable[[str], None] = print,
     *,
     untrained: bool = False,
+    inputs: tuple[ModelCard, TokenLayout, SampleInputs] | None = None,
+    schema: AttributeSchema = F2EDGE_SCHEMA,
 ) -> Path:
     """Trace, quantize, write and measure one model.
 
@@ -218,6 +226,8 @@ def export_models(
         recipe: a name of :data:`export.quantize.recipes.RECIPES`.
         progress: called with short messages.
         untrained: whether the weights are random.
+        inputs: the manifest's fields, the token layout and real inputs; those of :func:`prepare_export` by default.
+        schema: attributes that ``analyze`` asks for.
 
     Returns:
         The bundle's folder.
@@ -230,18 +240,18 @@ def export_models(
     chosen = recipe_named(recipe)
     check_destination(request.out, min_bundle_bytes(models, [chosen.of(graph).label for graph in models.graphs]))
     models = with_system_prompt(models, request.text)
-    card, layout, inputs = prepare_export(models.configuration, request)
+    card, layout, samples = inputs or prepare_export(models.configuration, request)
     traced = trace_all(models, progress)
     if chosen.calibrated:
         progress("calibrating")
-    calibration = calibrate(traced, chosen, layout, inputs)
+    calibration = calibrate(traced, chosen, layout, samples)
 
     def metrics(folder: Path, _document: dict[str, Any]) -> Mapping[str, Any]:
         alive = census_of_folder(folder, models.transformer)
         precision = {name: chosen.of(name).label for name in models.graphs}
-        measured = measure(folder, models, layout, inputs, precision=precision, untrained=untrained)
+        measured = measure(folder, models, layout, samples, precision=precision, untrained=untrained)
         measured["experts"]["alive"] = alive
-        measured["smoke"] = smoke_vector(folder, layout, card.smoke_prompt, inputs.schedule)
+        measured["smoke"] = smoke_vector(folder, layout, card.smoke_prompt, samples.schedule)
         if request.reading:
             progress("fitting probabilities")
             measured["reading"] = fit_reading(folder, request.reading)
@@ -252,6 +262,7 @@ def export_models(
         models=models,
         text_tokenizer_path=request.text,
         recipe=recipe,
+        schema=schema,
         card=card,
         traced=traced,
         calibration=calibration,

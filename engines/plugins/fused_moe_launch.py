@@ -22,6 +22,10 @@ from f2edge.errors import BackendError
 logger = logging.getLogger(__name__)
 
 
+class RefusedImageError(BackendError):
+    """Code that the driver does not load: damaged, or of another GPU or a newer CUDA."""
+
+
 class Driver:
     """The CUDA driver calls needed for a launch, in the calling thread's current context.
 
@@ -54,8 +58,16 @@ class Driver:
         return 10 * int(major) + int(minor)
 
     def load(self, image: bytes, name: str) -> Any:
-        """Load a function from a cubin or PTX; the module stays loaded as long as the context."""
-        module = self._call("cuModuleLoadData", image + b"\0")
+        """Load a function from a cubin or PTX; the module stays loaded as long as the context.
+
+        Raises:
+            RefusedImageError: the driver does not take the image.
+            BackendError: it has no function of this name.
+        """
+        try:
+            module = self._call("cuModuleLoadData", image + b"\0")
+        except BackendError as error:
+            raise RefusedImageError(str(error)) from error
         return self._call("cuModuleGetFunction", module, name.encode())
 
     def launch(self, function: Any, compiled: CompiledKernel, grid: tuple[int, int], stream: int, arguments: tuple[int, ...]) -> None:
@@ -107,7 +119,7 @@ class Launcher:
             )
             try:
                 function = self._driver.load(image, kernel.name)
-            except BackendError as error:
+            except RefusedImageError as error:
                 logger.warning("kernel %s: the driver refuses the %s: %s", kernel.file, source, error)
                 refusals.append(f"{source}: {error}")
                 continue

@@ -60,16 +60,23 @@ def selftest(source: str, request: Request, progress: Callable[[str], None] = la
         InputError: an unknown power meter.
         OutputError: the report cannot be written.
     """
-    start = time.perf_counter()
-    bundle = Bundle.load(source)
-    chosen = cases(bundle)
+    with closing(Power.open(request.power)) as power:
+        return _selftest(Bundle.load(source), request, power, progress)
+
+
+def _selftest(bundle: Bundle, request: Request, power: Power, progress: Callable[[str], None]) -> dict[str, Any]:
+    start, chosen = time.perf_counter(), cases(bundle)
     progress("reference")
     reference = Reference.of(bundle, chosen)
     test = SelfTest(bundle, reference, chosen, request.seconds, progress)
     backend, reason = choose_backend(request.backend, bundle, request.threads)
+    try:
+        request.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {request.out}: {error.strerror}") from error
     test.alone(backend, AS_BUILT)
     test.interleaved(backend)
-    watts, machine = _power(backend, bundle, chosen, request.power), describe(backend)
+    watts, machine = _watts(backend, bundle, chosen, power), describe(backend)
     plans = backend.plans if isinstance(backend, TensorRTBackend) else None
     name = backend.name
     if isinstance(backend, TensorRTBackend) and backend.graphs:
@@ -89,17 +96,15 @@ def selftest(source: str, request: Request, progress: Callable[[str], None] = la
         "cases": [report.row(result) for result in test.results],
         "trtexec": report.trtexec_lines(bundle, plans, test.results),
     }
-    try:
-        request.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {request.out}: {error.strerror}") from error
     write_atomically(request.out / "selftest.json", json.dumps(document, indent=1).encode())
     write_atomically(request.out / "selftest.md", report.markdown(document).encode())
     return document
 
 
-def _power(backend: Backend, bundle: Bundle, chosen: list[Case], choice: str) -> str:
+def _watts(backend: Backend, bundle: Bundle, chosen: list[Case], power: Power) -> str:
     """Return the mean power over some seconds of decoding steps, in words, or why it was not measured."""
+    if not power.meters:
+        return "not measured" + "".join(f"; {name}: {why}" for name, why in power.missing.items())
     case = next((case for case in chosen if case.graph == "t2i_step"), chosen[0])
     inputs: dict[str, Any] = feeds(bundle, case)
 
@@ -108,15 +113,12 @@ def _power(backend: Backend, bundle: Bundle, chosen: list[Case], choice: str) ->
         while time.monotonic() < until:
             backend.run(case.graph, inputs)
 
-    with closing(Power.open(choice)) as power:
-        if not power.meters:
-            return "not measured" + "".join(f"; {name}: {why}" for name, why in power.missing.items())
-        try:
-            work()  # the meters' first readings
-            _, energy = power.measure(work)
-        except (PowerError, BackendError) as error:
-            return f"not measured: {error}"
-        return f"{energy.watts:.1f} W while {case.label} repeats ({power.covers})"
+    try:
+        work()  # the meters' first readings
+        _, energy = power.measure(work)
+    except (PowerError, BackendError) as error:
+        return f"not measured: {error}"
+    return f"{energy.watts:.1f} W while {case.label} repeats ({power.covers})"
 
 
 def run_selftest(source: str, request: Request, *, only_record: bool, as_json: bool) -> None:

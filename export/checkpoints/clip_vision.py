@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from export.checkpoints.external_encoders import CLIP, CLIP_LAYERS, CLIP_PATCH, CLIP_WIDTH, ExternalEncoder, semantic_encoder
+from export.checkpoints.external_encoders import CLIP, CLIP_LAYERS, CLIP_PATCH, CLIP_WIDTH, ExternalEncoder, clip_prefix, semantic_encoder
 from export.checkpoints.weight_files import Shape, mismatches, open_weights
 from f2edge.errors import InputError
 
@@ -71,9 +71,9 @@ class ClipVision(nn.Module):
         return x[:, 1:]
 
 
-def published_shapes(patches: int) -> dict[str, Shape]:
+def published_shapes(patches: int, at: str = "vision_model.") -> dict[str, Shape]:
     """Names and shapes of the tensors that are read of a checkpoint for pictures of so many patches: all layers but the last."""
-    F, at = CLIP_WIDTH, "vision_model."
+    F = CLIP_WIDTH
     shapes: dict[str, Shape] = {
         f"{at}embeddings.class_embedding": (F,),
         f"{at}embeddings.patch_embedding.weight": (F, 3, CLIP_PATCH, CLIP_PATCH),
@@ -92,9 +92,8 @@ def published_shapes(patches: int) -> dict[str, Shape]:
     return shapes
 
 
-def renamed(state: Mapping[str, Tensor], layers: int) -> Iterator[tuple[str, Tensor]]:
+def renamed(state: Mapping[str, Tensor], layers: int, at: str = "vision_model.") -> Iterator[tuple[str, Tensor]]:
     """:class:`ClipVision`'s names and tensors of a published checkpoint, one at a time."""
-    at = "vision_model."
     yield "patches.weight", state[f"{at}embeddings.patch_embedding.weight"]
     yield "class_token", state[f"{at}embeddings.class_embedding"]
     yield "places", state[f"{at}embeddings.position_embedding.weight"]
@@ -115,12 +114,13 @@ def clip_vision(folder: Path) -> tuple[ClipVision, ExternalEncoder]:
     """
     found = semantic_encoder(folder)
     weights = open_weights(folder)
-    layers, expected = CLIP_LAYERS - 1, published_shapes(found.vectors)
+    prefix = clip_prefix(weights.infos)
+    layers, expected = CLIP_LAYERS - 1, published_shapes(found.vectors, prefix)
     lines = mismatches({name: info for name, info in weights.infos.items() if name in expected}, expected)
     if lines:
         raise InputError("\n  ".join((f"{folder}: is another model; bring {CLIP}", *lines)))
     with torch.device("meta"):
         model = ClipVision(found.width, layers, found.image_size)
-    tensors = {name: tensor.float() for name, tensor in renamed(weights, layers)}
+    tensors = {name: tensor.float() for name, tensor in renamed(weights, layers, prefix)}
     model.load_state_dict(tensors, assign=True)
     return model.eval().requires_grad_(requires_grad=False), found

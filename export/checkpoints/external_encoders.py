@@ -12,6 +12,7 @@ Nothing is downloaded, and no code of a file is executed.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,12 +102,13 @@ def semantic_encoder(path: Path | None, sha256: str | None = None) -> ExternalEn
         raise InputError(f"{folder}/config.json: {'; '.join(wrong)}; bring {CLIP}")
     patches = (size // CLIP_PATCH) ** 2
     weights = open_weights(folder)
-    at = "vision_model.embeddings."
+    prefix = clip_prefix(weights.infos)
+    at = f"{prefix}embeddings."
     expected = {
         f"{at}class_embedding": (CLIP_WIDTH,),
         f"{at}patch_embedding.weight": (CLIP_WIDTH, 3, CLIP_PATCH, CLIP_PATCH),
         f"{at}position_embedding.weight": (patches + 1, CLIP_WIDTH),
-        **{f"vision_model.encoder.layers.{i}.self_attn.q_proj.weight": (CLIP_WIDTH, CLIP_WIDTH) for i in range(CLIP_LAYERS)},
+        **{f"{prefix}encoder.layers.{i}.self_attn.q_proj.weight": (CLIP_WIDTH, CLIP_WIDTH) for i in range(CLIP_LAYERS)},
     }
     lines = mismatches({name: info for name, info in weights.infos.items() if name in expected}, expected)
     if lines:
@@ -115,6 +117,11 @@ def semantic_encoder(path: Path | None, sha256: str | None = None) -> ExternalEn
     if sha256 is not None and len(files) != 1:
         raise InputError(f"{folder}: holds {len(files)} weights files, a sum can be checked for one only; keep the one that is meant")
     return ExternalEncoder(folder, CLIP, size, patches, CLIP_WIDTH, _checked_sum(files[0], sha256, CLIP) if len(files) == 1 else "")
+
+
+def clip_prefix(names: Iterable[str]) -> str:
+    """Return what the vision tower's names begin with: "vision_model.", or nothing in files of its own that transformers 5 writes."""
+    return "" if "embeddings.class_embedding" in names else "vision_model."
 
 
 def _given(path: Path | None, what: str, part: str) -> Path:

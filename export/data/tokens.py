@@ -1,4 +1,4 @@
-"""Rendered faces as the unified model reads them: image codes and encoder features, computed once and memory-mapped.
+"""Faces as the unified model reads them: image codes, encoder features and texts, computed once and memory-mapped.
 
 >>> cache_tokens(FaceShards(Path("shards/train")), tokenizer, semantic, identity, Path("tokens/train"))
 >>> TokenCache(Path("tokens/train")).codes[:2].shape
@@ -12,54 +12,31 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from export.data.conditions import REAL, Conditions, disturbed
-from export.data.pixels import to_pixels
+from export.data.cache_format import SCALE, Joined, Lines, check_shard, write_shard
+from export.data.conditions import REAL, Conditions
+from export.data.encoding import Encoding, FaceSource, ImageEncoder, encode_faces
+from export.data.external.index import Texts
 from f2edge.errors import InputError
-from f2edge.spec.attributes import F2EDGE_SCHEMA
+from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
 
-META = "meta.json"
-_FORMAT = 3
-_ARRAYS = ("codes", "semantic", "identity", "slots", "regions")
+META, ORDER = "meta.json", "order.npy"
+FORMAT = 4
+_ARRAYS = ("codes", "semantic", "identity", "slots")
 _SEEN = "seen_"
 
-
-class FaceSource(Protocol):
-    """The part of :class:`export.data.shards.FaceShards` that is used here."""
-
-    @property
-    def region_names(self) -> Sequence[str]: ...
-
-    def __len__(self) -> int: ...
-
-    def images(self, rows: Any) -> NDArray[np.uint8]:
-        """Return pictures ``(n, Y, X, 3)``."""
-        ...
-
-    def slots(self, rows: Any) -> NDArray[np.int8]:
-        """Return value indices ``(n, K)``, -1 for hidden slots."""
-        ...
-
-    def regions(self, rows: Any) -> NDArray[np.uint8]:
-        """Return coverage of cells ``(n, R, G, G)``, times 255."""
-        ...
+#: What a face's texts are written from: its slots, or texts that came with it.
+Face: TypeAlias = Mapping[str, str] | Texts
 
 
-class ImageEncoder(Protocol):
-    """An image tokenizer: ``encode`` takes pixels (B, 3, Y, X) in [-1, 1] to codes (B, N)."""
-
-    def encode(self, pixels: Tensor) -> Tensor: ...
-
-
-@torch.no_grad()
 def cache_tokens(
     faces: FaceSource,
     tokenizer: ImageEncoder,
@@ -74,7 +51,7 @@ def cache_tokens(
     seed: int = 0,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Path:
-    """Write what :class:`TokenCache` reads.
+    """Write what :class:`TokenCache` reads, as one shard, in this process; ``python -m export cache`` uses several of each.
 
     The folder appears under its name when it is complete; one that exists is replaced.
 
@@ -91,101 +68,110 @@ def cache_tokens(
         seed: of the conditions.
         progress: called with the number of faces done.
     """
-    device = device or torch.device("cpu")
+    encoding = Encoding(tokenizer, semantic, identity, None, batch, bf16, device or torch.device("cpu"))
+    arrays = encode_faces(faces, range(len(faces)), encoding, conditions, seed=seed, progress=progress)
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    count, arrays = len(faces), dict[str, NDArray[Any]]()
-
-    def encoded(pixels: Tensor) -> dict[str, NDArray[Any]]:
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
-            return {
-                "codes": tokenizer.encode(pixels).cpu().numpy().astype(np.int16),
-                "semantic": semantic(pixels).float().cpu().numpy().astype(np.float16),
-                "identity": identity(pixels).float().cpu().numpy().astype(np.float16),
-            }
-
-    for start in range(0, count, batch):
-        rows = np.arange(start, min(start + batch, count))
-        images, slots, regions = faces.images(rows), faces.slots(rows), faces.regions(rows)
-        pixels = to_pixels(images)
-        found = encoded(pixels.to(device)) | {"slots": slots}
-        if conditions is None:
-            seen = found
-        else:
-            rng = np.random.default_rng([seed, start])
-            changed = disturbed(images, slots, rng, conditions, regions=regions, names=faces.region_names)
-            seen = encoded(changed.pixels.to(device)) | {"slots": changed.slots}
-        found = found | {f"{_SEEN}{name}": part for name, part in seen.items()} | {"regions": regions}
-        for name, part in found.items():
-            if name not in arrays:
-                shape = (count, *part.shape[1:])
-                arrays[name] = np.lib.format.open_memmap(draft / f"{name}.npy", mode="w+", dtype=part.dtype, shape=shape)
-            arrays[name][rows] = part
-        progress(int(rows[-1]) + 1)
-    meta = {"format": _FORMAT, "count": count, "regions": list(faces.region_names), "schema": F2EDGE_SCHEMA.to_json()}
-    (draft / META).write_text(json.dumps(meta), encoding="utf-8")
-    arrays.clear()  # flush
+    write_shard(draft / shard_name(0), arrays, {})
+    write_meta(draft, {"schema": F2EDGE_SCHEMA.to_json(), "regions": list(faces.region_names), "shards": [len(faces)]})
     shutil.rmtree(out, ignore_errors=True)
     draft.replace(out)
     return out
 
 
+def shard_name(number: int) -> str:
+    """Return the name of a shard's folder."""
+    return f"shard-{number:06d}"
+
+
+def write_meta(folder: Path, row: Mapping[str, Any]) -> None:
+    """Write ``meta.json``, which makes a cache complete."""
+    draft = folder / f".{META}.{os.getpid()}"
+    draft.write_text(json.dumps({"format": FORMAT, **row}, indent=1), encoding="utf-8")
+    draft.replace(folder / META)
+
+
 class TokenCache:
-    """A folder written by :func:`cache_tokens`; the arrays are memory-mapped.
+    """A folder written by ``python -m export cache`` or :func:`cache_tokens`; the arrays are memory-mapped.
 
     Attributes:
         codes: int16 (n, N).
         semantic, identity: float16 (n, M, F).
         slots: int8 (n, K), columns in the schema's order, -1 where the picture does not show it.
         regions: uint8 (n, R, G, G), share of each cell that a region covers, times 255.
-        seen_codes, seen_semantic, seen_identity, seen_slots: the same of each face under real conditions.
+        seen_codes, seen_semantic, seen_identity, seen_slots: the same of each face under real conditions, where the cache has them.
         region_names: of the R regions.
+        schema: of the slots; empty where the data has none.
+        validation_rows: how many rows at the end the split holds out; None where the data was not split.
+        about: the whole of ``meta.json``.
     """
-
-    codes: NDArray[np.int16]
-    semantic: NDArray[np.float16]
-    identity: NDArray[np.float16]
-    slots: NDArray[np.int8]
-    regions: NDArray[np.uint8]
-    seen_codes: NDArray[np.int16]
-    seen_semantic: NDArray[np.float16]
-    seen_identity: NDArray[np.float16]
-    seen_slots: NDArray[np.int8]
-    region_names: tuple[str, ...]
 
     def __init__(self, directory: Path) -> None:
         """Raises :class:`InputError` where the folder is missing, incomplete, or written for another attribute schema."""
         try:
-            meta = json.loads((directory / META).read_text(encoding="utf-8"))
+            self.about: dict[str, Any] = json.loads((directory / META).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise _no_cache(directory, error) from error
-        if meta.get("format") != _FORMAT or meta.get("schema") != F2EDGE_SCHEMA.to_json():
+        own = self.about.get("texts", False)
+        if self.about.get("format") != FORMAT or not (own or self.about.get("schema") == F2EDGE_SCHEMA.to_json()):
             raise InputError(f"{directory}: was written by another version of f2edge; make it again: python -m export cache")
+        self.directory, self.schema = directory, AttributeSchema.from_json(self.about["schema"])
+        self._folders = [directory / shard_name(number) for number, count in enumerate(self.about["shards"]) if count]
+        for folder in self._folders:
+            check_shard(folder)
+        split = directory / ORDER
+        order = np.load(split) if split.is_file() else np.arange(sum(self.about["shards"]), dtype=np.int64)
         try:
-            self.codes, self.semantic, self.identity, self.slots, self.regions = (
-                np.load(directory / f"{name}.npy", mmap_mode="r") for name in _ARRAYS
-            )
-            self.seen_codes, self.seen_semantic, self.seen_identity, self.seen_slots = (
-                np.load(directory / f"{_SEEN}{name}.npy", mmap_mode="r") for name in _ARRAYS[:4]
-            )
+            self._open(order)
         except (OSError, ValueError) as error:
             raise _no_cache(directory, error) from error
-        self.region_names = tuple(meta["regions"])
+        self.region_names: tuple[str, ...] = tuple(self.about["regions"])
+        self.validation_rows: int | None = self.about.get("validation")
+        self._texts = Lines(self._folders, "texts", order) if own else None
+
+    def _open(self, order: NDArray[np.int64]) -> None:
+        def joined(name: str) -> Any:
+            if name == "semantic" and self.about.get("features") == "later":
+                from export.data.later import LaterFeatures
+
+                return LaterFeatures(Lines(self._folders, "crops", order), len(order), self.about)
+            if name in {"semantic", "identity"} and not (self._folders[0] / f"{name}.npy").is_file():  # a model without this encoder
+                return Joined([np.zeros((count, 0, 0), np.float16) for count in self.about["shards"] if count], order)
+            parts = [np.load(folder / f"{name}.npy", mmap_mode="r") for folder in self._folders]
+            scaled = (self._folders[0] / f"{name}{SCALE}.npy").is_file()
+            scales = [np.load(folder / f"{name}{SCALE}.npy", mmap_mode="r") for folder in self._folders] if scaled else None
+            return Joined(parts, order, scales)
+
+        self.codes, self.semantic, self.identity, self.slots = (joined(name) for name in _ARRAYS)
+        self.regions = joined("regions")
+        twice = (self._folders[0] / f"{_SEEN}codes.npy").is_file()
+        self.seen_codes, self.seen_semantic, self.seen_identity, self.seen_slots = (
+            [joined(f"{_SEEN}{name}") for name in _ARRAYS] if twice else (self.codes, self.semantic, self.identity, self.slots)
+        )
 
     def __len__(self) -> int:
         return len(self.codes)
 
-    def face(self, row: int) -> dict[str, str]:
-        """The visible slots of one face, name → value."""
-        return slots_of(self.slots[row])
+    def face(self, row: int, *, seen: bool = False) -> Face:
+        """What one face's texts are written from: the visible slots (with ``seen``, under real conditions), or its own texts."""
+        slots = slots_of((self.seen_slots if seen else self.slots)[row], self.schema)
+        if self._texts is None:
+            return slots
+        found = Texts.from_json(self._texts[row])
+        return Texts(found.captions, found.questions, slots)
 
 
 def _no_cache(directory: Path, error: Exception) -> InputError:
     return InputError(f"{directory}: no token cache ({error}); make one: python -m export cache --data SHARDS --out {directory}")
 
 
-def slots_of(values: NDArray[np.int8]) -> dict[str, str]:
+def slots_of(values: NDArray[np.int8], schema: AttributeSchema = F2EDGE_SCHEMA) -> dict[str, str]:
     """One row of slot values (K,) as name → value, without the hidden ones."""
-    return {slot.name: slot.values[value] for slot, value in zip(F2EDGE_SCHEMA.values(), values.tolist(), strict=True) if value >= 0}
+    return {slot.name: slot.values[value] for slot, value in zip(schema.values(), values.tolist(), strict=True) if value >= 0}
+
+
+def slot_values(faces: Sequence[Mapping[str, str] | None], schema: AttributeSchema) -> NDArray[np.int8]:
+    """Return name → value of each face as value indices (n, K), -1 where a slot is not given."""
+    rows = [[schema[name].index(face[name]) if face and name in face else -1 for name in schema] for face in faces]
+    return np.array(rows, np.int8).reshape(len(faces), len(schema))

@@ -23,6 +23,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from export.checkpoints.stored_graphs import StoredGraph, StoredTokenizer
 from export.graph.lower import OPSET, Array, LoweringError, constant, lower, merge, rename_axes
 from export.graph.sampling import guide, sampling_model, step_inputs
 from export.model.encoders import folded
@@ -58,6 +59,15 @@ class Models:
                 part.eval().requires_grad_(requires_grad=False)
         if self.transformer is not None:
             self.transformer.use_fused_attention(fused=False)
+
+    @property
+    def stored(self) -> Mapping[str, StoredGraph]:
+        """The graphs that are exported as they are."""
+        tokenizer = self.image_tokenizer
+        parts: dict[str, nn.Module | None] = {"semantic": self.semantic, "identity": self.identity, "regions": self.parser}
+        if isinstance(tokenizer, StoredTokenizer):
+            parts |= {"image_encode": tokenizer.encoder, "image_decode": tokenizer.decoder}
+        return {name: part for name, part in parts.items() if isinstance(part, StoredGraph)}
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -179,11 +189,11 @@ def wrapper(name: str, models: Models) -> nn.Module:
     match name:
         case "image_encode" | "image_decode":
             assert models.image_tokenizer is not None
-            return (_Encode if name == "image_encode" else _Decode)(models.image_tokenizer)
+            return _tokenizer_graph(name, models.image_tokenizer)
         case "semantic" | "identity" | "regions":
             part = models.parser if name == "regions" else getattr(models, name)
             assert part is not None
-            return folded(part)
+            return part if isinstance(part, StoredGraph) else folded(part)
     model = models.transformer
     assert model is not None
     match name:
@@ -196,6 +206,13 @@ def wrapper(name: str, models: Models) -> nn.Module:
         case "mmu_extend":
             return _TextExtend(model)
     raise LoweringError(f"no graph {name!r}; known: {', '.join(SIGNATURES)}")
+
+
+def _tokenizer_graph(name: str, tokenizer: nn.Module) -> nn.Module:
+    """The module for ``image_encode`` or ``image_decode``."""
+    if isinstance(tokenizer, StoredTokenizer):
+        return tokenizer.encoder if name == "image_encode" else tokenizer.decoder
+    return (_Encode if name == "image_encode" else _Decode)(tokenizer)
 
 
 def _image_prefill(models: Models, model: UnifiedTransformer) -> nn.Module:
@@ -327,6 +344,19 @@ def restore_names(model: ir.Model, module: nn.Module) -> None:
             value.name = wanted
 
 
+def _stored(module: StoredGraph, signature: GraphSignature, axes: dict[str, tuple[int | str, ...]]) -> ir.Model:
+    """Return a stored graph with the names of its signature, behind what computes its input."""
+    model, (given,), (made,) = module.model(OPSET), signature.inputs, signature.outputs
+    if module.before is not None:
+        examples = {given.name: _example(given.dtype, axes[given.name])}
+        before = lower(_export(module.before, examples, axes, ["before"]))
+        model = merge(before, model, {"input": "before"}, signature.name)
+    model.graph.inputs[0].name, model.graph.outputs[0].name = given.name, made.name
+    model.graph.name = signature.name
+    rename_axes(model, axes)
+    return model
+
+
 def trace(name: str, models: Models) -> ir.Model:
     """Trace and lower one graph of ``f2edge.spec.graphs`` in fp32; its constants are views of the model's memory.
 
@@ -335,6 +365,8 @@ def trace(name: str, models: Models) -> ir.Model:
     """
     signature, module = SIGNATURES[name], wrapper(name, models)
     axes = axes_of(signature, models)
+    if isinstance(module, StoredGraph):
+        return _stored(module, signature, axes)
     inputs = {t.name: t.dtype for t in signature.inputs if t.name not in models.configuration.absent_inputs(name)}
     outputs = [t.name for t in signature.outputs]
     if name == "t2i_step":

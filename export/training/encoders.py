@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from export.data.conditions import REAL, Conditions, disturbed
+from export.data.encoding import FaceSource
 from export.data.pixels import to_pixels
-from export.data.tokens import FaceSource
 from export.model.encoders import SIDE, AttributeReadout, IdentityEncoder, RegionParser, SemanticEncoder
 from export.training.checkpoint import load_weights, save_weights, stored_json, weights_metadata
 from export.training.loop import Batch, StepMetrics, TrainOptions, train

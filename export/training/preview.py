@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from export.data.external.index import Texts
 from export.data.text.dialogues import TextMaker
 from export.data.text.questions import QuestionAnswer
-from export.data.tokens import TokenCache
+from export.data.tokens import Face, TokenCache
 from export.graph.sampling import SAMPLING_INPUTS, guide
 from export.graph.sampling import sample as sample_codes
 from export.model.transformer import Routing, UnifiedTransformer
 from export.training.losses import expert_usage
 from f2edge.decoding.parallel import UNCONDITIONAL, Feeds, decode
 from f2edge.decoding.schedule import Schedule, plan
-from f2edge.spec.attributes import F2EDGE_SCHEMA
 from f2edge.spec.layout import Ids, left_pad
 
 #: Codes (B, N) → pixels (B, 3, Y, X) in [-1, 1].
@@ -33,6 +33,7 @@ ImageDecoder = Callable[[Tensor], Tensor]
 RATIOS = (0.25, 0.5, 0.75, 1.0)
 _CHUNK = 16
 _GENERATION_ROWS, _QUESTION_ROWS, _GRID = 128, 384, 16
+_OWN_QUESTIONS, _OWN_TOKENS = 2, 160
 
 
 def measure(
@@ -54,15 +55,54 @@ def measure(
         ``directory`` gets ``unified-STEP.json`` (accuracy of each slot, use of each expert) and, with a decoder, ``unified-STEP.png``.
     """
     generation, drawing = measure_generation(model, cache, rows[:_GENERATION_ROWS], texts)
+    shown = [cache.face(row) for row in rows[:_GRID].tolist()]
+    own = measure_texts(model, cache, rows[:_GENERATION_ROWS], texts)
+    if not cache.schema:
+        (directory / f"unified-{step:06d}.json").write_text(json.dumps({"t2i": usage_table(drawing)}, indent=1), encoding="utf-8")
+        _preview(model, shown, texts, image_decoder, directory / f"unified-{step:06d}.png")
+        return {**generation, **own}
     understanding, table, reading = measure_slots(model, cache, rows[:_QUESTION_ROWS], texts)
     seen, seen_table, _ = measure_slots(model, cache, rows[:_QUESTION_ROWS], texts, seen=True)
     report = {"slots": table, "seen": seen_table, "t2i": usage_table(drawing), "mmu": usage_table(reading)}
     (directory / f"unified-{step:06d}.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    if image_decoder is not None:
+    _preview(model, shown, texts, image_decoder, directory / f"unified-{step:06d}.png")
+    return {**generation, **own, **understanding, **{f"seen/{name}": value for name, value in seen.items()}}
+
+
+def _preview(model: UnifiedTransformer, faces: Sequence[Face], texts: TextMaker, decoder: ImageDecoder | None, path: Path) -> None:
+    """Write the pictures that prompts of some faces give, with a decoder."""
+    if decoder is not None:
         rng = np.random.default_rng(1)
-        prompts = [texts.prompt(cache.face(row), rng) for row in rows[:_GRID]]
-        save_grid(image_decoder(sample(model, texts, prompts)), directory / f"unified-{step:06d}.png")
-    return {**generation, **understanding, **{f"seen/{name}": value for name, value in seen.items()}}
+        prompts = [texts.prompt(face, rng) for face in faces]
+        save_grid(decoder(sample(model, texts, prompts)), path)
+
+
+def measure_texts(model: UnifiedTransformer, cache: TokenCache, rows: NDArray[np.int64], texts: TextMaker) -> dict[str, float]:
+    """Cross entropy per token, in nats, of the faces' own texts: ``texts/describe`` and ``texts/answer`` of questions.
+
+    Nothing for a cache of slots.
+    """
+    totals: dict[str, list[float]] = {"texts/describe": [0.0, 0.0], "texts/answer": [0.0, 0.0]}
+    device = next(model.parameters()).device
+    for row in rows.tolist():
+        face = cache.face(row)
+        if not isinstance(face, Texts):
+            return {}
+        own = [(texts.describe_question, text, "texts/describe") for text in texts.descriptions(face)[:1]]
+        own += [(question, answer, "texts/answer") for question, answer in face.questions[:_OWN_QUESTIONS]]
+        for question, answer, name in own:
+            asked, wanted = texts.exchange(QuestionAnswer(question, answer, "", "own"))
+            wanted = wanted[:_OWN_TOKENS]
+            ids = torch.tensor([[*asked, *wanted[:-1]]], device=device)
+            codes = torch.from_numpy(cache.codes[[row]].astype(np.int64)).to(device)
+            semantic, identity = (torch.from_numpy(a[[row]].astype(np.float32)).to(device) for a in (cache.semantic, cache.identity))
+            places = torch.arange(ids.shape[1], device=device)[None]
+            hidden, _ = model.understanding_states(codes, semantic, identity, ids, places, torch.zeros_like(ids))
+            scores = model.text_scores(hidden[0, len(asked) - 1 :]).float()
+            loss = functional.cross_entropy(scores, torch.tensor(wanted, device=device), reduction="sum")
+            totals[name][0] += float(loss)
+            totals[name][1] += len(wanted)
+    return {name: loss / count for name, (loss, count) in totals.items() if count}
 
 
 def measure_generation(
@@ -111,10 +151,10 @@ def measure_slots(
     held = (cache.codes, cache.semantic, cache.identity, cache.slots)
     if seen:
         held = (cache.seen_codes, cache.seen_semantic, cache.seen_identity, cache.seen_slots)
-    device, width = next(model.parameters()).device, max(len(slot.values) for slot in F2EDGE_SCHEMA.values())
-    asked = [texts.exchange(QuestionAnswer(slot.question, slot.answers[0], slot.name, "slot"))[0] for slot in F2EDGE_SCHEMA.values()]
+    device, width = next(model.parameters()).device, max(len(slot.values) for slot in cache.schema.values())
+    asked = [texts.exchange(QuestionAnswer(slot.question, slot.answers[0], slot.name, "slot"))[0] for slot in cache.schema.values()]
     first = np.full((len(asked), width), -1, np.int64)  # (K, values)
-    for index, slot in enumerate(F2EDGE_SCHEMA.values()):
+    for index, slot in enumerate(cache.schema.values()):
         first[index, : len(slot.values)] = [texts.encode_fixed(answer)[0] for answer in slot.answers]
     ids = torch.tensor([token for question in asked for token in question], device=device)[None]  # (1, S)
     places = torch.cat([torch.arange(len(question)) for question in asked]).to(device)[None]
@@ -132,19 +172,21 @@ def measure_slots(
         scores = scores.gather(2, allowed.clamp(min=0).expand(len(part), -1, -1)).masked_fill(allowed < 0, -torch.inf)
         answers.append(scores.argmax(dim=-1).cpu().numpy())
         routings.append(routing)
-    return *_slot_metrics(np.concatenate(answers), held[3][rows]), routings
+    return *_slot_metrics(np.concatenate(answers), held[3][rows], list(cache.schema)), routings
 
 
-def _slot_metrics(answers: NDArray[np.int64], truth: NDArray[np.int8]) -> tuple[dict[str, float], dict[str, float]]:
+def _slot_metrics(answers: NDArray[np.int64], truth: NDArray[np.int8], names: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
     """Mean and balanced accuracy, and the accuracy of each slot that any face shows."""
     table, balanced = {}, []
-    for index, name in enumerate(F2EDGE_SCHEMA):
+    for index, name in enumerate(names):
         visible = truth[:, index] >= 0
         if not visible.any():
             continue
         wanted, right = truth[visible, index], answers[visible, index] == truth[visible, index]
         table[name] = float(right.mean())
         balanced.append(float(np.mean([right[wanted == value].mean() for value in np.unique(wanted)])))
+    if not table:
+        return {}, {}
     return {"slots/right": float(np.mean(list(table.values()))), "slots/balanced": float(np.mean(balanced))}, table
 
 

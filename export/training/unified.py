@@ -14,7 +14,6 @@ Axes: B faces, G draws, N image tokens, P prompt columns, S text columns, K mask
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from export.data.text.dialogues import TextMaker
 from export.data.text.tokenizer import read_text_tokenizer
-from export.data.tokens import TokenCache, slots_of
+from export.data.tokens import TokenCache
 from export.model.transformer import Routing, UnifiedTransformer
 from export.training.checkpoint import latest_checkpoint, load_weights, save_weights
 from export.training.loop import Batch, StepMetrics, TrainOptions, resolve_device, train
@@ -33,7 +32,7 @@ from export.training.losses import balance_loss, cosine_mask_ratio, expert_usage
 from export.training.preview import ImageDecoder, measure
 from f2edge.errors import InputError
 from f2edge.imaging.regions import PRESENT, select_cells
-from f2edge.spec.attributes import F2EDGE_SCHEMA
+from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
 from f2edge.spec.configuration import NANO, ImageTokenizerConfiguration, ModelConfiguration
 from f2edge.spec.layout import left_pad, tokens_of_cells
 
@@ -120,13 +119,13 @@ class UnifiedTask:
     ) -> None:
         self.mixture = mixture or Mixture()
         self.pictures, self.faces = self.mixture.split(batch)
-        self.trained_rows = len(cache) - validation_rows
+        self.trained_rows = len(cache) - (validation_rows if cache.validation_rows is None else cache.validation_rows)
         if self.trained_rows < 1:
             raise InputError(f"unified training: {len(cache)} faces leave none for training beside {validation_rows} for validation")
         _check_fit(cache, configuration)
         self.cache, self.texts, self.seed, self.image_decoder = cache, texts, seed, image_decoder
         self.validation = np.arange(self.trained_rows, len(cache))
-        self._row_share = row_shares(cache.slots[: self.trained_rows])
+        self._row_share = row_shares(cache.slots[: self.trained_rows], cache.schema)
         self._features = [cache.region_names.index(name) for name in FEATURES if name in cache.region_names]
         torch.manual_seed(seed)
         self.model = UnifiedTransformer(configuration)
@@ -177,8 +176,7 @@ class UnifiedTask:
         rows = rng.integers(self.trained_rows, size=self.faces)
         mixture = self.mixture
         seen = rng.random(self.faces) < mixture.seen_share
-        slots = np.where(seen[:, None], self.cache.seen_slots[rows], self.cache.slots[rows])
-        faces = [slots_of(row) for row in slots]
+        faces = [self.cache.face(row, seen=changed) for row, changed in zip(rows.tolist(), seen.tolist(), strict=True)]
         talk = self.texts.dialogues(faces, rng, mixture.text_columns, mixture.describe_share, mixture.unsure_share)
         return {
             **self.features(rows, seen),
@@ -269,11 +267,12 @@ def _beside(chosen: np.ndarray, array: np.ndarray) -> np.ndarray:
     return chosen.reshape(-1, *(1 for _ in array.shape[1:]))
 
 
-def row_shares(slots: np.ndarray) -> np.ndarray:
+def row_shares(slots: np.ndarray, schema: AttributeSchema = F2EDGE_SCHEMA) -> np.ndarray:
     """Of slots (n, K): up to where in [0, 1] each row reaches when rows take room by how sought their pictures are, (n,)."""
     weight = np.ones(len(slots))
     for (name, value), times in _SOUGHT.items():
-        weight[slots[:, list(F2EDGE_SCHEMA).index(name)] == F2EDGE_SCHEMA[name].index(value)] = times
+        if schema == F2EDGE_SCHEMA:
+            weight[slots[:, list(schema).index(name)] == schema[name].index(value)] = times
     share: np.ndarray = np.cumsum(weight / weight.sum())
     share[-1] = 1.0
     return share
@@ -371,9 +370,10 @@ def run(
         from export.training.tokenizer import load_tokenizer
 
         decoder = load_tokenizer(image_tokenizer).to(resolve_device(options.device)).decode
-    texts = TextMaker(read_text_tokenizer(text), configuration)
+    tokenizer, cache = read_text_tokenizer(text), TokenCache(tokens)
+    texts = TextMaker(tokenizer, configuration, cache.schema)
     task = UnifiedTask(
-        TokenCache(tokens), texts, options.batch, configuration=configuration, mixture=mixture, image_decoder=decoder,
+        cache, texts, options.batch, configuration=configuration, mixture=mixture, image_decoder=decoder,
         validation_rows=validation_rows, seed=options.seed,
     )  # fmt: skip
     if start_from is not None and latest_checkpoint(options.out) is None:
@@ -382,31 +382,3 @@ def run(
     load_weights(last, task.model)
     save_weights(options.out / "unified.safetensors", task.model, {"configuration": configuration.name})
     return options.out
-
-
-def run_cache(
-    data: Path,
-    tokenizer: Path,
-    encoders: Path,
-    out: Path,
-    *,
-    configuration: ModelConfiguration = NANO,
-    limit: int | None = None,
-    batch: int = 64,
-    device: str = "auto",
-) -> Path:
-    """Encode the first ``limit`` faces (None: all) of the shards in ``data`` with trained tokenizer and encoders into the cache ``out``."""
-    from tqdm import tqdm
-
-    from export.data.shards import FaceShards
-    from export.data.tokens import cache_tokens
-    from export.training.encoders import load_encoders
-    from export.training.tokenizer import load_tokenizer
-
-    place = resolve_device(device)
-    faces, trained, codes = FaceShards(data, limit), load_encoders(encoders, configuration), load_tokenizer(tokenizer).to(place)
-    with tqdm(total=math.ceil(len(faces)), unit="faces", disable=None) as bar:
-        return cache_tokens(
-            faces, codes, trained.semantic.to(place), trained.identity.to(place), out, batch=batch, device=place,
-            progress=lambda done: bar.update(done - bar.n) and None,
-        )  # fmt: skip

@@ -75,6 +75,8 @@ def analyze(
     printer = _printer(json, jsonl, as_csv, out, resume=resume, quiet=quiet, count=len(files))
     picture = open_image(picture_source(files[0])) if len(files) == 1 else None  # checked before the model is opened
     opened = open_description(bundle, backend, threads, server)
+    if not opened.schema:
+        raise InputError("this bundle has no attributes: its model was trained without a schema; use `f2edge ask` or `f2edge describe`")
     named = None if attributes is None else [name.strip() for name in attributes.split(",")]
     policy = SensitivePolicy.of(opened.faces, include=include_sensitive)
     analysis = Analysis(opened, opened.schema.select(policy.attributes(opened.schema, named)), backend, threads, include_sensitive)

@@ -15,6 +15,8 @@ from tests.docs.test_documents import DOCUMENTS, FENCE, ROOT, text
 
 #: Pattern of a command → the test that runs it, or what it needs that no test has.
 ELSEWHERE = {
+    r"(python -m export|torchrun) .*--configuration 1\.8b.* own/": "needs eight GPUs and published weights",
+    r"(python -m export|f2edge) .* own/": "tests/export/test_own_run.py",
     r"make (face|test|lint|docs)\b": "needs a network",
     r"make (audit|sbom|lock|lowest-direct)": "needs a network",
     r"RESOLUTION=highest .*lowest_direct": "needs a network",

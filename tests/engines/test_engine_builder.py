@@ -62,8 +62,8 @@ def test_every_version_builds_every_graph(version: str, bundle: Path, tmp_path: 
     for name in plans.graphs:
         assert json.loads(plans.path(name).read_text())["strong"], "networks are strongly typed"
     profile = load_profile(PROFILE)
-    (limit,) = {call["pool_size"] for call in here.calls("IBuilderConfig", "set_memory_pool_limit")}
-    assert limit == profile.build.workspace_mib << 20
+    limits = {(call["pool"].name, call["pool_size"]) for call in here.calls("IBuilderConfig", "set_memory_pool_limit")}
+    assert limits == {("WORKSPACE", profile.build.workspace_mib << 20), ("TACTIC_DRAM", profile.build.tactic_dram_mib << 20)}
     assert {call["value"] for call in here.calls("IBuilderConfig", "builder_optimization_level=")} == {profile.build.optimization_level}
     assert {call["flag"].name for call in here.calls("IBuilderConfig", "clear_flag")} == {"TF32"}
     assert not here.calls("IBuilderConfig", "set_flag")
@@ -339,11 +339,12 @@ def test_without_tensorrt_one_line_says_what_to_install(
     assert "pip install tensorrt-cu13" in error
 
 
-def test_without_pycuda_one_line_says_what_to_install(
+def test_without_a_cuda_library_one_line_says_what_to_install(
     capsys: pytest.CaptureFixture[str], bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(monkeypatch, tmp_path)
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
     assert run(["build", str(bundle), "--profile", PROFILE]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1

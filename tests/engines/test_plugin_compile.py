@@ -14,7 +14,7 @@ import pytest
 
 from engines.plugins.compile_kernels import all_kernels, assemble, compile_kernel, without_scratch
 from engines.plugins.fused_moe import LARGE, SMALL, Grid, KernelPlan, MoEShape, choose_tile
-from engines.plugins.fused_moe_launch import Launcher
+from engines.plugins.fused_moe_launch import Launcher, RefusedImageError
 from engines.plugins.kernel_folder import TARGETS, KernelFolder
 from f2edge.errors import BackendError, InputError
 from tests.support.tensorrt.plugin_folder import write_folder
@@ -166,7 +166,7 @@ class OldDriver:
 
     def load(self, image: bytes, name: str) -> str:
         if image.startswith(self.refused):
-            raise BackendError("cuModuleLoadData failed in CUDA: CUDA_ERROR_NO_BINARY_FOR_GPU")
+            raise RefusedImageError("cuModuleLoadData failed in CUDA: CUDA_ERROR_NO_BINARY_FOR_GPU")
         return name
 
 

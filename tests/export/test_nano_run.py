@@ -84,3 +84,10 @@ def test_a_training_that_was_stopped_is_not_done(tmp_path: Path) -> None:
     for finished, left in ((False, ["encoders"]), (True, [])):
         (step / "state.json").write_text(json.dumps({"task": "encoders", "step": 7, "finished": finished}))
         assert run_nano(tmp_path, plan, until="encoders", dry_run=True) == left
+
+
+def test_a_cache_that_was_stopped_is_not_done(tmp_path: Path) -> None:
+    (tmp_path / "tokens" / "shard-000000").mkdir(parents=True)
+    assert "cache" in run_nano(tmp_path, plan_named("smoke"), dry_run=True, report=lambda _: None)
+    (tmp_path / "tokens" / "meta.json").touch()
+    assert "cache" not in run_nano(tmp_path, plan_named("smoke"), dry_run=True, report=lambda _: None)

@@ -13,15 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from export.data.external.rows import IMAGE_SUFFIXES, Row
+from export.data.external.stored import ParquetCell, Source, TarMember
+from f2edge.errors import InputError
 
 _IMAGE_NAMES = ("image", "image_path", "img", "img_path", "image_file", "file_name", "filename", "file", "path", "image_name", "picture",
                 "photo", "jpg", "png", "webp", "image_id", "id", "key")  # fmt: skip
+_ID_NAMES = ("id", "__key__", "key", "uid", "uuid", "guid")
+ROLES = ("image", "captions", "conversation", "pairs", "question", "answer", "id", "ignored")
 _IMAGE_FOLDERS = ("", "images", "image", "imgs", "img", "train")
 _CAPTION_WORDS = frozenset(("caption", "text", "txt", "description", "desc", "prompt", "sentence", "comment", "summary"))
 _NOT_TEXT_WORDS = frozenset(("negative", "ocr", "id", "number", "url"))
 _QUESTION_WORDS = frozenset(("question", "query", "instruction"))
 _ANSWER_WORDS = frozenset(("answer", "response", "output", "reply"))
 _ASKERS, _ANSWERERS = frozenset(("human", "user")), frozenset(("gpt", "assistant", "model", "chatgpt"))
+_UNKNOWN = "text of unknown purpose"
 _PLACEHOLDER = re.compile(r"<\|?image\|?>|<img>|\[IMG\]", re.IGNORECASE)
 
 Pair = tuple[str, str]
@@ -29,7 +34,7 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Column:
-    """One column, its role ("image", "captions", "conversation", "pairs", "question", "answer" or "ignored") and the reason."""
+    """One column, its role (one of :data:`ROLES`) and the reason."""
 
     name: str
     role: str
@@ -88,16 +93,22 @@ def pairs_of(value: Any) -> list[Pair]:
     return pairs
 
 
-def find_image(value: Any, base: Path) -> bytes | Path | None:
-    """Return bytes or an existing path for a value of an image column: bytes, ``{bytes, path}``, a path or an id; None if missing."""
+def find_image(value: Any, base: Path) -> Source | None:
+    """Return bytes, an existing path or a place inside another file for a value of an image column; None if missing."""
     if isinstance(value, Mapping):
         data = value.get("bytes")
         return bytes(data) if isinstance(data, bytes | bytearray) and data else find_image(value.get("path"), base)
+    if isinstance(value, TarMember | ParquetCell):
+        return value
     if isinstance(value, bytes | bytearray):
         return bytes(value)
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "" or "\0" in str(value):
         return None
-    name = str(value)
+    return _find_file(str(value), base)
+
+
+def _find_file(name: str, base: Path) -> Path | None:
+    """Return the existing file of a name or id beside a table or in its folder of images."""
     suffixes = ("",) if name.lower().endswith(IMAGE_SUFFIXES) else IMAGE_SUFFIXES
     for folder in _IMAGE_FOLDERS:
         for suffix in suffixes:
@@ -116,9 +127,42 @@ def sniff(sample: Sequence[Row], base: Path) -> tuple[Column, ...]:
     values = {name: [row[name] for row in sample if row.get(name) not in (None, "", [])] for name in names}
     roles = {name: _role(name, values[name]) for name in names}
     _pick_image(roles, values, base)
+    _pick_id(roles, values)
     _pair_up(roles)
     _free_text(roles, values)
     return tuple(Column(name, *roles[name]) for name in names)
+
+
+def overruled(columns: Sequence[Column], wanted: Mapping[str, Sequence[str]]) -> tuple[Column, ...]:
+    """Return the columns with the roles of ``wanted``, role → names; columns that were guessed to have one of these roles lose it.
+
+    Raises:
+        InputError: a role or a column is unknown.
+    """
+    names = [column.name for column in columns]
+    for role, chosen in wanted.items():
+        if role not in ROLES:
+            raise InputError(f"--columns: no role {role!r}; choose from: {', '.join(ROLES)}")
+        if missing := [name for name in chosen if name not in names]:
+            raise InputError(f"--columns: no column {missing[0]!r}; found: {', '.join(names)}")
+    by_name = {name: role for role, chosen in wanted.items() for name in chosen}
+    return tuple(
+        Column(c.name, by_name[c.name], "as --columns says") if c.name in by_name
+        else Column(c.name, "ignored", f"--columns names another for {c.role}") if c.role in wanted and c.role != "ignored"
+        else c
+        for c in columns
+    )  # fmt: skip
+
+
+def parse_columns(text: str) -> dict[str, list[str]]:
+    """Return role → names of ``image=photo,captions=text,captions=title``; raises :class:`InputError` for anything else."""
+    wanted: dict[str, list[str]] = {}
+    for part in filter(None, text.split(",")):
+        role, mark, name = part.partition("=")
+        if not (mark and role.strip() and name.strip()):
+            raise InputError(f"--columns {part!r}: write ROLE=COLUMN,…, as in image=photo,captions=text; roles: {', '.join(ROLES)}")
+        wanted.setdefault(role.strip(), []).append(name.strip())
+    return wanted
 
 
 def _words(name: str) -> set[str]:
@@ -148,7 +192,7 @@ def _role(name: str, values: Sequence[Any]) -> tuple[str, str]:
     for known, role in ((_QUESTION_WORDS, "question"), (_ANSWER_WORDS, "answer"), (_CAPTION_WORDS, "captions")):
         if words & known and not words & _NOT_TEXT_WORDS:
             return role, role if role == "captions" else f"{role}s"
-    return "ignored", "text of unknown purpose"
+    return "ignored", _UNKNOWN
 
 
 def _pick_image(roles: dict[str, tuple[str, str]], values: Mapping[str, Sequence[Any]], base: Path) -> None:
@@ -161,15 +205,26 @@ def _pick_image(roles: dict[str, tuple[str, str]], values: Mapping[str, Sequence
         return
     best = max(likely, key=lambda name: likely[name])
     found = round(likely[best][0] * len(values[best]))
-    kind = "embedded images" if isinstance(values[best][0], bytes | Mapping) else "paths of images"
+    embedded = isinstance(values[best][0], bytes | Mapping | TarMember | ParquetCell)
+    kind = "embedded images" if embedded else "paths of images"
     for name in likely:
         if name != best and roles[name][0] == "ignored":
             roles[name] = "ignored", f"could be an image column, but {best!r} has more images"
     roles[best] = "image", f"{kind}, {found} of the first {len(values[best])} found"
 
 
+def _pick_id(roles: dict[str, tuple[str, str]], values: Mapping[str, Sequence[Any]]) -> None:
+    """Take the first column that is named like an id, and is not needed otherwise, for the id of a row."""
+    known = [name for name in roles if name.lower() in _ID_NAMES and roles[name][0] == "ignored" and values[name]]
+    for name in sorted(known, key=lambda name: _ID_NAMES.index(name.lower()))[:1]:
+        if all(isinstance(value, str | int) for value in values[name]):
+            roles[name] = "id", "id"
+
+
 def _may_be_image(name: str, values: Sequence[Any]) -> bool:
     first = values[0]
+    if isinstance(first, TarMember | ParquetCell):
+        return True
     if isinstance(first, Mapping):
         return "bytes" in first or "path" in first
     if isinstance(first, bytes | bytearray):
@@ -190,12 +245,13 @@ def _pair_up(roles: dict[str, tuple[str, str]]) -> None:
 
 
 def _free_text(roles: dict[str, tuple[str, str]], values: Mapping[str, Sequence[Any]]) -> None:
-    """Take a single column of sentences for captions if no other column has text."""
-    if any(role not in {"image", "ignored"} for role, _ in roles.values()):
+    """Take a single column of sentences of unknown purpose for captions if no column is named as one."""
+    if any(role == "captions" for role, _ in roles.values()):
         return
-    free = [name for name, (role, _) in roles.items() if role == "ignored" and values[name] and _sentences(values[name])]
+    unknown = [name for name, (role, why) in roles.items() if role == "ignored" and why == _UNKNOWN and not _words(name) & _NOT_TEXT_WORDS]
+    free = [name for name in unknown if _sentences(values[name])]
     if len(free) == 1:
-        roles[free[0]] = "captions", "captions: the only column of sentences"
+        roles[free[0]] = "captions", "captions: the only other column of sentences"
 
 
 def _sentences(values: Sequence[Any]) -> bool:

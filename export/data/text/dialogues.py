@@ -15,18 +15,21 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from export.data.external.index import Texts
 from export.data.text.captions import caption
 from export.data.text.questions import CANNOT_TELL, QuestionAnswer, describe_question, questions
 from export.data.text.tokenizer import END_OF_TEXT, START_OF_TEXT
 from export.data.text.wording import Dice, misspelt
+from export.defaults import defaults_of
 from f2edge.errors import InputError
-from f2edge.spec.attributes import F2EDGE_SCHEMA
+from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
 from f2edge.spec.configuration import ModelConfiguration
 from f2edge.spec.layout import TokenLayout
 
 #: Loss weight of one answer token; a description has as many tokens as thirty short answers.
 _WEIGHTS = {"describe": 0.25}
 _DRAWN = 20
+_LONG_ANSWER = 80  # letters
 _THOROUGH = (10, 19)  # attributes of a thorough prompt, from and below
 _MISSPELT_SHARE = 0.06
 
@@ -55,14 +58,17 @@ class TextMaker:
 
     Args:
         tokenizer: the text tokenizer (``tokenizer.json``).
-        configuration: gives the token layout.
+        configuration: gives the token layout, and with it how questions are written.
+        schema: of the slots of faces with texts of their own.
     """
 
-    def __init__(self, tokenizer: Tokenizer, configuration: ModelConfiguration) -> None:
+    def __init__(self, tokenizer: Tokenizer, configuration: ModelConfiguration, schema: AttributeSchema = F2EDGE_SCHEMA) -> None:
         start, end = tokenizer.token_to_id(START_OF_TEXT), tokenizer.token_to_id(END_OF_TEXT)
-        if start is None or end is None:
-            raise InputError(f"text tokenizer: lacks {START_OF_TEXT} or {END_OF_TEXT}; make it with: python -m export text-tokenizer")
-        self.layout = TokenLayout.of(configuration, start, end)
+        if end is None:
+            raise InputError(f"text tokenizer: lacks {END_OF_TEXT}; make it with: python -m export text-tokenizer")
+        defaults = defaults_of(configuration)
+        self.layout = TokenLayout.of(configuration, end if start is None else start, end, defaults.question_template)
+        self.describe_question, self.schema = defaults.describe_question, schema
         self._tokenizer = tokenizer
         self.encode_fixed = lru_cache(maxsize=1 << 14)(self.encode)  # questions and short answers repeat
 
@@ -70,13 +76,18 @@ class TextMaker:
         """Text ids without specials."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def prompt(self, slots: Mapping[str, str], rng: np.random.Generator, thorough_share: float = 0.0) -> list[int]:
+    def prompt(self, face: Mapping[str, str] | Texts, rng: np.random.Generator, thorough_share: float = 0.0) -> list[int]:
         """``<|t2i|> <sot> caption <eot>``; what does not fit is cut off.
 
-        ``thorough_share`` of the prompts name 10 to 18 slots, every one as likely as any other: what people seldom say (the shape of a
-        nose) would otherwise be learned last.
+        A face with texts of its own gives one of its captions, or nothing where it has none.  Of a face with slots, ``thorough_share`` of
+        the prompts name 10 to 18 of them, every one as likely as any other: what people seldom say (the shape of a nose) would otherwise
+        be learned last.
         """
-        thorough = rng.random() < thorough_share
+        if isinstance(face, Texts):
+            if not face.captions:
+                return self.layout.unconditional
+            return self.layout.prompt(self.encode(face.captions[int(rng.integers(len(face.captions)))])[: self.layout.prompt_tokens])
+        slots, thorough = face, rng.random() < thorough_share
         text = caption(slots, rng, attributes=int(rng.integers(*_THOROUGH)) if thorough else None, even=thorough).text
         if rng.random() < _MISSPELT_SHARE:
             text = misspelt(text, Dice(rng))
@@ -90,7 +101,7 @@ class TextMaker:
 
     def dialogues(
         self,
-        faces: Sequence[Mapping[str, str]],
+        faces: Sequence[Mapping[str, str] | Texts],
         rng: np.random.Generator,
         columns: int,
         describe_share: float,
@@ -99,13 +110,40 @@ class TextMaker:
         """Fill ``columns`` text columns per face with questions.
 
         ``describe_share`` of the faces begin with a description; ``unsure_share`` of the questions ask for what is not to be seen.
+        A face with texts of its own gives its own questions in random order, beside those of the schema that its slots answer.
         """
         rows = []
         for slots in faces:
+            if isinstance(slots, Texts):
+                own = [(*self.exchange(item), _WEIGHTS.get(item.kind, 1.0)) for item in self.own_items(slots, rng, describe_share)]
+                rows.append([(question, answer[: max(1, columns - len(question))], weight) for question, answer, weight in own])
+                continue
             items = [describe_question(slots, rng)] if rng.random() < describe_share else []
             asked = [self.unanswerable(slots, rng) if rng.random() < unsure_share else item for item in questions(slots, rng, _DRAWN)]
             rows.append([(*self.exchange(item), _WEIGHTS.get(item.kind, 1.0)) for item in (*items, *asked) if item is not None])
         return pack(rows, columns, self.layout.pad)
+
+    @staticmethod
+    def descriptions(face: Texts) -> tuple[str, ...]:
+        """Return what answers "describe": a face's long answers, or its captions where there are none."""
+        return tuple(answer for _, answer in face.questions if _is_long(answer)) or face.captions
+
+    def own_items(self, face: Texts, rng: np.random.Generator, describe_share: float) -> list[QuestionAnswer]:
+        """Questions of a face's own texts in random order, ``describe_share`` of the time, or if there are none, behind a description.
+
+        A question with a long answer is weighted as a description, and its answer answers the question of ``describe`` too; captions do
+        where there is none.
+        """
+        asked = [QuestionAnswer(q, a, "", "describe" if _is_long(a) else "own") for q, a in face.questions]
+        descriptions = self.descriptions(face)
+        slots = [(self.schema[name], value) for name, value in (face.slots or {}).items() if name in self.schema]
+        asked += [QuestionAnswer(slot.question, slot.answers[slot.index(value)], slot.name, "slot") for slot, value in slots]
+        asked = [asked[i] for i in rng.permutation(len(asked))[:_DRAWN]]
+        if descriptions and (not asked or rng.random() < describe_share):
+            text = descriptions[int(rng.integers(len(descriptions)))]
+            described = QuestionAnswer(self.describe_question, text, "", "describe")
+            asked = [described, *(item for item in asked if item.kind != "describe")]
+        return asked
 
     @staticmethod
     def unanswerable(slots: Mapping[str, str], rng: np.random.Generator) -> QuestionAnswer | None:
@@ -115,6 +153,10 @@ class TextMaker:
             return None
         slot = hidden[int(rng.integers(len(hidden)))]
         return QuestionAnswer(slot.question, CANNOT_TELL, slot.name, "unsure")
+
+
+def _is_long(answer: str) -> bool:
+    return len(answer) > _LONG_ANSWER
 
 
 def pack(rows: Sequence[Sequence[tuple[Sequence[int], Sequence[int], float]]], columns: int, pad: int) -> Dialogue:

@@ -80,15 +80,28 @@ class EngineSession:
         return sum(context.captured for context in self._contexts.values())
 
     def _context(self, chosen: ProfileFit) -> BoundContext:
+        """Return the context of these shapes; where there is no memory for another one, the others are given up for it."""
         key = chosen.profile, tuple(chosen.shapes.values())
-        context = self._contexts.get(key)
-        if context is None:
-            while len(self._contexts) >= CONTEXTS_KEPT:
-                self._cuda.synchronize()  # a run that failed may have left work behind
-                self._contexts.popitem(last=False)[1].close()
-            context = self._contexts[key] = BoundContext(self.plan, self._engine, self._trt, self._cuda, self._scratch, chosen=chosen)
+        if key not in self._contexts:
+            self._keep(CONTEXTS_KEPT - 1)
+            try:
+                self._contexts[key] = self._bound(chosen)
+            except BackendError:
+                if not self._contexts:
+                    raise
+                self._keep(0)
+                self._contexts[key] = self._bound(chosen)
         self._contexts.move_to_end(key)
-        return context
+        return self._contexts[key]
+
+    def _bound(self, chosen: ProfileFit) -> BoundContext:
+        return BoundContext(self.plan, self._engine, self._trt, self._cuda, self._scratch, chosen=chosen)
+
+    def _keep(self, count: int) -> None:
+        """Give up contexts, the least recently used first, until ``count`` are left."""
+        while len(self._contexts) > count:
+            self._cuda.synchronize()  # a run that failed may have left work behind
+            self._contexts.popitem(last=False)[1].close()
 
     # Memory --------------------------------------------------------------------------------------------------------------------------
 

@@ -137,6 +137,24 @@ def test_the_embedded_bundle_is_not_written_to(capsys: pytest.CaptureFixture[str
     assert "copy its folder and record there" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--power", "wind"], 2, "--power 'wind': choose auto, none"),
+        (["--backend", "abacus"], 1, "unknown backend 'abacus'"),
+        (["--out", "/dev/null/out"], 2, "cannot write /dev/null/out"),
+    ],
+)
+def test_bad_input_is_named(  # noqa: PLR0917
+    words: list[str], code: int, message: str, recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["selftest", str(recorded), "--power", "none", "--out", str(tmp_path / "out"), *words]) == code
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_with_and_without_cuda_graphs(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the double of TensorRT, whose engines compute through ONNX Runtime."""
     bundle = planned_bundle(tiny_bundle, tmp_path)

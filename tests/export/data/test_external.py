@@ -91,10 +91,9 @@ def test_llava_json_with_ids_and_conversations(tmp_path: Path) -> None:
     rows = [{"id": str(n), "image": name, "conversations": CONVERSATION} for n, name in enumerate(names)]
     (tmp_path / "train.json").write_text(json.dumps(rows))
     dataset = open_external(tmp_path / "train.json")
-    assert roles(dataset) == {"id": "ignored", "image": "image", "conversations": "conversation"}
+    assert roles(dataset) == {"id": "id", "image": "image", "conversations": "conversation"}
     assert [e.questions for e in dataset] == [TURNS] * 3
     assert "conversations  conversation of a user and a model" in dataset.explain()
-    assert "'image' has more images" in dataset.explain()
 
 
 def test_an_id_alone_finds_the_image(tmp_path: Path) -> None:

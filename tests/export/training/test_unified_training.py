@@ -15,16 +15,19 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from export.data.cache_format import write_shard
+from export.data.encoding import Encoding, encode_images
+from export.data.external.index import Texts
 from export.data.text.dialogues import TextMaker, pack
 from export.data.text.questions import CANNOT_TELL
 from export.data.text.tokenizer import train_text_tokenizer
-from export.data.tokens import TokenCache, cache_tokens
+from export.data.tokens import TokenCache, cache_tokens, write_meta
 from export.training.checkpoint import load_weights
 from export.training.loop import TrainOptions, train
-from export.training.preview import _next_codes, sample
+from export.training.preview import _next_codes, measure_texts, sample
 from export.training.unified import Mixture, UnifiedTask, draw_masks, draw_region_mask, row_shares, run
 from f2edge.errors import InputError
-from f2edge.spec.attributes import F2EDGE_SCHEMA
+from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema, Slot
 from f2edge.spec.configuration import NANO, FeatureShape, ImageTokenizerConfiguration, TokenExperts
 
 TINY = replace(
@@ -316,6 +319,7 @@ def test_faces_are_asked_about_as_they_were_seen(cache: TokenCache, texts: TextM
 
 def test_some_questions_ask_for_what_is_not_to_be_seen(cache: TokenCache, texts: TextMaker) -> None:
     rng, slots = np.random.default_rng(0), cache.face(0)
+    assert not isinstance(slots, Texts)
     asked = [texts.unanswerable(slots, rng) for _ in range(50)]
     assert all(item is not None and item.answer == CANNOT_TELL and item.slot not in slots for item in asked)
     everything = {name: slot.values[0] for name, slot in F2EDGE_SCHEMA.items()}
@@ -324,3 +328,64 @@ def test_some_questions_ask_for_what_is_not_to_be_seen(cache: TokenCache, texts:
     talk = texts.dialogues([slots] * 20, rng, 200, 0.0, unsure_share=0.5)
     answers = [row[weights > 0].tolist() for row, weights in zip(talk.targets, talk.weights, strict=True)]
     assert any(answer[i : i + len(unsure)] == unsure.tolist() for answer in answers for i in range(len(answer)))
+
+
+BRIGHT = Slot("bright", ("yes", "no"), "is the face bright?", "light")
+
+
+def own_cache(out: Path, schema: AttributeSchema | None = None) -> TokenCache:
+    """The faces of ``Faces`` with texts of their own, sixteen held out; with a schema of one slot, that too."""
+    schema = schema or AttributeSchema([])
+    faces = Faces(ROWS)
+    networks = Encoding(Cells(), Pool(4, 8), Pool(1, 5), None, 40, bf16=False, device=torch.device("cpu"), grid=4)
+    encoded = encode_images(faces.pixels, networks)
+    words = ["a bright face" if value == 0 else "a dark face" for value in faces.values[:, 0]]
+    told = [Texts((text,), (("is it bright?", "yes" if "bright" in text else "no"),)).to_json().encode() for text in words]
+    halves = {name: value.astype(np.float16) if value.dtype == np.float32 else value for name, value in encoded.items()}
+    write_shard(out / "shard-000000", {**halves, "slots": faces.values[:, : len(schema)]}, {"texts": told})
+    np.save(out / "order.npy", np.random.default_rng(0).permutation(ROWS))
+    write_meta(out, {"schema": schema.to_json(), "regions": [], "shards": [ROWS], "texts": True, "validation": 16})
+    return TokenCache(out)
+
+
+def test_own_texts_are_learned_without_any_slot(texts: TextMaker, tmp_path: Path) -> None:
+    cache = own_cache(tmp_path / "own")
+    job = UnifiedTask(cache, texts, 20, configuration=TINY, mixture=Mixture(text_columns=48, faces_share=0.4), validation_rows=1)
+    assert job.trained_rows == ROWS - 16, "the split of the data, not the option"
+    with torch.no_grad():
+        before = measure_texts(job.model, cache, job.validation, texts)
+    assert set(before) == {"texts/describe", "texts/answer"}
+    train(job, TrainOptions(out=tmp_path / "run", steps=40, batch=20, learning_rate=5e-3, warmup=5, ema=0.0, validate_every=40, threads=1))
+    with torch.no_grad():
+        after = measure_texts(job.model, cache, job.validation, texts)
+    assert after["texts/describe"] < 0.3 * before["texts/describe"]
+    assert after["texts/answer"] < 0.3 * before["texts/answer"]
+    assert (tmp_path / "run" / "samples").exists() or list((tmp_path / "run").glob("**/unified-*.json"))
+
+
+def test_slots_of_the_users_schema_are_asked_and_measured(tmp_path: Path, texts: TextMaker) -> None:
+    cache = own_cache(tmp_path / "own", AttributeSchema([BRIGHT]))
+    maker = TextMaker(texts._tokenizer, TINY, cache.schema)
+    face = cache.face(0)
+    assert isinstance(face, Texts)
+    asked = maker.own_items(face, np.random.default_rng(0), describe_share=0.0)
+    assert {(item.question, item.answer) for item in asked if item.slot} == {(BRIGHT.question, face.slots and face.slots["bright"])}
+    job = UnifiedTask(cache, maker, 20, configuration=TINY, mixture=Mixture(text_columns=48, faces_share=0.4))
+    found = job.validate({"model": job.model}, 0, tmp_path)
+    assert {"slots/right", "slots/balanced", "texts/describe", "texts/answer", "t2i/prompt_gain"} <= set(found)
+
+
+def test_prompts_and_questions_of_own_texts(texts: TextMaker) -> None:
+    rng = np.random.default_rng(0)
+    talk = Texts(("one", "two"), (("hat?", "no"), ("describe it", "a long answer " * 8)))
+    assert {tuple(texts.prompt(talk, rng)) for _ in range(40)} == {
+        tuple(texts.layout.prompt(texts.encode(text))) for text in ("one", "two")
+    }
+    assert texts.prompt(Texts((), (("hat?", "no"),)), rng) == texts.layout.unconditional
+    described = texts.own_items(talk, rng, describe_share=1.0)
+    assert [item.question for item in described] == [texts.describe_question, "hat?"]
+    assert described[0].answer.startswith("a long answer")
+    (only,) = texts.own_items(Texts(("one",)), rng, describe_share=0.0)
+    assert (only.question, only.answer) == (texts.describe_question, "one")
+    packed = texts.dialogues([talk], rng, 24, describe_share=1.0)
+    assert int((packed.segments >= 0).sum()) > 12, "a long answer is cut, not left out"

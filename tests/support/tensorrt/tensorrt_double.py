@@ -52,7 +52,7 @@ def tensorrt_double(version: str, cuda: Any = None, activations: int = 4096) -> 
     module.__version__ = version
     module.calls = []
     module.cuda, module.activations, module.compute = cuda, activations, _through_onnxruntime
-    module.creators = set()
+    module.creators, module.most_contexts = set(), 1 << 30
     for name, members in rows["enumerations"].items():
         if "." not in name:
             setattr(module, name, _enumeration(name, members))
@@ -311,9 +311,13 @@ def _entry(engine: Any, name: str) -> dict[str, Any]:
 
 def _context(engine: Any, module: Any, strategy: Any = None, **_config: Any) -> Any:
     managed = strategy is module.ExecutionContextAllocationStrategy.USER_MANAGED
+    alive = engine._state.setdefault("contexts", weakref.WeakSet())
+    if len(alive) >= module.most_contexts:
+        return None  # as without memory
     context = _made(module, "IExecutionContext", engine=engine, shapes={}, addresses={}, profile=0, memory=not managed, state=0, settled=-1)
     own = module.cuda.allocate(CONTEXT_BYTES)
     weakref.finalize(context, module.cuda.blocks.pop, own)
+    alive.add(context)
     return context
 
 

@@ -16,6 +16,7 @@ from f2edge.backends.base import host
 from f2edge.backends.tensorrt.backend import TensorRTBackend
 from f2edge.backends.tensorrt.device_memory import DeviceArray
 from f2edge.bundle.bundle import Bundle
+from f2edge.errors import BackendError
 from tests.support.tensorrt.tensorrt_machine import Machine, extend_feeds, machine, planned_bundle
 
 LIBRARIES = ("pycuda", "cuda-bindings")
@@ -145,6 +146,18 @@ def test_a_picture_is_copied_once(here: Machine, bundle: Bundle, monkeypatch: py
     for _ in range(4):
         assert answer(backend, {**extend_feeds(bundle, 1, 5, 0), **shown})
     assert copied.count(shown["image_key"].address) == 1
+
+
+def test_without_memory_for_another_context_the_others_go(here: Machine, bundle: Bundle) -> None:
+    backend = TensorRTBackend(bundle)
+    here.trt.most_contexts = 2
+    for _ in range(2):
+        for rows, columns in ((1, 5), (2, 20), (3, 9), (3, 9)):
+            assert answer(backend, extend_feeds(bundle, rows, columns, 0))
+    assert here.cuda.launches
+    here.trt.most_contexts = 0
+    with pytest.raises(BackendError, match="TensorRT makes no execution context; is the GPU's memory full"):
+        backend.run("mmu_extend", extend_feeds(bundle, 4, 20, 0))
 
 
 @pytest.mark.parametrize("calls", [600, pytest.param(10_000, marks=pytest.mark.long)])
