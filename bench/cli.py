@@ -15,6 +15,7 @@ python -m bench camera
 python -m bench roofline --device orin-nano
 python -m bench expert-kernels --config 1.8b
 python -m bench kernels
+python -m bench ablation --out runs/ablation
 python -m bench gpu --out runs/gpu
 """
 
@@ -36,6 +37,7 @@ from bench.published.showo import showo
 from bench.quality.commands import judge, quality
 from bench.quality.provenance import provenance
 from bench.quality.recipes import recipes
+from bench.training.commands import ablation
 from f2edge.errors import F2EdgeError, InputError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Measure the model.")
@@ -68,6 +70,7 @@ for _command in (
     roofline,
     expert_kernels,
     kernels,
+    ablation,
     gpu,
     showo,
 ):

@@ -27,7 +27,7 @@ else:
 
 FOLDER = Path(__file__).parent / "profiles"
 #: Recipe of the "tensorrt" flavour (``export.tensorrt.recipes``) → minimum compute capability, times ten.
-RECIPE_SM: Mapping[str, int] = MappingProxyType({"fp16": 75, "int8": 75, "int4": 80, "fp8": 89})
+RECIPE_SM: Mapping[str, int] = MappingProxyType({"fp16": 75, "int8": 75, "int4": 80, "int4-gptq": 80, "fp8": 89, "nvfp4": 100})
 #: Number formats of a profile's throughput entries: tera-operations per second, dense, tensor cores.
 RATES = ("fp16", "bf16", "int8", "fp8", "fp4")
 

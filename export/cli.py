@@ -18,15 +18,15 @@ when it runs.
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from export.training.options import trainer
 from f2edge.cli.command import end_as_interrupted, run_command
 from f2edge.errors import InputError
 
@@ -56,48 +56,6 @@ Bundle = Annotated[Path, typer.Option(help="Folder of the bundle, which gives it
 Seed = Annotated[int, typer.Option(help="Seed of the weights.")]
 
 _RECIPE = "Precision: fp32, int8, mixed, int4, int4-gptq … (docs/recipes.md)"
-
-#: Options of every `train` command: field of TrainOptions → (flag, type, help). Defaults are those of the command.
-_TRAIN_OPTIONS: dict[str, tuple[str, type, str]] = {
-    "steps": ("--steps", int, "Total optimizer steps, including those before a resume."),
-    "minutes": ("--minutes", float, "Total time, including that before a resume; the schedule follows steps or time, whichever is ahead."),
-    "batch": ("--batch", int, "Rows per micro batch and process."),
-    "accumulate": ("--accumulate", int, "Micro batches per step."),
-    "learning_rate": ("--rate", float, "Peak learning rate."),
-    "warmup": ("--warmup", int, "Steps of linear warm-up."),
-    "optimizer": ("--optimizer", str, "adamw or muon."),
-    "schedule": ("--schedule", str, "wsd, cosine or constant."),
-    "decay_fraction": ("--decay-fraction", float, "Fraction of the steps in the decay phase of wsd."),
-    "ema": ("--ema", float, "Decay of the weight average; 0 disables it."),
-    "bf16": ("--bf16/--fp32", bool, "Autocast to bfloat16, or fp32."),
-    "threads": ("--threads", int, "Torch threads; 0 for torch's default."),
-    "loaders": ("--loaders", int, "Processes that prepare batches; 0 for a thread, enough on two cores."),
-    "device": ("--device", str, "auto, cpu, cuda …"),
-    "seed": ("--seed", int, "Seed of initial weights, batches and dropout."),
-    "validate_every": ("--validate-every", int, "Steps between validations with sample grids."),
-    "save_every": ("--save-every", int, "Steps between checkpoints."),
-    "log_every": ("--log-every", int, "Steps between log rows."),
-}
-
-
-def _trainer(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the flags of ``_TRAIN_OPTIONS`` to a command, which receives those given as one dictionary, ``changes``."""
-
-    def with_options(**values: Any) -> None:
-        changes = {field: values.pop(field) for field in _TRAIN_OPTIONS}
-        command(**values, changes={field: value for field, value in changes.items() if value is not None})
-
-    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "changes"]
-    shared = [
-        inspect.Parameter(
-            field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, typer.Option(flag, help=text)]
-        )
-        for field, (flag, kind, text) in _TRAIN_OPTIONS.items()
-    ]
-    with_options.__doc__ = command.__doc__
-    with_options.__annotations__ = {p.name: p.annotation for p in (*own, *shared)}
-    with_options.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
-    return with_options
 
 
 def _to_stderr(message: str) -> None:
@@ -202,7 +160,7 @@ def cache(
 
 
 @train_app.command("tokenizer")
-@_trainer
+@trainer
 def train_tokenizer(
     *,
     data: Data,
@@ -236,7 +194,7 @@ def train_tokenizer(
 
 
 @train_app.command("encoders")
-@_trainer
+@trainer
 def train_encoders(*, data: Data, out: Run, configuration: Configuration = "nano", smoke: Smoke = False, changes: dict[str, Any]) -> None:
     """Train the semantic encoder, the identity encoder and the region parser together."""
     from export.training.encoders import run
@@ -252,7 +210,7 @@ def train_encoders(*, data: Data, out: Run, configuration: Configuration = "nano
 
 
 @train_app.command("unified")
-@_trainer
+@trainer
 def train_unified(
     *,
     tokens: Annotated[Path, typer.Option(help="Folder made by `cache`.")],
@@ -261,17 +219,36 @@ def train_unified(
     configuration: Configuration = "nano",
     image_tokenizer: Annotated[Path | None, typer.Option(help="Run folder of the image tokenizer, for sample grids.")] = None,
     start_from: Annotated[
-        Path | None, typer.Option(help="Run folder or weights file of a transformer to initialize the weights from.")
+        Path | None,
+        typer.Option(help="Run folder or weights file of a transformer to initialize the weights from; a dense one (Show-o) is upcycled."),
     ] = None,
     validation_rows: Annotated[int, typer.Option(help="Faces held out for validation.")] = 512,
+    experts: Annotated[str, typer.Option(help="Levels of experts: none, token, sequence or both.  [default: the configuration's]")] = "",
+    masked: Annotated[float, typer.Option(help="Weight of the masked cross entropy.")] = 1.0,
+    score: Annotated[float, typer.Option(help="Weight of the score entropy, the paper's alpha.")] = 0.01,
+    attention: Annotated[str, typer.Option(help="auto, fused (PyTorch's kernel) or plain.")] = "auto",
+    expert_kernel: Annotated[str, typer.Option(help="auto, grouped (each expert on its own tokens) or dense.")] = "auto",
+    recompute: Annotated[bool, typer.Option(help="Compute activations again in the backward pass instead of keeping them.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print memory, cache, steps, tokens/s and hours on named GPUs, and end.")] = False,
+    plan_processes: Annotated[int, typer.Option(min=1, help="--plan: number of GPUs.")] = 8,
+    plan_faces: Annotated[int, typer.Option(min=1, help="--plan: faces in the cache, if it is not there yet.")] = 130_000,
     smoke: Smoke = False,
     changes: dict[str, Any],
 ) -> None:
     """Train the transformer on generation and understanding."""
-    from export.training.unified import defaults, run
+    from export.model.variants import with_experts
+    from export.training.compute import Compute
+    from export.training.unified import Mixture, defaults, run
     from f2edge.spec.configuration import configuration_named
 
     options, shape = replace(defaults(out, smoke=smoke), **changes), configuration_named(configuration)
+    shape = with_experts(shape, experts) if experts else shape
+    mixture, compute = Mixture(masked=masked, score=score), Compute(attention, recompute, expert_kernel)
+    if plan:
+        from export.training.plan import planned
+
+        typer.echo(planned(shape, options, mixture, compute, processes=plan_processes, tokens=tokens, faces=plan_faces))
+        return
     typer.echo(
         run(
             tokens,
@@ -281,6 +258,38 @@ def train_unified(
             image_tokenizer=image_tokenizer,
             start_from=start_from,
             validation_rows=validation_rows,
+            mixture=mixture,
+            compute=compute,
+            report=_to_stderr,
+        )
+    )
+
+
+@app.command()
+def upcycle(
+    *,
+    dense: Annotated[Path, typer.Option(help="Run folder or weights file of a dense transformer, such as an imported Show-o.")],
+    configuration: Annotated[str, typer.Option(help="Configuration with routed experts: 1.8b-exact (the same outputs) or 1.8b.")],
+    tokens: Annotated[Path, typer.Option(help="Folder made by `cache`, on whose faces units are measured.")],
+    text: Text,
+    out: Annotated[Path, typer.Option(help="Folder for unified.safetensors.")],
+    batch: Annotated[int, typer.Option(help="Rows per batch; four batches are measured.")] = 20,
+    validation_rows: Annotated[int, typer.Option(help="Faces that are not measured.")] = 512,
+) -> None:
+    """Turn a dense transformer into one with experts, and print the losses of both."""
+    from export.training.upcycled import write_upcycled
+    from f2edge.spec.configuration import configuration_named
+
+    typer.echo(
+        write_upcycled(
+            dense,
+            configuration_named(configuration),
+            out,
+            tokens=tokens,
+            text=text,
+            batch=batch,
+            validation_rows=validation_rows,
+            report=_to_stderr,
         )
     )
 
@@ -338,9 +347,7 @@ def onnx(
     encoders: Annotated[Path | None, typer.Option(help="Run folder of the encoders, for configurations that have them.")] = None,
     text: Annotated[Path | None, typer.Option(help="tokenizer.json made by `text-tokenizer`.")] = None,
     out: Bundle,
-    recipe: Annotated[
-        str, typer.Option(help=_RECIPE + "; tensorrt flavour: fp16, fp8, int8,mmu_extend=int4 … (int4 without GPTQ)")
-    ] = "int8",
+    recipe: Annotated[str, typer.Option(help=_RECIPE + "; tensorrt flavour: fp16, fp8, nvfp4, int8,mmu_extend=int4-gptq …")] = "int8",
     configuration: Annotated[str, typer.Option(help="nano, show-o or 1.8b.")] = "nano",
     quality: Annotated[Path | None, typer.Option(help="JSON of `python -m bench quality`, copied into the manifest.")] = None,
     description: Annotated[str, typer.Option(help="One sentence for the manifest.")] = "",
@@ -351,7 +358,9 @@ def onnx(
     largest_mb: Annotated[float | None, typer.Option(help="Maximum size of the bundle in MiB.")] = None,
     prompts: Prompts = 50,
     faces: Faces = 4,
-    flavour: Annotated[str, typer.Option(help="Runtime that reads the graphs: onnxruntime or tensorrt.")] = "onnxruntime",
+    flavour: Annotated[
+        str, typer.Option(help="Runtime that reads the graphs: onnxruntime, tensorrt, or cuda (ONNX Runtime on a GPU).")
+    ] = "onnxruntime",
     tensorrt: Annotated[
         str | None, typer.Option(help="tensorrt flavour: oldest version that must read the graphs.  [default: 10.3]")
     ] = None,
@@ -359,7 +368,9 @@ def onnx(
         str | None, typer.Option(help="tensorrt flavour: experts as operators (plain) or as one node (plugin).  [default: plain]")
     ] = None,
     images: Annotated[int | None, typer.Option(help="tensorrt flavour: fixed batch size of the decoding step (guided images).")] = None,
-    fused_attention: Annotated[bool, typer.Option(help="tensorrt flavour: fp16 softmax in attention, so that it can be fused.")] = False,
+    attention: Annotated[
+        str | None, typer.Option(help="tensorrt flavour: single, fused or operator.  [default: operator from 10.15 on, else fused]")
+    ] = None,
 ) -> None:
     """Export a trained model as a bundle and measure its parity with PyTorch."""
     from export.export_request import ExportRequest
@@ -372,10 +383,10 @@ def onnx(
 
     if flavour not in FLAVOURS:
         raise InputError(f"unknown flavour {flavour!r}; choose one of: {', '.join(FLAVOURS)}")
-    if flavour == "tensorrt":
-        options = TensorRTOptions(tensorrt or "10.3", moe or "plain", recipes_of(recipe), images, fused_attention)
+    if flavour != "onnxruntime":
+        options = TensorRTOptions(tensorrt or "10.3", moe or "plain", recipes_of(recipe), images, attention, flavour=flavour)
     else:
-        only_tensorrt = {"tensorrt": tensorrt, "moe": moe, "images": images, "fused-attention": fused_attention or None}
+        only_tensorrt = {"tensorrt": tensorrt, "moe": moe, "images": images, "attention": attention}
         given = [f"--{name}" for name, value in only_tensorrt.items() if value is not None]
         if given:
             raise InputError(f"{', '.join(given)}: for --flavour tensorrt only; add that, or omit the option")
@@ -394,7 +405,7 @@ def onnx(
         raise InputError("give --tokenizer and --text, or --tokens for a model trained on your own data")
     request = ExportRequest(out, text, quality, description, prompts, faces, largest_mb, reading, photographed)
     models = load_models(unified, tokenizer, encoders, configuration)
-    if flavour == "tensorrt":
+    if flavour != "onnxruntime":
         typer.echo(export_tensorrt(models, request, options, progress=_to_stderr))
     else:
         typer.echo(export_models(models, request, recipe, _to_stderr))

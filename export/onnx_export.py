@@ -49,7 +49,7 @@ _FIRST_SEED = 900_000
 _LANDMARK_FACES = 64
 SMOKE_SEED = 7
 #: Precision → bits of a stored weight.
-_BITS: Mapping[str, int] = {"fp32": 32, "fp16": 16, "int8": 8, "fp8": 8, "int4": 4}
+_BITS: Mapping[str, int] = {"fp32": 32, "fp16": 16, "int8": 8, "fp8": 8, "int4": 4, "int4-gptq": 4, "nvfp4": 4}
 
 
 def load_models(unified: Path, tokenizer: Path, encoders: Path | None, configuration: str = "nano") -> Models:

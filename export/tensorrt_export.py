@@ -1,10 +1,13 @@
-r"""Export of a bundle of the "tensorrt" flavour: implementation of ``python -m export onnx --flavour tensorrt``.
+r"""Export of a bundle of the "tensorrt" or "cuda" flavour: implementation of ``python -m export onnx --flavour tensorrt``.
 
     python -m export onnx --flavour tensorrt --recipe int8,mmu_extend=int4 --unified runs/unified --tokenizer runs/tokenizer \
         --encoders runs/encoders --text tokenizer.json --out bundles/nano-orin
 
 Needs neither a GPU nor TensorRT.  The graphs are checked against the parser's rules (:mod:`export.tensorrt.parser_rules`), and parity with
 PyTorch is measured on ONNX Runtime's CPU provider, with fallbacks for TensorRT's own operators (:mod:`export.tensorrt.fallbacks`).
+
+"cuda" is the same graphs for ONNX Runtime's CUDA provider: standard operators only, each checked to have a CUDA kernel
+(:mod:`export.verify.cuda_kernels`).
 """
 
 from __future__ import annotations
@@ -19,15 +22,17 @@ import onnx_ir as ir
 
 from export.bundle_writer import GraphTransform, Traced, check_destination, trace_all, write_bundle
 from export.export_request import ExportRequest
+from export.graph.static_shapes import infer
 from export.graph.trace import Models
 from export.onnx_export import min_bundle_bytes, prepare_export, with_system_prompt
 from export.quantize.calibration import save_scratch
 from export.quantize.quantize import Calibration
 from export.quantize.requantize import calibrate
 from export.tensorrt.fallbacks import runnable
-from export.tensorrt.graphs import FLAVOUR, TensorRTOptions, tensorrt_graph
-from export.tensorrt.recipes import layers_of
+from export.tensorrt.graphs import CUDA, TensorRTOptions, tensorrt_graph
+from export.tensorrt.recipes import calibrating
 from export.verify.census import census_rows
+from export.verify.cuda_kernels import refuse_cpu_operators
 from export.verify.parity import SampleInputs, measure
 from f2edge.spec.configuration import ModelConfiguration
 from f2edge.spec.layout import TokenLayout
@@ -40,6 +45,10 @@ def tensorrt_transform(
 
     def transform(name: str, traced: ir.Model) -> tuple[ir.Model, str, dict[str, Any]]:
         model = tensorrt_graph(name, traced, configuration, options, calibration)
+        if options.flavour == CUDA:
+            model = runnable(model, widen=False)
+            infer(model)
+            refuse_cpu_operators(model)
         return model, options.recipes[name].name, options.to_json(name)
 
     return transform
@@ -92,9 +101,9 @@ def export_tensorrt(
     models = with_system_prompt(models, request.text)
     card, layout, inputs = prepare_export(models.configuration, request)
     graphs, calibration = traced or trace_all(models, progress), None
-    if quantized := [recipe for recipe in options.recipes.values() if recipe.calibrated]:
+    if (recipe := calibrating(options.recipes.values())) is not None:
         progress("calibrating")
-        calibration = calibrate(graphs, layers_of(quantized[0]), layout, inputs)
+        calibration = calibrate(graphs, recipe, layout, inputs)
 
     def metrics(_folder: Path, _document: dict[str, Any]) -> Mapping[str, Any]:
         dynamic = tensorrt_transform(models.configuration, replace(options, images=None), calibration)
@@ -107,7 +116,7 @@ def export_tensorrt(
         card=card,
         traced=graphs,
         transform=tensorrt_transform(models.configuration, options, calibration),
-        flavour=FLAVOUR,
+        flavour=options.flavour,
         largest_bytes=request.largest_bytes,
         measure=metrics,
         progress=progress,

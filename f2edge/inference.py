@@ -176,9 +176,10 @@ class Inference:
         if any(other is not image for other in images):
             image = ImagePrefix(self.backend.pack([i.key for i in images]), self.backend.pack([i.value for i in images]))
         L, _, H, _, W = image.key.shape
+        kept = image.key.dtype
 
         def run(text: Ids, lengths: Ids, state: TextState | None) -> tuple[NDArray[np.float32], TextState]:
-            empty = np.zeros((L, len(text), H, 0, W), dtype=np.float32)
+            empty = np.zeros((L, len(text), H, 0, W), dtype=kept)
             outputs = self.backend.run(
                 "mmu_extend",
                 {

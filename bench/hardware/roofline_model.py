@@ -4,9 +4,12 @@ A call (decoding step, answer token, prefill) takes the longest of three times:
 
 * arithmetic: its matrix products (:mod:`f2edge.spec.flops`; with "plain" kernels all routed experts, with "plugin" the active ones) at the
   dense rate of its recipe's type;
-* memory: its weights once, the keys and values it reads and writes, and its activations: ``ACTIVATIONS`` half-precision values a token and
-  layer for each of the width's and the experts' columns, at the device's bandwidth;
+* memory: its weights once; half-precision keys and values as often as the exported graphs read, join and write them
+  (:mod:`export.tensorrt.traffic`); its activations, ``ACTIVATIONS`` half-precision values a token and layer for each of the width's and the
+  experts' columns; and the sampler's passes over every score; at the device's bandwidth;
 * launches: ``KERNELS`` kernels a layer, ``LAUNCH_US`` each, replayed from a CUDA graph.
+
+The host's share is added: ``HOST_US`` for a run and for each tensor that it stages or copies back, since steps and tokens wait for it.
 
 Arithmetic and memory run at the shares of the ceilings in ``SHARES``.  These are not measurements of this project: they follow from eight
 published results of another model and runtime (``PUBLISHED``); :func:`published_errors` has the model's error for each.
@@ -24,32 +27,49 @@ from engines.profile import Profile
 from f2edge.spec.configuration import ModelConfiguration
 from f2edge.spec.flops import image_flops, prompt_flops, step_flops, text_flops
 
-#: Bytes of a weight by recipe; INT4 with a half-precision scale for each 128.
-WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "fp8": 1.0, "int4": 0.5 + 2 / 128}
+#: Bytes of a weight by recipe; INT4 with a half-precision scale for each 128, NVFP4 with an eight-bit one for each 16.
+WEIGHT_BYTES = {
+    "fp32": 4.0, "fp16": 2.0, "int8": 1.0, "fp8": 1.0, "int4": 0.5 + 2 / 128, "int4-gptq": 0.5 + 2 / 128, "nvfp4": 0.5 + 1 / 16,
+}  # fmt: skip
 #: Arithmetic types by recipe, in order of preference; INT4 quantizes weights only.
-_ARITHMETIC = {"fp16": ("fp16",), "int8": ("int8", "fp16"), "fp8": ("fp8", "int8", "fp16"), "int4": ("fp16",)}
+_ARITHMETIC = {
+    "fp16": ("fp16",), "int8": ("int8", "fp16"), "fp8": ("fp8", "int8", "fp16"), "int4": ("fp16",), "int4-gptq": ("fp16",),
+    "nvfp4": ("fp4", "fp8", "fp16"),
+}  # fmt: skip
 #: Half-precision values read or written for each column of a token in a layer: of the width, of the experts' hidden values.
 ACTIVATIONS = (14, 3)
 #: Kernels of one layer and of the rest of a call, and what one costs in a replayed graph (an assumption, not measured).
 KERNELS, OTHER_KERNELS, LAUNCH_US = 18, 60, 2.0
+#: How often the graphs move a column of keys and values: in a prefill; a prompt's in every step; an image's with every
+#: token, an earlier text column's, a new one's.
+PREFILLED, STEPPED, EXTENDED_IMAGE, EXTENDED_TEXT, EXTENDED_NEW = 3, 3, 1, 5, 4
+#: How often the runner moves an earlier text column with every token: it copies the state to a fixed address, and the new one from it.
+COPIED_TEXT = 4
+#: The sampler's lookups, which nothing fuses: a 32-bit index and result are each written and read; and other passes over the scores.
+LOOKUPS, SAMPLER_PASSES = 9, 5
+#: Microseconds of host time for a run, and for each tensor staged or copied back (assumptions); such tensors of a step, of a token.
+HOST_US, STEP_TENSORS, TOKEN_TENSORS = (40.0, 5.0), 13, 3
+#: Outputs of a head are padded to a multiple of this (export.tensorrt.recipes).
+PADDED = 64
 #: Columns of an ordinary prompt or question, and the answer's tokens that memory is reserved for.
 PROMPT, ANSWER = 32, 128
 
 
 @dataclass(frozen=True)
 class CallCost:
-    """Cost of one call: operations, bytes of weights and of other data, kernels, and the recipe that determines the rate."""
+    """Cost of one call: operations, bytes of weights and of other data, kernels, the recipe that determines the rate, and host time."""
 
     flops: float
     weights: float
     moved: float
     kernels: int
     recipe: str
+    host_us: float = 0.0
 
 
 @dataclass(frozen=True)
 class Time:
-    """Milliseconds of one call and their bound: "compute", "memory" or "launch"."""
+    """Milliseconds of one call and the bound of the device's share: "compute", "memory" or "launch"."""
 
     ms: float
     bound: str
@@ -128,9 +148,29 @@ def _layers_bytes(model: ModelConfiguration, group: str, recipe: str, moe: str, 
     return model.layers * (base + routed) * WEIGHT_BYTES[recipe]
 
 
-def _cache_bytes(model: ModelConfiguration, rows: int, columns: int) -> float:
-    """Return the bytes of fp32 keys and values of all layers."""
-    return 8.0 * model.layers * rows * columns * model.width
+def cache_bytes(model: ModelConfiguration, columns: int) -> float:
+    """Return the bytes of half-precision keys and values of all layers."""
+    return 4.0 * model.layers * columns * model.width
+
+
+def token_cache_bytes(model: ModelConfiguration, earlier: int) -> float:
+    """Return the bytes of keys and values that ``mmu_extend`` moves for one token after ``earlier`` ones."""
+    return cache_bytes(model, EXTENDED_IMAGE * model.understanding_columns + EXTENDED_TEXT * earlier + EXTENDED_NEW)
+
+
+def head_bytes(model: ModelConfiguration, recipe: str) -> float:
+    """Return the bytes of the text head, whose outputs are padded if their number is odd."""
+    outputs = model.text_vocabulary + (-model.text_vocabulary % PADDED if model.text_vocabulary % 2 else 0)
+    return model.width * outputs * WEIGHT_BYTES[recipe]
+
+
+def sampler_bytes(model: ModelConfiguration, images: int) -> float:
+    """Return the bytes that the sampler moves."""
+    return (16.0 * LOOKUPS + 8.0 * SAMPLER_PASSES) * images * model.image_tokens * model.codes
+
+
+def _host_us(tensors: int) -> float:
+    return HOST_US[0] + HOST_US[1] * tensors
 
 
 def _activation_bytes(model: ModelConfiguration, tokens: int, moe: str) -> float:
@@ -147,16 +187,16 @@ def step_work(model: ModelConfiguration, recipe: str, moe: str, images: int = 1,
     """Return the cost of ``t2i_step`` of guided images (two branches each); ``prompt``: padded columns."""
     columns = model.prompt_tokens + 3 if prompt is None else prompt
     flops = step_flops(_as_computed(model, moe), [columns] * 2 * images, images)
-    tokens, scores = 2 * images * (model.image_columns + 2), images * model.image_tokens * model.codes
-    moved = _activation_bytes(model, tokens, moe) + _cache_bytes(model, 2 * images, columns) + 4.0 * 12 * scores
+    tokens = 2 * images * (model.image_columns + 2)
+    moved = _activation_bytes(model, tokens, moe) + cache_bytes(model, STEPPED * 2 * images * columns) + sampler_bytes(model, images)
     weights = _layers_bytes(model, "t2i", recipe, moe, "all") + model.width * model.codes * WEIGHT_BYTES[recipe]
-    return CallCost(flops, weights, moved, KERNELS * model.layers + OTHER_KERNELS, recipe)
+    return CallCost(flops, weights, moved, KERNELS * model.layers + OTHER_KERNELS, recipe, _host_us(STEP_TENSORS))
 
 
 def prompt_work(model: ModelConfiguration, recipe: str, moe: str) -> CallCost:
     """Return the cost of ``t2i_prefill`` of one prompt, padded to the longest."""
     columns = model.prompt_tokens + 3
-    moved = _activation_bytes(model, columns, moe) + _cache_bytes(model, 1, columns)
+    moved = _activation_bytes(model, columns, moe) + cache_bytes(model, PREFILLED * columns)
     flops = prompt_flops(_as_computed(model, moe), columns)
     return CallCost(flops, _layers_bytes(model, "t2i", recipe, moe, "all"), moved, KERNELS * model.layers, recipe)
 
@@ -164,18 +204,17 @@ def prompt_work(model: ModelConfiguration, recipe: str, moe: str) -> CallCost:
 def image_work(model: ModelConfiguration, recipe: str, moe: str) -> CallCost:
     """Return the cost of ``mmu_prefill`` of one face."""
     columns = model.understanding_columns
-    moved = _activation_bytes(model, columns, moe) + _cache_bytes(model, 1, columns)
+    moved = _activation_bytes(model, columns, moe) + cache_bytes(model, PREFILLED * columns)
     flops = image_flops(_as_computed(model, moe))
     return CallCost(flops, _layers_bytes(model, "mmu", recipe, moe, "all"), moved, KERNELS * model.layers, recipe)
 
 
 def token_work(model: ModelConfiguration, recipe: str, moe: str, earlier: int = 2 * PROMPT) -> CallCost:
     """Return the cost of ``mmu_extend`` by one token of one answer."""
-    before = model.understanding_columns + earlier
-    weights = _layers_bytes(model, "mmu", recipe, moe, "token") + model.width * model.text_vocabulary * WEIGHT_BYTES[recipe]
-    moved = _activation_bytes(model, 1, moe) + _cache_bytes(model, 1, before + earlier)  # the text's columns are also written
+    weights = _layers_bytes(model, "mmu", recipe, moe, "token") + head_bytes(model, recipe)
+    moved = _activation_bytes(model, 1, moe) + token_cache_bytes(model, earlier) + cache_bytes(model, COPIED_TEXT * earlier)
     flops = text_flops(_as_computed(model, moe), [1], earlier)
-    return CallCost(flops, weights, moved, KERNELS * model.layers, recipe)
+    return CallCost(flops, weights, moved, KERNELS * model.layers, recipe, _host_us(TOKEN_TENSORS))
 
 
 def resident_bytes(model: ModelConfiguration, profile: Profile, moe: str) -> float:
@@ -187,10 +226,10 @@ def resident_bytes(model: ModelConfiguration, profile: Profile, moe: str) -> flo
         total += _layers_bytes(model, graph[:3], profile.recipes[graph], moe, "all")
     rows = model.text_vocabulary + len(model.specials) + (model.codes if model.image_input == "table" else 0)
     total += 2.0 * rows * model.width * 4 + model.width * model.codes * WEIGHT_BYTES[profile.recipes["t2i_step"]]
-    total += model.width * model.text_vocabulary * WEIGHT_BYTES[profile.recipes["mmu_extend"]]
+    total += head_bytes(model, profile.recipes["mmu_extend"])
     images = max(profile.build.images)
-    total += _cache_bytes(model, 2 * images, model.prompt_tokens + 3)
-    total += _cache_bytes(model, 1, model.understanding_columns) + _cache_bytes(model, profile.build.questions, PROMPT + ANSWER)
+    total += cache_bytes(model, 2 * images * (model.prompt_tokens + 3) + model.understanding_columns)
+    total += cache_bytes(model, profile.build.questions * (PROMPT + ANSWER))
     live = 4.0 * 2 * images * (model.image_columns + 2) * (8 * model.width + 2 * hidden_columns(model, moe))
     return total + 16.0 * images * model.image_tokens * model.codes + min(live, profile.build.workspace_mib * 2**20)
 
@@ -205,7 +244,7 @@ def rate_of(profile: Profile, recipe: str) -> tuple[str, float]:
 
 
 def time_of(work: CallCost, profile: Profile, *, ideal: bool = False) -> Time:
-    """Return the longest of the three times; ``ideal`` uses the full ceilings and no launches."""
+    """Return the longest of the three times and the host's; ``ideal`` uses the full ceilings, without launches and host."""
     bandwidth, arithmetic = (1.0, 1.0) if ideal else SHARES
     times = {
         "compute": 1e3 * work.flops / (rate_of(profile, work.recipe)[1] * 1e12 * arithmetic),
@@ -213,7 +252,7 @@ def time_of(work: CallCost, profile: Profile, *, ideal: bool = False) -> Time:
         "launch": 0.0 if ideal else work.kernels * LAUNCH_US / 1e3,
     }
     bound = max(times, key=lambda kind: times[kind])
-    return Time(times[bound], bound)
+    return Time(times[bound] + (0.0 if ideal else work.host_us / 1e3), bound)
 
 
 @dataclass(frozen=True)

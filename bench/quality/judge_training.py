@@ -85,9 +85,9 @@ class JudgeTask:
         self.network = JudgeNetwork(schema)
         self.modules: Mapping[str, nn.Module] = {"judge": self.network.to(memory_format=torch.channels_last)}  # type: ignore[call-overload]
 
-    def batch(self, step: int, micro: int, rank: int, world: int) -> Batch:
+    def batch(self, step: int, micro: int) -> Batch:
         """Return random augmented rows."""
-        numbers = np.random.default_rng([_SEED, step, micro, rank, world])
+        numbers = np.random.default_rng([_SEED, step, micro])
         rows = numbers.choice(len(self.data) - self.validation_rows, size=self.rows, replace=False)
         generator = torch.Generator().manual_seed(int(numbers.integers(2**62)))
         return {
@@ -127,7 +127,7 @@ class JudgeTask:
             norm.momentum = None  # cumulative average
             norm.train()
         for index in range(_CALIBRATION_BATCHES):
-            self.network(self.batch(2**31 + index, 0, 0, 1)["pixels"].to(device))
+            self.network(self.batch(2**31 + index, 0)["pixels"].to(device))
         for norm in norms:
             norm.momentum = 0.1
             norm.eval()

@@ -2,9 +2,9 @@
 
 Axes: B sequences, S tokens, D width, E routed experts, K active, I width of one expert, J = shared width + E·I.
 
-All experts of a group are stored in one up-projection (J, D) and one down-projection (D, J).  Training computes both in full and multiplies
-the hidden values by the gates, which are zero for experts that were not chosen: exact, and faster on a CPU than gathering.  Expert e has
-the hidden rows ``slice_of(e)``.
+All experts of a group are stored in one up-projection (J, D) and one down-projection (D, J).  The dense form computes both in full and
+multiplies the hidden values by the gates, which are zero for experts that were not chosen: exact, and faster for narrow models.  The
+grouped form (training of wide ones) computes every expert on the tokens that chose it.  Expert e has the hidden rows ``slice_of(e)``.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class TokenExpertLayer(nn.Module):
         self.router = Router(width, shape.routed, shape.active)
         self.up = nn.Linear(width, hidden)
         self.down = nn.Linear(hidden, width)
+        self.grouped = False
 
     def slice_of(self, expert: int) -> slice:
         """Return the hidden rows of a routed expert; the shared expert has rows ``[0, shared_width)``."""
@@ -86,7 +87,30 @@ class TokenExpertLayer(nn.Module):
         B, S, _ = x.shape
         shape = self.shape
         gates, probability, chosen = self.router(exact)
+        if self.grouped:
+            return self._by_expert(x, gates, chosen), probability, chosen
         hidden = functional.gelu(self.up(x), approximate="tanh")  # (B, S, J)
         shared, routed = torch.split(hidden, [shape.shared_width, shape.routed * shape.routed_width], dim=-1)
         routed = (routed.view(B, S, shape.routed, shape.routed_width) * gates.to(hidden.dtype)[..., None]).flatten(-2)
         return self.down(torch.cat((shared, routed), dim=-1)), probability, chosen
+
+    def rows_of(self, chosen: Tensor, expert: int) -> Tensor:
+        """Return which tokens of ``chosen`` (T, E) chose an expert."""
+        return chosen[:, expert].nonzero().flatten()
+
+    def _by_expert(self, x: Tensor, gates: Tensor, chosen: Tensor) -> Tensor:
+        """Return the output (B, S, D), each routed expert computed on the tokens that chose it."""
+        shape, rows = self.shape, x.reshape(-1, x.shape[-1])  # (T, D)
+        gates, chosen = gates.flatten(0, 1), chosen.flatten(0, 1)  # (T, E)
+        sizes = [shape.shared_width] + [shape.routed_width] * shape.routed
+        ups, biases = torch.split(self.up.weight, sizes), torch.split(self.up.bias, sizes)  # one gradient for all, unlike slices
+        downs = torch.split(self.down.weight, sizes, dim=1)
+        output = functional.linear(
+            functional.gelu(functional.linear(rows, ups[0], biases[0]), approximate="tanh"), downs[0], self.down.bias
+        )
+        for expert in range(shape.routed):
+            index = self.rows_of(chosen, expert)
+            hidden = functional.gelu(functional.linear(rows[index], ups[1 + expert], biases[1 + expert]), approximate="tanh")
+            hidden = hidden * gates[index, expert, None].to(hidden.dtype)
+            output = output.index_add(0, index, functional.linear(hidden, downs[1 + expert]))
+        return output.view_as(x)

@@ -23,15 +23,22 @@ _FIXED = ("copy", "zero")
 
 
 class SequenceExpertLayer(nn.Module):
-    """Four experts of one task group in one block."""
+    """Four experts of one task group in one block.
 
-    def __init__(self, group: str, width: int, resampler_width: int, active: int) -> None:
+    With ``scaled``, the residual is multiplied by a learned scale of each channel; 0 makes the layer vanish, which is how an upcycled
+    dense model begins (ours).
+    """
+
+    def __init__(self, group: str, width: int, resampler_width: int, active: int, *, scaled: bool = False) -> None:
         super().__init__()
         self.kinds = KINDS[group]
         mixing = [kind for kind in self.kinds if kind not in _FIXED]
         self.router = Router(width, len(self.kinds), active)
         self.gates = nn.ModuleDict({kind: nn.Linear(width, 1) for kind in mixing})
         self.maps = nn.ModuleDict({kind: nn.Linear(resampler_width, width) for kind in mixing})
+        self.scaled = scaled
+        if scaled:
+            self.scale = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor, mean: Tensor, sources: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the residual of each image.
@@ -57,4 +64,5 @@ class SequenceExpertLayer(nn.Module):
                 part = (gate * (1 - own)).to(x.dtype) * self.maps[kind](sources[kind])
                 mixed = part if mixed is None else mixed + part
         assert mixed is not None
-        return straight.to(x.dtype) * x + mixed, probability, chosen
+        residual = straight.to(x.dtype) * x + mixed
+        return residual * self.scale.to(x.dtype) if self.scaled else residual, probability, chosen

@@ -23,12 +23,13 @@ two
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from export.model.attention import Attention, Columns, additive, rotary_table
 from export.model.embedding import Embedding, ImageHead
@@ -83,14 +84,19 @@ class TransformerBlock(nn.Module):
         self.norm = nn.LayerNorm(width, eps=configuration.layer_norm_eps)
         self.attention = Attention(width, configuration.heads, configuration.layer_norm_eps if configuration.query_key_norm else None)
         self.routed = shape.routed > 0
+        self.common = shape.common or not self.routed
         if self.routed:
-            self.experts = nn.ModuleDict({group: TokenExpertLayer(width, shape) for group in KINDS})
-        else:
+            own = replace(shape, shared_width=0) if shape.common else shape
+            self.experts = nn.ModuleDict({group: TokenExpertLayer(width, own) for group in KINDS})
+        if self.common:
             self.dense = DenseFeedForward(width, shape.shared_width)
+        self.recompute = False
         self.sequence = nn.ModuleDict()
         if configuration.sequence_experts:
             for group in KINDS:
-                self.sequence[group] = SequenceExpertLayer(group, width, configuration.resampler_width, configuration.sequence_active)
+                self.sequence[group] = SequenceExpertLayer(
+                    group, width, configuration.resampler_width, configuration.sequence_active, scaled=configuration.sequence_scale
+                )
 
     def sequence_residual(
         self, h: Tensor, exact: Tensor, group: str, segments: Segments, sources: Mapping[str, Tensor]
@@ -116,7 +122,27 @@ class TransformerBlock(nn.Module):
         segments: Segments | None,
         sources: Mapping[str, Tensor],
     ) -> tuple[Tensor, Columns, list[Tensor]]:
-        """(B, S, D) → (B, S, D), this layer's columns, and its routing (token probability, chosen, sequence probability, chosen)."""
+        """(B, S, D) → (B, S, D), this layer's columns, and its routing (token probability, chosen, sequence probability, chosen).
+
+        With ``recompute``, activations inside the block are not kept for the backward pass but computed again.
+        """
+        rest = (table, mask, shared, past, segments, sources)
+        if self.recompute and torch.is_grad_enabled():
+            result: tuple[Tensor, Columns, list[Tensor]] = checkpoint(self._computed, x, group, *rest, use_reentrant=False)
+            return result
+        return self._computed(x, group, *rest)
+
+    def _computed(  # noqa: PLR0917 - checkpointing passes by position
+        self,
+        x: Tensor,
+        group: str,
+        table: tuple[Tensor, Tensor],
+        mask: Tensor,
+        shared: Columns | None,
+        past: Columns | None,
+        segments: Segments | None,
+        sources: Mapping[str, Tensor],
+    ) -> tuple[Tensor, Columns, list[Tensor]]:
         exact = self.norm(x)
         h = _autocast(exact)
         mixed, columns = self.attention(h, table, mask, shared, past)
@@ -124,6 +150,8 @@ class TransformerBlock(nn.Module):
         if self.routed:
             fed, probability, chosen = self.experts[group](h, exact)
             routing += [probability, chosen]
+            if self.common:
+                fed = fed + self.dense(h)
         else:
             fed = self.dense(h)
         x = x + mixed + fed
@@ -136,6 +164,9 @@ class TransformerBlock(nn.Module):
 
 class UnifiedTransformer(nn.Module):
     """Unified transformer with two task groups of experts, "t2i" and "mmu"; see the module's docstring."""
+
+    #: Methods that training and validation call.
+    ENTRY_POINTS = ("generation_states", "understanding_states", "prefill_prompt", "image_logits")
 
     def __init__(self, configuration: ModelConfiguration) -> None:
         super().__init__()
@@ -176,9 +207,28 @@ class UnifiedTransformer(nn.Module):
 
     def use_fused_attention(self, fused: bool) -> None:
         """Select PyTorch's fused attention kernel (training) or explicit products and softmax (export), with equal results."""
+        for block in self._blocks():
+            block.attention.fused = fused
+
+    def use_recomputation(self, recompute: bool) -> None:
+        """Select whether training keeps each block's activations or computes them again in the backward pass, with equal results."""
+        for block in self._blocks():
+            block.recompute = recompute
+
+    def use_grouped_experts(self, grouped: bool) -> None:
+        """Select whether training computes routed experts on the tokens that chose them, or on all tokens, with equal results."""
+        for layer in self.modules():
+            if isinstance(layer, TokenExpertLayer):
+                layer.grouped = grouped
+
+    def _blocks(self) -> Iterator[TransformerBlock]:
         for block in self.blocks:
             assert isinstance(block, TransformerBlock)
-            block.attention.fused = fused
+            yield block
+
+    def shard_units(self) -> list[nn.Module]:
+        """Return the parts whose parameters are gathered one by one when the model is sharded (export/training/sharding.py)."""
+        return [*self.blocks, self.text_head, self.image_head]
 
     def special(self, token: str) -> int:
         """Return the vocabulary id of a special token."""

@@ -1,9 +1,11 @@
 """Fallbacks that make a graph of the TensorRT flavour runnable on ONNX Runtime, to measure its parity there.
 
-Only TensorRT's own operators are replaced, by standard operators that implement its documentation or the plug-in's contract; everything
-else runs as exported.
+Only TensorRT's own operators are replaced, by standard operators that implement its documentation or the plug-in's contract, and keys and
+values enter and leave as fp32, as other flavours have them; everything else runs as exported.
 
 * ``TRT_INT4DequantizeLinear`` becomes ``DequantizeLinear`` of opset 21, which has INT4 and blocks;
+* ``Attention`` loses TensorRT's own attribute;
+* ``TRT_FP4DynamicQuantize`` and E2M1 weights become reshapes, maxima and products in blocks of 16;
 * ``F2FusedMoE`` becomes the products, softmax and top-K of ``engines/plugins/__init__.py``, every expert in fp32 from fp16 weights.
 
 >>> session = onnxruntime.InferenceSession(ir.to_proto(runnable(model)).SerializeToString())  # doctest: +SKIP
@@ -13,17 +15,24 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as passes
 
 from export.graph.lower import Inserter, LoweringError, add_constant, constant, replace
+from export.tensorrt import nvfp4
 from export.tensorrt.fused_moe import OP as FUSED
+from export.tensorrt.half_precision import retype
 from export.tensorrt.recipes import INT4_OP
 
 #: The first opset whose DequantizeLinear has INT4 and blocks.
 _BLOCKED_OPSET = 21
 
 
-def runnable(model: ir.Model) -> ir.Model:
-    """Return a copy of ``model`` that ONNX Runtime's CPU provider runs.
+def runnable(model: ir.Model, *, widen: bool = True) -> ir.Model:
+    """Return a copy of ``model`` that ONNX Runtime runs.
+
+    Args:
+        model: graph of the flavour.
+        widen: whether keys and values enter and leave as fp32.
 
     Raises:
         LoweringError: an operator of another domain has no fallback.
@@ -36,11 +45,56 @@ def runnable(model: ir.Model) -> ir.Model:
         elif node.op_type == INT4_OP:
             node.domain, node.op_type = "", "DequantizeLinear"
             graph.opset_imports[""] = max(graph.opset_imports[""], _BLOCKED_OPSET)
+        elif node.op_type == "Attention":
+            del node.attributes["TRT_decomposable"]
+        elif node.op_type == nvfp4.OP:
+            nvfp4.replace_by_standard(graph, node)
         elif node.domain:
             raise LoweringError(f"operator {node.domain}.{node.op_type} has no fallback on ONNX Runtime")
+    _unfold_fp4(graph)
+    passes.RemoveUnusedNodesPass()(model)
+    if widen:
+        _widen_caches(graph)
     for domain in [domain for domain in graph.opset_imports if domain]:
         del graph.opset_imports[domain]
     return model
+
+
+def _unfold_fp4(graph: ir.Graph) -> None:
+    """Replace constant E2M1 codes, which ONNX Runtime does not read, by products in blocks of 16."""
+    for node in list(graph):
+        codes = constant(node.inputs[0]) if node.op_type == "DequantizeLinear" else None
+        if codes is None or codes.dtype != nvfp4.E2M1 or node.inputs[1] is None:
+            continue
+        insert = Inserter(graph, node, f"{node.name}/unfolded")
+        values = add_constant(graph, f"{node.inputs[0].name}.values", codes.astype(np.float32))  # type: ignore[union-attr]
+        K, N = codes.shape
+        blocks = insert("Reshape", values, add_constant(graph, f"fallback/blocks{K}x{N}", np.array([K // 16, 16, N], dtype=np.int64)))
+        scaled = insert(
+            "Mul", blocks, insert("Unsqueeze", node.inputs[1], add_constant(graph, "fallback/1", np.array([1], dtype=np.int64)))
+        )
+        made = insert("Reshape", scaled, add_constant(graph, f"fallback/whole{K}x{N}", np.array([K, N], dtype=np.int64)))
+        replace(node, made)
+
+
+def _widen_caches(graph: ir.Graph) -> None:
+    """Let fp16 keys and values enter and leave the graph as fp32."""
+    half, single = ir.DataType.FLOAT16, ir.DataType.FLOAT
+    for value in [value for value in graph.inputs if value.dtype == half]:
+        readers = list(value.uses())
+        narrowed = Inserter(graph, graph[0], f"{value.name}/narrowed")("Cast", value, to=half)
+        for use in readers:
+            use.node.replace_input_with(use.idx, narrowed)
+        retype(narrowed, half)
+        retype(value, single)
+    for index, output in enumerate(list(graph.outputs)):
+        if output.dtype == half:
+            node = ir.node("Cast", [output], {"to": single}, name=f"{output.name}/widened")
+            graph.append(node)
+            node.outputs[0].name, output.name = output.name, f"{output.name}.half"
+            node.outputs[0].shape = output.shape
+            retype(node.outputs[0], single)
+            graph.outputs[index] = node.outputs[0]
 
 
 def _experts(graph: ir.Graph, node: ir.Node) -> None:

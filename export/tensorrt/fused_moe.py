@@ -19,7 +19,7 @@ import onnx_ir.passes.common as passes
 
 from export.graph.expert_kernels import ExpertLayer, expert_layers
 from export.graph.lower import Array, Inserter, add_constant, replace
-from export.quantize.quantize import Calibration
+from export.quantize.quantize import Calibration, products_of
 from export.tensorrt.half_precision import as_half, retype
 from f2edge.errors import InputError
 from f2edge.spec.configuration import TokenExperts
@@ -79,11 +79,14 @@ def _fuse(graph: ir.Graph, layer: ExpertLayer) -> None:
 def shared_calibration(calibration: Calibration, shape: TokenExperts) -> Calibration:
     """Return the calibration with entries for the shared experts that :func:`fuse_experts` separates."""
     found = dict(calibration)
-    for name, largest in calibration.items():
+    for name in calibration:
         match = _PRODUCT.match(name)
-        if match is not None:
-            inputs = largest if match["part"] == "up" else largest[: shape.shared_width]
-            found[f"{match['layer']}.shared.{match['part']}.weight.T"] = inputs
+        if match is None:
+            continue
+        own, inputs = f"{match['layer']}.shared.{match['part']}.weight.T", slice(None if match["part"] == "up" else shape.shared_width)
+        found[own] = calibration[name][inputs]
+        if products_of(name) in calibration:
+            found[products_of(own)] = calibration[products_of(name)][inputs, inputs]
     return found
 
 

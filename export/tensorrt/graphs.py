@@ -5,7 +5,7 @@ Steps from a lowered fp32 graph of :func:`export.graph.trace.trace`:
 1. replace what TensorRT lacks: the sampler (:mod:`export.tensorrt.sampling`) and bitwise operators;
 2. fix the sizes that one deployment fixes (:mod:`export.graph.static_shapes`): always the prompt's width, and with ``images`` all sizes of
    the decoding step, so that a step is one CUDA graph;
-3. choose an implementation of the experts (:mod:`export.tensorrt.fused_moe`);
+3. choose an implementation of the experts (:mod:`export.tensorrt.fused_moe`) and a form of attention (:mod:`export.tensorrt.attention`);
 4. insert explicit Q/DQ at linear layers (:mod:`export.tensorrt.recipes`) and types everywhere (:mod:`export.tensorrt.half_precision`);
 5. check the result against the target version's parser (:mod:`export.tensorrt.parser_rules`).
 
@@ -25,15 +25,18 @@ import onnx_ir.passes.common as passes
 from export.graph.lower import Inserter, LoweringError, add_constant, constant, merge, replace
 from export.graph.static_shapes import infer, pin
 from export.quantize.quantize import Calibration
+from export.tensorrt import attention
 from export.tensorrt.fused_moe import check_implementation, fuse_experts, shared_calibration
 from export.tensorrt.half_precision import to_half
-from export.tensorrt.parser_rules import check_version, refuse_unreadable
+from export.tensorrt.parser_rules import check_version, refuse_unreadable, version_name
 from export.tensorrt.recipes import TensorRTRecipe, quantize_tensorrt, recipes_of
 from export.tensorrt.sampling import tensorrt_sampling_model
 from f2edge.errors import InputError
 from f2edge.spec.configuration import ModelConfiguration
 
-FLAVOUR = "tensorrt"
+FLAVOUR, CUDA = "tensorrt", "cuda"
+#: Forms of attention.
+ATTENTION = ("single", "fused", "operator")
 
 
 @dataclass(frozen=True)
@@ -44,26 +47,57 @@ class TensorRTOptions:
         version: oldest TensorRT that must read the graphs, "major.minor".
         moe: implementation of the routed experts: "plain" or "plugin".
         recipes: recipe of each graph, from :func:`export.tensorrt.recipes.recipes_of`.
+        attention: "single": softmax in fp32; "fused": in half precision, so that TensorRT can fuse attention into one kernel; "operator":
+            ONNX's Attention; None for "operator" where the version reads it, else "fused".
+        flavour: "tensorrt", or "cuda" for ONNX Runtime's CUDA provider.
+        join_keys: whether ``mmu_extend`` joins the image's and the text's columns to one product, softmax and product, by copying them.
         images: fixed batch size R of the decoding step, for guided images only; None leaves R and B dynamic, for engines with one static
             profile per batch size.
-        fused_attention: half-precision softmax, so that TensorRT can fuse attention into one kernel.
     """
 
     version: str = "10.3"
     moe: str = "plain"
     recipes: Mapping[str, TensorRTRecipe] = field(default_factory=lambda: recipes_of("fp16"))
     images: int | None = None
-    fused_attention: bool = False
+    attention: str | None = None
+    join_keys: bool = False
+    flavour: str = FLAVOUR
 
     def __post_init__(self) -> None:
         check_version(self.version)
         check_implementation(self.moe)
         if self.images is not None and not 1 <= self.images <= 1024:
             raise InputError(f"a decoding step of {self.images} images: choose 1 … 1024, or none for dynamic sizes")
+        if self.attention not in (None, *ATTENTION):
+            raise InputError(f"unknown form of attention {self.attention!r}; choose one of: {', '.join(ATTENTION)}")
+        if self.attention == "operator" and self.target < attention.VERSION:
+            raise InputError(
+                f"attention as an operator needs TensorRT {version_name(attention.VERSION)}; choose 'fused' for {self.version}"
+            )
+        if self.flavour == CUDA and (self.moe != "plain" or any(recipe.name == "nvfp4" for recipe in self.recipes.values())):
+            raise InputError("flavour 'cuda' has plain experts and no nvfp4, for which ONNX Runtime has no CUDA kernels")
+        for recipe in self.recipes.values():
+            if self.target < recipe.since:
+                raise InputError(
+                    f"recipe {recipe.name!r} needs TensorRT {version_name(recipe.since)}; choose another one for {self.version}"
+                )
+
+    @property
+    def target(self) -> tuple[int, int]:
+        """The version as numbers."""
+        major, minor = self.version.split(".")
+        return int(major), int(minor)
+
+    @property
+    def form(self) -> str:
+        """The form of attention: one of :data:`ATTENTION`."""
+        return self.attention or ("operator" if self.target >= attention.VERSION else "fused")
 
     def to_json(self, graph: str) -> dict[str, Any]:
         """Return one graph's recipe for the manifest."""
-        row = {"flavour": FLAVOUR, "tensorrt": self.version, "moe": self.moe, "fused_attention": self.fused_attention}
+        if self.flavour == CUDA:
+            return {**asdict(self.recipes[graph]), "flavour": CUDA}
+        row = {"flavour": FLAVOUR, "tensorrt": self.version, "moe": self.moe, "attention": self.form}
         return {**asdict(self.recipes[graph]), **row}
 
 
@@ -153,10 +187,17 @@ def tensorrt_graph(
     if options.moe == "plugin":
         fuse_experts(model)
         calibration = shared_calibration(calibration or {}, configuration.token_experts)
+    if options.join_keys:
+        attention.join_keys(model)
     quantize_tensorrt(model, options.recipes[name], calibration)
-    infer(model)
-    to_half(model, fused_attention=options.fused_attention)
+    inferred = options.recipes[name].name != "nvfp4"  # ONNX's inference knows no FP4 in this opset; its types and shapes are set
+    if inferred:
+        infer(model)
+    to_half(model, fused_attention=options.form != "single")
+    if options.form == "operator":
+        attention.use_operator(model)
     _name_logits(model.graph)
-    infer(model)
+    if inferred:
+        infer(model)
     refuse_unreadable(model, options.version, static=name == "t2i_step" and options.images is not None)
     return model

@@ -7,10 +7,11 @@ move their results are fp16.  These stay fp32:
 * routers: weights, probabilities and gates, since choosing another expert costs more than coarse weights;
 * the residual stream, which grows with depth: the sums that feed a LayerNormalization;
 * rotary tables and the rotation;
-* softmax.  With ``fused_attention`` the softmax between two attention products is fp16: TensorRT fuses product, mask, softmax and product
-  into one kernel (which sums in fp32) only if all of them are (its 10.x guide; NVIDIA/TensorRT issue 4167).
+* softmax, but not with ``fused_attention`` the one between two attention products: TensorRT fuses product, mask, softmax and product into
+  one kernel (which sums in fp32) only if all of them are fp16 (its 10.x guide; NVIDIA/TensorRT issue 4167).
 
-Graph inputs and outputs keep their types.
+Keys and values are fp16 where they enter and leave a graph, so that no answer token reads or copies them twice as wide as attention needs
+them; other graph inputs and outputs keep their types.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import numpy as np
 import onnx_ir as ir
 
 from export.graph.lower import Array, Inserter, LoweringError, add_constant, constant
+from export.tensorrt import nvfp4
+from f2edge.spec.graphs import CACHES
 
 SINGLE, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 LARGEST_HALF = 65504.0
@@ -34,6 +37,8 @@ _FOLLOWING = frozenset(
 )  # fmt: skip
 #: Operators of the residual stream before a normalization.
 _STREAM = frozenset({"Add", "Slice", "Reshape", "Pad", "Concat", "Gather"})
+#: Operators that join the columns of one layer and the layers of a cache.
+_JOINING = frozenset({"Concat", "Unsqueeze"})
 #: Rotary tables that the tracer folded; computed ones come from Sin and Cos, which are fp32.
 _ROTARY = re.compile(r"^(cos|sin)(_\d+)?$")
 
@@ -61,6 +66,30 @@ def _stream(graph: ir.Graph) -> set[ir.Node]:
     return {node for node in found if node.op_type == "Add" and all(constant(source) is None for source in node.inputs)}
 
 
+def _of_fp4(node: ir.Node) -> bool:
+    """Return whether a node quantizes to NVFP4 or back: its scales are fp32, as Model Optimizer exports them; the product casts."""
+    data = node.inputs[0]
+    scales = node.op_type == "DequantizeLinear" and any(u.idx == 1 and u.node.op_type == node.op_type for u in node.outputs[0].uses())
+    return node.op_type == nvfp4.OP or scales or (data is not None and data.dtype == ir.DataType.FLOAT4E2M1)
+
+
+def _cached(graph: ir.Graph) -> set[ir.Node]:
+    """Return the nodes that assemble keys and values for a graph's outputs."""
+    found: set[ir.Node] = set()
+    waiting = [value.producer() for value in graph.outputs if value.name in CACHES]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node.op_type in _JOINING and node not in found and not _rotates(node):
+            found.add(node)
+            waiting += [source.producer() for source in node.inputs if _is_float(source)]
+    return found
+
+
+def _rotates(node: ir.Node) -> bool:
+    """Return whether a Concat joins the halves of a head's width, as the rotation does."""
+    return node.op_type == "Concat" and node.attributes["axis"].as_int() == -1
+
+
 def _between_products(node: ir.Node) -> bool:
     """Return whether a Softmax, or the Add before it, is between the two products of attention."""
     if node.op_type == "Add":
@@ -76,15 +105,15 @@ class _Types:
     def __init__(self, graph: ir.Graph, keep: str, *, fused_attention: bool) -> None:
         self._graph, self._keep, self._fused = graph, re.compile(keep), fused_attention
         self._casts: dict[tuple[int, ir.DataType], ir.Value] = {}
-        self._stream = _stream(graph)
+        self._stream, self._cached = _stream(graph), _cached(graph)
 
     def of(self, node: ir.Node) -> ir.DataType:
         """Return the type of a node: HALF or SINGLE."""
         computed = [value for value in node.inputs if _is_float(value) and constant(value) is None]
         names = [str(value.name) for value in node.inputs if value is not None]
-        if node.op_type in _PRODUCTS:
-            return SINGLE if any(self._keep.search(name) for name in names) else HALF
-        if self._fused and _between_products(node):
+        if node.op_type in _PRODUCTS or node.op_type == nvfp4.OP:
+            return SINGLE if _of_fp4(node) or any(self._keep.search(name) for name in names) else HALF
+        if node in self._cached or (self._fused and _between_products(node)):
             return HALF
         if node in self._stream or any(_ROTARY.match(name) for name in names):
             return SINGLE
@@ -128,9 +157,12 @@ def to_half(model: ir.Model, *, keep: str = "router", fused_attention: bool = Fa
         LoweringError: a constant is beyond fp16's range.
     """
     graph = model.graph
+    for given in graph.inputs:
+        if given.name in CACHES:
+            retype(given, HALF)
     types = _Types(graph, keep, fused_attention=fused_attention)
     for node in list(graph):
-        if node.op_type == "Cast" or (node.domain and node.op_type not in _PRODUCTS):
+        if node.op_type in ("Cast", "Shape") or (node.domain and node.op_type not in (*_PRODUCTS, nvfp4.OP)):
             continue
         places = [index for index, value in enumerate(node.inputs) if _is_float(value)]
         if not places:
@@ -149,14 +181,15 @@ def to_half(model: ir.Model, *, keep: str = "router", fused_attention: bool = Fa
 
 
 def _restore_outputs(graph: ir.Graph) -> None:
-    """Cast the graph's fp16 outputs to fp32."""
+    """Cast the graph's outputs to their types: fp16 for keys and values, fp32 for the others."""
     for index, output in enumerate(list(graph.outputs)):
-        if output.dtype != HALF:
+        wanted = HALF if output.name in CACHES else SINGLE
+        if not _is_float(output) or output.dtype == wanted:
             continue
-        node = ir.node("Cast", [output], {"to": SINGLE}, name=f"{output.name}/output")
+        node = ir.node("Cast", [output], {"to": wanted}, name=f"{output.name}/output")
         graph.append(node)
-        widened = node.outputs[0]
-        widened.name, output.name = output.name, f"{output.name}.half"
-        widened.shape = output.shape
-        retype(widened, SINGLE)
-        graph.outputs[index] = widened
+        made = node.outputs[0]
+        made.name, output.name = output.name, f"{output.name}.{'half' if wanted == SINGLE else 'single'}"
+        made.shape = output.shape
+        retype(made, wanted)
+        graph.outputs[index] = made

@@ -21,7 +21,7 @@ FLOATS: Types = frozenset({_T.FLOAT, _T.FLOAT16, _T.BFLOAT16})
 _NUMBERS: Types = FLOATS | {_T.INT32, _T.INT64}
 _ALL: Types = _NUMBERS | {_T.BOOL}
 _HALF_OR_SINGLE: Types = frozenset({_T.FLOAT, _T.FLOAT16})
-_CODES: Types = frozenset({_T.INT8, _T.FLOAT8E4M3FN, _T.INT4})
+_CODES: Types = frozenset({_T.INT8, _T.FLOAT8E4M3FN, _T.INT4, _T.FLOAT4E2M1})
 
 
 def _each(names: str, types: Types) -> dict[str, Types]:

@@ -35,6 +35,9 @@ from f2edge.errors import F2EdgeError, InputError
 #: TopK's limit (operators.md).
 _LARGEST_K = 3840
 _INT4_ND: Version = (10, 7)
+#: Sizes of INT4's blocks (NVIDIA's guide, "Quantization Schemes"), and of FP4's; FP4's first version.
+_INT4_BLOCKS, _FP4_BLOCK = (64, 128), 16
+_FP4: Version = (10, 8)
 _SCATTER_NONE: Version = (10, 9)
 _FUNCTIONS: Version = (10, 7)
 _TYPES_OF_INTERFACE = FLOATS | {ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.UINT8, ir.DataType.INT8}
@@ -67,6 +70,11 @@ def check_version(text: str) -> str:
 def known_versions() -> list[str]:
     """Return all supported versions, oldest first."""
     return [f"{major}.{minor}" for major, minor in VERSIONS]
+
+
+def version_name(version: Version) -> str:
+    """Return "major.minor"."""
+    return f"{version[0]}.{version[1]}"
 
 
 def refuse_unreadable(model: ir.Model, version: str, *, static: bool = False) -> None:
@@ -190,6 +198,10 @@ def _of_attributes(node: ir.Node, target: Version) -> Iterator[Finding]:
         case "ArgMax" | "ArgMin":
             if "select_last_index" in node.attributes and node.attributes["select_last_index"].as_int():
                 yield "select_last_index must be 0", "reverse the axis"
+        case "TRT_FP4DynamicQuantize":
+            yield from _of_dynamic_fp4(node)
+        case "Attention":
+            yield from _of_attention(node)
         case _ if op in _QUANTISERS:
             yield from _of_quantizer(node, target)
 
@@ -218,8 +230,61 @@ def _of_norm(node: ir.Node) -> Iterator[Finding]:
         yield "only the first output is supported", "compute mean and deviation separately"
 
 
+def _of_attention(node: ir.Node) -> Iterator[Finding]:
+    if any(value is not None for value in node.inputs[4:]) or any(output.uses() for output in node.outputs[1:]):
+        yield "Attention takes queries, keys, values and a mask, and has one output", "join earlier columns before it"
+    if "softcap" in node.attributes and node.attributes["softcap"].as_float():
+        yield "Attention has no softcap", "write it with elementary operators"
+    flag = node.attributes.get("TRT_decomposable")
+    if flag is None or flag.as_int() != 1:
+        yield "a build fails where no fused kernel exists", "set TRT_decomposable to 1"
+    query, mask = node.inputs[0], node.inputs[3] if len(node.inputs) > 3 else None
+    rows = [None if value is None or value.shape is None else value.shape[-2] for value in (query, mask)]
+    if mask is not None and rows[1] == 1 != rows[0]:
+        yield "the mask has one row for all queries, IAttention needs one for each", "expand it"
+    data = [value for value in node.inputs if value is not None]
+    if len({value.dtype for value in data if value.dtype != ir.DataType.BOOL}) > 1:
+        yield f"operands of types {_names(frozenset(value.dtype for value in data))} in a strongly typed network", "cast one of them"
+
+
+def _of_dynamic_fp4(node: ir.Node) -> Iterator[Finding]:
+    data, scale = node.inputs[0], constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    if scale is None or scale.size != 1 or not (scale > 0).all():
+        yield "the tensor's scale must be a positive constant scalar", "calibrate it"
+    numbers = {name: node.attributes[name].as_int() for name in ("block_size", "scale_type") if name in node.attributes}
+    if numbers != {"block_size": _FP4_BLOCK, "scale_type": int(ir.DataType.FLOAT8E4M3FN)}:
+        yield f"blocks of {_FP4_BLOCK} with scales of type FP8 only, both stated", "set block_size and scale_type"
+    shape = None if data is None else data.shape
+    if shape is None or len(shape) not in (2, 3):
+        yield "the data must have two or three axes", "reshape it"
+    elif not isinstance(shape[-1], int) or shape[-1] % _FP4_BLOCK:
+        yield f"the last axis is {shape[-1]}, must be a constant divisible by {_FP4_BLOCK}", "keep this layer in fp16"
+
+
+def _of_fp4(node: ir.Node) -> Iterator[Finding]:
+    """Check a DequantizeLinear of E2M1 codes: scales in blocks, of constants or of a dynamic quantization."""
+    data, scale = node.inputs[0], node.inputs[1]
+    blocks = scale.producer() if scale is not None else None
+    if (
+        blocks is None
+        or blocks.op_type != "DequantizeLinear"
+        or blocks.inputs[0] is None
+        or blocks.inputs[0].dtype != ir.DataType.FLOAT8E4M3FN
+    ):
+        yield "the scales of FP4 are FP8 with a scale of their own", "dequantize them before"
+        return
+    codes, scales = constant(data), constant(blocks.inputs[0])
+    if codes is not None and (scales is None or codes.ndim != scales.ndim or codes.size != _FP4_BLOCK * scales.size):
+        yield f"the blocks of FP4 weights have {_FP4_BLOCK} codes along one axis", "quantize by export.tensorrt.nvfp4"
+
+
 def _of_quantizer(node: ir.Node, target: Version) -> Iterator[Finding]:
     data, scale, zero = node.inputs[0], constant(node.inputs[1]), constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if data is not None and data.dtype == ir.DataType.FLOAT4E2M1:
+        if target < _FP4:
+            yield "FP4 needs 10.8", "use another recipe"
+        yield from _of_fp4(node)
+        return
     if scale is None:
         yield "the scale is computed", "calibrate a constant, which every version supports"
         return
@@ -244,6 +309,9 @@ def _of_int4(data: ir.Value, scales: tuple[int, ...], target: Version) -> Iterat
         return
     if codes.ndim != 2 and target < _INT4_ND:
         yield f"INT4 blocks of a tensor of {codes.ndim} axes need 10.7", "use one matrix per expert, or the plug-in"
+    block = codes.size // max(1, int(np.prod(scales)))
+    if len(scales) != codes.ndim or block not in _INT4_BLOCKS:
+        yield f"blocks of {block} codes, TensorRT has kernels for 64 and 128", "choose such a block, or keep this layer in fp16"
     if codes.shape[-1] % 2:
         yield "two INT4 codes share a byte: the last axis must be even", "keep this layer in fp16"
     if len(scales) == codes.ndim and sum(a != b for a, b in zip(codes.shape, scales, strict=True)) > 1:

@@ -4,22 +4,26 @@
 |---|---|---|---|
 | fp16 | fp16 | fp16 | everywhere; the only one for the plug-in's stacked experts |
 | int8 | int8 per output channel | int8 per tensor, calibrated | many tokens at once: prefill, decoding steps; SM 75 and later |
-| int4 | int4 in blocks of 128 along the input axis | fp16 | one token at a time; SM 80 and later |
+| int4 | int4 in blocks of 128 or 64 along the input axis | fp16 | one token at a time; SM 80 and later |
+| int4-gptq | the same, rounded by GPTQ with calibration | fp16 | the same |
 | fp8 | E4M3 per tensor | E4M3 per tensor, calibrated | SM 89 and later |
+| nvfp4 | E2M1 in blocks of 16, two levels of scales | the same, block scales computed | SM 100 and later, TensorRT 10.8 and later |
 
 TensorRT needs constant scales, so activations have one scale per tensor instead of one per row as in the "onnxruntime" flavour.  Requests
 still do not affect each other, because the scale is constant.  SmoothQuant (arXiv 2211.10438) compensates for channels of different
 magnitude: int8 and fp8 divide activations by a vector per layer and multiply the weights by it.
 
+INT4 has blocks of 64 or 128 only (NVIDIA's guide, "Quantization Schemes").  A layer whose inputs have no such blocks stays fp16.  A layer
+with an odd number of outputs (the head over Phi's vocabulary of 50295) is padded to a multiple of 64 with every recipe: INT4 packs two
+codes a byte, and half-precision products need aligned rows to use tensor cores.
+
 INT4 weights are written as ``TRT_INT4DequantizeLinear`` (domain "trt"), which TensorRT 10.0 and later read in a graph of opset 20.  The
 standard ``DequantizeLinear`` has INT4 and blocks from opset 21 on, which 10.3 may not read.
-
-NVFP4 (``TRT_FP4DynamicQuantize``, 10.8 and later, SM 100 and later) is not supported yet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -28,13 +32,20 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from export.graph.lower import Array, Inserter, add_constant
-from export.quantize.quantize import Calibration, Recipe, layer_name, linear_layers, quantize_columns, smoothing
+from export.graph.expert_kernels import origin
+from export.graph.lower import Array, Inserter, add_constant, replace
+from export.quantize.quantize import Calibration, Recipe, layer_name, linear_layers, products_of, quantize_columns, smoothing
+from export.quantize.weight_only import symmetric_blocks
+from export.tensorrt import nvfp4
 from f2edge.errors import InputError
 from f2edge.spec.graphs import SIGNATURES
 
 TRT_DOMAIN = "trt"
 INT4_OP = "TRT_INT4DequantizeLinear"
+#: Sizes of INT4's blocks, the preferred one first, and the multiple that an odd number of outputs is padded to.
+INT4_BLOCKS, PADDED = (128, 64), 64
+#: Recipes that quantize weights only.
+WEIGHT_ONLY = ("int4", "int4-gptq")
 #: Largest values of E4M3 and of a symmetric 4-bit integer.
 _LARGEST_FP8, _LARGEST_INT4 = 448.0, 7
 #: Candidate ranges of a block, as fractions of its largest weight.
@@ -46,10 +57,11 @@ class TensorRTRecipe:
     """Storage and arithmetic of linear layers.
 
     Attributes:
-        name: name in the manifest: "fp16", "int8", "int4" or "fp8".
-        calibrated: whether activations are quantized, which needs calibration statistics.
+        name: name in the manifest.
+        calibrated: whether it needs calibration statistics.
         smooth: SmoothQuant's alpha, or None.
-        block: weights along the input axis that share one INT4 scale; halved until it divides the axis.
+        method: rounding of INT4: "rtn" to nearest, "gptq" by calibration.
+        since: oldest TensorRT that reads its graphs.
         keep: pattern of weight names that stay fp32.
         smallest: layers with fewer rows or columns stay fp16.
     """
@@ -57,7 +69,8 @@ class TensorRTRecipe:
     name: str
     calibrated: bool = False
     smooth: float | None = None
-    block: int = 128
+    method: str = "rtn"
+    since: tuple[int, int] = (10, 3)
     keep: str = "router"
     smallest: int = 32
 
@@ -69,7 +82,9 @@ RECIPES: Mapping[str, TensorRTRecipe] = MappingProxyType(
             TensorRTRecipe("fp16"),
             TensorRTRecipe("int8", calibrated=True, smooth=0.5),
             TensorRTRecipe("int4"),
+            TensorRTRecipe("int4-gptq", calibrated=True, method="gptq"),
             TensorRTRecipe("fp8", calibrated=True, smooth=0.5),
+            TensorRTRecipe("nvfp4", calibrated=True, smooth=0.5, since=(10, 8)),
         )
     }
 )
@@ -99,7 +114,14 @@ def recipes_of(text: str) -> dict[str, TensorRTRecipe]:
 
 def layers_of(recipe: TensorRTRecipe) -> Recipe:
     """Return a recipe that selects the same layers for :func:`export.quantize.quantize.linear_layers` and calibration."""
-    return Recipe(recipe.name, keep=recipe.keep, smallest=recipe.smallest, smooth=recipe.smooth)
+    precision = "int4" if recipe.method == "gptq" else "int8"
+    return Recipe(recipe.name, precision, keep=recipe.keep, smallest=recipe.smallest, smooth=recipe.smooth, method=recipe.method)
+
+
+def calibrating(recipes: Iterable[TensorRTRecipe]) -> Recipe | None:
+    """Return one recipe whose calibration serves all of these; None if none needs any."""
+    needed = [recipe for recipe in recipes if recipe.calibrated]
+    return layers_of(next((recipe for recipe in needed if recipe.method == "gptq"), needed[0])) if needed else None
 
 
 def quantize_blocks(weight: Array, block: int) -> tuple[Array, Array]:
@@ -119,20 +141,13 @@ def quantize_blocks(weight: Array, block: int) -> tuple[Array, Array]:
     return codes.reshape(K, N).astype(np.int8), scale
 
 
-def _block_of(rows: int, wanted: int) -> int:
-    """Return the largest divisor of ``rows`` among ``wanted``, ``wanted`` / 2, ``wanted`` / 4 …"""
-    while rows % wanted:
-        wanted //= 2
-    return wanted
-
-
-def _int4(insert: Inserter, name: str, weight: Array, recipe: TensorRTRecipe) -> ir.Value | None:
-    """Insert the dequantized INT4 weight; return None if its shape does not allow INT4 (two codes share a byte of the last axis)."""
+def _int4(insert: Inserter, name: str, weight: Array, products: Array | None) -> ir.Value | None:
+    """Insert the dequantized INT4 weight, rounded by GPTQ where ``products`` are given; return None if its shape does not allow INT4."""
     K, N = weight.shape
-    block = _block_of(K, recipe.block)
-    if N % 2 or block < 16:
+    block = next((block for block in INT4_BLOCKS if K % block == 0), None)
+    if N % 2 or block is None:
         return None
-    codes, scale = quantize_blocks(weight, block)
+    codes, scale = quantize_blocks(weight, block) if products is None else symmetric_blocks(weight, block, products)
     packed = add_constant(insert.graph, f"{name}.int4", codes.astype(ml_dtypes.int4))
     return insert(INT4_OP, packed, add_constant(insert.graph, f"{name}.scale", scale), domain=TRT_DOMAIN, axis=0, block_size=block)
 
@@ -150,7 +165,9 @@ def _fp8(insert: Inserter, name: str, weight: Array) -> ir.Value:
 
 
 def _activations(insert: Inserter, x: ir.Value, largest: float, name: str, recipe: TensorRTRecipe) -> ir.Value:
-    """Insert QuantizeLinear and DequantizeLinear with one constant scale for ``x``."""
+    """Insert the quantization of ``x`` and its inverse, with one constant scale for the tensor."""
+    if recipe.name == "nvfp4":
+        return nvfp4.quantized_activation(insert, x, largest, name)
     if recipe.name == "int8":
         limit, zero = 127.0, np.array(0, dtype=np.int8)
     else:
@@ -170,10 +187,41 @@ def _both(insert: Inserter, node: ir.Node, weight: Array, recipe: TensorRTRecipe
         raise InputError(f"recipe {recipe.name!r}: no calibration statistics for {name}; calibrate with inputs that reach every graph")
     if recipe.smooth is not None:
         divisor = smoothing(weight, largest, recipe.smooth)
+        given = x.shape
         x = insert("Mul", x, add_constant(insert.graph, f"{name}.smooth", 1 / divisor))
+        x.shape = given
         largest, weight = largest / divisor, weight * divisor[:, None]
     node.replace_input_with(0, _activations(insert, x, float(largest.max()), name, recipe))
-    node.replace_input_with(1, (_int8 if recipe.name == "int8" else _fp8)(insert, name, weight))
+    made = {"int8": _int8, "fp8": _fp8, "nvfp4": nvfp4.quantized_weight}[recipe.name]
+    node.replace_input_with(1, made(insert, name, weight))
+
+
+def _pad_odd_outputs(graph: ir.Graph, recipe: TensorRTRecipe) -> None:
+    """Pad linear layers with an odd number of outputs N by zeros, and cut the result to N again."""
+    for node, _, source, weight in linear_layers(graph, layers_of(recipe)):
+        N = weight.shape[1]
+        if N % 2 == 0:
+            continue
+        padded = add_constant(graph, f"{source.name}.padded", np.pad(weight, ((0, 0), (0, -N % PADDED))))
+        padded.meta["origin"] = origin(source)
+        insert = Inserter(graph, node, f"{node.name or source.name}/padded")
+        ends = [add_constant(graph, f"padded/{number}", np.array([number], dtype=np.int64)) for number in (0, N, -1)]
+        product = insert("MatMul", node.inputs[0], padded)
+        made = insert("Slice", product, *ends)
+        for value in (product, made):
+            value.type = node.outputs[0].type
+        made.shape = node.outputs[0].shape
+        replace(node, made)
+
+
+def _products(recipe: TensorRTRecipe, layer: str, source: ir.Value, calibration: Calibration) -> Array | None:
+    """Return Σ x xᵀ over the inputs of a layer for GPTQ; None where the recipe rounds to nearest."""
+    if recipe.method != "gptq":
+        return None
+    if products_of(layer) not in calibration:
+        raise InputError(f"recipe {recipe.name!r}: no calibration statistics for {layer}; calibrate with inputs that reach every graph")
+    rows = origin(source)[1]
+    return calibration[products_of(layer)][rows, rows]
 
 
 def quantize_tensorrt(model: ir.Model, recipe: TensorRTRecipe, calibration: Calibration | None = None) -> ir.Model:
@@ -187,20 +235,19 @@ def quantize_tensorrt(model: ir.Model, recipe: TensorRTRecipe, calibration: Cali
     Raises:
         InputError: calibration statistics of a layer are missing.
     """
-    if recipe.name == "fp16":
-        return model
     graph = model.graph
-    for node, _, source, weight in linear_layers(graph, layers_of(recipe)):
-        insert = Inserter(graph, node, node.name or str(source.name))
-        if recipe.calibrated:
-            _both(insert, node, weight, recipe, (calibration or {}).get(layer_name(graph, source)))
-        else:
-            dequantized = _int4(insert, str(source.name), weight, recipe)
+    _pad_odd_outputs(graph, recipe)
+    for node, _, source, weight in linear_layers(graph, layers_of(recipe)) if recipe.name != "fp16" else []:
+        insert, layer = Inserter(graph, node, node.name or str(source.name)), layer_name(graph, source)
+        if recipe.name in WEIGHT_ONLY:
+            dequantized = _int4(insert, str(source.name), weight, _products(recipe, layer, source, calibration or {}))
             if dequantized is not None:
                 node.replace_input_with(1, dequantized)
+        elif recipe.name != "nvfp4" or nvfp4.fits(weight):
+            _both(insert, node, weight, recipe, (calibration or {}).get(layer))
     for node in graph:
         for output in node.outputs:
-            if output.dtype is None and node.op_type != "QuantizeLinear":
+            if output.dtype is None and node.op_type not in ("QuantizeLinear", nvfp4.OP):
                 output.type = ir.TensorType(ir.DataType.FLOAT)
     graph.opset_imports[TRT_DOMAIN] = 1
     passes.RemoveUnusedNodesPass()(model)

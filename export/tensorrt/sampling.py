@@ -1,14 +1,16 @@
 """Sampling at the end of a decoding step for TensorRT, which has no unsigned integers, shifts or exclusive or.
 
-Bit-identical to :mod:`export.graph.sampling`: the hash runs in int64, where a product of 32 by 16 bits cannot overflow; shifts are
-divisions by powers of two; the exclusive or of two bytes is a lookup in a table of 65536 entries.  Ranks are counted by comparing every
-pair of positions instead of sorting, which orders ties by position on every machine (TensorRT does not document how its TopK breaks ties)
-and needs no scatter.
+Bit-identical to :mod:`export.graph.sampling`.  The hash runs in int32, as GPUs do: 32-bit values are pairs of 16-bit halves, a product
+takes one half by one byte and so stays below 2^27, shifts are divisions by powers of two, and the exclusive or of two bytes is a lookup in
+a table of 65536 entries.  Ranks are counted by comparing every pair of positions instead of sorting, which orders ties by position on every
+machine (TensorRT does not document how its TopK breaks ties) and needs no scatter.
 
 Axes: R requests, N image tokens, V image codes.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -17,74 +19,89 @@ from export.graph.sampling import U32, build_sampler
 from f2edge.decoding.noise import GOLDEN, MULTIPLIERS
 
 
+class _Halves(NamedTuple):
+    """Names of a 32-bit value's halves, each below 65536, and of their bytes."""
+
+    high: str
+    low: str
+    high_bytes: tuple[str, str] = ("", "")
+    low_bytes: tuple[str, str] = ("", "")
+
+
 class _Text:
-    """Builder of ONNX text; each method appends one operation on int64 values and returns the result's name."""
+    """Builder of ONNX text; each method appends operations on non-negative int32 values and returns the result's name."""
 
     def __init__(self, prefix: str) -> None:
         self.lines: list[str] = []
+        self.constants: set[int] = set()
         self._prefix = prefix
 
-    def _add(self, expression: str) -> str:
+    def add(self, expression: str) -> str:
+        """Append an operation."""
         name = f"{self._prefix}{len(self.lines)}"
         self.lines.append(f"    {name} = {expression}")
         return name
 
-    def binary(self, op: str, a: str, b: str) -> str:
-        """``op (a, b)``."""
-        return self._add(f"{op} ({a}, {b})")
+    def binary(self, op: str, a: str, b: str | int) -> str:
+        """``op (a, b)`` of a value and a value or a number."""
+        if isinstance(b, int):
+            self.constants.add(b)
+            b = f"i{b}"
+        return self.add(f"{op} ({a}, {b})")
 
-    def high(self, a: str, bits: int) -> str:
-        """``a >> bits`` of a non-negative value."""
-        return self.binary("Div", a, f"two{bits}")
+    def sum(self, first: str, *others: str) -> str:
+        """The sum of some values."""
+        for other in others:
+            first = self.binary("Add", first, other)
+        return first
 
-    def parts(self, a: str, bits: int) -> tuple[str, str]:
-        """``a >> bits`` and the lower bits."""
-        high = self.high(a, bits)
-        return high, self.binary("Sub", a, self.join(high, None, bits))
+    def parts(self, a: str, size: int) -> tuple[str, str]:
+        """Quotient and remainder by ``size``."""
+        quotient = self.binary("Div", a, size)
+        return quotient, self.binary("Sub", a, self.binary("Mul", quotient, size))
 
-    def join(self, high: str, low: str | None, bits: int) -> str:
-        """``(high << bits) + low``."""
-        shifted = self.binary("Mul", high, f"two{bits}")
-        return shifted if low is None else self.binary("Add", shifted, low)
+    def join(self, high: str, low: str, size: int = 256) -> str:
+        """``high * size + low``."""
+        return self.binary("Add", self.binary("Mul", high, size), low)
 
-    def low(self, a: str, bits: int) -> str:
-        """The lowest bits of a non-negative value."""
-        return self.parts(a, bits)[1]
+    def xor(self, a: str, b: str) -> str:
+        """Exclusive or of two bytes."""
+        return self.add(f"Gather <axis = 0> (xor_table, {self.join(a, b)})")
 
-    def xor_byte(self, a: str, b: str) -> str:
-        """Exclusive or of two values below 256."""
-        return self._add(f"Gather <axis = 0> (xor_table, {self.join(a, b, 8)})")
+    def times(self, value: _Halves, factor: int) -> tuple[str, str]:
+        """The halves of the product of a value, whose bytes are known, with a constant, modulo 2^32."""
+        f0, f1, f2, f3 = (factor >> shift & 0xFF for shift in (0, 8, 16, 24))
+        (_, high0), (low1, low0) = value.high_bytes, value.low_bytes
+        whole = self.sum(self.binary("Mul", value.low, f0), self.binary("Mul", low0, f1 << 8))
+        carry, low = self.parts(whole, 1 << 16)
+        terms = (value.low, f2), (low0, f3 << 8), (low1, f1), (value.high, f0), (high0, f1 << 8)
+        return self.parts(self.sum(carry, *(self.binary("Mul", name, number) for name, number in terms)), 1 << 16)[1], low
 
-    def bytes(self, a: str, count: int) -> list[str]:
-        """The bytes of a value below 256 to the power of ``count``, lowest first."""
-        found = []
-        for _ in range(count - 1):
-            a, byte = self.parts(a, 8)
-            found.append(byte)
-        return [*found, a]
+    def uniform(self, key: _Halves, stream: _Halves) -> str:
+        """:func:`f2edge.decoding.noise.uniform` of a key and a code's stream, float32; ``key`` has its bytes times 256."""
+        carry, low = self.parts(self.binary("Add", key.low, stream.low), 1 << 16)
+        high = self.parts(self.sum(key.high, stream.high, carry), 1 << 16)[1]
+        high_bytes, (low1, low0) = self.parts(high, 256), self.parts(low, 256)
+        low_bytes = self.xor(low1, high_bytes[0]), self.xor(low0, high_bytes[1])
+        high, low = self.times(_Halves(high, self.join(*low_bytes), high_bytes, low_bytes), MULTIPLIERS[0])
+        shifted = self.join(high, self.binary("Div", low, 8192), 8)  # 19 bits
+        shifted2, rest = self.parts(shifted, 1 << 16)
+        shifts, own = (shifted2, *self.parts(rest, 256)), (*self.parts(high, 256), *self.parts(low, 256))
+        mixed = (own[0], *(self.xor(a, b) for a, b in zip(own[1:], shifts, strict=True)))
+        keys = (*key.high_bytes, *key.low_bytes)
+        b3, b2, b1, b0 = (self.add(f"Gather <axis = 0> (xor_table, {self.sum(b, a)})") for a, b in zip(mixed, keys, strict=True))
+        high, low = self.times(_Halves(self.join(b3, b2), self.join(b1, b0), (b3, b2), (b1, b0)), MULTIPLIERS[1])
+        bits = self.join(high, self.binary("Div", low, 512), 128)
+        return self.binary("Mul", self.binary("Add", self.add(f"Cast <to = 1> ({bits})"), "half"), "ulp")
 
-    def joined(self, parts: list[str]) -> str:
-        """Inverse of :meth:`bytes`."""
-        value = parts[-1]
-        for part in reversed(parts[:-1]):
-            value = self.join(value, part, 8)
-        return value
-
-    def times(self, a: str, number: int) -> str:
-        """The low 32 bits of the product with a multiplier given by its 16-bit halves ``m…_low`` and ``m…_high``."""
-        upper = self.low(self.binary("Mul", a, f"m{number}_high"), 16)
-        return self.low(self.join(upper, self.binary("Mul", a, f"m{number}_low"), 16), 32)
-
-    def uniform(self, key: str, stream: str) -> str:
-        """:func:`f2edge.decoding.noise.uniform` of a key and a code's stream (both below 2³²), float32."""
-        high, low = self.parts(self.low(self.binary("Add", key, stream), 32), 16)
-        mixed = [self.xor_byte(a, b) for a, b in zip(self.bytes(low, 2), self.bytes(high, 2), strict=True)]
-        h = self.times(self.join(high, self.joined(mixed), 16), 1)
-        own, shifted, keys = self.bytes(h, 4), self.bytes(self.high(h, 13), 3), self.bytes(key, 4)
-        mixed = [self.xor_byte(a, b) for a, b in zip(own[:3], shifted, strict=True)] + own[3:]
-        h = self.times(self.joined([self.xor_byte(a, b) for a, b in zip(mixed, keys, strict=True)]), 2)
-        centred = self.binary("Add", self._add(f"Cast <to = 1> ({self.high(h, 9)})"), "half")
-        return self.binary("Mul", centred, "ulp")
+    def key(self, noise_key: str) -> _Halves:
+        """Halves and bytes of int64 keys below 2^32, the bytes times 256."""
+        wide = self.add(f"Div ({noise_key}, wide16)")
+        rest = self.add(f"Sub ({noise_key}, {self.add(f'Mul ({wide}, wide16)')})")
+        high, low = (self.add(f"Cast <to = 6> ({half})") for half in (wide, rest))
+        four = (*self.parts(high, 256), *self.parts(low, 256))
+        k3, k2, k1, k0 = (self.binary("Mul", byte, 256) for byte in four)
+        return _Halves(high, low, (k3, k2), (k1, k0))
 
 
 _RANKING = """
@@ -104,23 +121,26 @@ _RANKING = """
 
 def tensorrt_sampling_model(image_tokens: int, codes: int) -> ir.Model:
     """Return a graph equal to :func:`export.graph.sampling.sampling_model`, with operators that TensorRT has."""
-    of_codes, own = _Text("h"), _Text("c")
-    u, own_u = of_codes.uniform("key_column", "stream"), own.uniform("noise_key", "own_stream")
-    constants = [f"int64 two{bits} = {{{1 << bits}}}" for bits in (8, 9, 13, 16, 32)]
-    for number, multiplier in enumerate(MULTIPLIERS, start=1):
-        constants += [f"int64 m{number}_low = {{{multiplier & 0xFFFF}}}", f"int64 m{number}_high = {{{multiplier >> 16}}}"]
-    constants += [
-        f"float half = {{0.5}}, float ulp = {{{2.0**-23}}}, float never = {{3.0e38}}",
-        f"int64 own_stream = {{{codes * GOLDEN & U32}}}",
-    ]
-    constants += [
-        f"int64 mask_code = {{{codes}}}",
+    of_keys, of_codes, own = _Text("k"), _Text("h"), _Text("c")
+    key = of_keys.key("noise_key")
+    names = [key.high, key.low, *key.high_bytes, *key.low_bytes]
+    k = [of_keys.add(f"Unsqueeze ({name}, last)") for name in names]
+    u = of_codes.uniform(_Halves(k[0], k[1], (k[2], k[3]), (k[4], k[5])), _Halves("stream_high", "stream_low"))
+    own_u = own.uniform(key, _Halves("own_high", "own_low"))
+    own_stream = codes * GOLDEN & U32
+    numbers = sorted(of_keys.constants | of_codes.constants | own.constants)
+    constants = [
+        *(f"int32 i{number} = {{{number}}}" for number in numbers),
+        f"int32 own_high = {{{own_stream >> 16}}}, int32 own_low = {{{own_stream & 0xFFFF}}}, int64 wide16 = {{{1 << 16}}}",
+        f"float half = {{0.5}}, float ulp = {{{2.0**-23}}}, float never = {{3.0e38}}, int64 mask_code = {{{codes}}}",
         "int64[1] axis1 = {1}, int64[1] axis2 = {2}, int64[2] axes12 = {1, 2}, int64[1] last = {-1}",
     ]
-    byte = np.arange(256, dtype=np.int64)
+    stream = np.arange(codes, dtype=np.int64) * GOLDEN & U32
+    byte = np.arange(256, dtype=np.int32)
     position = np.arange(image_tokens)
     arrays = {
-        "stream": np.arange(codes, dtype=np.int64) * GOLDEN & U32,
+        "stream_high": (stream >> 16).astype(np.int32),
+        "stream_low": (stream & 0xFFFF).astype(np.int32),
         "xor_table": (byte[:, None] ^ byte).reshape(-1),
         "earlier": (position < position[:, None])[None],  # [0, i, j]: j stands before i
     }
@@ -129,7 +149,7 @@ def tensorrt_sampling_model(image_tokens: int, codes: int) -> ir.Model:
         codes,
         arrays,
         constants=", ".join(constants),
-        code_noise="\n".join(["    key_column = Unsqueeze (noise_key, last)", *of_codes.lines]),
+        code_noise="\n".join([*of_keys.lines, *of_codes.lines]),
         u=u,
         own_noise="\n".join(own.lines),
         own_u=own_u,

@@ -1,7 +1,8 @@
 """Checkpoints and weight files: safetensors and JSON only, nothing is pickled.
 
 A run's folder holds ``step-000123/`` folders with ``model.safetensors``, ``model.ema.safetensors``, ``model.optimizer.safetensors`` (one
-such triple per optimizer) and ``state.json``.  A folder gets its name when it is complete (written aside, flushed,
+such triple per optimizer) and ``state.json``; those of a sharded run hold ``shards/`` instead of the triple, one file per process.  Either
+kind is read by any number of processes.  A folder gets its name when it is complete (written aside, flushed,
 renamed), so a run killed at any moment finds its last whole checkpoint.
 
     load_weights(Path("runs/tokenizer"), tokenizer)        # EMA weights of the newest checkpoint
@@ -22,6 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from export.training.distributed import Processes
+from export.training.sharding import SHARDS, holds, like, read_shards, write_shards
 from f2edge.errors import InputError
 
 KEEP = 2
@@ -45,17 +48,47 @@ def latest_checkpoint(directory: Path) -> Path | None:
 
 def write_checkpoint(directory: Path, step: int, files: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any]) -> Path:
     """Write ``step-…`` atomically and delete all but the newest two; ``files`` maps a file's stem to its tensors."""
-    directory.mkdir(parents=True, exist_ok=True)
-    final = directory / f"step-{step:06d}"
-    partial = directory / f".partial-{final.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    partial = _new_partial(directory, step)
     for stem, tensors in files.items():
         _write(partial / f"{stem}.safetensors", tensors, {})
+    return _finish(partial, state)
+
+
+def write_sharded(
+    directory: Path, step: int, files: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any], processes: Processes
+) -> None:
+    """As :func:`write_checkpoint`, every process its slices; all processes call this."""
+    if processes.rank == 0:
+        _new_partial(directory, step)
+    processes.barrier()
+    partial = _partial(directory, step)
+    write_shards(partial / SHARDS, files)
+    processes.barrier()
+    if processes.rank == 0:
+        _finish(partial, state)
+
+
+def _partial(directory: Path, step: int) -> Path:
+    return directory / f".partial-step-{step:06d}"
+
+
+def _new_partial(directory: Path, step: int) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = _partial(directory, step)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    return partial
+
+
+def _finish(partial: Path, state: Mapping[str, Any]) -> Path:
+    """Add ``state.json``, flush, and give the folder its name."""
+    directory = partial.parent
     (partial / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-    for path in partial.iterdir():
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
+    for path in partial.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+    final = directory / partial.name.removeprefix(".partial-")
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     for old in checkpoints(directory)[:-KEEP]:
@@ -65,9 +98,12 @@ def write_checkpoint(directory: Path, step: int, files: Mapping[str, Mapping[str
 
 def read_checkpoint(directory: Path, files: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, Any]:
     """Copy a checkpoint's tensors into those of ``files`` in place; return its ``state.json``."""
-    for stem, targets in files.items():
-        path = directory / f"{stem}.safetensors"
-        _fill(path, _read(path), targets)
+    if (directory / SHARDS).is_dir():
+        read_shards(directory / SHARDS, files)
+    else:
+        for stem, targets in files.items():
+            path = directory / f"{stem}.safetensors"
+            _fill(path, _read(path), targets)
     try:
         state: dict[str, Any] = json.loads((directory / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -107,9 +143,19 @@ def load_weights(path: Path, module: nn.Module, *, ema: bool = True, name: str =
     Raises:
         InputError: nothing there, unreadable, or it does not fit.
     """
+    sharded = (latest_checkpoint(path) or path) / SHARDS
+    if sharded.is_dir():
+        stem = f"{name}.ema" if ema and holds(sharded, f"{name}.ema") else name
+        read_shards(sharded, {stem: module.state_dict()})
+        return {}
     file = weights_file(path, ema=ema, name=name)
     _fill(file, _read(file), module.state_dict())
     return weights_metadata(file)
+
+
+def read_weights(path: Path, *, ema: bool = True, name: str = "model") -> dict[str, torch.Tensor]:
+    """Return the tensors that :func:`load_weights` would fill a module with; of a run that is not sharded."""
+    return _read(weights_file(path, ema=ema, name=name))
 
 
 def weights_file(path: Path, *, ema: bool = True, name: str = "model") -> Path:
@@ -164,4 +210,4 @@ def _fill(path: Path, source: Mapping[str, torch.Tensor], targets: Mapping[str, 
     for key, target in targets.items():
         if source[key].shape != target.shape:
             raise InputError(f"{path}: {key} has shape {tuple(source[key].shape)}, this model needs {tuple(target.shape)}")
-        target.copy_(source[key])
+        target.copy_(like(source[key], target))

@@ -141,9 +141,9 @@ class EncodersTask:
             for name, module in (("semantic", self.semantic), ("identity", self.identity), ("regions", self.regions))
         }
 
-    def batch(self, step: int, micro: int, rank: int, world: int) -> Batch:
+    def batch(self, step: int, micro: int) -> Batch:
         """Random persons, both pictures of each."""
-        generator = np.random.default_rng([self.seed, step, micro, rank, world])
+        generator = np.random.default_rng([self.seed, step, micro])
         persons = generator.choice((len(self.data) - self.validation_rows) // 2, size=self.rows // 2, replace=False)
         rows = (persons[:, None] * 2 + np.arange(2)).reshape(-1)
         images, coverage = reduced(self.data.images(rows)), self.data.regions(rows)
@@ -211,7 +211,7 @@ class EncodersTask:
             norm.train()
         device = next(module.parameters()).device
         for index in range(_CALIBRATION_BATCHES):
-            module(self.batch(2**31 + index, 0, 0, 1)["pixels"].to(device))
+            module(self.batch(2**31 + index, 0)["pixels"].to(device))
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
             norm.eval()

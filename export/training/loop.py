@@ -9,12 +9,17 @@ learning-rate law, EMA, checkpoints that resume exactly, logs, signals and sever
   gradients of ``modules["critic"]`` only, so a generator's loss may run through the critic without training it.  Losses must not share a
   graph (detach what crosses over).  A name left out at some step is not updated at that step (a critic that starts late).
 - There is no DDP wrapper: gradients lie in one flat buffer per module, which the loop averages over the processes.  That is exact, needs
-  no hooks and treats experts that saw no token as zero gradient on every process alike.
-- Randomness: the loop seeds torch's global generator from (seed, step, micro, rank) before every call of ``losses``; ``batch`` runs in
+  no hooks and treats experts that saw no token as zero gradient on every process alike.  With ``shard``, FSDP2 holds slices instead
+  (export/training/sharding.py).
+- Micro batches are counted over all processes: two processes with one each train as one process with two, and a run may be resumed by
+  another number of processes.
+- Randomness: the loop seeds torch's global generator from (seed, step, micro) before every call of ``losses``; ``batch`` runs in
   another thread and must draw from generators of its own, keyed by its arguments.  Hence there is no random state to save.
+- A step whose gradients are not finite updates nothing and is counted (``skipped`` in the log).
 
     train(TokenizerTask(...), TrainOptions(out=Path("runs/tokenizer"), steps=6000, batch=24))
-    torchrun --nproc-per-node 2 -m export train tokenizer …      # the same, two processes
+    torchrun --nproc-per-node 2 -m export train tokenizer …              # the same, two processes
+    torchrun --nproc-per-node 8 -m export train unified --shard …        # parameters and their states sharded over eight
 """
 
 from __future__ import annotations
@@ -35,10 +40,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from export.training.checkpoint import latest_checkpoint, read_checkpoint, write_checkpoint
+from export.training.checkpoint import latest_checkpoint, read_checkpoint, write_checkpoint, write_sharded
 from export.training.distributed import Processes
 from export.training.optimization import Averages, Optimization, rate_factor
 from export.training.progress import TrainingProgress
+from export.training.sharding import free, shard
 from f2edge.errors import F2EdgeError, InputError
 
 Batch = dict[str, torch.Tensor]
@@ -60,14 +66,18 @@ class Task(Protocol):
         name: written into checkpoints; resuming another task's folder is refused.
         modules: optimizer name → module, for example ``{"model": m}`` or ``{"model": tokenizer, "critic": discriminator}``.
 
-    A task whose batches of several consecutive steps share work says how many in ``together``.
+    A task whose batches of several consecutive steps share work says how many in ``together``.  One whose ``validate`` is called in all
+    processes, which share the work (:meth:`Processes.map`), has ``validates_together``; others validate in the first process.
     """
 
     name: str
     modules: Mapping[str, nn.Module]
 
-    def batch(self, step: int, micro: int, rank: int, world: int) -> Batch:
-        """CPU tensors: a pure function of its arguments, different for every (step, micro, rank). Runs in a background thread."""
+    def batch(self, step: int, micro: int) -> Batch:
+        """CPU tensors: a pure function of its arguments, different for each. Runs in a background thread.
+
+        ``micro`` counts the step's micro batches of all processes.
+        """
         ...
 
     def losses(self, batch: Batch, step: int) -> tuple[dict[str, torch.Tensor], StepMetrics]:
@@ -105,6 +115,8 @@ class TrainOptions:
         threads: torch threads; 0 keeps torch's choice.
         loaders: processes that make batches; 0: a thread of this one, which is enough on two cores.
         device: "auto", "cpu", "cuda" …
+        shard: shard parameters, gradients, moments and average over the processes (FSDP2); nothing changes for one process.
+        tensorboard: also write the metrics for TensorBoard, into ``out/tensorboard``.
     """
 
     out: Path
@@ -130,6 +142,8 @@ class TrainOptions:
     device: str = "auto"
     minutes: float = 0.0
     loaders: int = 0
+    shard: bool = False
+    tensorboard: bool = False
     rate_scale: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -190,6 +204,10 @@ class _Run:
     def __init__(self, task: Task, options: TrainOptions, device: torch.device, processes: Processes, stop: threading.Event) -> None:
         self.task, self.options, self.device, self.processes, self.stop = task, options, device, processes, stop
         self.modules = {name: module.to(device).train() for name, module in task.modules.items()}
+        self.sharded = options.shard and processes.world > 1
+        if self.sharded:
+            for module in self.modules.values():
+                shard(module, device, processes.world)
         self.optimizations = {
             name: Optimization(
                 module,
@@ -202,12 +220,13 @@ class _Run:
             for name, module in self.modules.items()
         }
         self.averages = {name: Averages(module, options.ema) for name, module in self.modules.items()} if options.ema else {}
-        self.skipped = 0
+        self.skipped = self.skipped_in_all = 0
         self.step, self.spent = self._resume()
         self.begun = time.perf_counter()
         self.place = self._place()
         self.last = latest_checkpoint(options.out)
-        processes.broadcast(t for m in self.modules.values() for t in (*m.parameters(), *m.buffers()))
+        if not self.sharded:
+            processes.broadcast(t for m in self.modules.values() for t in (*m.parameters(), *m.buffers()))
 
     def _seconds(self) -> float:
         """Time of all starts."""
@@ -228,8 +247,9 @@ class _Run:
             return self.last
         rows = options.batch * options.accumulate * self.processes.world
         with TrainingProgress(
-            options.out, self.task.name, start=self.step, steps=options.steps, rows=rows, every=options.log_every, active=first
-        ) as progress:
+            options.out, self.task.name, start=self.step, steps=options.steps, rows=rows, every=options.log_every, active=first,
+            tensorboard=options.tensorboard,
+        ) as progress:  # fmt: skip
             for micro_batches in self._batches():
                 progress.add(self._update(micro_batches))
                 self.step += 1
@@ -250,11 +270,11 @@ class _Run:
         return self.last
 
     def _update(self, micro_batches: list[Batch]) -> StepMetrics:
-        """One optimizer step; returns the metrics of all its micro batches, averaged."""
+        """One optimizer step; returns the metrics of all its micro batches, averaged over the processes too."""
         options, total = self.options, StepMetrics()
         updated: set[str] = set()
         for micro, batch in enumerate(micro_batches):
-            torch.manual_seed(_mix(options.seed, self.step, micro, self.processes.rank))
+            torch.manual_seed(_mix(options.seed, self.step, self._counted(micro)))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=options.bf16):
                 losses, metrics = self.task.losses(batch, self.place)
             for name, loss in losses.items():
@@ -264,20 +284,23 @@ class _Run:
             for key, value in metrics.items():
                 part = (value.detach().float() if isinstance(value, torch.Tensor) else value) / options.accumulate
                 total[key] = total[key] + part if key in total else part
+        if self.processes.world > 1:
+            shared = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=self.device) for value in total.values()])
+            self.processes.average(shared)
+            total = dict(zip(total, shared.unbind(), strict=True))
         rate = options.factor(self.place)
         finite = True
         for name in (n for n in self.modules if n in updated):
-            optimization = self.optimizations[name]
-            self.processes.average(optimization.gradients)
-            norm = optimization.apply(rate)
+            norm = self.optimizations[name].apply(rate, self.processes)
             finite &= math.isfinite(norm)
             total[f"gradient/{name}"] = norm
         self.skipped = 0 if finite else self.skipped + 1
+        self.skipped_in_all += not finite
         if self.skipped >= _MAX_SKIPPED:
             raise DivergedError(f"training {self.task.name!r}: no finite gradient for {_MAX_SKIPPED} steps; lower the learning rate")
         for average in self.averages.values():
             average.update(self.step)
-        total["rate_factor"] = rate
+        total |= {"rate_factor": rate, "skipped": float(self.skipped_in_all)}
         return total
 
     def _batches(self) -> Iterator[list[Batch]]:
@@ -293,7 +316,7 @@ class _Run:
         together = getattr(self.task, "together", 1)
         chunks = [range(first, min(first + together, options.steps)) for first in range(self.step, options.steps, together)]
         loader = DataLoader(
-            _Chunks(self.task, chunks, options.accumulate, self.processes.rank, self.processes.world),
+            _Chunks(self.task, chunks, [self._counted(micro) for micro in range(options.accumulate)]),
             batch_size=None,
             num_workers=options.loaders,
             prefetch_factor=2,
@@ -342,41 +365,51 @@ class _Run:
             closed.set()
             thread.join()
 
+    def _counted(self, micro: int) -> int:
+        """Return the number of this process' micro batch among those of all."""
+        return micro * self.processes.world + self.processes.rank
+
     def _host_batch(self, step: int, micro: int) -> Batch:
-        batch = self.task.batch(step, micro, self.processes.rank, self.processes.world)
+        batch = self.task.batch(step, self._counted(micro))
         return {key: value.pin_memory() for key, value in batch.items()} if self.device.type == "cuda" else batch
 
     def _validate(self) -> dict[str, float]:
         metrics: dict[str, float] = {}
         self._share_buffers()
-        if self.processes.rank == 0:
+        if self.processes.rank == 0 or getattr(self.task, "validates_together", False):
             directory = self.options.out / "samples"
             directory.mkdir(parents=True, exist_ok=True)
-            for average in self.averages.values():
-                average.swap()
+            self._swap_averages()
             for module in self.modules.values():
                 module.eval()
             try:
                 with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
                     metrics = self.task.validate(self.modules, self.step, directory)
             finally:
-                for average in self.averages.values():
-                    average.swap()
+                self._swap_averages()
                 for module in self.modules.values():
                     module.train()
         self.processes.barrier()
         return metrics
+
+    def _swap_averages(self) -> None:
+        for average in self.averages.values():
+            average.swap()
+        for module in self.modules.values():
+            free(module)
 
     def _share_buffers(self) -> None:
         self.processes.broadcast(b for m in self.modules.values() for b in m.buffers())
 
     def _save(self) -> None:
         self._share_buffers()
-        if self.processes.rank == 0:
-            options = {k: str(v) for k, v in asdict(self.options).items()}
-            state = {"task": self.task.name, "step": self.step, "seconds": self._seconds(), "options": options}
-            state["finished"] = self.place == self.options.steps
-            self.last = write_checkpoint(self.options.out, self.step, self._tensors(), state)
+        options = {k: str(v) for k, v in asdict(self.options).items()}
+        state = {"task": self.task.name, "step": self.step, "seconds": self._seconds(), "skipped": self.skipped_in_all, "options": options}
+        state["finished"] = self.place == self.options.steps
+        if self.sharded:
+            write_sharded(self.options.out, self.step, self._tensors(), state, self.processes)
+        elif self.processes.rank == 0:
+            write_checkpoint(self.options.out, self.step, self._tensors(), state)
         self.processes.barrier()
         self.last = latest_checkpoint(self.options.out)
 
@@ -398,21 +431,21 @@ class _Run:
         state: dict[str, Any] = read_checkpoint(found, self._tensors())
         if state["task"] != self.task.name:
             raise InputError(f"{self.options.out} holds a run of {state['task']!r}, not of {self.task.name!r}; choose another folder")
+        self.skipped_in_all = int(state.get("skipped", 0))
         return int(state["step"]), float(state.get("seconds", 0.0))
 
 
 class _Chunks(Dataset[list[list[Batch]]]):
     """Batches of consecutive steps, made together: a task may keep what they share.  Large ones travel as fp16: half the shared memory."""
 
-    def __init__(self, task: Task, chunks: Sequence[range], accumulate: int, rank: int, world: int) -> None:
-        self.task, self.chunks, self.accumulate, self.rank, self.world = task, chunks, accumulate, rank, world
+    def __init__(self, task: Task, chunks: Sequence[range], micros: Sequence[int]) -> None:
+        self.task, self.chunks, self.micros = task, chunks, micros
 
     def __len__(self) -> int:
         return len(self.chunks)
 
     def __getitem__(self, index: int) -> list[list[Batch]]:
-        make = self.task.batch
-        made = [[make(step, micro, self.rank, self.world) for micro in range(self.accumulate)] for step in self.chunks[index]]
+        made = [[self.task.batch(step, micro) for micro in self.micros] for step in self.chunks[index]]
         return [[{key: _lighter(value) for key, value in batch.items()} for batch in batches] for batches in made]
 
 
@@ -428,11 +461,11 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _mix(seed: int, step: int, micro: int, rank: int) -> int:
-    """One seed from four counters (SplitMix64's finaliser over each in turn)."""
+def _mix(seed: int, step: int, micro: int) -> int:
+    """One seed from three counters (SplitMix64's finaliser over each in turn)."""
     mask = 2**64 - 1
     state = 0
-    for part in (seed, step, micro, rank):
+    for part in (seed, step, micro):
         state = (state ^ part) + 0x9E3779B97F4A7C15 & mask
         state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & mask
         state = (state ^ state >> 27) * 0x94D049BB133111EB & mask

@@ -61,7 +61,7 @@ def score_time_weight(ratio: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class GenerationLoss:
-    """``total = masked + SCORE_WEIGHT · score``; ``each`` (K,) is -log p(x0) of every masked position."""
+    """``total``: both terms times their weights; ``each`` (K,) is -log p(x0) of every masked position."""
 
     total: Tensor
     masked: Tensor
@@ -78,8 +78,10 @@ def generation_loss(
     image_tokens: int,
     smoothing: float = 0.0,
     weight: Tensor | None = None,
+    masked_weight: float = 1.0,
+    score_weight: float = SCORE_WEIGHT,
 ) -> GenerationLoss:
-    """D3Diff of all masked positions of a batch.
+    """D3Diff of all masked positions of a batch, ``masked_weight · masked + score_weight · score``.
 
     Args:
         logits: (K, V).
@@ -89,13 +91,15 @@ def generation_loss(
         image_tokens: N.
         smoothing: label smoothing of the masked cross entropy; the score term has none.
         weight: of each position in the mean of the masked cross entropy, (K,); None: all equal.  The score term has none.
+        masked_weight: 0 leaves the score term alone.
+        score_weight: alpha in the paper; 0 leaves the masked cross entropy alone.
     """
     logits = logits.float()
     each = functional.cross_entropy(logits, target, reduction="none")  # (K,)
     smoothed = functional.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing) if smoothing else each
     masked = smoothed.mean() if weight is None else (smoothed * weight).sum() / weight.sum()
     score = (score_time_weight(ratio) * each).sum() / (rows * image_tokens)
-    return GenerationLoss(masked + SCORE_WEIGHT * score, masked, score, each.detach())
+    return GenerationLoss(masked_weight * masked + score_weight * score, masked, score, each.detach())
 
 
 def text_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:

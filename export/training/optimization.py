@@ -1,4 +1,4 @@
-"""Optimization of one module: flat gradients, AdamW, Muon, clipping, learning-rate schedule, and the exponential average of the weights."""
+"""Optimization of one module: gradients, AdamW, Muon, clipping, learning-rate schedule, and the exponential average of the weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+
+from export.training.distributed import Processes
+from export.training.sharding import like, whole
+
+ALONE = Processes(0, 1)
 
 
 def rate_factor(step: int, steps: int, warmup: int, schedule: str, decay_fraction: float = 0.25) -> float:
@@ -25,11 +31,76 @@ def rate_factor(step: int, steps: int, warmup: int, schedule: str, decay_fractio
     return 1.0
 
 
+class FlatGradients:
+    """Gradients of one module as views into one flat buffer, so that they are averaged and scaled at once."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device, dtype=torch.float32)
+        offset = 0
+        for p in parameters:  # a view with the parameter's own strides: channels-last weights need equal layouts in the fused kernel
+            p.grad = self.flat.as_strided(p.size(), p.stride(), offset)
+            offset += p.numel()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add a loss' gradients, for these parameters only."""
+        loss.backward(inputs=self.parameters)  # type: ignore[no-untyped-call]
+
+    def average(self, processes: Processes) -> None:
+        """Average over the processes."""
+        processes.average(self.flat)
+
+    def norm(self) -> float:
+        """Return the norm of all gradients together."""
+        return float(self.flat.norm())
+
+    def scale(self, factor: float) -> None:
+        """Multiply all gradients."""
+        self.flat *= factor
+
+    def clear(self) -> None:
+        """Set all gradients to 0."""
+        self.flat.zero_()
+
+
+class ShardedGradients:
+    """Gradients of one sharded module: slices that exist from the backward pass, which averages them, to the update."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.parameters = parameters
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add a loss' gradients."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def average(self, _processes: Processes) -> None:
+        """Give parameters that took no part a gradient of 0, as they would have without sharding."""
+        for p in self.parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+
+    def norm(self) -> float:
+        """Return the norm of all gradients of all processes together."""
+        return float(whole(torch.nn.utils.get_total_norm(self._all())))
+
+    def scale(self, factor: float) -> None:
+        """Multiply all gradients."""
+        torch._foreach_mul_(self._all(), factor)
+
+    def clear(self) -> None:
+        """Drop all gradients."""
+        for p in self.parameters:
+            p.grad = None
+
+    def _all(self) -> list[torch.Tensor]:
+        return [p.grad for p in self.parameters if p.grad is not None]
+
+
 class Optimization:
-    """Optimizers of one module whose gradients are views into one flat buffer, so that they are averaged and scaled at once.
+    """Optimizers and gradients of one module.
 
     Args:
-        module: its parameters that require gradients are trained.
+        module: its parameters that require gradients are trained; sharded or not.
         method: "adamw" (arXiv 1711.05101), or "muon": hidden weight matrices by :class:`Muon`, all else by AdamW.
         rate: peak learning rate.
         betas: AdamW's; the first is Muon's momentum too.
@@ -42,12 +113,8 @@ class Optimization:
     ) -> None:
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.rate, self.clip = rate, clip
-        first = self.parameters[0]
-        self.gradients = torch.zeros(sum(p.numel() for p in self.parameters), device=first.device, dtype=torch.float32)
-        offset = 0
-        for p in self.parameters:  # a view with the parameter's own strides: channels-last weights need equal layouts in the fused kernel
-            p.grad = self.gradients.as_strided(p.size(), p.stride(), offset)
-            offset += p.numel()
+        sharded = any(isinstance(p, DTensor) for p in self.parameters)
+        self.gradients = ShardedGradients(self.parameters) if sharded else FlatGradients(self.parameters)
         hidden = hidden_matrices(module) if method == "muon" else []
         rest = [p for p in self.parameters if not any(p is h for h in hidden)]
         groups: list[dict[str, Any]] = [
@@ -63,19 +130,23 @@ class Optimization:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add a loss' gradients, for this module's parameters only."""
-        loss.backward(inputs=self.parameters)  # type: ignore[no-untyped-call]
+        self.gradients.backward(loss)
 
-    def apply(self, factor: float) -> float:
-        """Clip, update at ``factor`` times the peak rate, clear; returns the norm before clipping. A non-finite norm updates nothing."""
-        norm = float(self.gradients.norm())
+    def apply(self, factor: float, processes: Processes = ALONE) -> float:
+        """Average over the processes, clip, update at ``factor`` times the peak rate, clear; returns the norm before clipping.
+
+        A norm that is not finite updates nothing.
+        """
+        self.gradients.average(processes)
+        norm = self.gradients.norm()
         if math.isfinite(norm):
             if self.clip and norm > self.clip:
-                self.gradients *= self.clip / norm
+                self.gradients.scale(self.clip / norm)
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = self.rate * factor
                 optimizer.step()
-        self.gradients.zero_()
+        self.gradients.clear()
         return norm
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -100,7 +171,8 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose matrix is replaced by the nearest semi-orthogonal one before it is applied.
 
     Keller Jordan's method, with the scale of arXiv 2502.16982 (section 2.2): an update has the root mean square of AdamW's, so one learning
-    rate and one weight decay serve both.  Convolutions count as matrices (outputs, inputs x window), three axes as a batch of matrices.
+    rate and one weight decay serve both.  A sharded matrix is gathered, and every process computes all of
+    its update.  Convolutions count as matrices (outputs, inputs x window), three axes as a batch of matrices.
     """
 
     def __init__(self, parameters: list[nn.Parameter], rate: float, momentum: float, weight_decay: float) -> None:
@@ -115,8 +187,9 @@ class Muon(torch.optim.Optimizer):
                 average = self.state[p]["momentum"]
                 average.lerp_(p.grad, 1 - group["momentum"])
                 nesterov = torch.lerp(p.grad, average, group["momentum"])
-                matrix = nesterov if p.ndim == 3 else nesterov.flatten(1)  # ([E,] m, n)
-                update = orthogonalised(matrix).reshape(p.shape)
+                gathered = whole(nesterov)
+                matrix = gathered if p.ndim == 3 else gathered.flatten(1)  # ([E,] m, n)
+                update = like(orthogonalised(matrix).reshape(p.shape), p)
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-group["lr"] * 0.2 * max(matrix.shape[-2:]) ** 0.5)
 

@@ -22,6 +22,7 @@ from export.data.tokens import Face, TokenCache
 from export.graph.sampling import SAMPLING_INPUTS, guide
 from export.graph.sampling import sample as sample_codes
 from export.model.transformer import Routing, UnifiedTransformer
+from export.training.distributed import Processes
 from export.training.losses import expert_usage
 from f2edge.decoding.parallel import UNCONDITIONAL, Feeds, decode
 from f2edge.decoding.schedule import Schedule, plan
@@ -29,6 +30,9 @@ from f2edge.spec.layout import Ids, left_pad
 
 #: Codes (B, N) → pixels (B, 3, Y, X) in [-1, 1].
 ImageDecoder = Callable[[Tensor], Tensor]
+
+#: Shares of all choices by level and layer.
+UsageTable = dict[str, list[list[float]]]
 
 RATIOS = (0.25, 0.5, 0.75, 1.0)
 _CHUNK = 16
@@ -54,17 +58,20 @@ def measure(
         ``seen/…``: the same under real conditions.
         ``directory`` gets ``unified-STEP.json`` (accuracy of each slot, use of each expert) and, with a decoder, ``unified-STEP.png``.
     """
+    processes = Processes.current()
     generation, drawing = measure_generation(model, cache, rows[:_GENERATION_ROWS], texts)
     shown = [cache.face(row) for row in rows[:_GRID].tolist()]
     own = measure_texts(model, cache, rows[:_GENERATION_ROWS], texts)
     if not cache.schema:
-        (directory / f"unified-{step:06d}.json").write_text(json.dumps({"t2i": usage_table(drawing)}, indent=1), encoding="utf-8")
+        if processes.rank == 0:
+            (directory / f"unified-{step:06d}.json").write_text(json.dumps({"t2i": drawing}, indent=1), encoding="utf-8")
         _preview(model, shown, texts, image_decoder, directory / f"unified-{step:06d}.png")
         return {**generation, **own}
     understanding, table, reading = measure_slots(model, cache, rows[:_QUESTION_ROWS], texts)
     seen, seen_table, _ = measure_slots(model, cache, rows[:_QUESTION_ROWS], texts, seen=True)
-    report = {"slots": table, "seen": seen_table, "t2i": usage_table(drawing), "mmu": usage_table(reading)}
-    (directory / f"unified-{step:06d}.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    if processes.rank == 0:
+        report = {"slots": table, "seen": seen_table, "t2i": drawing, "mmu": reading}
+        (directory / f"unified-{step:06d}.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     _preview(model, shown, texts, image_decoder, directory / f"unified-{step:06d}.png")
     return {**generation, **own, **understanding, **{f"seen/{name}": value for name, value in seen.items()}}
 
@@ -73,8 +80,9 @@ def _preview(model: UnifiedTransformer, faces: Sequence[Face], texts: TextMaker,
     """Write the pictures that prompts of some faces give, with a decoder."""
     if decoder is not None:
         rng = np.random.default_rng(1)
-        prompts = [texts.prompt(face, rng) for face in faces]
-        save_grid(decoder(sample(model, texts, prompts)), path)
+        codes = sample(model, texts, [texts.prompt(face, rng) for face in faces])  # in all processes, which may hold the weights together
+        if Processes.current().rank == 0:
+            save_grid(decoder(codes), path)
 
 
 def measure_texts(model: UnifiedTransformer, cache: TokenCache, rows: NDArray[np.int64], texts: TextMaker) -> dict[str, float]:
@@ -105,33 +113,40 @@ def measure_texts(model: UnifiedTransformer, cache: TokenCache, rows: NDArray[np
     return {name: loss / count for name, (loss, count) in totals.items() if count}
 
 
+def _parts(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
+
+
 def measure_generation(
     model: UnifiedTransformer, cache: TokenCache, rows: NDArray[np.int64], texts: TextMaker
-) -> tuple[dict[str, float], list[Routing]]:
-    """Cross entropy and accuracy of masked tokens at each ratio of :data:`RATIOS`, and what the prompt saves."""
-    rng, device = np.random.default_rng(0), next(model.parameters()).device
-    loss, right, empty = torch.zeros(len(RATIOS)), torch.zeros(len(RATIOS)), 0.0
-    routings = []
-    for start in range(0, len(rows), _CHUNK):
-        part = rows[start : start + _CHUNK]
+) -> tuple[dict[str, float], UsageTable]:
+    """Cross entropy and accuracy of masked tokens at each ratio of :data:`RATIOS`, and what the prompt saves; use of the experts."""
+    device, N = next(model.parameters()).device, cache.codes.shape[1]
+
+    def measured(part: NDArray[np.int64]) -> tuple[NDArray[np.float64], UsageTable]:
+        """Sums over a part: losses and accuracies by ratio, and the loss of all-masked images without a prompt."""
+        rng = np.random.default_rng([0, int(part[0])])
         codes = torch.from_numpy(cache.codes[part].astype(np.int64)).to(device)
         rank = torch.from_numpy(rng.random(codes.shape).argsort(axis=1).argsort(axis=1)).to(device)
         ratio = torch.tensor(RATIOS, device=device).expand(len(part), -1)
-        masked = rank[:, None] < torch.round(ratio * codes.shape[1])[..., None]  # (B, G, N)
+        masked = rank[:, None] < torch.round(ratio * N)[..., None]  # (B, G, N)
         seen = torch.where(masked, model.configuration.codes, codes[:, None])
-        prompts = [texts.prompt(cache.face(row), rng) for row in part]
-        hidden, routing = _behind(model, texts, prompts, seen, ratio)
-        routings.append(routing)
+        hidden, routing = _behind(model, texts, [texts.prompt(cache.face(row), rng) for row in part], seen, ratio)
+        found = np.zeros(2 * len(RATIOS) + 1)
         for index in range(len(RATIOS)):
             logits, target = model.image_scores(hidden[:, index][masked[:, index]]).float(), codes[masked[:, index]]
-            loss[index] += float(functional.cross_entropy(logits, target)) * len(part)
-            right[index] += float((logits.argmax(dim=-1) == target).float().mean()) * len(part)
+            found[index] = float(functional.cross_entropy(logits, target))
+            found[len(RATIOS) + index] = float((logits.argmax(dim=-1) == target).float().mean())
         hidden, _ = _behind(model, texts, [texts.layout.unconditional] * len(part), seen[:, -1:], ratio[:, -1:])
-        empty += float(functional.cross_entropy(model.image_scores(hidden[:, 0]).float().flatten(0, 1), codes.flatten())) * len(part)
-    loss, right, empty = loss / len(rows), right / len(rows), empty / len(rows)
+        found[-1] = float(functional.cross_entropy(model.image_scores(hidden[:, 0]).float().flatten(0, 1), codes.flatten()))
+        return found * len(part), usage_table(routing)
+
+    parts = Processes.current().map(measured, _parts(rows))
+    means = sum(found for found, _ in parts) / len(rows)
+    loss, right, empty = np.split(means, [len(RATIOS), 2 * len(RATIOS)])
     metrics = {f"t2i/loss@{r}": float(value) for r, value in zip(RATIOS, loss, strict=True)}
     metrics |= {f"t2i/right@{r}": float(value) for r, value in zip(RATIOS, right, strict=True)}
-    return {**metrics, "t2i/prompt_gain": empty - float(loss[-1])}, routings
+    return {**metrics, "t2i/prompt_gain": float(empty[0] - loss[-1])}, mean_usage([usage for _, usage in parts])
 
 
 def _behind(
@@ -143,7 +158,7 @@ def _behind(
 
 def measure_slots(
     model: UnifiedTransformer, cache: TokenCache, rows: NDArray[np.int64], texts: TextMaker, *, seen: bool = False
-) -> tuple[dict[str, float], dict[str, float], list[Routing]]:
+) -> tuple[dict[str, float], dict[str, float], UsageTable]:
     """Ask every visible slot of every face; the answer is the most probable first token among those of the slot's answers.
 
     With ``seen``, of the faces under real conditions.
@@ -161,18 +176,19 @@ def measure_slots(
     segments = torch.cat([torch.full((len(question),), index) for index, question in enumerate(asked)]).to(device)[None]
     ends = torch.tensor([len(question) for question in asked], device=device).cumsum(0) - 1  # (K,)
     allowed = torch.from_numpy(first).to(device)
-    answers, routings = [], []
-    for start in range(0, len(rows), _CHUNK):
-        part = rows[start : start + _CHUNK]
+
+    def answered(part: NDArray[np.int64]) -> tuple[NDArray[np.int64], UsageTable]:
         codes = torch.from_numpy(held[0][part].astype(np.int64)).to(device)
         semantic, identity = (torch.from_numpy(a[part].astype(np.float32)).to(device) for a in held[1:3])
         texts_of = (t.expand(len(part), -1) for t in (ids, places, segments))
         hidden, routing = model.understanding_states(codes, semantic, identity, *texts_of)
         scores = model.text_scores(hidden[:, ends]).float()  # (B, K, text vocabulary)
         scores = scores.gather(2, allowed.clamp(min=0).expand(len(part), -1, -1)).masked_fill(allowed < 0, -torch.inf)
-        answers.append(scores.argmax(dim=-1).cpu().numpy())
-        routings.append(routing)
-    return *_slot_metrics(np.concatenate(answers), held[3][rows], list(cache.schema)), routings
+        return scores.argmax(dim=-1).cpu().numpy(), usage_table(routing)
+
+    parts = Processes.current().map(answered, _parts(rows))
+    answers, truth = np.concatenate([found for found, _ in parts]), held[3][rows]
+    return *_slot_metrics(answers, truth, list(cache.schema)), mean_usage([usage for _, usage in parts])
 
 
 def _slot_metrics(answers: NDArray[np.int64], truth: NDArray[np.int8], names: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
@@ -190,12 +206,15 @@ def _slot_metrics(answers: NDArray[np.int64], truth: NDArray[np.int8], names: Se
     return {"slots/right": float(np.mean(list(table.values()))), "slots/balanced": float(np.mean(balanced))}, table
 
 
-def usage_table(routings: Sequence[Routing]) -> dict[str, list[list[float]]]:
-    """How often each expert was chosen, as shares, layer by layer: {"token": (L, E), "sequence": (L, 4)}."""
-    return {
-        "token": torch.stack([expert_usage(r.token_chosen) for r in routings]).mean(dim=0).tolist(),
-        "sequence": torch.stack([expert_usage(r.sequence_chosen) for r in routings]).mean(dim=0).tolist(),
-    }
+def usage_table(routing: Routing) -> UsageTable:
+    """How often each expert was chosen, as shares, layer by layer: {"token": (L, E), "sequence": (L, 4)}, the levels that exist."""
+    levels = {"token": routing.token_chosen, "sequence": routing.sequence_chosen}
+    return {level: expert_usage(chosen).tolist() for level, chosen in levels.items() if chosen.numel()}
+
+
+def mean_usage(tables: Sequence[UsageTable]) -> UsageTable:
+    """The mean of several such tables."""
+    return {level: np.mean([table[level] for table in tables], axis=0).tolist() for level in tables[0]}
 
 
 def sample(model: UnifiedTransformer, texts: TextMaker, prompts: Sequence[Sequence[int]], schedule: Schedule | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""TrainingProgress of a training run: a bar on a terminal, otherwise lines, and all rows in ``log.jsonl``."""
+"""TrainingProgress of a training run: a bar on a terminal, otherwise lines, and all rows in ``log.jsonl`` and for TensorBoard."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from tqdm import tqdm
 from typing_extensions import Self
+
+from f2edge.errors import InputError
 
 
 class TrainingProgress:
@@ -22,9 +25,12 @@ class TrainingProgress:
         start, steps: steps done already, and in all.
         rows: rows of data per step, over all processes; gives the rate.
         every: log each so many steps; 0 only when forced.
+        tensorboard: also write the rows for TensorBoard, into ``out/tensorboard``.
     """
 
-    def __init__(self, out: Path, name: str, *, start: int, steps: int, rows: int, every: int, active: bool) -> None:
+    def __init__(
+        self, out: Path, name: str, *, start: int, steps: int, rows: int, every: int, active: bool, tensorboard: bool = False
+    ) -> None:
         self.active, self.rows, self.every, self.steps, self.name = active, rows, every, steps, name
         self._sums: dict[str, float | torch.Tensor] = {}
         self._counts: dict[str, int] = {}
@@ -33,6 +39,7 @@ class TrainingProgress:
         if active:
             out.mkdir(parents=True, exist_ok=True)
             _truncate(self._path, start)
+        self._writer = _tensorboard(out / "tensorboard", start) if active and tensorboard else None
         on_terminal = active and sys.stderr.isatty()
         self._bar = tqdm(total=steps, initial=start, desc=name, dynamic_ncols=True, file=sys.stderr) if on_terminal else None
 
@@ -42,6 +49,8 @@ class TrainingProgress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def add(self, metrics: Mapping[str, float | torch.Tensor]) -> None:
         """Add one step's metrics; tensors are read only when a row is written, to avoid synchronizing a GPU."""
@@ -70,6 +79,9 @@ class TrainingProgress:
     def _row(self, row: dict[str, float]) -> None:
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
+        if self._writer is not None:
+            for key, value in row.items():
+                self._writer.add_scalar(key, value, int(row["step"]))
         text = " ".join(f"{key}={value:.4g}" for key, value in row.items() if key != "step")
         if self._bar is not None:
             self._bar.set_postfix_str(text)
@@ -82,3 +94,12 @@ def _truncate(path: Path, step: int) -> None:
         lines = path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
         path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _tensorboard(folder: Path, step: int) -> Any:
+    """Return a ``SummaryWriter``; rows beyond ``step`` (a killed run's last ones) are hidden."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InputError(f"--tensorboard: needs the package tensorboard ({error}); pip install tensorboard") from error
+    return SummaryWriter(str(folder), purge_step=step + 1)

@@ -139,9 +139,9 @@ class TokenizerTask:
             self.tokenizer.encoder.requires_grad_(requires_grad=False)
         self.modules: Mapping[str, nn.Module] = {"model": self.tokenizer, "critic": self.critic}
 
-    def batch(self, step: int, micro: int, rank: int, world: int) -> Batch:
+    def batch(self, step: int, micro: int) -> Batch:
         """Random pictures, (B, 3, H, W) in [-1, 1], and for readers their slots, (B, K)."""
-        generator = np.random.default_rng([self.seed, step, micro, rank, world])
+        generator = np.random.default_rng([self.seed, step, micro])
         rows = np.sort(generator.choice(len(self.data) - self.held_out, size=self.rows, replace=False))
         images, labels = self.data.images(rows), None if self.labels is None else self.labels(rows)
         if self.conditions is None:

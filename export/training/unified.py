@@ -14,7 +14,8 @@ Axes: B faces, G draws, N image tokens, P prompt columns, S text columns, K mask
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +28,10 @@ from export.data.text.tokenizer import read_text_tokenizer
 from export.data.tokens import TokenCache
 from export.model.transformer import Routing, UnifiedTransformer
 from export.training.checkpoint import latest_checkpoint, load_weights, save_weights
+from export.training.compute import Compute
+from export.training.distributed import Processes
 from export.training.loop import Batch, StepMetrics, TrainOptions, resolve_device, train
-from export.training.losses import balance_loss, cosine_mask_ratio, expert_usage, generation_loss, text_loss
+from export.training.losses import SCORE_WEIGHT, balance_loss, cosine_mask_ratio, expert_usage, generation_loss, text_loss
 from export.training.preview import ImageDecoder, measure
 from f2edge.errors import InputError
 from f2edge.imaging.regions import PRESENT, select_cells
@@ -63,6 +66,7 @@ class Mixture:
         region_weight: weight of those copies' masked tokens, which are few.
         feature_weight: further weight of tokens where the eyes, brows, nose and mouth are; most of what a face is asked for lies there.
         smoothing: label smoothing of the masked cross entropy.
+        masked, score: weights of D3Diff's two terms, the masked cross entropy and the score entropy (alpha in the paper).
         understanding: weight of the answers' cross entropy.
         token_balance, sequence_balance: λ of the balance losses of each group.
     """
@@ -79,9 +83,26 @@ class Mixture:
     region_weight: float = 5.0
     feature_weight: float = 2.0
     smoothing: float = 0.0
+    masked: float = 1.0
+    score: float = SCORE_WEIGHT
     understanding: float = 1.0
     token_balance: float = 0.01
     sequence_balance: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not (self.masked >= 0 and self.score >= 0 and 0 < self.masked + self.score < float("inf")):
+            raise InputError(f"unified training: loss weights masked {self.masked} and score {self.score} must be 0 or more, not both 0")
+
+    def described(self, rows: int, micros: int) -> str:
+        """Return in words what a step of ``micros`` micro batches of ``rows`` rows holds."""
+        pictures, faces = (count * micros for count in self.split(rows))
+        return (
+            f"each step: {pictures} pictures x {self.draws} masks behind captions ({100 * self.prompt_dropout:g} % of them empty, "
+            f"{100 * self.region_share:g} % of the masks within a region), {faces} pictures with questions in {self.text_columns} columns "
+            f"({100 * self.describe_share:g} % begin with a description). loss: {self.masked:g} x masked cross entropy + "
+            f"{self.score:g} x score entropy + {self.understanding:g} x answers + {self.token_balance:g} x token balance + "
+            f"{self.sequence_balance:g} x sequence balance"
+        )
 
     def split(self, rows: int) -> tuple[int, int]:
         """Pictures (each with ``draws`` rows) and faces in a micro batch of ``rows``."""
@@ -100,10 +121,12 @@ class UnifiedTask:
         texts: makes prompts and questions.
         batch: rows of a micro batch, split by ``mixture``.
         image_decoder: codes to pixels, for sample grids; None: no grids.
+        compute, device: kernels, and the type of device that they run on.
     """
 
     name = "unified"
     together = _POOL
+    validates_together = True
 
     def __init__(
         self,
@@ -116,6 +139,8 @@ class UnifiedTask:
         image_decoder: ImageDecoder | None = None,
         validation_rows: int = 512,
         seed: int = 0,
+        compute: Compute | None = None,
+        device: str = "cpu",
     ) -> None:
         self.mixture = mixture or Mixture()
         self.pictures, self.faces = self.mixture.split(batch)
@@ -129,18 +154,18 @@ class UnifiedTask:
         self._features = [cache.region_names.index(name) for name in FEATURES if name in cache.region_names]
         torch.manual_seed(seed)
         self.model = UnifiedTransformer(configuration)
-        self.model.use_fused_attention(fused=False)  # same numbers; a third faster on CPUs under autocast
+        (compute or Compute()).apply(self.model, device)
         self.modules: Mapping[str, nn.Module] = {"model": self.model}
-        self._pool: tuple[tuple[int, ...], list[Batch]] = ((), [])
+        self._pools: dict[int, tuple[int, list[Batch]]] = {}
 
     # Batches ---------------------------------------------------------------------------------------------------------
 
-    def batch(self, step: int, micro: int, rank: int, world: int) -> Batch:
+    def batch(self, step: int, micro: int) -> Batch:
         """Random faces of the training rows, new texts and masks every time."""
-        key = (step // _POOL, micro, rank, world)
-        if self._pool[0] != key:
-            self._pool = (key, self._picture_pool(np.random.default_rng([self.seed, 0, *key])))
-        return {**self._pool[1][step % _POOL], **self._questions(np.random.default_rng([self.seed, 1, step, micro, rank, world]))}
+        key = (step // _POOL, micro)
+        if self._pools.get(micro, (-1,))[0] != key[0]:
+            self._pools[micro] = (key[0], self._picture_pool(np.random.default_rng([self.seed, 0, *key])))
+        return {**self._pools[micro][1][step % _POOL], **self._questions(np.random.default_rng([self.seed, 1, step, micro]))}
 
     def _picture_pool(self, rng: np.random.Generator) -> list[Batch]:
         """Several T2I parts at once, each of prompts of similar length, in random order."""
@@ -211,6 +236,22 @@ class UnifiedTask:
         told, more = self._understanding(batch)
         return {"model": drawn + told}, {**metrics, **more}
 
+    def parts(self, model: UnifiedTransformer, count: int = 4) -> Iterator[dict[str, Tensor]]:
+        """Run a model of the same tokens, such as the dense one that this one starts from, on the first ``count`` batches.
+
+        Yields, twice for each batch, the loss of one task without balance losses: ``{"t2i": …}``, then ``{"mmu": …}``.
+        """
+        own, self.model, device = self.model, model, next(model.parameters()).device
+        try:
+            for step in range(count):
+                batch = {key: value.to(device) for key, value in self.batch(step, 0).items()}
+                for group, losses in (("t2i", self._generation), ("mmu", self._understanding)):
+                    found = losses(batch)[1][group]
+                    assert isinstance(found, Tensor)
+                    yield {group: found}
+        finally:
+            self.model = own
+
     def _generation(self, batch: Batch) -> tuple[Tensor, StepMetrics]:
         masked, codes = batch["masked"], batch["codes"][:, None]  # (B, G, N), (B, 1, N)
         B, G, N = masked.shape
@@ -221,9 +262,10 @@ class UnifiedTask:
         logits = self.model.image_scores(hidden[masked])  # (K, V)
         target, weighing = codes.expand(B, G, N)[masked], ratio[..., None].expand(B, G, N)[masked]
         loss = generation_loss(
-            logits, target, weighing, rows=B * G, image_tokens=N, smoothing=self.mixture.smoothing, weight=batch["weight"][masked]
-        )
-        column = torch.arange(routing.token_chosen.shape[2], device=masked.device)
+            logits, target, weighing, rows=B * G, image_tokens=N, smoothing=self.mixture.smoothing, weight=batch["weight"][masked],
+            masked_weight=self.mixture.masked, score_weight=self.mixture.score,
+        )  # fmt: skip
+        column = torch.arange(P + G * (self.model.configuration.image_columns + 2), device=masked.device)
         balance, metrics = self._balance("t2i", routing, column >= P - batch["prompt_lengths"][:, None])
         return loss.total + balance, {"t2i": loss.masked, "t2i/score": loss.score, **metrics}
 
@@ -236,19 +278,24 @@ class UnifiedTask:
         logits, targets = self.model.text_scores(hidden[asked]), batch["text_targets"][asked]
         loss = text_loss(logits, targets, weights[asked])
         right = (logits.detach().argmax(dim=-1) == targets).float().mean()
-        image = torch.ones_like(segments[:, :1], dtype=torch.bool).expand(-1, routing.token_chosen.shape[2] - segments.shape[1])
+        image = torch.ones_like(segments[:, :1], dtype=torch.bool).expand(-1, self.model.configuration.understanding_columns)
         balance, metrics = self._balance("mmu", routing, torch.cat((image, segments >= 0), dim=1))
         return self.mixture.understanding * loss + balance, {"mmu": loss, "mmu/right": right, **metrics}
 
     def _balance(self, group: str, routing: Routing, valid: Tensor) -> tuple[Tensor, StepMetrics]:
         """One group's balance losses, and how often its least used expert is chosen, relative to an even share."""
-        token = balance_loss(routing.token_probability, routing.token_chosen, valid)
-        sequence = balance_loss(routing.sequence_probability, routing.sequence_chosen)
-        metrics: StepMetrics = {}
-        for level, chosen, rows in (("token", routing.token_chosen, valid), ("sequence", routing.sequence_chosen, None)):
+        loss, metrics = valid.new_zeros((), dtype=torch.float32), StepMetrics()
+        levels = (
+            ("token", routing.token_probability, routing.token_chosen, valid, self.mixture.token_balance),
+            ("sequence", routing.sequence_probability, routing.sequence_chosen, None, self.mixture.sequence_balance),
+        )
+        for level, probability, chosen, rows, weight in levels:
+            if not chosen.numel():  # the model lacks this level
+                continue
+            loss = loss + weight * balance_loss(probability, chosen, rows)
             usage = expert_usage(chosen, rows).mean(dim=0)
             metrics[f"{group}/{level}_least"] = usage.min() * usage.numel()
-        return self.mixture.token_balance * token + self.mixture.sequence_balance * sequence, metrics
+        return loss, metrics
 
     # Validation ------------------------------------------------------------------------------------------------------
 
@@ -307,14 +354,14 @@ def draw_region_mask(coverage: np.ndarray, tokenizer: ImageTokenizerConfiguratio
 
 def _check_fit(cache: TokenCache, configuration: ModelConfiguration) -> None:
     """The cache must come from the tokenizer and the encoders of this configuration."""
-    semantic, identity = configuration.semantic, configuration.identity
-    if semantic is None or identity is None:
-        raise InputError(f"configuration {configuration.name!r} has no encoders; the unified task needs them")
-    wanted = {
-        "codes": (configuration.image_tokens,),
-        "semantic": (semantic.vectors, semantic.width),
-        "identity": (identity.vectors, identity.width),
-    }
+    if configuration.understanding != "codes":
+        raise InputError(f"configuration {configuration.name!r} reads pictures by CLIP's features; training is for those that read codes")
+    wanted: dict[str, tuple[int, ...]] = {"codes": (configuration.image_tokens,)}
+    if configuration.sequence_experts and configuration.semantic is not None and configuration.identity is not None:
+        wanted |= {
+            name: (shape.vectors, shape.width)
+            for name, shape in (("semantic", configuration.semantic), ("identity", configuration.identity))
+        }
     for name, shape in wanted.items():
         found = getattr(cache, name).shape[1:]
         if found != shape:
@@ -350,6 +397,8 @@ def run(
     configuration: ModelConfiguration = NANO,
     mixture: Mixture | None = None,
     validation_rows: int = 512,
+    compute: Compute | None = None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Train (or resume) on a token cache and write ``unified.safetensors``; returns the run's folder.
 
@@ -358,10 +407,13 @@ def run(
         text: the text tokenizer's ``tokenizer.json``.
         options: of the loop.
         image_tokenizer: folder of a trained image tokenizer, for sample grids.
-        start_from: run or weights file of a transformer of this configuration; a new run begins with its weights as trained last.
+        start_from: run or weights file of a transformer of this configuration, or of a dense one of its width and layers, which is
+            upcycled (:mod:`export.training.start`); a new run begins with its weights as trained last.
         configuration: of the model.
         mixture: of the batches.
         validation_rows: faces at the cache's end that are not trained on.
+        compute: kernels.
+        report: called with lines about the mixture and the start.
     """
     if not text.is_file():
         raise InputError(f"{text}: no text tokenizer here; make one: python -m export text-tokenizer --out {text}")
@@ -374,11 +426,25 @@ def run(
     texts = TextMaker(tokenizer, configuration, cache.schema)
     task = UnifiedTask(
         cache, texts, options.batch, configuration=configuration, mixture=mixture, image_decoder=decoder,
-        validation_rows=validation_rows, seed=options.seed,
+        validation_rows=validation_rows, seed=options.seed, compute=compute, device=resolve_device(options.device).type,
     )  # fmt: skip
+    first = Processes.first()
+    say = report if first else lambda _: None
+    say(task.mixture.described(options.batch, options.accumulate * Processes.expected()))
     if start_from is not None and latest_checkpoint(options.out) is None:
-        load_weights(start_from, task.model, ema=False)
+        from export.training.start import start
+
+        start(task.model, start_from, task.parts, say)
     last = train(task, options)
-    load_weights(last, task.model)
-    save_weights(options.out / "unified.safetensors", task.model, {"configuration": configuration.name})
+    if first:
+        save_finished(last, configuration, options.out / "unified.safetensors")
     return options.out
+
+
+def save_finished(checkpoint: Path, configuration: ModelConfiguration, path: Path) -> None:
+    """Write a checkpoint's averaged weights, sharded or not, as one file that says its configuration."""
+    with torch.device("meta"):
+        model = UnifiedTransformer(configuration)
+    model.to_empty(device="cpu")
+    load_weights(checkpoint, model)
+    save_weights(path, model, {"configuration": json.dumps(configuration.to_json())})

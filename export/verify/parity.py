@@ -40,10 +40,25 @@ from f2edge.spec.layout import TokenLayout, left_pad
 
 #: Precision → minimum share of routing decisions that agree with PyTorch.  In fp32 only ties may differ; int8 changes the activations that
 #: later routers read; a frozen or dropped expert gives far lower agreement.
-MIN_ROUTING_AGREEMENT: Mapping[str, float] = {"fp32": 0.9999, "fp16": 0.98, "int8": 0.95, "fp8": 0.85, "int4": 0.8}
+MIN_ROUTING_AGREEMENT: Mapping[str, float] = {
+    "fp32": 0.9999,
+    "fp16": 0.98,
+    "int8": 0.95,
+    "fp8": 0.85,
+    "int4": 0.8,
+    "int4-gptq": 0.8,
+    "nvfp4": 0.8,
+}
 #: The same for random weights, whose routers have small margins: 93.6 % in int8 at 1.8b.  A dropped one of eight experts with four active
 #: changes half of the decisions.
-MIN_UNTRAINED_AGREEMENT: Mapping[str, float] = {**MIN_ROUTING_AGREEMENT, "int8": 0.85, "fp8": 0.7, "int4": 0.65}
+MIN_UNTRAINED_AGREEMENT: Mapping[str, float] = {
+    **MIN_ROUTING_AGREEMENT,
+    "int8": 0.85,
+    "fp8": 0.7,
+    "int4": 0.65,
+    "int4-gptq": 0.65,
+    "nvfp4": 0.65,
+}
 
 
 @dataclass

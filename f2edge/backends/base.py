@@ -23,6 +23,9 @@ class DeviceValue(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
     def numpy(self) -> Array:
         """Return a copy in host memory."""
         ...

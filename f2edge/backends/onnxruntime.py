@@ -73,6 +73,7 @@ class OnnxRuntimeBackend:
 
     name: str = "onnxruntime"
     providers: Sequence[tuple[str, Mapping[str, str]]] = (("CPUExecutionProvider", {}),)
+    entries: Mapping[str, str] = {}  # further configuration of every session
 
     def __init__(self, path: Callable[[str], Path], threads: int | None = None, *, split: bool = True) -> None:
         self.threads = threads or usable_cores()
@@ -161,6 +162,8 @@ class OnnxRuntimeBackend:
         options.enable_cpu_mem_arena = False
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        for key, value in self.entries.items():
+            options.add_session_config_entry(key, value)
         if not packed:
             options.add_session_config_entry("session.disable_prepacking", "1")
         try:

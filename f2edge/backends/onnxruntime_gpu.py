@@ -1,26 +1,29 @@
-"""Graphs on an NVIDIA GPU through ONNX Runtime: its CUDA provider, or its TensorRT provider, which builds engines on the way.
+"""Graphs on an NVIDIA GPU through ONNX Runtime's CUDA provider.
 
-Alternative to TensorRT plans where only wheels can be installed: any bundle runs, including ONNX Runtime's own operators, without building
-plans.  Inputs and outputs are bound: keys and values stay on the device as ``OrtValue`` between runs, everything else is an array.
+Alternative to TensorRT plans where only wheels can be installed: bundles of the "cuda" flavour run without building anything.  Inputs and
+outputs are bound: keys and values stay on the device as ``OrtValue`` between runs, everything else is an array.
 
->>> FacePipeline.load("nano", backend="onnxruntime-cuda")                                                       # doctest: +SKIP
+>>> FacePipeline.load("nano-cuda", backend="onnxruntime-cuda")                                                  # doctest: +SKIP
+
+Nothing falls to the CPU silently.  From ONNX Runtime 1.24 on a session says where each operator runs; if any but shape arithmetic, which
+ONNX Runtime keeps on the CPU by intention, is not on the GPU, the graph is refused by name.  Before, ``session.disable_cpu_ep_fallback``
+makes any operator on the CPU an error, shape arithmetic too, so that only graphs of fixed sizes run.
 
 | option | value | why |
 |---|---|---|
-| CUDA ``arena_extend_strategy`` | ``kSameAsRequested`` | memory grows by what is needed, not by doubling |
-| CUDA ``cudnn_conv_algo_search`` | ``HEURISTIC`` | the default tries every algorithm at the first run of a shape |
-| CUDA ``use_tf32`` | 0 | fp32 islands (router, LayerNorm, sampling) are fp32 for a reason |
-| TensorRT ``trt_engine_cache_enable``, ``trt_engine_cache_path`` | 1, in the user's cache | an engine takes minutes to build |
-| TensorRT ``trt_timing_cache_enable``, ``trt_timing_cache_path`` | 1, the same | and the next one is built faster |
-| TensorRT ``trt_context_memory_sharing_enable`` | 1 | subgraphs do not run at once |
+| ``arena_extend_strategy`` | ``kSameAsRequested`` | memory grows by what is needed, not by doubling |
+| ``cudnn_conv_algo_search`` | ``HEURISTIC`` | the default tries every algorithm at the first run of a shape |
+| ``use_tf32`` | 0 | fp32 islands (router, LayerNorm, sampling) are fp32 for a reason |
 
-Names and values: onnxruntime.ai/docs/execution-providers, pages CUDA and TensorRT.
+Names and values: onnxruntime.ai/docs/execution-providers, page CUDA.  There is no backend for ONNX Runtime's TensorRT provider: without
+explicit profiles it builds a new engine, in minutes, for every new size of an input, and plans (``python -m engines build``) do the same
+work ahead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -39,40 +42,34 @@ INSTALL = (
 )
 
 
+#: Operators that ONNX Runtime computes on the CPU by intention, on sizes.
+SHAPE_OPERATORS = frozenset(
+    {"Add", "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Gather", "Mul", "Range", "Reshape", "Shape", "Size", "Slice",
+     "Squeeze", "Sub", "Unsqueeze", "Where"}
+)  # fmt: skip
+#: Makes a session report where operators run, and makes operators on the CPU an error.
+RECORD, REFUSE = "session.record_ep_graph_assignment_info", "session.disable_cpu_ep_fallback"
+
+
 @dataclass(frozen=True)
 class Provider:
-    """Execution providers of a backend.
+    """Execution provider of a backend.
 
     Attributes:
         name: name of the backend.
-        chain: execution providers with their options in order of preference; each runs what the earlier ones cannot.
+        provider: ONNX Runtime's name of the execution provider.
+        options: its options.
         device: ONNX Runtime's name of the device memory.
-        cached: options whose value is a folder in the user's cache.
     """
 
     name: str
-    chain: tuple[tuple[str, Mapping[str, str]], ...]
+    provider: str
+    options: Mapping[str, str]
     device: str = "cuda"
-    cached: tuple[str, ...] = field(default=())
 
 
 _CUDA = {"device_id": "0", "arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
-_TENSORRT = {
-    "device_id": "0",
-    "trt_engine_cache_enable": "1",
-    "trt_timing_cache_enable": "1",
-    "trt_context_memory_sharing_enable": "1",
-}
-PROVIDERS: Mapping[str, Provider] = MappingProxyType(
-    {
-        "onnxruntime-cuda": Provider("onnxruntime-cuda", (("CUDAExecutionProvider", _CUDA),)),
-        "onnxruntime-tensorrt": Provider(
-            "onnxruntime-tensorrt",
-            (("TensorrtExecutionProvider", _TENSORRT), ("CUDAExecutionProvider", _CUDA)),
-            cached=("trt_engine_cache_path", "trt_timing_cache_path"),
-        ),
-    }
-)
+PROVIDERS: Mapping[str, Provider] = MappingProxyType({"onnxruntime-cuda": Provider("onnxruntime-cuda", "CUDAExecutionProvider", _CUDA)})
 
 
 class OrtTensor:
@@ -84,6 +81,10 @@ class OrtTensor:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.value.shape())
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype("float16" if self.value.data_type() == "tensor(float16)" else "float32")
 
     def numpy(self) -> Array:
         """Return a copy in host memory."""
@@ -106,17 +107,15 @@ class OnnxRuntimeGpuBackend(Sequential, OnnxRuntimeBackend):
         super().__init__(path, threads)
         self.name = provider.name
         self._device = provider.device
-        self._wanted = provider.chain[0][0]
+        self._wanted = provider.provider
+        self.entries = {RECORD: "1"} if hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info") else {REFUSE: "1"}
         available = onnxruntime.get_available_providers()
         if self._wanted not in available:
             raise BackendError(
                 f"backend {provider.name!r} needs {self._wanted}, which ONNX Runtime {onnxruntime.__version__} as installed lacks "
                 f"(it has {', '.join(available)}); {INSTALL}"
             )
-        cached = dict.fromkeys(provider.cached, str(_cache_folder())) if provider.cached else {}
-        first, *others = provider.chain
-        chain: dict[str, Mapping[str, str]] = {first[0]: {**first[1], **cached}, **dict(others)}
-        self.providers = list({**chain, "CPUExecutionProvider": chain.get("CPUExecutionProvider", {})}.items())
+        self.providers = [(provider.provider, provider.options)]  # the CPU's is always there, and must not be named with REFUSE
 
     def run(self, graph: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
         session, names = self._session(graph)
@@ -155,15 +154,17 @@ class OnnxRuntimeGpuBackend(Sequential, OnnxRuntimeBackend):
                 f"backend {self.name!r}: {self._wanted} does not start on this machine; are the driver, CUDA and cuDNN of the versions "
                 f"that ONNX Runtime {onnxruntime.__version__} needs installed? (onnxruntime.ai/docs/execution-providers)"
             )
+        if elsewhere := operators_elsewhere(session, self._wanted):
+            raise BackendError(
+                f"graph {graph!r}: ONNX Runtime would run {', '.join(elsewhere[:5])} on the CPU; export the bundle with "
+                "`python -m export onnx --flavour cuda`, or use --backend onnxruntime"
+            )
         return session, names
 
 
-def _cache_folder() -> Path:
-    from platformdirs import user_cache_dir
-
-    folder = Path(user_cache_dir("f2edge", appauthor=False)) / "onnxruntime-tensorrt"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BackendError(f"{folder}: cannot be created ({error.strerror}), but engines are cached there; set XDG_CACHE_HOME") from error
-    return folder
+def operators_elsewhere(session: Any, wanted: str) -> list[str]:
+    """Return the operators of a session, except shape arithmetic, that another provider than ``wanted`` runs."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return []
+    parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name != wanted]
+    return sorted({node.op_type for part in parts for node in part.get_nodes()} - SHAPE_OPERATORS)

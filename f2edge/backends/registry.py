@@ -34,15 +34,13 @@ def _onnxruntime(bundle: GraphFiles, threads: int | None) -> Backend:
     return OnnxRuntimeBackend(bundle.path, threads)
 
 
-def _onnxruntime_gpu(name: str) -> Callable[[GraphFiles, int | None], Backend]:
-    def make(bundle: GraphFiles, threads: int | None) -> Backend:
-        try:
-            from f2edge.backends.onnxruntime_gpu import PROVIDERS, OnnxRuntimeGpuBackend
-        except ImportError as error:
-            raise BackendError(f"backend {name!r} cannot be imported ({error}); install it with `pip install onnxruntime-gpu`") from error
-        return OnnxRuntimeGpuBackend(bundle.path, PROVIDERS[name], threads)
-
-    return make
+def _onnxruntime_cuda(bundle: GraphFiles, threads: int | None) -> Backend:
+    name = "onnxruntime-cuda"
+    try:
+        from f2edge.backends.onnxruntime_gpu import PROVIDERS, OnnxRuntimeGpuBackend
+    except ImportError as error:
+        raise BackendError(f"backend {name!r} cannot be imported ({error}); install it with `pip install onnxruntime-gpu`") from error
+    return OnnxRuntimeGpuBackend(bundle.path, PROVIDERS[name], threads)
 
 
 def _tensorrt(bundle: GraphFiles, _threads: int | None) -> Backend:
@@ -58,8 +56,7 @@ def _tensorrt(bundle: GraphFiles, _threads: int | None) -> Backend:
 BACKENDS: Mapping[str, Callable[[GraphFiles, int | None], Backend]] = MappingProxyType(
     {
         "onnxruntime": _onnxruntime,
-        "onnxruntime-cuda": _onnxruntime_gpu("onnxruntime-cuda"),
-        "onnxruntime-tensorrt": _onnxruntime_gpu("onnxruntime-tensorrt"),
+        "onnxruntime-cuda": _onnxruntime_cuda,
         "tensorrt": _tensorrt,
     }
 )

@@ -47,7 +47,7 @@ from f2edge.spec.sensitive import FACES, PHOTOGRAPHED
 
 FORMAT_VERSION = 1
 KNOWN_VERSIONS = (FORMAT_VERSION,)
-FLAVOURS = ("onnxruntime", "tensorrt")
+FLAVOURS = ("onnxruntime", "tensorrt", "cuda")
 #: Far above any model, far below what would exhaust a machine before a graph is opened.
 _LARGEST = {"text_vocabulary": 1 << 22, "prompt_tokens": 1 << 16, "image_offset": 1 << 17, "width": 1 << 16, "layers": 1024, "heads": 1024}
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -29,7 +29,7 @@ _OWN = " (default: the model's)."
 BundleOption = Annotated[str, typer.Option("--bundle", "-b", metavar="NAME|DIR", help="Model: a name or a folder.")]
 BackendOption = Annotated[
     str,
-    typer.Option("--backend", metavar="NAME", help="auto, onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt or tensorrt (needs plans)."),
+    typer.Option("--backend", metavar="NAME", help="auto, onnxruntime, onnxruntime-cuda or tensorrt (needs plans)."),
 ]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads (default: every usable core).")]
 ServerOption = Annotated[

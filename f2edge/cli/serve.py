@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from f2edge.backends.memory import few_heaps
 from f2edge.cli.options import (
     BackendOption,
     BundleOption,
@@ -185,6 +186,7 @@ async def _serve(settings: ServerSettings, load: Any, started: Callable[[FaceSer
     from f2edge.server.lifecycle import serve as run
 
     sys.setswitchinterval(SWITCH_S)
+    few_heaps()
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
     def on_signal() -> None:

@@ -23,13 +23,15 @@ from f2edge.errors import InputError
 class TokenExperts:
     """Token level of the mixture of experts: the FFN split into one shared and ``routed`` small experts.
 
-    ``routed == 0`` is a plain dense FFN of width ``shared_width``: Show-o.
+    ``routed == 0`` is a plain dense FFN of width ``shared_width``: Show-o.  ``common``: one shared expert serves both task groups; else
+    each group has its own.
     """
 
     shared_width: int
     routed: int = 0
     routed_width: int = 0
     active: int = 0
+    common: bool = False
 
     def __post_init__(self) -> None:
         if self.routed and not (1 <= self.active <= self.routed and self.routed_width > 0):
@@ -111,6 +113,7 @@ class ModelConfiguration:
         width, layers, heads: of the transformer; ``rotary`` dims of each head are rotated, base ``rotary_base``.
         sequence_experts: whether the sequence level exists (Show-o: no).
         sequence_active: K of the sequence level, of four experts.
+        sequence_scale: whether a learned scale of each channel multiplies the sequence level's residual (ours).
         resampler_width: width of the shared part of each resampler ``S``.
         semantic, identity: features of the image encoders, or None where the model has none.
         image_input: "table" embeds image codes by a table (Show-o); "bits" by a linear map of the code's bits (nano, ours: 13 rows
@@ -137,6 +140,7 @@ class ModelConfiguration:
     layer_norm_eps: float = 1e-5
     sequence_experts: bool = True
     sequence_active: int = 2
+    sequence_scale: bool = False
     resampler_width: int = 128
     semantic: FeatureShape | None = None
     identity: FeatureShape | None = None
@@ -291,10 +295,35 @@ PAPER = ModelConfiguration(
     identity=FeatureShape(vectors=1, width=512),
     task_sees_image=True,
     query_key_norm=True,
+    sequence_scale=True,
     specials=SHOW_O.specials,
 )
 
-CONFIGURATIONS: Mapping[str, ModelConfiguration] = {c.name: c for c in (NANO, NANO_2, SHOW_O, PAPER)}
+#: :data:`PAPER` with Show-o's whole FFN as the shared expert of both groups: upcycled, it begins exactly as the dense model.  1.9 B.
+PAPER_EXACT = replace(
+    PAPER,
+    name="1.8b-exact",
+    token_experts=TokenExperts(shared_width=8192, routed=8, routed_width=256, active=4, common=True),
+)
+
+#: Between nano and paper size: 0.2 B for one GPU and 256 pixels, with the image tokenizer of :data:`NANO_2` and Phi's words.
+SMALL = replace(
+    NANO_2,
+    name="small",
+    text_vocabulary=50295,
+    prompt_tokens=126,
+    image_offset=129,
+    width=768,
+    layers=12,
+    heads=12,
+    rotary=32,
+    token_experts=TokenExperts(shared_width=1024, routed=8, routed_width=256, active=4),
+    resampler_width=256,
+    task_sees_image=True,
+    query_key_norm=True,
+)
+
+CONFIGURATIONS: Mapping[str, ModelConfiguration] = {c.name: c for c in (NANO, NANO_2, SMALL, SHOW_O, PAPER, PAPER_EXACT)}
 
 
 def configuration_named(name: str) -> ModelConfiguration:

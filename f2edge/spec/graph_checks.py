@@ -7,7 +7,7 @@ from typing import Any
 
 from f2edge.errors import BundleError
 from f2edge.spec.configuration import ModelConfiguration
-from f2edge.spec.graphs import GraphSignature, Tensor
+from f2edge.spec.graphs import CACHES, GraphSignature, Tensor
 from f2edge.spec.layout import TokenLayout
 
 
@@ -60,7 +60,8 @@ class SignatureCheck:
         same = len(port.shape) == len(wanted) and all(
             isinstance(found, str) or size in (None, found) for found, size in zip(port.shape, wanted, strict=True)
         )
-        if port.dtype != tensor.dtype or not same:
+        dtypes = {tensor.dtype, "float16"} if tensor.name in CACHES else {tensor.dtype}
+        if port.dtype not in dtypes or not same:
             axes = ", ".join(axis if size is None else str(size) for axis, size in zip(tensor.axes, wanted, strict=True))
             shape = ", ".join(map(str, port.shape))
             raise BundleError(

@@ -100,3 +100,5 @@ REGIONS = GraphSignature("regions", (Tensor("pixels", "float32", "B3YX"),), (Ten
 SIGNATURES: Mapping[str, GraphSignature] = {
     s.name: s for s in (T2I_PREFILL, T2I_STEP, MMU_PREFILL, MMU_EXTEND, IMAGE_ENCODE, IMAGE_DECODE, SEMANTIC, IDENTITY, REGIONS)
 }
+#: Keys and values.  A bundle may store them as "float16", all of them alike.
+CACHES = frozenset(t.name for s in SIGNATURES.values() for t in (*s.inputs, *s.outputs) if "H" in t.axes)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,20 +15,29 @@ from typer.testing import CliRunner
 from bench.cli import app
 from bench.hardware.roofline import cpu_step_ms, decoder_flops, run
 from bench.hardware.roofline_model import (
+    LOOKUPS,
     PUBLISHED,
     SHARES,
     WEIGHT_BYTES,
     CallCost,
+    cache_bytes,
+    head_bytes,
     predict,
     published_errors,
     resident_bytes,
     step_work,
     time_of,
+    token_cache_bytes,
     token_work,
 )  # fmt: skip
 from engines.profile import load_profile, profile_names
+from export.graph.static_shapes import infer
+from export.tensorrt.graphs import TensorRTOptions, tensorrt_graph
+from export.tensorrt.sampling import tensorrt_sampling_model
+from export.tensorrt.traffic import traffic
 from f2edge.errors import InputError
 from f2edge.spec.configuration import NANO, PAPER, SHOW_O
+from tests.support.tiny_model import TINY
 
 
 def test_a_call_is_bound_by_its_longest_part() -> None:
@@ -87,6 +98,33 @@ def test_the_plugin_saves_arithmetic_and_for_one_token_reads_fewer_experts() -> 
     assert token_work(PAPER, "fp16", "plugin").weights < token_work(PAPER, "fp16", "plain").weights
     assert token_work(PAPER, "int4", "plugin").weights > token_work(PAPER, "int4", "plain").weights  # the plug-in's experts are half
     assert step_work(SHOW_O, "int8", "plugin") == step_work(SHOW_O, "int8", "plain")  # no routed experts
+
+
+def test_an_answer_token_moves_what_the_exported_graph_moves(tiny_bundle: Path) -> None:
+    """Keys and values by the graph's own shapes; fp32 stacks moved three times as much."""
+    model = ir.external_data.load_to_model(ir.load(tiny_bundle / "mmu_extend.onnx"))
+    infer(model)
+    for earlier in (16, 64):
+        graph = tensorrt_graph("mmu_extend", model, TINY, TensorRTOptions())
+        counted = traffic(graph, {"B": 1, "I": 1, "S": 1, "T": earlier}).caches
+        assert counted == token_cache_bytes(TINY, earlier)
+
+
+def test_the_paper_sizes_token_moves_a_third_of_fp32_stacks() -> None:
+    stacks = cache_bytes(PAPER, 4 * PAPER.understanding_columns + 11 * 64 + 7)  # counted by traffic() on the graphs of the first release
+    assert token_cache_bytes(PAPER, 64) < stacks / 2.9
+
+
+def test_the_sampler_is_counted_as_exported() -> None:
+    graph = tensorrt_sampling_model(4, 64)
+    infer(graph)
+    wide = [node for node in graph.graph if node.outputs[0].shape is not None and list(node.outputs[0].shape)[-2:] == [4, 64]]
+    assert sum(node.op_type == "Gather" for node in wide) == LOOKUPS
+    assert {node.outputs[0].dtype for node in wide} == {ir.DataType.INT32, ir.DataType.FLOAT}
+
+
+def test_a_head_of_odd_width_costs_what_its_recipe_says() -> None:
+    assert head_bytes(PAPER, "int4") == PAPER.width * 50304 * WEIGHT_BYTES["int4"]
 
 
 def test_small_recipes_take_less_memory() -> None:

@@ -97,6 +97,29 @@ def quantizer(op: str, codes: Array | None, *arrays: Array, domain: str = "", **
     return break_it
 
 
+def dynamic_fp4(scale: np.float32 | None, block_size: int = 16) -> Breaker:
+    """A breaker with a dynamic quantization of the input, which has eight columns."""
+
+    def break_it(model: ir.Model) -> None:
+        data = model.graph.inputs[0]
+        given = append(model.graph, "ReduceMax", [data], F, keepdims=0) if scale is None else weights(model.graph, "fp4", np.array(scale))
+        kind, e4m3 = ir.DataType.FLOAT4E2M1, int(ir.DataType.FLOAT8E4M3FN)
+        append(model.graph, "TRT_FP4DynamicQuantize", [data, given], kind, domain="trt", axis=-1, block_size=block_size, scale_type=e4m3)
+
+    return break_it
+
+
+def one_row_of_mask(model: ir.Model) -> None:
+    data = model.graph.inputs[0]
+    mask = weights(model.graph, "mask", np.zeros((1, 8), np.float32))
+    append(model.graph, "Attention", [data, data, data, mask], F, TRT_decomposable=1)
+
+
+def fp4_weights(model: ir.Model) -> None:
+    codes = weights(model.graph, "e2m1", np.ones((16, 8)).astype(ml_dtypes.float4_e2m1fn))
+    append(model.graph, "DequantizeLinear", [codes, weights(model.graph, "one scale", np.array(1, np.float32))], F)
+
+
 def computed_scale(model: ir.Model) -> None:
     scale = append(model.graph, "ReduceMax", [model.graph.inputs[0]], F, keepdims=0)
     append(model.graph, "QuantizeLinear", [model.graph.inputs[0], scale], ir.DataType.INT8)
@@ -144,7 +167,7 @@ def unsigned_input(model: ir.Model) -> None:
 _K = np.array([3840], np.int64)
 _HALF, _CODES = np.array(0.5, np.float32), np.ones((8, 8), np.int8)
 _SCATTERED = (np.zeros((1, 1), np.int64), np.ones((1, 8), np.float32))
-_INT4 = np.ones((32, 8)).astype(ml_dtypes.int4)
+_INT4 = np.ones((128, 8)).astype(ml_dtypes.int4)
 
 #: What is broken, how, in which version, and a word of the message.
 BROKEN: Mapping[str, tuple[Breaker, str, str]] = {
@@ -158,7 +181,7 @@ BROKEN: Mapping[str, tuple[Breaker, str, str]] = {
     "contrib": (breaking("MatMulNBits", F, domain="com.microsoft"), "11.4", "plugin_namespace"),
     "contrib named as a built-in": (breaking("Attention", F, domain="com.microsoft"), "11.4", "ignores domains"),
     "plug-in without namespace": (breaking("F2FusedMoE", H, domain="f2edge", active=2, plugin_version="1"), "10.3", "plugin_namespace"),
-    "attention": (breaking("Attention", F), "10.13", "needs 10.14"),
+    "attention": (breaking("Attention", F, TRT_decomposable=1), "10.13", "needs 10.14"),
     "rotary": (breaking("RotaryEmbedding", F), "10.14", "needs 10.15"),
     "norm by roots": (breaking("RMSNormalization", F, np.ones(8, np.float32)), "10.3", "needs 10.15"),
     "four-bit floats": (breaking("TRT_FP4DynamicQuantize", F, domain="trt"), "10.7", "needs 10.8"),
@@ -191,6 +214,15 @@ BROKEN: Mapping[str, tuple[Breaker, str, str]] = {
         "need 10.7",
     ),
     "odd columns": (quantizer("TRT_INT4DequantizeLinear", _INT4[:, :7], np.ones((2, 7), np.float16), domain="trt"), "11.4", "even"),
+    "blocks of 32": (quantizer("TRT_INT4DequantizeLinear", _INT4, np.ones((4, 8), np.float16), domain="trt"), "11.4", "64 and 128"),
+    "FP4 with a computed scale": (dynamic_fp4(None), "11.4", "constant scalar"),
+    "FP4 in blocks of 32": (dynamic_fp4(np.float32(1), block_size=32), "11.4", "blocks of 16"),
+    "FP4 of eight columns": (dynamic_fp4(np.float32(1)), "10.13", "divisible by 16"),
+    "FP4 weights before 10.8": (fp4_weights, "10.7", "needs 10.8"),
+    "FP4 weights with one scale": (fp4_weights, "11.4", "of their own"),
+    "attention without decomposition": (breaking("Attention", F), "10.15", "TRT_decomposable"),
+    "attention with one row of mask": (one_row_of_mask, "11.4", "one for each"),
+    "attention with a past": (breaking("Attention", F, *[np.ones((2, 8), np.float32)] * 4, TRT_decomposable=1), "11.4", "join earlier"),
     "blocks both ways": (quantizer("TRT_INT4DequantizeLinear", _INT4, np.ones((2, 2), np.float16), domain="trt"), "11.4", "only one axis"),
 }  # fmt: skip
 

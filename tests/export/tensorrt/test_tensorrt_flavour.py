@@ -17,11 +17,14 @@ import pytest
 
 from engines.builder import BuildRequest, build
 from engines.cli import run
+from engines.selftest.cases import cases, feeds
+from engines.selftest.reference import groups
 from export.bundle_writer import write_graphs
 from export.graph.static_shapes import infer
 from export.tensorrt.graphs import TensorRTOptions
 from export.tensorrt.recipes import recipes_of
 from export.tensorrt_export import tensorrt_transform
+from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.backends.tensorrt.plans import PlanFolder
 from f2edge.bundle.bundle import MANIFEST, Bundle, write_manifest
 from f2edge.pipeline import FacePipeline
@@ -65,6 +68,15 @@ def test_exported_graphs_are_built_and_run(bundle: Path, tmp_path: Path, monkeyp
     assert set(plans.graphs) == set(Bundle.load(bundle).manifest.graphs)
     same_as_onnx_runtime(copy, agreement=1.0)
     assert here.cuda.launches
+
+
+def test_the_self_tests_inputs_have_the_types_of_the_graphs(bundle: Path) -> None:
+    opened = Bundle.load(bundle)
+    backend = OnnxRuntimeBackend(opened.path, 1)
+    for case in (case for case in cases(opened) if case.graph in ("mmu_extend", "mmu_prefill")):
+        found = feeds(opened, case)
+        assert {port.name: port.dtype for port in opened.manifest.graphs[case.graph].inputs} == {n: v.dtype.name for n, v in found.items()}
+        assert groups(case, backend.run(case.graph, found))
 
 
 @pytest.mark.gpu

@@ -139,12 +139,12 @@ def test_a_cache_that_does_not_fit_is_refused(cache: TokenCache, texts: TextMake
 
 def test_batches_are_functions_of_their_counters(cache: TokenCache, texts: TextMaker) -> None:
     one, two = task(cache, texts), task(cache, texts)
-    forward = [one.batch(step, 0, 0, 1) for step in range(6)]
+    forward = [one.batch(step, 0) for step in range(6)]
     for step in (5, 2, 0):  # another order, another object
-        again = two.batch(step, 0, 0, 1)
+        again = two.batch(step, 0)
         assert again.keys() == forward[step].keys()
         assert all(torch.equal(again[key], forward[step][key]) for key in again)
-    for other in (one.batch(0, 1, 0, 2), one.batch(0, 0, 1, 2), one.batch(1, 0, 0, 1)):
+    for other in (one.batch(0, 1), one.batch(0, 2), one.batch(1, 0)):
         assert not torch.equal(other["masked"], forward[0]["masked"])
 
 
@@ -193,12 +193,12 @@ def test_sought_pictures_are_drawn_more_often() -> None:
 
 
 def test_region_draws_and_features_weigh_more(cache: TokenCache, texts: TextMaker) -> None:
-    plain = task(cache, texts, region_share=0.0, feature_weight=2.0).batch(0, 0, 0, 1)
+    plain = task(cache, texts, region_share=0.0, feature_weight=2.0).batch(0, 0)
     weight = plain["weight"].reshape(-1, 2, 4, 4, 2)
     assert torch.equal(weight[:, :, 1], torch.full_like(weight[:, :, 1], 3.0)), "eyes"
     assert torch.equal(weight[:, :, 3], torch.ones_like(weight[:, :, 3])), "nothing there"
     assert torch.allclose(weight[:, :, 2, 1], torch.tensor(1 + 2 * 200 / 255))
-    regional = task(cache, texts, region_share=1.0, feature_weight=0.0, region_weight=5.0).batch(0, 0, 0, 1)
+    regional = task(cache, texts, region_share=1.0, feature_weight=0.0, region_weight=5.0).batch(0, 0)
     assert torch.equal(regional["weight"], torch.full_like(regional["weight"], 5.0))
     assert not regional["masked"].reshape(-1, 2, 4, 4, 2)[:, :, 3].any()
 
@@ -222,9 +222,9 @@ def test_packing_keeps_answers_and_targets_together() -> None:
 
 
 def test_prompts_are_dropped_and_cut(cache: TokenCache, texts: TextMaker) -> None:
-    always = task(cache, texts, prompt_dropout=1.0).batch(0, 0, 0, 1)
+    always = task(cache, texts, prompt_dropout=1.0).batch(0, 0)
     assert always["prompt_ids"][0].tolist() == texts.layout.unconditional
-    never = task(cache, texts, prompt_dropout=0.0).batch(0, 0, 0, 1)
+    never = task(cache, texts, prompt_dropout=0.0).batch(0, 0)
     assert int(never["prompt_lengths"].min()) > 3
 
 
@@ -252,7 +252,7 @@ def test_the_command_writes_weights_that_load(cache: TokenCache, texts: TextMake
     options = TrainOptions(out=tmp_path / "run", steps=2, batch=10, ema=0.5, bf16=True)
     out = run(tokens, text, options, configuration=TINY, mixture=Mixture(text_columns=40), validation_rows=16)
     model = task(cache, texts).model
-    assert load_weights(out / "unified.safetensors", model) == {"configuration": "nano"}
+    assert load_weights(out / "unified.safetensors", model) == {"configuration": json.dumps(TINY.to_json())}
     with pytest.raises(InputError, match="text tokenizer"):
         run(tokens, tmp_path / "none.json", options, configuration=TINY)
     still = replace(options, out=tmp_path / "more", steps=1, learning_rate=0.0, bf16=False)
@@ -266,7 +266,7 @@ def test_the_command_writes_weights_that_load(cache: TokenCache, texts: TextMake
 def test_draws_behind_one_prompt_train_like_separate_rows(cache: TokenCache, texts: TextMaker) -> None:
     """The gradient of two draws behind a shared prompt is the mean of the two rows' own gradients."""
     unified = task(cache, texts, token_balance=0.0, sequence_balance=0.0, region_share=0.0, feature_weight=0.0)
-    batch = unified.batch(0, 0, 0, 1)
+    batch = unified.batch(0, 0)
     batch["masked"] = batch["masked"][:, :, torch.randperm(N)]
     batch["masked"][:, 1] = batch["masked"][:, 0].roll(3, -1)  # as many masked positions in both, so both count alike
     loss, _ = unified._generation(batch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from PIL import Image
 
 from f2edge.backends.base import host, pack_arrays
-from f2edge.backends.onnxruntime_gpu import PROVIDERS, OnnxRuntimeGpuBackend, OrtTensor, Provider
+from f2edge.backends.onnxruntime_gpu import PROVIDERS, RECORD, REFUSE, OnnxRuntimeGpuBackend, OrtTensor, Provider, operators_elsewhere
 from f2edge.backends.registry import choose_backend
 from f2edge.bundle.bundle import Bundle
 from f2edge.errors import BackendError
@@ -21,7 +20,7 @@ from f2edge.results import GenerateOptions
 pytestmark = pytest.mark.runtime
 
 #: The same code in the CPU's memory.
-BOUND = Provider("bound", (("CPUExecutionProvider", {}),), device="cpu")
+BOUND = Provider("bound", "CPUExecutionProvider", {}, device="cpu")
 OPTIONS = GenerateOptions(steps=4, guidance=1.5)
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
@@ -71,31 +70,86 @@ def test_a_provider_that_does_not_start_is_no_silent_cpu(bundle: Bundle, monkeyp
         backend.run("regions", {"pixels": np.zeros((1, 3, 128, 128), dtype=np.float32)})
 
 
-def test_options_reach_the_session(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
+class _Part:
+    def __init__(self, ep_name: str, *ops: str) -> None:
+        self.ep_name, self._ops = ep_name, ops
+
+    def get_nodes(self) -> list[Any]:
+        return [type("Node", (), {"op_type": op})() for op in self._ops]
+
+
+def sessions(parts: list[_Part], seen: dict[str, Any]) -> type:
+    """Return a session class that takes providers and options as ONNX Runtime does and reports these assignments."""
 
     class Session:
-        def __init__(self, _path: str, _options: Any, providers: Any, disabled_optimizers: Any) -> None:
-            seen.extend(providers)
+        def __init__(self, _path: str, options: Any, providers: Any, disabled_optimizers: Any) -> None:
+            refused = options.get_session_config_entry(REFUSE) if REFUSE in _entries(options) else "0"
+            if refused == "1" and "CPUExecutionProvider" in dict(providers):
+                raise RuntimeError("Conflicting session configuration: explicitly added the CPU EP")
+            seen.update(providers=dict(providers), entries=_entries(options))
 
         def get_providers(self) -> list[str]:
-            return [name for name, _ in seen]
+            return [*seen["providers"], "CPUExecutionProvider"]
 
         def get_outputs(self) -> list[Any]:
             return []
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
-    backend = choose_backend("onnxruntime-tensorrt", bundle)[0]
+        def get_provider_graph_assignment_info(self) -> list[_Part]:
+            return parts
+
+    return Session
+
+
+def _entries(options: Any) -> dict[str, str]:
+    found = {}
+    for key in (RECORD, REFUSE):
+        try:
+            found[key] = options.get_session_config_entry(key)
+        except RuntimeError:
+            continue
+    return found
+
+
+def cuda(bundle: Bundle, parts: list[_Part], monkeypatch: pytest.MonkeyPatch, seen: dict[str, Any]) -> OnnxRuntimeGpuBackend:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", sessions(parts, seen))
+    backend = choose_backend("onnxruntime-cuda", bundle)[0]
     assert isinstance(backend, OnnxRuntimeGpuBackend)
-    backend._session("regions")
-    rows = dict(seen)
-    assert list(rows) == ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
-    assert rows["TensorrtExecutionProvider"]["trt_engine_cache_enable"] == "1"
-    assert Path(rows["TensorrtExecutionProvider"]["trt_engine_cache_path"]).is_dir()
-    assert rows["CUDAExecutionProvider"]["use_tf32"] == "0"
-    assert all(isinstance(value, str) for row in rows.values() for value in row.values())
+    return backend
+
+
+def test_options_reach_the_session(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    cuda(bundle, [_Part("CUDAExecutionProvider", "MatMul"), _Part("CPUExecutionProvider", "Concat", "Gather")], monkeypatch, seen)._session(
+        "regions"
+    )
+    assert list(seen["providers"]) == ["CUDAExecutionProvider"]  # with the CPU's, refusing it would be a contradiction
+    assert seen["providers"]["CUDAExecutionProvider"]["use_tf32"] == "0"
+    assert seen["entries"] == {RECORD: "1"}
+
+
+def test_an_operator_on_the_cpu_is_refused_by_name(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [_Part("CUDAExecutionProvider", "MatMul"), _Part("CPUExecutionProvider", "MatMulIntegerToFloat", "Concat", "BitwiseXor")]
+    with pytest.raises(BackendError, match=r"graph 'regions': .* BitwiseXor, MatMulIntegerToFloat on the CPU; .*--flavour cuda"):
+        cuda(bundle, parts, monkeypatch, {})._session("regions")
+
+
+def test_without_reports_any_operator_on_the_cpu_is_an_error(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    old = sessions([], seen)
+    del old.get_provider_graph_assignment_info  # type: ignore[attr-defined]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", old)
+    choose_backend("onnxruntime-cuda", bundle)[0]._session("regions")  # type: ignore[attr-defined]
+    assert seen["entries"] == {REFUSE: "1"}
+
+
+def test_real_sessions_report_what_runs_where(bundle: Bundle) -> None:
+    """The report that refusals are built on, from ONNX Runtime itself: on a CPU everything is elsewhere."""
+    backend = OnnxRuntimeGpuBackend(bundle.path, BOUND, threads=1)
+    session = backend._session("t2i_step")[0]
+    assert operators_elsewhere(session, "CPUExecutionProvider") == []
+    assert {"MatMulIntegerToFloat", "TopK", "Softmax"} <= set(operators_elsewhere(session, "CUDAExecutionProvider"))
 
 
 def test_failures_name_the_graph_in_one_line(bundle: Bundle) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -74,3 +77,22 @@ def test_the_limit_of_headers_is_the_same_every_time(server: ServerThread, size:
                 except grpc.RpcError as error:
                     codes.add(error.code())
     assert codes == {grpc.StatusCode.OK if taken else grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+def test_threads_of_a_server_share_two_heaps() -> None:
+    """glibc reports every heap; a process that has not been told has one for each of these threads."""
+    code = (
+        "import ctypes, sys, threading; from f2edge.backends.memory import few_heaps\n"
+        "if sys.argv[1] == 'few': few_heaps()\n"
+        "barrier = threading.Barrier(8); libc = ctypes.CDLL(None)\n"
+        "def work(): barrier.wait(); kept = libc.malloc(1000); barrier.wait()\n"
+        "threads = [threading.Thread(target=work) for _ in range(8)]\n"
+        "[t.start() for t in threads]; [t.join() for t in threads]; libc.malloc_stats()"
+    )
+
+    def heaps(kind: str) -> int:
+        environment = {key: value for key, value in os.environ.items() if key != "MALLOC_ARENA_MAX"}
+        done = subprocess.run([sys.executable, "-c", code, kind], capture_output=True, text=True, check=True, env=environment)
+        return done.stderr.count("Arena")
+
+    assert heaps("few") <= 2 < heaps("many")

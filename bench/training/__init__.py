@@ -1,0 +1,1 @@
+"""Benches of training: what choices of losses and experts change."""

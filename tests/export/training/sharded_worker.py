@@ -1,0 +1,115 @@
+"""One process of a training of the unified model: ``python -m tests.export.training.sharded_worker JSON``; torchrun's variables as always.
+
+Writes into the run's folder what tests read: ``bytes-RANK.json`` with the state's bytes in this process and its largest memory.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from export.data.text.dialogues import TextMaker
+from export.data.text.tokenizer import read_text_tokenizer, train_text_tokenizer
+from export.data.tokens import TokenCache, cache_tokens
+from export.training import loop
+from export.training.compute import Compute
+from export.training.loop import TrainOptions
+from export.training.unified import Mixture, UnifiedTask
+from f2edge.spec.configuration import PAPER, ModelConfiguration
+from tests.export.training.test_unified_training import TINY, Cells, Faces, Pool
+
+#: Two layers of "1.8b" at full width; the text vocabulary is the project's, since one that is not used needs only memory.
+WIDE = replace(PAPER, name="1.8b, 2 layers", layers=2)
+CONFIGURATIONS = {"tiny": TINY, "wide": WIDE}
+MIXTURE = Mixture(text_columns=48, faces_share=0.34)
+
+
+class WideFaces(Faces):
+    def regions(self, rows: Any) -> NDArray[np.uint8]:
+        return np.kron(super().regions(rows), np.ones((1, 1, 4, 4), np.uint8))
+
+
+class Noise(nn.Module):
+    """Values that depend on the picture alone, of any shape."""
+
+    def __init__(self, *shape: int, codes: int = 0) -> None:
+        super().__init__()
+        self.shape, self.codes = shape, codes
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        rows = [torch.Generator().manual_seed(int(p.double().sum().abs() * 1000)) for p in pixels]
+        return torch.stack([torch.randn(*self.shape, generator=g) for g in rows])
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return (self.forward(pixels).abs() * 1e4).long() % self.codes
+
+
+def prepare(folder: Path, configuration: ModelConfiguration) -> None:
+    """Write a cache and a tokenizer for :func:`run`."""
+    if configuration is TINY:
+        cache_tokens(Faces(64), Cells(), Pool(4, 8), Pool(1, 5), folder / "tokens")
+    else:
+        semantic, identity = configuration.semantic, configuration.identity
+        assert semantic is not None
+        assert identity is not None
+        parts = (Noise(semantic.vectors, semantic.width), Noise(identity.vectors, identity.width))
+        cache_tokens(WideFaces(24), Noise(configuration.image_tokens, codes=configuration.codes), *parts, folder / "tokens", bf16=False)
+    train_text_tokenizer(folder / "tokenizer.json")
+
+
+def task(folder: Path, name: str, batch: int, compute: Compute) -> UnifiedTask:
+    configuration = CONFIGURATIONS[name]
+    texts = TextMaker(read_text_tokenizer(folder / "tokenizer.json"), configuration)
+    cache = TokenCache(folder / "tokens")
+    return UnifiedTask(cache, texts, batch, configuration=configuration, mixture=MIXTURE, validation_rows=8, compute=compute)
+
+
+def run(folder: Path, name: str, options: TrainOptions, compute: Compute) -> None:
+    made = task(folder, name, options.batch, compute)
+    if not options.validate_every:
+        made.validate = lambda *_: {}  # type: ignore[method-assign]
+    held: list[loop._Run] = []
+    original = loop._Run.go
+
+    def go(self: loop._Run) -> Path:
+        held.append(self)
+        (options.out / f"before-{self.processes.rank}.json").write_text(json.dumps(_resident()))
+        return original(self)
+
+    loop._Run.go = go  # type: ignore[method-assign]
+    options.out.mkdir(parents=True, exist_ok=True)
+    loop.train(made, options)
+    found = {"state": state_bytes(held[0]), "resident": _resident(peak=True)}
+    (options.out / f"bytes-{held[0].processes.rank}.json").write_text(json.dumps(found))
+
+
+def _resident(*, peak: bool = False) -> int:
+    if peak:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def state_bytes(held: loop._Run) -> int:
+    """The bytes of all tensors of a checkpoint that this process holds."""
+    total = 0
+    for tensors in held._tensors().values():
+        for tensor in tensors.values():
+            own = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+            total += own.numel() * own.element_size()
+    return total
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    torch.set_num_threads(1)
+    own = {**given["options"], "out": Path(given["options"]["out"])}
+    run(Path(given["folder"]), given["name"], TrainOptions(**own), Compute(**given.get("compute", {})))
