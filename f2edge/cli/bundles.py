@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _LIBRARIES = ("numpy", "onnxruntime", "pillow", "tokenizers", "opencv-python-headless")
 _PROMPT = "a face"
+#: Share of tokens that an ONNX Runtime which rounds otherwise still has in common, far above chance (measured: 7 to 9 %).
+_LEAST = 0.03
 
 
 def info(*, bundle: BundleOption = "nano", server: ServerOption = None, json: JsonOption = False, quiet: QuietOption = False) -> None:
@@ -158,7 +160,7 @@ def _check_tokens(pipeline: FacePipeline) -> str:
     (face,) = pipeline.generate(smoke.prompt, seeds=smoke.seed)
     same = sum(int(a == b) for a, b in zip(face.codes, smoke.codes, strict=True))
     if same < smoke.agreement * len(smoke.codes):
-        if _rounds_otherwise(pipeline):
+        if same >= _LEAST * len(smoke.codes) and _rounds_otherwise(pipeline):
             return (
                 f"{same} of {len(smoke.codes)} agree with the exporting machine: this ONNX Runtime is older than 1.30 and draws other faces"
             )
