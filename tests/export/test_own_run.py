@@ -52,7 +52,7 @@ def test_a_folder_with_captions_becomes_a_bundle_that_draws_asks_and_describes(t
         words = [sys.executable, *command[1:], *SHORT[command[3]].split()]
         subprocess.run(words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=280)
     bundle = Bundle.load(tmp_path / "own" / "bundle")
-    assert len(bundle.schema) == 0
+    assert list(bundle.schema) == []
     assert bundle.lexicon() is None
     pipeline = FacePipeline.load(tmp_path / "own" / "bundle")
     face = pipeline.generate("an old man with a beard", seeds=1)[0].image
