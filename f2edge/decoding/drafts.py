@@ -30,8 +30,8 @@ State = TypeVar("State")
 
 #: Tokens of one draft: a pass of four columns takes 1.6 times as long as one of one column, one of eight 2.7 times (int4, two cores).
 LONGEST = 3
-#: A draft ends where it would be right less often than this.  Measured on descriptions by nano: 1.16 times fewer passes' time at 0.5, 1.09
-#: at 0.25.
+#: A draft ends where it would be right less often than this.  Simulated on descriptions by nano with such costs: 1.16 times faster at 0.5,
+#: 1.09 at 0.25.
 LIKELY = 0.5
 #: Earlier texts that are kept; half of them are forgotten when there are more.
 _KEPT = 256
