@@ -319,6 +319,7 @@ def test_faces_are_asked_about_as_they_were_seen(cache: TokenCache, texts: TextM
 
 def test_some_questions_ask_for_what_is_not_to_be_seen(cache: TokenCache, texts: TextMaker) -> None:
     rng, slots = np.random.default_rng(0), cache.face(0)
+    assert not isinstance(slots, Texts)
     asked = [texts.unanswerable(slots, rng) for _ in range(50)]
     assert all(item is not None and item.answer == CANNOT_TELL and item.slot not in slots for item in asked)
     everything = {name: slot.values[0] for name, slot in F2EDGE_SCHEMA.items()}
