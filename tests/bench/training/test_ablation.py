@@ -59,6 +59,7 @@ def test_codes_are_cut_and_completed() -> None:
     assert np.array_equal(again.reshape(3, -1, 2) & ~kept & 4095, np.broadcast_to(coarse.filled, (3, 5, 2)))
 
 
+@pytest.mark.long
 def test_a_small_ablation_goes_on_where_it_was(tmp_path: Path) -> None:
     pipeline = FacePipeline.load("nano", backend="onnxruntime", threads=1, watermark=None)
     budget = Budget(faces=64, steps=2, batch=10, pictures=4)

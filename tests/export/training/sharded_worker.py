@@ -24,18 +24,25 @@ from export.training import loop
 from export.training.compute import Compute
 from export.training.loop import TrainOptions
 from export.training.unified import Mixture, UnifiedTask
-from f2edge.spec.configuration import PAPER, ModelConfiguration
+from f2edge.spec.configuration import PAPER, FeatureShape, ModelConfiguration
 from tests.export.training.test_unified_training import TINY, Cells, Faces, Pool
 
-#: Two layers of "1.8b" at full width; the text vocabulary is the project's, since one that is not used needs only memory.
-WIDE = replace(PAPER, name="1.8b, 2 layers", layers=2)
-CONFIGURATIONS = {"tiny": TINY, "wide": WIDE}
+#: Two layers of "1.8b" at full width; and the same with pictures of 16 tokens, whose steps are short.
+FULL = replace(PAPER, name="1.8b, 2 layers", layers=2)
+WIDE = replace(FULL, tokenizer=replace(PAPER.tokenizer, image_size=64), semantic=FeatureShape(16, 1024))
+CONFIGURATIONS = {"tiny": TINY, "wide": WIDE, "full": FULL}
 MIXTURE = Mixture(text_columns=48, faces_share=0.34)
 
 
 class WideFaces(Faces):
+    """Faces whose regions lie on a finer grid."""
+
+    def __init__(self, count: int, times: int) -> None:
+        super().__init__(count)
+        self.times = times
+
     def regions(self, rows: Any) -> NDArray[np.uint8]:
-        return np.kron(super().regions(rows), np.ones((1, 1, 4, 4), np.uint8))
+        return np.kron(super().regions(rows), np.ones((1, 1, self.times, self.times), np.uint8))
 
 
 class Noise(nn.Module):
@@ -62,7 +69,8 @@ def prepare(folder: Path, configuration: ModelConfiguration) -> None:
         assert semantic is not None
         assert identity is not None
         parts = (Noise(semantic.vectors, semantic.width), Noise(identity.vectors, identity.width))
-        cache_tokens(WideFaces(24), Noise(configuration.image_tokens, codes=configuration.codes), *parts, folder / "tokens", bf16=False)
+        faces = WideFaces(24, configuration.tokenizer.grid // 4)
+        cache_tokens(faces, Noise(configuration.image_tokens, codes=configuration.codes), *parts, folder / "tokens", bf16=False)
     train_text_tokenizer(folder / "tokenizer.json")
 
 
@@ -82,14 +90,29 @@ def run(folder: Path, name: str, options: TrainOptions, compute: Compute) -> Non
 
     def go(self: loop._Run) -> Path:
         held.append(self)
-        (options.out / f"before-{self.processes.rank}.json").write_text(json.dumps(_resident()))
+        for tensors in self._tensors().values():
+            for tensor in tensors.values():
+                tensor.detach().add_(0)  # zeros take no memory until they are written
+        for optimization in () if self.sharded else self.optimizations.values():
+            optimization.gradients.scale(1.0)
+        _note(options.out / f"before-{self.processes.rank}.json", _resident())
         return original(self)
 
+    def save(self: loop._Run) -> None:
+        """Note the memory instead, which writing would change."""
+        _note(options.out / "peak.json", _resident(peak=True))
+        self.last = options.out
+
     loop._Run.go = go  # type: ignore[method-assign]
+    if not options.save_every:
+        loop._Run._save = save  # type: ignore[method-assign]
     options.out.mkdir(parents=True, exist_ok=True)
     loop.train(made, options)
-    found = {"state": state_bytes(held[0]), "resident": _resident(peak=True)}
-    (options.out / f"bytes-{held[0].processes.rank}.json").write_text(json.dumps(found))
+    _note(options.out / f"bytes-{held[0].processes.rank}.json", {"state": state_bytes(held[0]), "resident": _resident(peak=True)})
+
+
+def _note(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
 
 
 def _resident(*, peak: bool = False) -> int:
