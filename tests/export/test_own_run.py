@@ -45,6 +45,7 @@ def test_the_page_has_three_commands_and_make_runs_the_same() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_folder_with_captions_becomes_a_bundle_that_draws_asks_and_describes(tmp_path: Path) -> None:
     write_folder(tmp_path / "faces", 40)
     for command in pasted():

@@ -90,6 +90,7 @@ def test_features_in_eight_bits_or_later_are_close(forms: dict[str, Path], cache
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_run_killed_at_any_moment_is_completed_without_a_lost_or_doubled_row(
     forms: dict[str, Path], cache: TokenCache, tmp_path: Path
 ) -> None:
@@ -190,6 +191,7 @@ def test_sizes_are_known_before_it_starts(tmp_path: Path, cache: TokenCache) -> 
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_million_rows_stream_in_flat_memory(tmp_path: Path) -> None:
     """Index of 1 M rows over 1,000 pictures, in a process whose peak memory is compared with that of 100,000 rows."""
     picture = io.BytesIO()
