@@ -129,7 +129,7 @@ def unsaid(bench: Bench) -> dict[str, Any]:
     table = {slot: np.mean(pairs, axis=0) for slot, pairs in rows.items()}
     distances, floors = (float(np.mean([pair[k] for pair in table.values()])) for k in (0, 1))
     return {"pictures": len(prompts), "distance": distances, "distance_of_renders": floors,
-            "by_slot": {slot: {"distance": float(d), "renders": float(f)} for slot, (d, f) in table.items()}}  # fmt: skip
+            "by_slot": {slot: {"distance": float(d), "distance_of_renders": float(f)} for slot, (d, f) in table.items()}}  # fmt: skip
 
 
 def _variation(a: NDArray[np.integer[Any]], b: NDArray[np.integer[Any]], values: int) -> float:
