@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import subprocess
@@ -46,12 +47,13 @@ def test_a_caller_who_hangs_up_leaves_no_batch_behind(server: ServerThread, monk
 
 
 def test_calls_that_are_cancelled_are_logged_as_such(
-    face: Any, server: ServerThread, engine: ScriptedEngine, caplog: pytest.LogCaptureFixture
+    face: Any, engine: ScriptedEngine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whenever it happens: before the request is read, while it waits, between two steps, while the answer is sent."""
     engine.steps, engine.step_s = 8, 0.002
     rng, methods, done = random.Random(5), requests_of_every_method(), 0
-    with caplog.at_level("INFO"):
+    monkeypatch.setattr(logging.getLogger("f2edge"), "propagate", True)  # which a command in this process may have ended
+    with caplog.at_level("INFO", logger="f2edge"):
         for _ in range(20):
             for start in methods.values():
                 call = start(face)
