@@ -59,7 +59,7 @@ class TensorRTBackend(Sequential):
     def __init__(self, bundle: Bundle, *, graphs: bool = True) -> None:
         self._trt = import_tensorrt()
         self._cuda = open_device()
-        self.cuda_library, missing = self._cuda.library, self._cuda.no_graphs
+        self.cuda_library, missing = self._cuda.binding, self._cuda.no_graphs
         if not graphs:
             self._cuda.no_graphs = "turned off"
         self.graphs = self._cuda.no_graphs is None

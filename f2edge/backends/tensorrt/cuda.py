@@ -59,7 +59,7 @@ class CudaDevice(ABC):
     Every method but :meth:`current` must be called inside ``with device.current()``, by one thread at a time.
 
     Attributes:
-        library: "pycuda" or "cuda-bindings".
+        binding: "pycuda" or "cuda-bindings".
         name, capability, multiprocessors: properties of the device; capability as "8.7".
         integrated: whether it shares the host's memory.
         cuda: highest CUDA version that the driver supports, as "12.6".
@@ -67,7 +67,7 @@ class CudaDevice(ABC):
         no_graphs: why graphs cannot be captured; None if they can.
     """
 
-    library: str
+    binding: str
     name: str
     capability: str
     multiprocessors: int

@@ -26,7 +26,7 @@ class BindingsDevice(CudaDevice):
         BackendError: no device, or no driver.
     """
 
-    library = "cuda-bindings"
+    binding = "cuda-bindings"
 
     def __init__(self) -> None:
         self._cuda: Any = import_module("cuda.bindings.driver")

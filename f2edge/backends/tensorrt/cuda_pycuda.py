@@ -22,7 +22,7 @@ class PycudaDevice(CudaDevice):
         BackendError: no device, or no driver.
     """
 
-    library = "pycuda"
+    binding = "pycuda"
 
     def __init__(self) -> None:
         self._cuda: Any = import_module("pycuda.driver")

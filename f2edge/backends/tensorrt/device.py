@@ -23,9 +23,9 @@ def open_device() -> CudaDevice:
         try:
             device: CudaDevice = kind()
         except ImportError as error:
-            reasons.append(f"{kind.library}: {error}")
+            reasons.append(f"{kind.binding}: {error}")
             continue
-        logger.info("CUDA through %s%s", device.library, f" ({reasons[0]})" if reasons else "")
+        logger.info("CUDA through %s%s", device.binding, f" ({reasons[0]})" if reasons else "")
         return device
     raise BackendError(
         f"TensorRT needs pycuda or cuda-bindings, and neither can be imported ({'; '.join(reasons)}); pip install 'f2edge[tensorrt]' "

@@ -82,9 +82,9 @@ class Doors:
         self.faces = faces
 
     def ways(self) -> dict[str, Callable[[bool], tuple[list[str], bool]]]:
-        return {"library": self.library, "client": self.client, "asyncio": self.asyncio, "http": self.rest}
+        return {"library": self.by_library, "client": self.client, "asyncio": self.asyncio, "http": self.rest}
 
-    def library(self, include: bool) -> tuple[list[str], bool]:
+    def by_library(self, include: bool) -> tuple[list[str], bool]:
         (report,) = self.local.analyze(photo(), include_sensitive=include)
         return list(report.probabilities), report.include_sensitive
 

@@ -53,7 +53,7 @@ def test_both_libraries_keep_the_contract(library: str, integrated: bool, monkey
     cuda = CudaDouble(integrated=integrated)
     install(monkeypatch, cuda, library=library)
     device = open_device()
-    assert (device.library, device.name, device.capability, device.multiprocessors) == (library, "Orin", "8.7", 8)
+    assert (device.binding, device.name, device.capability, device.multiprocessors) == (library, "Orin", "8.7", 8)
     assert (device.cuda, device.integrated, device.stream, device.no_graphs) == ("12.6", integrated, cuda.stream, None)
     assert cuda.stream_flags == NON_BLOCKING
     exercise(device)
@@ -163,7 +163,7 @@ from f2edge.errors import BackendError
 from tests.f2edge.backends.tensorrt.test_cuda_device import exercise
 device = open_device()
 exercise(device)
-print(device.library, device.name, device.capability, device.multiprocessors, device.integrated, device.cuda, device.stream)
+print(device.binding, device.name, device.capability, device.multiprocessors, device.integrated, device.cuda, device.stream)
 try:
     with device.current():
         device.allocate(1 << 31)
