@@ -214,6 +214,7 @@ def test_verbose_says_what_quiet_does_not(faces: Path) -> None:
     assert silent.stderr == b""
 
 
-def test_completion_knows_the_commands() -> None:
+def test_completion_knows_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")  # whatever shell runs the tests
     done = f2edge("--show-completion", "bash")
     assert b"_F2EDGE_COMPLETE" in done.stdout
