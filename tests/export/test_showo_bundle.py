@@ -22,9 +22,9 @@ from f2edge.imaging.laws import LAWS
 from f2edge.pipeline import FacePipeline
 from f2edge.results import GenerateOptions
 from f2edge.spec.configuration import NANO, PAPER, SHOW_O
-from tests.export.checkpoints.test_showo_import import END, SMALL, SMALL_TOKENIZER, START, V, folders, magvit_state, show_o_state
 from tests.support import plain_magvit2
 from tests.support.plain_showo import PlainShowO
+from tests.support.small_showo import END, SMALL, SMALL_TOKENIZER, START, V, folders, magvit_state, show_o_state
 
 #: Prompts as long as the published model's, so that real captions fit, and more tokens than steps.
 MODEL = replace(

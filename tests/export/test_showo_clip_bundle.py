@@ -24,8 +24,8 @@ from export.onnx_export import export_models
 from f2edge.imaging.laws import law_named
 from f2edge.pipeline import FacePipeline
 from f2edge.spec.configuration import SHOW_O, FeatureShape
-from tests.export.checkpoints.test_showo_import import SMALL, SMALL_TOKENIZER, show_o_state
 from tests.support.plain_showo import PlainShowO
+from tests.support.small_showo import SMALL, SMALL_TOKENIZER, show_o_state
 
 WIDTH, LAYERS, SIDE = 128, 2, 42
 SYSTEM = SYSTEM_PROMPT.split()

@@ -17,7 +17,7 @@ from export.checkpoints.random_weights import PooledEncoder, random_models_of, r
 from export.graph.trace import restore_names
 from f2edge.errors import InputError
 from f2edge.spec.configuration import SHOW_O, FeatureShape
-from tests.export.checkpoints.test_showo_import import SMALL
+from tests.support.small_showo import SMALL
 
 
 def test_the_published_layout_imports(tmp_path: Path) -> None:

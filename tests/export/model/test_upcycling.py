@@ -14,7 +14,7 @@ from export.model.transformer import UnifiedTransformer
 from export.model.upcycling import is_exact, relative_error, upcycle, upcycle_layer
 from f2edge.errors import InputError
 from f2edge.spec.configuration import PAPER, SHOW_O, TokenExperts
-from tests.export.checkpoints.test_showo_import import SMALL, N, imported, prefix, show_o_state
+from tests.support.small_showo import SMALL, N, imported, prefix, show_o_state
 
 D = 24
 

@@ -20,8 +20,8 @@ from export.quantize.quantize import layer_name, quantize
 from export.quantize.recipes import Recipe
 from f2edge.errors import InputError
 from f2edge.spec.configuration import SHOW_O
-from tests.export.checkpoints.test_showo_import import SMALL_TOKENIZER
 from tests.export.quantize.test_quantize import model_of, operators, run
+from tests.support.small_showo import SMALL_TOKENIZER
 
 COMPUTED = Recipe("computed", convolutions="computed", weight_limit=127)
 

@@ -34,8 +34,8 @@ from f2edge.errors import InputError
 from f2edge.spec.configuration import FeatureShape, ImageTokenizerConfiguration, TokenExperts
 from f2edge.spec.graphs import CACHES
 from f2edge.spec.layout import TokenLayout
-from tests.export.checkpoints.test_showo_import import SMALL, imported, show_o_state
 from tests.support.recorder import Recorder
+from tests.support.small_showo import SMALL, imported, show_o_state
 from tests.support.tiny_model import TINY, random_models
 
 Calls = Mapping[str, list[tuple[dict[str, Array], dict[str, Array]]]]

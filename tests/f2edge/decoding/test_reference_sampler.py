@@ -18,7 +18,7 @@ from f2edge.decoding.parallel import decode
 from f2edge.decoding.schedule import Schedule, plan
 from f2edge.spec.configuration import ModelConfiguration
 from f2edge.spec.layout import Ids, TokenLayout, left_pad
-from tests.export.checkpoints.test_showo_import import SMALL
+from tests.support.small_showo import SMALL
 from tests.support.tiny_model import TINY, random_models
 
 START, END = 0, 1
