@@ -60,7 +60,7 @@ class FacePipeline:
     Pictures given may have any size and be paths, bytes of a file, arrays or Pillow's images; of one that is not square the centred square
     is taken.  Pictures returned have the model's size.
 
-    What :meth:`generate` and :meth:`edit` return is marked as drawn by a model, in its pixels (:mod:`f2edge.provenance.watermark`); so is
+    What :meth:`generate` and :meth:`edit` return is marked as drawn by a model, in its pixels (:mod:`f2edge.provenance.watermark`); so are
     all copies of it, however saved or sent.  Tokens never change by that, and :meth:`decode` gives the pixels unmarked.
     """
 

@@ -47,10 +47,10 @@ class Layers:
 
 
 def columns(value: Value, rows: slice, chosen: slice) -> Value:
-    """Return copies of some rows' ``chosen`` columns, by layer where ``value`` is."""
+    """Return some rows' ``chosen`` columns as a view, by layer where ``value`` is."""
     if isinstance(value, Layers):
-        return Layers([np.ascontiguousarray(host(part)[rows, :, chosen]) for part in value])
-    return np.ascontiguousarray(host(value)[:, rows, :, chosen])
+        return Layers([host(part)[rows, :, chosen] for part in value])
+    return host(value)[:, rows, :, chosen]
 
 
 def _groups(names: Sequence[str]) -> dict[str, int]:

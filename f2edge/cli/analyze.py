@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from f2edge.cli.console import Output, bar, fail
-from f2edge.cli.inputs import picture_files, picture_source
+from f2edge.cli.inputs import one_document, picture_files, picture_source
 from f2edge.cli.options import (
     BackendOption,
     BundleOption,
@@ -72,7 +72,7 @@ def analyze(
     from f2edge.spec.sensitive import SensitivePolicy
 
     files = picture_files(images)
-    printer = _printer(json, jsonl, as_csv, out, resume=resume, quiet=quiet, count=len(files))
+    printer = _printer(json, jsonl, as_csv, out, resume=resume, quiet=quiet, files=files)
     picture = open_image(picture_source(files[0])) if len(files) == 1 else None  # checked before the model is opened
     opened = open_description(bundle, backend, threads, server)
     if not opened.schema:
@@ -199,12 +199,11 @@ class Analysis:
         printer.table(("", "attribute", "value", ">probability", ""), rows)
 
 
-def _printer(json: bool, jsonl: bool, as_csv: bool, out: Path | None, *, resume: bool, quiet: bool, count: int) -> Output:
+def _printer(json: bool, jsonl: bool, as_csv: bool, out: Path | None, *, resume: bool, quiet: bool, files: Sequence[str]) -> Output:
     """Return the printer of a run, after checking that its options fit together."""
     if json + jsonl + as_csv > 1:
         raise InputError("--json, --jsonl and --csv exclude each other; give one of them")
-    if json and count > 1:
-        raise InputError(f"--json prints one document, and there are {count} pictures; give --jsonl")
+    one_document(files, json=json)
     if out is not None and not (jsonl or as_csv):
         raise InputError("--out is for --jsonl and --csv; give one of them")
     if resume and out is None:
@@ -234,11 +233,11 @@ def _done(out: Path, *, as_csv: bool) -> set[str]:
     if len(whole) < len(data):
         out.write_bytes(whole)
     try:
-        lines = whole.decode().splitlines()
+        text = whole.decode()
         if as_csv:
-            return {row["image"] for row in csv.DictReader(lines)}
-        return {str(json_text.loads(line)["image"]) for line in lines}
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+            return {row["image"] for row in csv.DictReader(io.StringIO(text, newline=""), strict=True)}
+        return {str(json_text.loads(line)["image"]) for line in text.split("\n")[:-1]}
+    except (csv.Error, ValueError, LookupError, TypeError, RecursionError) as error:
         raise InputError(f"{out}: has lines that `analyze` did not write; give another --out") from error
 
 

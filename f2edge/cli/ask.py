@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from f2edge.cli.console import Output, fail, print_piece
-from f2edge.cli.inputs import picture_files, picture_source
+from f2edge.cli.inputs import one_document, picture_files, picture_source
 from f2edge.cli.options import (
     BackendOption,
     BundleOption,
@@ -23,7 +23,7 @@ from f2edge.cli.options import (
     VerboseOption,
     open_model,
 )
-from f2edge.errors import ImageError, InputError
+from f2edge.errors import ImageError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -98,8 +98,7 @@ class Pictures:
         from f2edge.imaging.images import open_image
 
         files = picture_files(images)
-        if json and len(files) > 1:
-            raise InputError(f"--json prints one document, and there are {len(files)} pictures; give --jsonl")
+        one_document(files, json=json)
         first = open_image(picture_source(files[0])) if len(files) == 1 else None
         return cls(files, first, Output(json=json or jsonl, quiet=quiet))
 

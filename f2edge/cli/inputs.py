@@ -66,6 +66,12 @@ def picture_files(given: Sequence[str]) -> list[str]:
     return list(found)
 
 
+def one_document(files: Sequence[str], *, json: bool) -> None:
+    """Refuse one JSON document about several pictures with :class:`~f2edge.errors.InputError`."""
+    if json and len(files) > 1:
+        raise InputError(f"--json prints one document, and there are {len(files)} pictures; give --jsonl")
+
+
 def picture_source(name: str) -> ImageSource:
     """Return what :func:`f2edge.imaging.images.open_image` opens: the path, or the bytes of standard input."""
     from f2edge.imaging.images import LOCAL_LIMITS
@@ -103,11 +109,11 @@ def prompt_rows(lines: Iterable[str]) -> Iterator[PromptRow]:
     """
     source = iter(lines)
     try:
-        first = next((line for line in source if line.strip()), "")
+        first = next((line for line in source if line.strip()), "").removeprefix("\ufeff")  # of programs that mark UTF-8 so
         everything = chain([first], source) if first else iter(())
         if first.lstrip().startswith("{"):
             yield from _json_rows(everything)
-        elif "prompt" in (header := next(csv.reader([first]), [])):
+        elif len(first) <= _LONGEST_LINE and "prompt" in (header := next(csv.reader([first]), [])):
             yield from _csv_rows(everything, header)
         else:
             texts = (line.strip() for line in everything)
@@ -130,10 +136,10 @@ def _csv_rows(lines: Iterable[str], header: Sequence[str]) -> Iterator[PromptRow
     if unknown:
         raise InputError(f"prompts: unknown column {', '.join(unknown)[:100]}; known are prompt, seed, name, {', '.join(OPTIONS)}")
     try:
-        for number, row in enumerate(csv.DictReader(lines), start=1):
+        for number, row in enumerate(csv.DictReader(lines, strict=True), start=1):
             yield _row(number, {key: value for key, value in row.items() if key is not None and value})
     except csv.Error as error:
-        raise InputError(f"prompts: are no CSV ({error}); quote texts that hold commas") from error
+        raise InputError(f"prompts: are no CSV ({error}); quote texts that hold commas, and end every quote") from error
 
 
 def _row(number: int, row: Mapping[str, Any]) -> PromptRow:

@@ -1,4 +1,6 @@
-"""Drafts: tokens guessed from earlier texts and verified in one pass, so that an answer takes fewer passes and has the same tokens.
+"""Drafts: tokens guessed from earlier texts and verified in one pass, so that an answer takes fewer passes.
+
+Its tokens are those without drafts as long as the kernels for one column and for several differ by less than :data:`CLOSE` allows for.
 
 A pass of a large model reads all of its weights, whether for one token or for four.  Answers of one model repeat one another's wordings, so
 what mostly followed the last two tokens in earlier texts is a good guess of what follows now.

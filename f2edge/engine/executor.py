@@ -236,13 +236,14 @@ class Executor:
                 self._add_token(request, token, now)
 
     def _add_token(self, answer: AnswerState, token: int, now: float) -> None:
-        if token != self._layout.end_of_text:
+        ends = token == self._layout.end_of_text
+        if not ends:
             answer.tokens.append(token)
             _emit_text(answer, answer.stream.push(token))
-        if token == self._layout.end_of_text or len(answer.tokens) >= answer.max_tokens:
+        if ends or len(answer.tokens) >= answer.max_tokens:
             _emit_text(answer, answer.stream.finish())
             if self._inference.drafts is not None:
-                self._inference.drafts.remember((*answer.question_ids, *answer.tokens, token))
+                self._inference.drafts.remember((*answer.question_ids, *answer.tokens, *([token] if ends else [])))
             answer.result = self._answer(answer, now)
 
     def _answer(self, answer: AnswerState, now: float) -> Answer:

@@ -35,7 +35,7 @@ _STATUS: Mapping[grpc.StatusCode, tuple[int, str]] = MappingProxyType(
         _CODE.UNAUTHENTICATED: (401, "authentication_error"),
         _CODE.PERMISSION_DENIED: (403, "permission_error"),
         _CODE.NOT_FOUND: (404, "not_found_error"),
-        _CODE.DEADLINE_EXCEEDED: (408, "timeout_error"),  # the caller's own, or a request that does not arrive
+        _CODE.DEADLINE_EXCEEDED: (408, "timeout_error"),  # the caller's, the server's longest, or a request that does not arrive
         _CODE.RESOURCE_EXHAUSTED: (429, "rate_limit_error"),
         _CODE.CANCELLED: (499, "cancelled_error"),
         _CODE.INTERNAL: (500, "server_error"),

@@ -214,6 +214,31 @@ def test_verbose_says_what_quiet_does_not(faces: Path) -> None:
     assert silent.stderr == b""
 
 
+@pytest.mark.parametrize(
+    ("given", "code", "said"),
+    [
+        (b"\xef\xbb\xbfprompt,seed\nan old man,3\n", 0, b'"seed": 3'),  # as spreadsheets write UTF-8
+        (b"a" * 200_000 + b"\n", 2, b"200000 characters"),
+        (b'prompt,seed\n"an old man,3\n', 2, b"are no CSV"),
+    ],
+)
+def test_prompts_of_other_programs(given: bytes, code: int, said: bytes, tmp_path: Path) -> None:
+    done = f2edge("generate", "-", "--out-dir", str(tmp_path), "--jsonl", "--steps", "1", given=given)
+    assert done.returncode == code
+    assert said in (done.stderr if code else done.stdout)
+    assert len(list(tmp_path.iterdir())) == (code == 0)
+
+
+def test_a_name_with_a_line_separator_is_resumed(faces: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "a\u2028b\nc.png"
+    odd.write_bytes(next(faces.glob("*.png")).read_bytes())
+    for option in ("--csv", "--jsonl"):
+        out = tmp_path / f"out{option}"
+        for _ in range(2):
+            assert f2edge("analyze", str(odd), option, "--out", str(out), "--resume", "--attributes", "hat").returncode == 0
+        assert out.read_text(encoding="utf-8").count(".png") == 1
+
+
 def test_completion_knows_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")  # whatever shell runs the tests
     done = f2edge("--show-completion", "bash")
