@@ -53,7 +53,7 @@ class SequenceExpertLayer(nn.Module):
             Residual (B, J, D), router probabilities (B, 4), chosen (B, 4).
         """
         gates, probability, chosen = self.router(mean)  # (B, 4)
-        straight, mixed = [], []  # factors of x, and what the mixing experts add
+        straight, mixed = list[Tensor](), list[Tensor]()  # factors of x, and what the mixing experts add
         for kind, gate in zip(self.kinds, torch.split(gates[..., None], 1, dim=1), strict=True):  # (B, 1, 1)
             if kind == "copy":
                 straight.append(gate)
