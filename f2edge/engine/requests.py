@@ -112,6 +112,14 @@ Result: TypeAlias = GeneratedFace | EditedFace | Answer | tuple[FaceReport, ...]
 
 
 @dataclass(frozen=True)
+class ReplyKind:
+    """What becomes of a result after the engine, for its measured time: a file format or "words", and its pixels, if it has any."""
+
+    name: str
+    pixels: int = 1
+
+
+@dataclass(frozen=True)
 class Timings:
     """Times of one request from its submission: to its first run, to the end of its first step or token, to its result."""
 
@@ -145,6 +153,7 @@ class Done:
         steps: decoding steps done (images) or tokens (answers); 0 for reports.
         steps_planned: steps of the plan followed; above ``steps`` only where time ran out and the last proposal became the result.
         degraded: fewer steps were planned or done than were asked for, to meet the deadline.
+        ended: when the engine was done with it, on ``time.monotonic``; 0 where that is not known (from a server).
     """
 
     result: Result
@@ -152,6 +161,7 @@ class Done:
     steps: int
     steps_planned: int
     degraded: bool = False
+    ended: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -184,8 +194,9 @@ class Limits:
         live_memory_s: for so long after a live answer was asked for, an image step moreover takes no longer than an answer takes to its
             first token, so that the next one waits half its own time on average.
         patience_s: a request without a deadline is served, within its priority, as if it were due so long after its arrival.
-        min_steps: floor of the steps of an image with a deadline.
-        margin_ms: kept free before a deadline, for what follows the engine (encoding, sending).
+        min_steps: floor of the steps of an image with a deadline; below it only where nothing else keeps the deadline.
+        margin_ms: kept free before a deadline for the way to the caller, which no server can measure.  What follows the engine in the
+            server (encoding, sending) is measured and kept free beside it.
     """
 
     image_rows: int = 8
@@ -201,7 +212,7 @@ class Limits:
     live_memory_s: float = 10.0
     patience_s: float = 30.0
     min_steps: int = 4
-    margin_ms: float = 20.0
+    margin_ms: float = 5.0
 
     def padded(self, rows: int) -> int:
         """Return the row count that an image step of so many rows runs with."""

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from f2edge.decoding.autoregressive import TextStream
 from f2edge.decoding.parallel import GridRow, StepEvent
 from f2edge.decoding.schedule import Schedule
-from f2edge.engine.requests import Done, Event, Failed, Priority, Result, Timings
+from f2edge.engine.requests import Done, Event, Failed, Priority, ReplyKind, Result, Timings
 from f2edge.engine.scheduler import Stage
 from f2edge.imaging.regions import Cells, Region
 from f2edge.inference import ImagePrefix, Pixels, PromptPrefix, TextRow
@@ -97,6 +97,7 @@ class RequestState:
         kind: "generate", "edit", "ask", "describe" or "analyze".
         deadline: seconds of the engine's clock; infinity for none.
         due: place in the order of its priority.
+        reply: what becomes of the result after the engine; None where nothing does.
         stage: what it does next; None while it is queued.
         started, first: when its first stage began, when its first step or token was done.
         result: set by its last stage.
@@ -109,6 +110,7 @@ class RequestState:
     arrived: float
     deadline: float
     due: float
+    reply: ReplyKind | None = None
     stage: Stage | None = None
     started: float | None = None
     first: float | None = None
@@ -132,7 +134,7 @@ class RequestState:
     def done(self, now: float) -> Done:
         """Return the event of its end."""
         assert self.result is not None
-        return Done(self.result, self.timings(now), 0, 0)
+        return Done(self.result, self.timings(now), 0, 0, ended=now)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -142,7 +144,7 @@ class ImageState(RequestState):
     Attributes:
         prompt_ids: text tokens of the prompt; prompt_key: the same with specials, the key of its prefix; wording: what became of its words.
         schedule: as asked for.
-        floor: fewest steps that a deadline may cut it to.
+        floor: fewest steps that a deadline may cut it to; hard_floor: fewest steps where nothing else keeps the deadline.
         row: its grid and plan; None before the first step.
         proposal: int64 (N,), every position filled.
         previewed: the step that was last emitted.
@@ -158,6 +160,7 @@ class ImageState(RequestState):
     seed: int
     schedule: Schedule
     floor: int
+    hard_floor: int
     preview_every: int
     preview_images: bool
     prefix: PromptPrefix | None = None
@@ -174,6 +177,11 @@ class ImageState(RequestState):
         if self.row is None:
             return self.schedule.steps
         return 0 if self.truncated else self.row.plan.steps - self.row.step
+
+    @property
+    def steps_needed(self) -> int:
+        """Steps still to be run before the proposal may be the result."""
+        return 0 if self.finished else max(0, self.floor - (0 if self.row is None else self.row.step))
 
     @property
     def branches(self) -> int:
@@ -207,7 +215,7 @@ class ImageState(RequestState):
         assert self.row is not None
         planned = self.row.plan.steps
         degraded = self.truncated or planned < self.steps_wanted
-        return Done(self.result, self.timings(now), self.row.step, planned, degraded)
+        return Done(self.result, self.timings(now), self.row.step, planned, degraded, now)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -249,7 +257,7 @@ class AnswerState(FaceState):
 
     def done(self, now: float) -> Done:
         assert self.result is not None
-        return Done(self.result, self.timings(now), len(self.tokens), len(self.tokens))
+        return Done(self.result, self.timings(now), len(self.tokens), len(self.tokens), ended=now)
 
 
 @dataclass(eq=False, kw_only=True)

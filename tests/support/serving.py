@@ -32,6 +32,7 @@ from f2edge.engine.requests import (
     Failed,
     GenerateRequest,
     Priority,
+    ReplyKind,
     Request,
     Timings,
     Token,
@@ -94,6 +95,7 @@ class ScriptedEngine:
         self.open_requests: set[RequestHandle] = set()
         self.state = EngineState.READY
         self.heartbeat_age_ms = 1.0
+        self.replies: list[ReplyKind] = []
         self.closed = False
         self._lock = threading.Lock()
 
@@ -104,6 +106,7 @@ class ScriptedEngine:
         priority: Priority | None = None,
         deadline: float | None = None,
         on_event: Callable[[Event], None] | None = None,
+        reply: ReplyKind | None = None,
     ) -> RequestHandle:
         if (refusal := self.refusal or self.refuse(request)) is not None:
             raise refusal
@@ -166,6 +169,9 @@ class ScriptedEngine:
             report = FaceReport({slot.name: {value: 1 / len(slot.values) for value in slot.values} for slot in slots})
             return (report,) * len(request.images)
         return Answer("".join(WORDS), (1, 2, 3, 4), 1.0, 100.0)
+
+    def add_reply(self, kind: ReplyKind, ms: float) -> None:
+        self.replies.append(kind)
 
     def check_room(self, family: str) -> None:
         if self.full is not None and family == "answers":
