@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from threading import Condition, Thread
 from time import monotonic
 
@@ -246,6 +247,8 @@ class Engine:
         if self._pipeline.bundle.has("t2i_step"):
             request = GenerateRequest(f"face {self._exercises % 256}", options=GenerateOptions(steps=2))
             handles += [self._loop.submit_internal(request) for _ in range(min(size, self._limits.image_rows))]
+            checked = replace(request, prompt="a face with a hat", check=1)  # a bundle that knows no hats reads nothing
+            handles += [self._loop.submit_internal(checked)] if size == 1 and self._pipeline.bundle.has("mmu_extend") else []
         if self._pipeline.bundle.has("mmu_extend"):
             handles += [self._loop.submit_internal(AskRequest(face, "what?", 4)) for _ in range(min(size, self._limits.answer_rows))]
             handles += [self._loop.submit_internal(AnalyzeRequest((face,)))] if size == 1 else []

@@ -97,6 +97,11 @@ def _image_state(pipeline: FacePipeline, limits: Limits, request: ImageRequest, 
         "preview_every": request.preview_every,
         "preview_images": request.preview_images,
     }
+    if request.check:
+        repair = pipeline.repair(prompt, request.seed, request.check, request.options, edit=isinstance(request, EditRequest))
+        for graph in _WORDS if repair.wanted.slots else ():
+            pipeline.bundle.path(graph)
+        common["repair"] = repair
     if not isinstance(request, EditRequest):
         return ImageState(**common)
     pixels, region = pipeline.pixels(request.image), _region(pipeline, request)

@@ -115,12 +115,12 @@ class Promises:
         chosen = [request for _, request in slacks[: 1 + max(i for i, (_, r) in enumerate(slacks) if id(r) in unsafe)]]
         lost = min(slack for slack, _ in slacks) < 0 and min(slack for slack, _ in self._slacks(chosen, now, self._times.ms)) < 0
         for request in chosen:
-            if isinstance(request, ImageState) and request.row is not None and not request.finished:
+            if isinstance(request, ImageState) and request.row is not None and not request.truncated:
                 request.previewed = request.row.step  # a preview is not needed
                 enough = request.hard_floor if lost else request.floor
-                request.truncated = request.row.step >= enough and (lost or id(request) in unsafe)
+                request.truncated = (request.deliverable or request.row.step >= enough) and (lost or id(request) in unsafe)
                 request.stage = request.next_stage
-        return [r for r in chosen if r.stage is not Stage.STEP or not isinstance(r, ImageState) or r.steps_needed]
+        return [r for r in chosen if not _optional(r)]
 
     def batch(self, urgent: Sequence[RequestState]) -> ScheduledBatch[RequestState]:
         """Return the batch that the first of urgent requests needs, with others that need the same."""
@@ -175,3 +175,8 @@ class Promises:
             return 0.0
         size = 2 * self._limits.padded(rows) if stage is Stage.STEP else rows
         return time(stage.value, size) + time(GAP, 1)
+
+
+def _optional(request: RequestState) -> bool:
+    """Return whether what a request does next only betters its picture."""
+    return isinstance(request, ImageState) and (request.stage is Stage.CHECK or (request.stage is Stage.STEP and not request.steps_needed))

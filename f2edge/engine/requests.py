@@ -14,6 +14,7 @@ from typing import TypeAlias
 from PIL import Image
 
 from f2edge.decoding.parallel import StepEvent
+from f2edge.decoding.repair import checked_rounds
 from f2edge.errors import InputError
 from f2edge.imaging.regions import Region
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
@@ -39,6 +40,7 @@ class GenerateRequest:
         preview_images: let each event carry a picture too; it costs one run of the tokenizer's decoder.
         min_steps: with a deadline the engine may cut the steps to what fits, never below this; None takes :attr:`Limits.min_steps`.
             A value of at least ``options.steps`` forbids cutting.
+        check: most repairs after reading the finished picture (:mod:`f2edge.decoding.repair`); 0 does not read it.
     """
 
     prompt: str
@@ -47,9 +49,11 @@ class GenerateRequest:
     preview_every: int = 0
     preview_images: bool = False
     min_steps: int | None = None
+    check: int = 0
 
     def __post_init__(self) -> None:
         _check_previews(self.preview_every, self.min_steps)
+        checked_rounds(self.check)
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,11 @@ class EditRequest:
     preview_every: int = 0
     preview_images: bool = False
     min_steps: int | None = None
+    check: int = 0
 
     def __post_init__(self) -> None:
         _check_previews(self.preview_every, self.min_steps)
+        checked_rounds(self.check)
 
 
 @dataclass(frozen=True)
@@ -255,7 +261,7 @@ class EngineStats:
         failed: by reason: "cancelled", "deadline", "closed", "input", "backend", "other".
         cancelled_at: requests cancelled or expired while "queued" or "running".
         rejected: by reason: "queue_full", "work_full", "deadline", "closed".
-        turns: batches run, by stage ("prompt", "step", "draw", "preview", "encode", "question", "token", "report").
+        turns: batches run, by stage ("prompt", "step", "check", "draw", "preview", "encode", "question", "token", "report").
         turn_ms: engine time by stage.
         rows: histogram by stage: ``rows["step"][4]`` steps had four rows.
         image_steps: decoding steps counted by row; ``wasted_steps`` of them belonged to images that were never finished.

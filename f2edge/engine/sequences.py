@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from f2edge.decoding.autoregressive import TextStream
 from f2edge.decoding.parallel import GridRow, StepEvent
+from f2edge.decoding.repair import Repair
 from f2edge.decoding.schedule import Schedule
 from f2edge.engine.requests import Done, Event, Failed, Priority, ReplyKind, Result, Timings
 from f2edge.engine.scheduler import Stage
@@ -149,7 +150,9 @@ class ImageState(RequestState):
         proposal: int64 (N,), every position filled.
         previewed: the step that was last emitted.
         steps_wanted: steps of the plan without any cut; known once the plan is made.
-        truncated: time ran out between two steps and the proposal became the result.
+        truncated: time ran out, and the proposal became the result, or the best attempt before the repair in progress.
+        repair: of a picture that is to be checked; None of others.
+        mending: the row of a repair in progress; ``row`` stays that of the first drawing.
     """
 
     family: ClassVar[str] = "images"
@@ -169,37 +172,57 @@ class ImageState(RequestState):
     previewed: int = 0
     steps_wanted: int = 0
     truncated: bool = False
+    repair: Repair | None = None
+    mending: GridRow | None = None
     step_ms: list[float] = field(default_factory=list)
+
+    @property
+    def current(self) -> GridRow:
+        """The row of its next step, once there is one."""
+        assert self.row is not None
+        return self.mending or self.row
 
     @property
     def steps_left(self) -> int:
         """Steps still to be run, by the plan or by what was asked."""
         if self.row is None:
             return self.schedule.steps
-        return 0 if self.truncated else self.row.plan.steps - self.row.step
+        return 0 if self.truncated else self.current.plan.steps - self.current.step
 
     @property
     def steps_needed(self) -> int:
         """Steps still to be run before the proposal may be the result."""
-        return 0 if self.finished else max(0, self.floor - (0 if self.row is None else self.row.step))
+        return 0 if self.deliverable else max(0, self.floor - (0 if self.row is None else self.row.step))
 
     @property
     def branches(self) -> int:
         """Sequences that its next step puts through the transformer."""
-        if self.row is None or self.row.finished:
+        if self.row is None or self.current.finished:
             return 2 if self.schedule.guidance > 0 else 1
-        return 2 if self.row.plan.guidance[self.row.step] > 0 else 1
+        return 2 if self.current.plan.guidance[self.current.step] > 0 else 1
 
     @property
     def finished(self) -> bool:
-        """Whether no step follows."""
+        """Whether no step follows, unless a check finds something to draw again."""
+        return self.truncated or (self.row is not None and self.current.finished)
+
+    @property
+    def check_due(self) -> bool:
+        """Whether the finished picture, or its finished repair, is to be read."""
+        if self.repair is None or self.truncated or not self.finished:
+            return False
+        return self.repair.best is None or self.mending is not None
+
+    @property
+    def deliverable(self) -> bool:
+        """Whether there is a whole picture already, which repairs can only better."""
         return self.truncated or (self.row is not None and self.row.finished)
 
     @property
     def preview_due(self) -> bool:
         """Whether the step just done is to be emitted; the last one is not, its picture is the result."""
         row = self.row
-        if row is None or not self.preview_every or row.finished:
+        if row is None or not self.preview_every or row.finished:  # repairs are not shown
             return False
         return row.step % self.preview_every == 0 and row.step > self.previewed
 
@@ -214,7 +237,7 @@ class ImageState(RequestState):
         assert self.result is not None
         assert self.row is not None
         planned = self.row.plan.steps
-        degraded = self.truncated or planned < self.steps_wanted
+        degraded = (self.truncated and not self.row.finished) or planned < self.steps_wanted
         return Done(self.result, self.timings(now), self.row.step, planned, degraded, now)
 
 
@@ -274,6 +297,7 @@ class ReportState(FaceState):
 
 _IMAGE: tuple[tuple[Stage, Callable[[Any], bool]], ...] = (
     (Stage.PROMPT, lambda image: image.prefix is None),
+    (Stage.CHECK, lambda image: image.check_due),
     (Stage.DRAW, lambda image: image.finished),
     (Stage.PREVIEW, lambda image: image.preview_images and image.preview_due),
     (Stage.STEP, lambda _: True),

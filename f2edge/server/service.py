@@ -36,6 +36,7 @@ from f2edge.wire import (
     ModelFacts,
     answer_message,
     cells_message,
+    check_message,
     model_message,
     options_message,
     report_message,
@@ -91,6 +92,8 @@ class FaceService:
             decoding = _decoding(done, face.seed, options_message(face.options), face.step_ms)
             result = pb.GenerateResult(picture=picture, decoding=decoding, timings=timings_message(done.timings))
             result.wording.CopyFrom(wording_message(face.wording))
+            if face.check is not None:
+                result.check.CopyFrom(check_message(face.check))
             await call.send(pb.GenerateResponse(result=result))
 
     async def edit(self, message: pb.EditRequest, call: Call) -> None:
@@ -125,6 +128,7 @@ class FaceService:
                 original_tokens=face.original_codes.tolist(),
                 region=cells_message(face.region),
                 wording=wording_message(face.wording),
+                check=None if face.check is None else check_message(face.check),
             )
             await call.send(pb.EditResponse(result=result))
 

@@ -111,10 +111,10 @@ def test_a_new_deadline_that_would_break_an_accepted_one_is_refused(bundle: Bund
 
 
 def test_only_a_machine_that_slows_down_takes_steps_below_the_floor_and_never_below_the_callers_own(bundle: Bundle) -> None:
-    def steps(**more: int) -> Heard:
+    def steps(min_steps: int | None = None) -> Heard:
         bench = Bench(bundle)
         bench.learn()
-        heard = bench.ask(generate(3, steps=12, **more), deadline=bench.clock.now + 0.125)
+        heard = bench.ask(generate(3, steps=12, min_steps=min_steps), deadline=bench.clock.now + 0.125)
         while not bench.steps():
             bench.run(1)
         bench.backend.slowness = 2.0
