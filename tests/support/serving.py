@@ -41,7 +41,7 @@ from f2edge.engine.sequences import RequestHandle
 from f2edge.errors import CancelledError, DeadlineExceededError, EngineClosedError
 from f2edge.imaging.images import load_image
 from f2edge.pipeline import FacePipeline
-from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace
+from f2edge.results import Answer, Check, EditedFace, FaceReport, GeneratedFace
 from f2edge.server.engine_protocol import Served
 from f2edge.server.lifecycle import FaceServer
 from f2edge.server.settings import ServerSettings
@@ -159,11 +159,13 @@ class ScriptedEngine:
 
     def _result(self, request: Request) -> Any:
         image = Image.new("RGB", (SIDE, SIDE), (200, 100, 50))
+        check = Check(0.5, ("hat",), 2, 1) if getattr(request, "check", 0) else None
         if isinstance(request, GenerateRequest):
             schedule, wording = Schedule(steps=self.steps), Wording(("pirate", "eye patch"), {"galsses": "glasses"})
-            return GeneratedFace(image, step_codes(), request.prompt, request.seed, schedule, (1.0,) * self.steps, wording=wording)
+            steps = (1.0,) * self.steps
+            return GeneratedFace(image, step_codes(), request.prompt, request.seed, schedule, steps, wording=wording, check=check)
         if isinstance(request, EditRequest):
-            return EditedFace(image, step_codes(), step_codes(), np.ones((GRID, GRID), dtype=bool))
+            return EditedFace(image, step_codes(), step_codes(), np.ones((GRID, GRID), dtype=bool), check=check)
         if isinstance(request, AnalyzeRequest):
             slots = F2EDGE_SCHEMA.values() if request.attributes is None else F2EDGE_SCHEMA.select(request.attributes).values()
             report = FaceReport({slot.name: {value: 1 / len(slot.values) for value in slot.values} for slot in slots})

@@ -292,6 +292,20 @@ def test_the_engine_is_told_what_follows_it_and_how_long_that_took(face: Any, en
     assert engine.replies == [ReplyKind("JPEG", 64 * 64), ReplyKind("PNG", SIDE * SIDE), ReplyKind("words")]
 
 
+def test_a_check_is_asked_for_and_told_of(face: Any, engine: ScriptedEngine) -> None:
+    for call, message in (
+        (face.Generate, pb.GenerateRequest(**GOOD, check=2)),
+        (face.Edit, pb.EditRequest(**GOOD, **BOX, image=photo(), check=2)),
+    ):
+        (answer,) = call(message)
+        assert engine.submitted[-1][0].check == 2
+        assert answer.result.check == pb.Check(score=0.5, missing=["hat"], named=2, repairs=1)
+    (unchecked,) = face.Generate(pb.GenerateRequest(**GOOD))
+    assert not unchecked.result.HasField("check")
+    error = refused(lambda: face.Generate(pb.GenerateRequest(**GOOD, check=9)))
+    assert details(error)["BadRequest"].field_violations[0].field == "check"
+
+
 def test_accepted_deadlines_are_kept_over_the_wire(tmp_path: Path) -> None:
     served = paper_served(paper_pipeline(tmp_path / "paper"))
     options = pb.DecodingOptions(steps=200)
