@@ -37,6 +37,23 @@ class GenerateOptions:
 
 
 @dataclass(frozen=True)
+class Check:
+    """How the model itself reads a picture that it drew, held against its prompt.
+
+    Attributes:
+        score: 0 … 1, the share of the attributes that the prompt names which the picture shows; 1 where it names none.
+        missing: attributes that the prompt names and the picture does not show.
+        named: attributes that were looked at.
+        repairs: how often parts of the picture were drawn again.
+    """
+
+    score: float
+    missing: tuple[str, ...]
+    named: int
+    repairs: int
+
+
+@dataclass(frozen=True)
 class GeneratedFace(LabelledPicture):
     """A generated picture.
 
@@ -50,6 +67,7 @@ class GeneratedFace(LabelledPicture):
         marks: what its pixels carry: ("watermark",) or nothing.
         wording: what the model made of the prompt's words.
         bundle: name of the model.
+        check: how the model reads it; None where that was not asked for.
     """
 
     image: Image.Image
@@ -61,6 +79,7 @@ class GeneratedFace(LabelledPicture):
     marks: tuple[str, ...] = ()
     wording: Wording = field(default_factory=Wording)
     bundle: str = ""
+    check: Check | None = None
 
     @property
     def unmatched(self) -> tuple[str, ...]:
@@ -81,6 +100,7 @@ class EditedFace(LabelledPicture):
         wording: what the model made of the prompt's words.
         prompt, seed: as they were given.
         bundle: name of the model.
+        check: how the model reads it; None where that was not asked for.
     """
 
     image: Image.Image
@@ -92,6 +112,7 @@ class EditedFace(LabelledPicture):
     prompt: str = ""
     seed: int = 0
     bundle: str = ""
+    check: Check | None = None
     _edited = True
 
     @property

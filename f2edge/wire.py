@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from f2edge.decoding.schedule import Schedule
 from f2edge.engine.requests import Priority, Timings
 from f2edge.imaging.laws import LAWS
-from f2edge.results import Answer, FaceReport, GenerateOptions
+from f2edge.results import Answer, Check, FaceReport, GenerateOptions
 from f2edge.spec.attributes import AttributeSchema
 from f2edge.spec.layout import Ids
 from f2edge.spec.lexicon import Wording
@@ -204,6 +204,17 @@ def model_of(message: pb.GetModelResponse) -> ModelFacts:
 def wording_message(wording: Wording) -> pb.Wording:
     """Return what became of a prompt's words as a message."""
     return pb.Wording(unmatched=wording.unmatched, corrected=wording.corrected)
+
+
+def check_message(check: Check) -> pb.Check:
+    """Return how a model reads its picture as a message."""
+    return pb.Check(score=check.score, missing=check.missing, named=check.named, repairs=check.repairs)
+
+
+def check_of(message: pb.GenerateResult | pb.EditResult) -> Check | None:
+    """Return the check of a result; None where it has none."""
+    found = message.check
+    return Check(found.score, tuple(found.missing), found.named, found.repairs) if message.HasField("check") else None
 
 
 def wording_of(message: pb.Wording) -> Wording:

@@ -62,6 +62,9 @@ SizeOption = Annotated[int | None, typer.Option("--size", help=f"Side of each pi
 OrderOption = Annotated[str | None, typer.Option("--order", help=f"maskgit, halton or ancestral{_OWN}")]
 TemperatureOption = Annotated[float | None, typer.Option("--temperature", help=f"Randomness of the decoding order{_OWN}")]
 LawOption = Annotated[str | None, typer.Option("--temperature-law", help=f"linear, show-o or constant{_OWN}")]
+CheckOption = Annotated[
+    bool, typer.Option("--check", help="Read the picture and draw again what disagrees with the prompt; takes up to twice the time.")
+]
 WatermarkOption = Annotated[
     bool,
     typer.Option(

@@ -33,6 +33,7 @@ from f2edge.wire import (
     answer_of,
     cells_message,
     cells_of,
+    check_of,
     ids_of,
     options_fields,
     options_message,
@@ -80,6 +81,7 @@ def _image_fields(facts: ModelFacts, request: ImageRequest, priority: Priority |
         "previews": pb.PreviewOptions(every_steps=request.preview_every, tokens=wanted, proposal=wanted, picture_side=side),
         "min_steps": _EVERY_STEP if request.min_steps is None else request.min_steps,
         "priority": priority_value(priority),
+        "check": request.check,
     }
 
 
@@ -215,13 +217,14 @@ class ImageReader:
         if isinstance(result, pb.EditResult):
             cells = cells_of(result.region, self._facts.grid)
             marks, wording = _pixel_marks(result.picture), wording_of(result.wording)
-            prompt, seed, name = self._prompt, result.decoding.seed, self._facts.name
-            return _done(result, EditedFace(image, codes, ids_of(result.original_tokens), cells, marks, wording, prompt, seed, name))
+            prompt, seed, name, check = self._prompt, result.decoding.seed, self._facts.name, check_of(result)
+            original = ids_of(result.original_tokens)
+            return _done(result, EditedFace(image, codes, original, cells, marks, wording, prompt, seed, name, check))
         options = Schedule(**options_fields(result.decoding.options))
         step_ms, marks = tuple(result.decoding.step_ms), _pixel_marks(result.picture)
         wording = wording_of(result.wording)
-        seed, name = result.decoding.seed, self._facts.name
-        return _done(result, GeneratedFace(image, codes, self._prompt, seed, options, step_ms, marks, wording, name))
+        seed, name, check = result.decoding.seed, self._facts.name, check_of(result)
+        return _done(result, GeneratedFace(image, codes, self._prompt, seed, options, step_ms, marks, wording, name, check))
 
 
 def read_words(message: pb.AskResponse | pb.DescribeResponse) -> Token | Done:

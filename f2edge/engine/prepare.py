@@ -21,6 +21,7 @@ from f2edge.engine.requests import (
     ImageRequest,
     Limits,
     Priority,
+    ReplyKind,
     Request,
 )
 from f2edge.engine.sequences import AnswerState, EditState, ImageState, ReportState, RequestHandle, RequestState
@@ -52,6 +53,7 @@ def prepare(  # noqa: PLR0917 - what is asked, of whom, and until when
     arrived: float,
     priority: Priority | None,
     deadline: float | None,
+    reply: ReplyKind | None = None,
 ) -> RequestState:
     """Return the state of a request that arrived now.
 
@@ -69,6 +71,7 @@ def prepare(  # noqa: PLR0917 - what is asked, of whom, and until when
         "priority": priority if priority is not None else Priority.NORMAL if image else Priority.LIVE,
         "arrived": arrived,
         "deadline": inf if deadline is None else deadline,
+        "reply": reply,
         "due": min(arrived + limits.patience_s, inf if deadline is None else deadline),
     }
     if isinstance(request, GenerateRequest | EditRequest):
@@ -90,9 +93,15 @@ def _image_state(pipeline: FacePipeline, limits: Limits, request: ImageRequest, 
         "seed": request.seed,
         "schedule": schedule,
         "floor": min(request.min_steps or limits.min_steps, schedule.steps),
+        "hard_floor": min(request.min_steps or 1, schedule.steps),
         "preview_every": request.preview_every,
         "preview_images": request.preview_images,
     }
+    if request.check:
+        repair = pipeline.repair(prompt, request.seed, request.check, request.options, edit=isinstance(request, EditRequest))
+        for graph in _WORDS if repair.wanted.slots else ():
+            pipeline.bundle.path(graph)
+        common["repair"] = repair
     if not isinstance(request, EditRequest):
         return ImageState(**common)
     pixels, region = pipeline.pixels(request.image), _region(pipeline, request)
