@@ -131,8 +131,8 @@ class Executor:
         step = self._step.get(key, lambda: self._inference.step(key))
         advanced, proposals = advance(step, rows + rows[-1:] * padding, range(len(rows) + padding))
         now = self._clock()
-        for request, row, proposal in zip(requests, advanced, proposals, strict=False):
-            request.row, request.proposal = row, proposal.copy()
+        for request, row, proposal in zip(requests, advanced, proposals.rows(), strict=False):
+            request.row, request.proposal = row, proposal
             request.first = now if request.first is None else request.first
             request.step_ms.append(1e3 * (now - start))
             request.stage = request.next_stage
@@ -151,7 +151,7 @@ class Executor:
         image.steps_wanted = whole.steps
         steps = self._steps_that_fit(image, whole.steps)
         cut = whole if steps == whole.steps else plan(replace(image.schedule, steps=steps), masked, image.seed)
-        return GridRow(codes, cut, image.seed)
+        return GridRow.of(codes, cut, image.seed)
 
     def _previews(self, requests: Sequence[ImageState]) -> None:
         for request, picture in zip(requests, self._pipeline.backend.each(self._previewed, requests), strict=True):
@@ -161,7 +161,7 @@ class Executor:
 
     def _previewed(self, image: ImageState) -> Image.Image:
         assert image.proposal is not None
-        return self._pipeline.draw(image.proposal[None])[0]
+        return self._pipeline.draw(image.proposal.ids[None])[0]
 
     def _draw(self, requests: Sequence[ImageState]) -> None:
         for request, result in zip(requests, self._pipeline.backend.each(self._drawn, requests), strict=True):
@@ -169,8 +169,8 @@ class Executor:
 
     def _drawn(self, image: ImageState) -> GeneratedFace | EditedFace:
         assert image.row is not None
-        codes = image.proposal if image.truncated else image.row.codes
-        assert codes is not None
+        assert image.proposal is not None
+        codes = image.proposal.ids if image.truncated else image.row.codes
         (picture,) = self._pipeline.decode(codes[None])
         if not isinstance(image, EditState):
             schedule = replace(image.schedule, steps=image.row.plan.steps)
