@@ -136,9 +136,9 @@ class Executor:
         step = self._step.get(key, lambda: self._inference.step(key))
         advanced, proposals = advance(step, rows + rows[-1:] * padding, range(len(rows) + padding))
         now = self._clock()
-        for request, row, proposal in zip(requests, advanced, proposals, strict=False):
+        for request, row, proposal in zip(requests, advanced, proposals.rows(), strict=False):
             if request.mending is None:
-                request.row, request.proposal = row, proposal.copy()
+                request.row, request.proposal = row, proposal
                 request.step_ms.append(1e3 * (now - start))
             else:
                 request.mending = row
@@ -159,7 +159,7 @@ class Executor:
         image.steps_wanted = whole.steps
         steps = self._steps_that_fit(image, whole.steps)
         cut = whole if steps == whole.steps else plan(replace(image.schedule, steps=steps), masked, image.seed)
-        return GridRow(codes, cut, image.seed)
+        return GridRow.of(codes, cut, image.seed)
 
     def _previews(self, requests: Sequence[ImageState]) -> None:
         for request, picture in zip(requests, self._pipeline.backend.each(self._previewed, requests), strict=True):
@@ -169,7 +169,7 @@ class Executor:
 
     def _previewed(self, image: ImageState) -> Image.Image:
         assert image.proposal is not None
-        return self._pipeline.draw(image.proposal[None])[0]
+        return self._pipeline.draw(image.proposal.ids[None])[0]
 
     def _check(self, requests: Sequence[ImageState]) -> None:
         for request, attempt in zip(requests, self._pipeline.backend.each(self._attempt, requests), strict=True):
@@ -188,9 +188,9 @@ class Executor:
 
     def _drawn(self, image: ImageState) -> GeneratedFace | EditedFace:
         assert image.row is not None
+        assert image.proposal is not None
         pipeline, best = self._pipeline, None if image.repair is None else image.repair.best
-        codes = image.row.codes if image.row.finished else image.proposal
-        assert codes is not None
+        codes = image.row.codes if image.row.finished else image.proposal.ids
         if best is not None:
             codes, picture = best.codes, best.picture
         else:
