@@ -287,6 +287,7 @@ class ModelCard:
     smoke_prompt: str = "a young woman with long blonde hair"
     lexicon: Lexicon | None = None
     faces: str = ModelDefaults.faces
+    typical_answers: tuple[str, ...] = ()
 
 
 def write_bundle(
@@ -354,6 +355,8 @@ def write_bundle(
             "licence": card.licence,
             "quality": dict(card.quality or {}),
         }
+        if card.typical_answers:
+            document["typical_answers"] = list(card.typical_answers)
         if card.alignment is not None:
             document["alignment"] = dict(card.alignment)
         write_manifest(folder, document)
