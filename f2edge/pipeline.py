@@ -148,10 +148,9 @@ class FacePipeline:
             group = slice(first, first + ROWS_AT_ONCE)
             times: list[float] = []
 
-            def record(event: StepEvent, times: list[float] = times) -> None:
-                times.append(event.elapsed_ms)
-                if on_step:
-                    on_step(replace(event, images=tuple(self.draw(event.proposal))) if preview_images else event)
+            def preview(event: StepEvent) -> None:
+                assert on_step is not None
+                on_step(replace(event, images=tuple(self.draw(event.proposal))))
 
             masked = np.full((len(rows[group]), len(everything)), self.bundle.layout.mask_code, dtype=np.int64)
             codes = decode(
@@ -159,8 +158,9 @@ class FacePipeline:
                 masked,
                 plans[group],
                 [s for _, s in rows[group]],
-                on_step=record,
+                on_step=preview if on_step and preview_images else on_step,
                 cancelled=cancelled,
+                times=times,
             )
             checks: list[Check | None] = [None] * len(codes)
             if rounds:

@@ -134,7 +134,7 @@ class Repair:
         self.repairs += 1
         seed = (self._seed + self.repairs * _SEED_STEP) % (1 << 64)
         steps = max(min(_FEWEST_STEPS, self._schedule.steps), ceil(self._schedule.steps * float(tokens.mean())))
-        return GridRow(np.where(tokens, mask_code, self.best.codes), plan(replace(self._schedule, steps=steps), tokens, seed), seed)
+        return GridRow.of(np.where(tokens, mask_code, self.best.codes), plan(replace(self._schedule, steps=steps), tokens, seed), seed)
 
     @property
     def check(self) -> Check:

@@ -137,9 +137,9 @@ class Executor:
         step = self._step.get(key, lambda: self._inference.step(key))
         advanced, proposals = advance(step, rows + rows[-1:] * padding, range(len(rows) + padding))
         now = self._clock()
-        for request, row, proposal in zip(requests, advanced, proposals, strict=False):
+        for request, row, proposal in zip(requests, advanced, proposals.rows(), strict=False):
             if request.mending is None:
-                request.row, request.proposal = row, proposal.copy()
+                request.row, request.proposal = row, proposal
                 request.step_ms.append(1e3 * (now - start))
             else:
                 request.mending = row
@@ -160,9 +160,9 @@ class Executor:
         image.steps_wanted = whole.steps
         steps = self._steps_that_fit(image, whole.steps)
         if steps == whole.steps:
-            return GridRow(codes, whole, image.seed)
+            return GridRow.of(codes, whole, image.seed)
         image.preset, image.schedule = nearest(image.presets, steps) if image.presets else ("", replace(image.schedule, steps=steps))
-        return GridRow(codes, plan(image.schedule, masked, image.seed), image.seed)
+        return GridRow.of(codes, plan(image.schedule, masked, image.seed), image.seed)
 
     def _previews(self, requests: Sequence[ImageState]) -> None:
         for request, picture in zip(requests, self._pipeline.backend.each(self._previewed, requests), strict=True):
@@ -172,7 +172,7 @@ class Executor:
 
     def _previewed(self, image: ImageState) -> Image.Image:
         assert image.proposal is not None
-        return self._pipeline.draw(image.proposal[None])[0]
+        return self._pipeline.draw(image.proposal.ids[None])[0]
 
     def _check(self, requests: Sequence[ImageState]) -> None:
         for request, attempt in zip(requests, self._pipeline.backend.each(self._attempt, requests), strict=True):
@@ -191,9 +191,9 @@ class Executor:
 
     def _drawn(self, image: ImageState) -> GeneratedFace | EditedFace:
         assert image.row is not None
+        assert image.proposal is not None
         pipeline, best = self._pipeline, None if image.repair is None else image.repair.best
-        codes = image.row.codes if image.row.finished else image.proposal
-        assert codes is not None
+        codes = image.row.codes if image.row.finished else image.proposal.ids
         if best is not None:
             codes, picture = best.codes, best.picture
         else:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from f2edge.decoding.autoregressive import TextStream
+from f2edge.decoding.grids import Grid
 from f2edge.decoding.parallel import GridRow, StepEvent
 from f2edge.decoding.presets import Presets
 from f2edge.decoding.repair import Repair
@@ -149,7 +150,7 @@ class ImageState(RequestState):
         presets: what a deadline may choose from; empty where options of the caller's own forbid that.
         floor: fewest steps that a deadline may cut it to; hard_floor: fewest steps where nothing else keeps the deadline.
         row: its grid and plan; None before the first step.
-        proposal: int64 (N,), every position filled.
+        proposal: the grid with every position filled.
         previewed: the step that was last emitted.
         steps_wanted: steps of the plan without any cut; known once the plan is made.
         truncated: time ran out, and the proposal became the result, or the best attempt before the repair in progress.
@@ -172,7 +173,7 @@ class ImageState(RequestState):
     preview_images: bool
     prefix: PromptPrefix | None = None
     row: GridRow | None = None
-    proposal: Ids | None = None
+    proposal: Grid | None = None
     previewed: int = 0
     steps_wanted: int = 0
     truncated: bool = False
@@ -235,7 +236,7 @@ class ImageState(RequestState):
         assert self.row is not None
         assert self.proposal is not None
         self.previewed = self.row.step
-        return StepEvent(self.row.step, self.row.plan.steps, self.row.codes[None], self.proposal[None], self.step_ms[-1])
+        return StepEvent(self.row.step, self.row.plan.steps, self.row.codes[None], self.proposal.ids[None], self.step_ms[-1])
 
     def done(self, now: float) -> Done:
         assert self.result is not None
