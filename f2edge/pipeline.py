@@ -24,8 +24,9 @@ from f2edge.backends.registry import choose_backend
 from f2edge.bundle.bundle import Bundle
 from f2edge.decoding.autoregressive import TextStream, answer, drafted_answer
 from f2edge.decoding.parallel import GridRow, StepEvent, decode
+from f2edge.decoding.presets import name_of
 from f2edge.decoding.repair import Attempt, Repair, Wanted, checked_rounds, repair_cells
-from f2edge.decoding.schedule import plan
+from f2edge.decoding.schedule import Schedule, plan
 from f2edge.errors import InputError
 from f2edge.imaging.images import ImageSource, listed, open_image
 from f2edge.imaging.regions import Cells, Region, paste_outside, region_cells
@@ -135,8 +136,8 @@ class FacePipeline:
             PromptError: a prompt that is empty, too long or not plain text.
             CancelledError: ``cancelled`` returned True.
         """
-        schedule, rounds = (options or GenerateOptions()).resolve(self.bundle.generation), checked_rounds(check)
-        rows = list(paired(prompts, seeds))
+        schedule, rounds = self.schedule(options), checked_rounds(check)
+        rows, preset = list(paired(prompts, seeds)), name_of(schedule, self.bundle.presets)
         texts = [self.prompt_text(prompt) for prompt, _ in rows]
         prefixes = [self.inference.prompt_prefix(text.ids) for text in texts]
         everything = np.ones(self.bundle.layout.image_tokens, dtype=bool)
@@ -169,7 +170,9 @@ class FacePipeline:
             else:
                 images = self.draw(codes)
             for (prompt, seed), text, grid, image, found in zip(rows[group], texts[group], codes, images, checks, strict=True):
-                face = GeneratedFace(image, grid, prompt, seed, schedule, tuple(times), self.marks, text.wording, self.bundle.name, found)
+                face = GeneratedFace(
+                    image, grid, prompt, seed, schedule, tuple(times), self.marks, text.wording, self.bundle.name, found, preset
+                )
                 faces.append(face)
         return faces
 
@@ -205,8 +208,8 @@ class FacePipeline:
             UnknownRegionError: no such region.
             InputError: a region that covers no token, or what :meth:`generate` raises.
         """
-        schedule, rounds = (options or GenerateOptions()).resolve(self.bundle.editing), checked_rounds(check)
-        text = self.prompt_text(prompt)
+        schedule, rounds = self.schedule(options, edit=True), checked_rounds(check)
+        text, preset = self.prompt_text(prompt), name_of(schedule, self.bundle.editing_presets)
         prefix = self.inference.prompt_prefix(text.ids)
         picture = open_image(image)
         pixels = self.pixels(picture)
@@ -227,7 +230,14 @@ class FacePipeline:
             codes, edited, found = attempt.codes, attempt.picture, repair.check
         else:
             edited = self.finished(codes, paste)
-        return EditedFace(self.mark(edited), codes, original, cells, self.marks, text.wording, prompt, seed, self.bundle.name, found)
+        marks, name = self.marks, self.bundle.name
+        return EditedFace(self.mark(edited), codes, original, cells, marks, text.wording, prompt, seed, name, found, preset, schedule)
+
+    def schedule(self, options: GenerateOptions | None = None, *, edit: bool = False) -> Schedule:
+        """Return the schedule of options, by the bundle's defaults and presets; :class:`InputError` names one that is out of range."""
+        bundle = self.bundle
+        defaults, presets = (bundle.editing, bundle.editing_presets) if edit else (bundle.generation, bundle.presets)
+        return (options or GenerateOptions()).resolve(defaults, presets)
 
     def repair(self, text: PromptText, seed: int, rounds: int, options: GenerateOptions | None = None, *, edit: bool = False) -> Repair:
         """Return the repair of a picture of a prompt, before its first attempt.
@@ -238,7 +248,7 @@ class FacePipeline:
         schema, policy = self.bundle.schema, self.policy(include_sensitive=False)
         closed = () if policy.open else tuple(slot.name for slot in schema.values() if slot.sensitive)
         wanted = Wanted.of(text.reading, schema, silent=closed)
-        return Repair(wanted.without(closed) if edit else wanted, (options or GenerateOptions()).resolve(self.bundle.editing), seed, rounds)
+        return Repair(wanted.without(closed) if edit else wanted, self.schedule(options, edit=True), seed, rounds)
 
     def repaired(
         self,

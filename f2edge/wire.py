@@ -81,6 +81,8 @@ class ModelFacts:
 def options_message(options: GenerateOptions | Schedule) -> pb.DecodingOptions:
     """Return options as a message; None stays unset."""
     message = pb.DecodingOptions(**{name: value for name in _PLAIN_OPTIONS if (value := getattr(options, name)) is not None})
+    if isinstance(options, GenerateOptions) and options.quality is not None:
+        message.quality = options.quality
     if options.guidance_interval is not None:
         message.guidance_low, message.guidance_high = options.guidance_interval
     return message
@@ -88,10 +90,15 @@ def options_message(options: GenerateOptions | Schedule) -> pb.DecodingOptions:
 
 def options_fields(message: pb.DecodingOptions) -> dict[str, Any]:
     """Return the options that a message sets, by the names of :class:`~f2edge.results.GenerateOptions`."""
-    values = {name: getattr(message, name) for name in _PLAIN_OPTIONS if message.HasField(name)}
+    values = {name: getattr(message, name) for name in (*_PLAIN_OPTIONS, "quality") if message.HasField(name)}
     if message.HasField("guidance_low") and message.HasField("guidance_high"):
         values["guidance_interval"] = (message.guidance_low, message.guidance_high)
     return values
+
+
+def schedule_of(message: pb.DecodingOptions) -> Schedule:
+    """Return a schedule from a message with every option."""
+    return Schedule(**{name: value for name, value in options_fields(message).items() if name != "quality"})
 
 
 def timings_message(timings: Timings) -> pb.Timings:
@@ -191,8 +198,8 @@ def model_of(message: pb.GetModelResponse) -> ModelFacts:
         tokens=message.tokens,
         codes=message.codes,
         prompt_tokens=message.prompt_tokens,
-        generation=Schedule(**options_fields(message.defaults)),
-        editing=Schedule(**options_fields(message.edit_defaults if message.HasField("edit_defaults") else message.defaults)),
+        generation=schedule_of(message.defaults),
+        editing=schedule_of(message.edit_defaults if message.HasField("edit_defaults") else message.defaults),
         regions=tuple(message.regions),
         schema=AttributeSchema.from_json(rows),
         faces=message.faces or PHOTOGRAPHED,

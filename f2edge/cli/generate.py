@@ -23,6 +23,7 @@ from f2edge.cli.options import (
     LawOption,
     OrderOption,
     PromptArgument,
+    QualityOption,
     QuietOption,
     SeedOption,
     ServerOption,
@@ -80,6 +81,7 @@ def generate(
     jsonl: Annotated[bool, typer.Option("--jsonl", help="Print a line of JSON for each of many faces.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Leave out prompts whose face is in --out-dir.")] = False,
     seed: SeedOption = None,
+    quality: QualityOption = None,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     size: SizeOption = None,
@@ -109,7 +111,11 @@ def generate(
     from f2edge.provenance.label import label
     from f2edge.text import check_text
 
-    options, first, side = decoding_options(steps, guidance, order, temperature, temperature_law), chosen_seed(seed), checked_size(size)
+    options, first, side = (
+        decoding_options(steps, guidance, order, temperature, temperature_law, quality),
+        chosen_seed(seed),
+        checked_size(size),
+    )
     mark, signer = chosen_watermark(watermark, watermark_key, server), chosen_signer(sign_cert, sign_key)
     if prompts is not None or prompt == STDIN:
         _only_one(prompt, prompts, grid=grid, count=count, save_steps=save_steps, json=json)
@@ -152,6 +158,7 @@ def edit(
     region: Annotated[str, typer.Option("--region", "-r", metavar="NAME|x,y,w,h|MASK", help="Region to redraw.", show_default=False)],
     out: OutOption = Path("edited.png"),
     seed: SeedOption = None,
+    quality: QualityOption = None,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     size: SizeOption = None,
@@ -178,7 +185,11 @@ def edit(
     from f2edge.text import check_text
 
     prompt = check_text(prompt, "prompt")
-    options, own_seed, side = decoding_options(steps, guidance, order, temperature, temperature_law), chosen_seed(seed), checked_size(size)
+    options, own_seed, side = (
+        decoding_options(steps, guidance, order, temperature, temperature_law, quality),
+        chosen_seed(seed),
+        checked_size(size),
+    )
     printer = _printer(out, json=json, quiet=quiet)
     _files(out, 1, 1)
     mark, signer = chosen_watermark(watermark, watermark_key, server), chosen_signer(sign_cert, sign_key)
@@ -235,6 +246,7 @@ def _report(
             "backend": model.backend.name,
             "prompt": faces[0].prompt,
             "options": _options_of(faces[0]),
+            "preset": faces[0].preset,
             "files": [str(file) for file in files],
             "faces": [{"seed": face.seed, "tokens": face.codes.tolist(), "check": _check_of(face)} for face in faces],
             "step_ms": [round(ms, 3) for ms in faces[0].step_ms],

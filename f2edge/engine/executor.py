@@ -17,6 +17,7 @@ from PIL import Image
 
 from f2edge.decoding.drafts import Drafts, drafted_pass
 from f2edge.decoding.parallel import GridRow, StepFunction, advance
+from f2edge.decoding.presets import nearest
 from f2edge.decoding.repair import Attempt
 from f2edge.decoding.sample import greedy
 from f2edge.decoding.schedule import plan
@@ -158,8 +159,10 @@ class Executor:
         whole = plan(image.schedule, masked, image.seed)
         image.steps_wanted = whole.steps
         steps = self._steps_that_fit(image, whole.steps)
-        cut = whole if steps == whole.steps else plan(replace(image.schedule, steps=steps), masked, image.seed)
-        return GridRow.of(codes, cut, image.seed)
+        if steps == whole.steps:
+            return GridRow.of(codes, whole, image.seed)
+        image.preset, image.schedule = nearest(image.presets, steps) if image.presets else ("", replace(image.schedule, steps=steps))
+        return GridRow.of(codes, plan(image.schedule, masked, image.seed), image.seed)
 
     def _previews(self, requests: Sequence[ImageState]) -> None:
         for request, picture in zip(requests, self._pipeline.backend.each(self._previewed, requests), strict=True):
@@ -197,13 +200,14 @@ class Executor:
             picture = pipeline.finished(codes, self._paste(image))
         picture, name = pipeline.mark(picture), pipeline.bundle.name
         check = None if image.repair is None or best is None else image.repair.check
+        schedule, marks, preset = replace(image.schedule, steps=image.row.plan.steps), pipeline.marks, image.preset
         if not isinstance(image, EditState):
-            schedule, times = replace(image.schedule, steps=image.row.plan.steps), tuple(image.step_ms)
-            return GeneratedFace(picture, codes, image.prompt, image.seed, schedule, times, pipeline.marks, image.wording, name, check)
+            times = tuple(image.step_ms)
+            return GeneratedFace(picture, codes, image.prompt, image.seed, schedule, times, marks, image.wording, name, check, preset)
         assert image.cells is not None
         assert image.original is not None
-        original, cells = image.original, image.cells
-        return EditedFace(picture, codes, original, cells, pipeline.marks, image.wording, image.prompt, image.seed, name, check)
+        original, cells, prompt, seed = image.original, image.cells, image.prompt, image.seed
+        return EditedFace(picture, codes, original, cells, marks, image.wording, prompt, seed, name, check, preset, schedule)
 
     def _paste(self, image: ImageState) -> Paste | None:
         """Return what puts an edit into its original, where that is wanted."""

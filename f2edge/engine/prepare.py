@@ -12,6 +12,7 @@ from PIL import Image
 
 from f2edge.decoding.autoregressive import TextStream
 from f2edge.decoding.noise import noise_key
+from f2edge.decoding.presets import name_of
 from f2edge.engine.requests import (
     AnalyzeRequest,
     AskRequest,
@@ -82,7 +83,9 @@ def prepare(  # noqa: PLR0917 - what is asked, of whom, and until when
 
 
 def _image_state(pipeline: FacePipeline, limits: Limits, request: ImageRequest, common: dict[str, Any]) -> ImageState:
-    schedule = request.options.resolve(pipeline.bundle.editing if isinstance(request, EditRequest) else pipeline.bundle.generation)
+    edit = isinstance(request, EditRequest)
+    presets = pipeline.bundle.editing_presets if edit else pipeline.bundle.presets
+    schedule = pipeline.schedule(request.options, edit=edit)
     prompt = pipeline.prompt_text(request.prompt)
     noise_key(request.seed, 0, np.zeros(1, dtype=np.int64))  # refuses a seed outside its range
     common |= {
@@ -92,13 +95,15 @@ def _image_state(pipeline: FacePipeline, limits: Limits, request: ImageRequest, 
         "wording": prompt.wording,
         "seed": request.seed,
         "schedule": schedule,
+        "preset": name_of(schedule, presets),
+        "presets": {} if request.options.changes else presets,
         "floor": min(request.min_steps or limits.min_steps, schedule.steps),
         "hard_floor": min(request.min_steps or 1, schedule.steps),
         "preview_every": request.preview_every,
         "preview_images": request.preview_images,
     }
     if request.check:
-        repair = pipeline.repair(prompt, request.seed, request.check, request.options, edit=isinstance(request, EditRequest))
+        repair = pipeline.repair(prompt, request.seed, request.check, request.options, edit=edit)
         for graph in _WORDS if repair.wanted.slots else ():
             pipeline.bundle.path(graph)
         common["repair"] = repair

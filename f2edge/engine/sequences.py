@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from f2edge.decoding.autoregressive import TextStream
 from f2edge.decoding.grids import Grid
 from f2edge.decoding.parallel import GridRow, StepEvent
+from f2edge.decoding.presets import Presets
 from f2edge.decoding.repair import Repair
 from f2edge.decoding.schedule import Schedule
 from f2edge.engine.requests import Done, Event, Failed, Priority, ReplyKind, Result, Timings
@@ -145,7 +146,8 @@ class ImageState(RequestState):
 
     Attributes:
         prompt_ids: text tokens of the prompt; prompt_key: the same with specials, the key of its prefix; wording: what became of its words.
-        schedule: as asked for.
+        schedule: as asked for, until a deadline cuts it; preset: the name of the one that it is, "" for none.
+        presets: what a deadline may choose from; empty where options of the caller's own forbid that.
         floor: fewest steps that a deadline may cut it to; hard_floor: fewest steps where nothing else keeps the deadline.
         row: its grid and plan; None before the first step.
         proposal: the grid with every position filled.
@@ -163,6 +165,8 @@ class ImageState(RequestState):
     wording: Wording
     seed: int
     schedule: Schedule
+    preset: str
+    presets: Presets
     floor: int
     hard_floor: int
     preview_every: int

@@ -89,7 +89,7 @@ class FaceService:
         label = new_label(prompt=face.prompt, seed=face.seed, bundle=served.facts.name)
         with self._timed(served, call, done, kind):
             picture = await self._pool.write(lambda: picture_message(face, message.output, label, served.signer))
-            decoding = _decoding(done, face.seed, options_message(face.options), face.step_ms)
+            decoding = _decoding(done, face, options_message(face.options), face.step_ms)
             result = pb.GenerateResult(picture=picture, decoding=decoding, timings=timings_message(done.timings))
             result.wording.CopyFrom(wording_message(face.wording))
             if face.check is not None:
@@ -115,15 +115,15 @@ class FaceService:
             done = await self._follow(events, call, request, message.previews, lambda preview: pb.EditResponse(preview=preview))
         face = done.result
         assert isinstance(face, EditedFace)
+        assert face.options is not None
         self._metrics.engine_finished(call.method, done.timings)
         label = new_label(prompt=request.prompt, seed=request.seed, bundle=served.facts.name, edited=True)
         with self._timed(served, call, done, kind):
             picture = await self._pool.write(lambda: picture_message(face, message.output, label, served.signer))
-            options = options_message(request.options.resolve(served.facts.editing))
-            options.steps = done.steps_planned
+            options = options_message(face.options)
             result = pb.EditResult(
                 picture=picture,
-                decoding=_decoding(done, request.seed, options, ()),
+                decoding=_decoding(done, face, options, ()),
                 timings=timings_message(done.timings),
                 original_tokens=face.original_codes.tolist(),
                 region=cells_message(face.region),
@@ -294,7 +294,13 @@ class FaceService:
             events.close()
 
 
-def _decoding(done: Done, seed: int, options: pb.DecodingOptions, step_ms: tuple[float, ...]) -> pb.Decoding:
+def _decoding(done: Done, face: GeneratedFace | EditedFace, options: pb.DecodingOptions, step_ms: tuple[float, ...]) -> pb.Decoding:
     return pb.Decoding(
-        seed=seed, options=options, steps=done.steps, steps_planned=done.steps_planned, degraded=done.degraded, step_ms=step_ms
+        seed=face.seed,
+        options=options,
+        steps=done.steps,
+        steps_planned=done.steps_planned,
+        degraded=done.degraded,
+        step_ms=step_ms,
+        preset=face.preset,
     )

@@ -138,7 +138,7 @@ def _options(message: pb.DecodingOptions) -> GenerateOptions:
         if isinstance(value, str) and len(value) > _LONGEST_NAME:
             raise bad_field(field, f"has {len(value)} characters; no choice is longer than {_LONGEST_NAME}")
         try:
-            Schedule(**{name: value})
+            GenerateOptions(**{name: value}).resolve(Schedule())
         except InputError as error:
             raise bad_field(field, str(error)) from None
     return GenerateOptions(**values)

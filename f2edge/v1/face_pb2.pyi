@@ -31,7 +31,7 @@ IMAGE_FORMAT_JPEG: ImageFormat
 IMAGE_FORMAT_WEBP: ImageFormat
 
 class DecodingOptions(_message.Message):
-    __slots__ = ("steps", "guidance", "order", "mask_law", "temperature", "temperature_law", "token_temperature", "guidance_low", "guidance_high", "guidance_ramp")
+    __slots__ = ("steps", "guidance", "order", "mask_law", "temperature", "temperature_law", "token_temperature", "guidance_low", "guidance_high", "guidance_ramp", "quality")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +42,7 @@ class DecodingOptions(_message.Message):
     GUIDANCE_LOW_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_HIGH_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_RAMP_FIELD_NUMBER: _ClassVar[int]
+    QUALITY_FIELD_NUMBER: _ClassVar[int]
     steps: int
     guidance: float
     order: str
@@ -52,7 +53,8 @@ class DecodingOptions(_message.Message):
     guidance_low: float
     guidance_high: float
     guidance_ramp: bool
-    def __init__(self, steps: _Optional[int] = ..., guidance: _Optional[float] = ..., order: _Optional[str] = ..., mask_law: _Optional[str] = ..., temperature: _Optional[float] = ..., temperature_law: _Optional[str] = ..., token_temperature: _Optional[float] = ..., guidance_low: _Optional[float] = ..., guidance_high: _Optional[float] = ..., guidance_ramp: _Optional[bool] = ...) -> None: ...
+    quality: str
+    def __init__(self, steps: _Optional[int] = ..., guidance: _Optional[float] = ..., order: _Optional[str] = ..., mask_law: _Optional[str] = ..., temperature: _Optional[float] = ..., temperature_law: _Optional[str] = ..., token_temperature: _Optional[float] = ..., guidance_low: _Optional[float] = ..., guidance_high: _Optional[float] = ..., guidance_ramp: _Optional[bool] = ..., quality: _Optional[str] = ...) -> None: ...
 
 class PreviewOptions(_message.Message):
     __slots__ = ("every_steps", "tokens", "proposal", "picture_side")
@@ -268,20 +270,22 @@ class Provenance(_message.Message):
     def __init__(self, synthetic: _Optional[bool] = ..., digital_source_type: _Optional[str] = ..., software: _Optional[str] = ..., model: _Optional[str] = ..., marks: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Decoding(_message.Message):
-    __slots__ = ("seed", "options", "steps", "steps_planned", "degraded", "step_ms")
+    __slots__ = ("seed", "options", "steps", "steps_planned", "degraded", "step_ms", "preset")
     SEED_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     STEPS_PLANNED_FIELD_NUMBER: _ClassVar[int]
     DEGRADED_FIELD_NUMBER: _ClassVar[int]
     STEP_MS_FIELD_NUMBER: _ClassVar[int]
+    PRESET_FIELD_NUMBER: _ClassVar[int]
     seed: int
     options: DecodingOptions
     steps: int
     steps_planned: int
     degraded: bool
     step_ms: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, seed: _Optional[int] = ..., options: _Optional[_Union[DecodingOptions, _Mapping]] = ..., steps: _Optional[int] = ..., steps_planned: _Optional[int] = ..., degraded: _Optional[bool] = ..., step_ms: _Optional[_Iterable[float]] = ...) -> None: ...
+    preset: str
+    def __init__(self, seed: _Optional[int] = ..., options: _Optional[_Union[DecodingOptions, _Mapping]] = ..., steps: _Optional[int] = ..., steps_planned: _Optional[int] = ..., degraded: _Optional[bool] = ..., step_ms: _Optional[_Iterable[float]] = ..., preset: _Optional[str] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queued_ms", "first_ms", "total_ms")

@@ -165,7 +165,8 @@ class ScriptedEngine:
             steps = (1.0,) * self.steps
             return GeneratedFace(image, step_codes(), request.prompt, request.seed, schedule, steps, wording=wording, check=check)
         if isinstance(request, EditRequest):
-            return EditedFace(image, step_codes(), step_codes(), np.ones((GRID, GRID), dtype=bool), check=check)
+            options, cells = replace(request.options.resolve(FACTS.editing), steps=self.steps), np.ones((GRID, GRID), dtype=bool)
+            return EditedFace(image, step_codes(), step_codes(), cells, seed=request.seed, check=check, options=options)
         if isinstance(request, AnalyzeRequest):
             slots = F2EDGE_SCHEMA.values() if request.attributes is None else F2EDGE_SCHEMA.select(request.attributes).values()
             report = FaceReport({slot.name: {value: 1 / len(slot.values) for value in slot.values} for slot in slots})

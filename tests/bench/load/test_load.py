@@ -409,8 +409,8 @@ def test_calls_with_deadlines_are_refused_in_time_or_failed() -> None:
 
 @pytest.mark.long
 def test_random_deadlines_beside_a_load_are_kept(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deadlines, "SHORTEST_S", 1.0)
-    monkeypatch.setattr(deadlines, "LONGEST_S", 6.0)
+    monkeypatch.setattr(deadlines, "SHORTEST_S", 10.0)
+    monkeypatch.setattr(deadlines, "LONGEST_S", 30.0)
     words = "load --scenario deadlines --count 10 --rate 4 --clients 1 --mix analyze --distinct 4 --json"
     monkeypatch.setattr("sys.argv", ["bench", *words.split()])
     with pytest.raises(SystemExit) as ended:
