@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from export.training.distributed import Processes
 from export.training.sharding import like, whole
 
 ALONE = Processes(0, 1)
+_PIECE = 1 << 18
 
 
 def rate_factor(step: int, steps: int, warmup: int, schedule: str, decay_fraction: float = 0.25) -> float:
@@ -29,6 +31,14 @@ def rate_factor(step: int, steps: int, warmup: int, schedule: str, decay_fractio
         decay = max(decay_fraction * steps, 1.0)
         return 1 - math.sqrt(min(max(step - (steps - decay), 0.0) / decay, 1.0))
     return 1.0
+
+
+def norm_of(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Return the Euclidean norm of all values together.
+
+    Taken piece by piece: a CPU adds squares one after the other in float32, which loses 3 % of the norm of 200 M values.
+    """
+    return torch.nn.utils.get_total_norm([piece for tensor in tensors for piece in tensor.reshape(-1).split(_PIECE)])
 
 
 class FlatGradients:
@@ -52,7 +62,7 @@ class FlatGradients:
 
     def norm(self) -> float:
         """Return the norm of all gradients together."""
-        return float(self.flat.norm())
+        return float(norm_of([self.flat]))
 
     def scale(self, factor: float) -> None:
         """Multiply all gradients."""
@@ -81,7 +91,9 @@ class ShardedGradients:
 
     def norm(self) -> float:
         """Return the norm of all gradients of all processes together."""
-        return float(whole(torch.nn.utils.get_total_norm(self._all())))
+        square = norm_of(cast("DTensor", gradient).to_local() for gradient in self._all()).square()
+        torch.distributed.all_reduce(square)
+        return float(square.sqrt())
 
     def scale(self, factor: float) -> None:
         """Multiply all gradients."""
