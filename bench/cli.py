@@ -5,6 +5,7 @@ python -m bench compare --steps 6,12 --batch 1,4,8 --out runs/latency
 python -m bench paper-size --config show-o
 python -m bench memory --bundle nano
 python -m bench quality --bundle nano --out runs/quality
+python -m bench presets --bundle runs/nano --write
 python -m bench judge --data shards/faces --out runs/judge
 python -m bench recipes --bundle runs/fp32/nano
 python -m bench provenance
@@ -35,6 +36,7 @@ from bench.load.fuzz import fuzz
 from bench.load.load import load
 from bench.published.showo import showo
 from bench.quality.commands import judge, quality
+from bench.quality.presets import presets
 from bench.quality.provenance import provenance
 from bench.quality.recipes import recipes
 from bench.training.commands import ablation
@@ -62,6 +64,7 @@ for _command in (
     memory,
     quality,
     judge,
+    presets,
     recipes,
     provenance,
     load,

@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from export.bundle_writer import ModelCard, check_destination, layout_of, trace_all, write_bundle
+from export.bundle_writer import ModelCard, layout_of, trace_all, write_bundle
 from export.data.render.renderer import Face, sample_face
 from export.data.slots import sample_slots
 from export.data.text.captions import describe_text
 from export.data.text.mentions import LEXICON
 from export.data.text.tokenizer import read_text_tokenizer
 from export.defaults import SYSTEM_PROMPT, defaults_of
+from export.destination import check_destination
 from export.export_request import ExportRequest
 from export.graph.lower import Array
 from export.graph.trace import Models

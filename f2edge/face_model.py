@@ -48,6 +48,7 @@ class FaceModel(Protocol):
         *,
         seeds: int | Sequence[int] = 0,
         options: GenerateOptions | None = None,
+        check: bool | int = False,
         on_step: Callable[[StepEvent], None] | None = None,
         preview_images: bool = False,
     ) -> list[GeneratedFace]: ...
@@ -61,6 +62,7 @@ class FaceModel(Protocol):
         seed: int = 0,
         options: GenerateOptions | None = None,
         keep_outside: bool = True,
+        check: bool | int = False,
         on_step: Callable[[StepEvent], None] | None = None,
     ) -> EditedFace: ...
 

@@ -26,6 +26,7 @@ from f2edge.backends.base import Backend, Value, host
 from f2edge.backends.ports import SCORED, columns
 from f2edge.bundle.bundle import Bundle
 from f2edge.decoding.drafts import Drafts
+from f2edge.decoding.grids import GridsValue
 from f2edge.decoding.parallel import UNCONDITIONAL, Feeds, StepFunction
 from f2edge.domain import Domain
 from f2edge.lru_cache import LRUCache
@@ -207,9 +208,9 @@ class Inference:
                 "prefix_lengths": np.array([p.length for p in chosen], dtype=np.int64),
             }
 
-        def run(feeds: Feeds, branches: tuple[int, ...]) -> tuple[Ids, Ids]:
+        def run(feeds: Feeds, branches: tuple[int, ...]) -> tuple[GridsValue, GridsValue]:
             outputs = self.backend.run("t2i_step", {**feeds, **packed.get(branches, lambda: pack(branches))})
-            return np.asarray(outputs["next_codes"]), np.asarray(outputs["proposal"])
+            return outputs["next_codes"], outputs["proposal"]
 
         return run
 

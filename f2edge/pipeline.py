@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -23,17 +23,19 @@ from f2edge.backends.base import Backend, host
 from f2edge.backends.registry import choose_backend
 from f2edge.bundle.bundle import Bundle
 from f2edge.decoding.autoregressive import TextStream, answer, drafted_answer
-from f2edge.decoding.parallel import StepEvent, decode
-from f2edge.decoding.schedule import plan
+from f2edge.decoding.parallel import GridRow, StepEvent, decode
+from f2edge.decoding.presets import name_of
+from f2edge.decoding.repair import Attempt, Repair, Wanted, checked_rounds, repair_cells
+from f2edge.decoding.schedule import Schedule, plan
 from f2edge.errors import InputError
 from f2edge.imaging.images import ImageSource, listed, open_image
 from f2edge.imaging.regions import Cells, Region, paste_outside, region_cells
-from f2edge.inference import Inference
+from f2edge.inference import Inference, PromptPrefix
 from f2edge.provenance.watermark import PUBLIC, Watermark
 from f2edge.questions import Questions
-from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions, paired
+from f2edge.results import Answer, Check, EditedFace, FaceReport, GeneratedFace, GenerateOptions, paired
 from f2edge.spec.layout import Ids, left_pad, tokens_of_cells
-from f2edge.spec.lexicon import Wording
+from f2edge.spec.lexicon import Reading, Wording
 from f2edge.spec.sensitive import SensitivePolicy
 from f2edge.text import TextTokenizer, check_text
 
@@ -43,14 +45,17 @@ logger = logging.getLogger(__name__)
 ROWS_AT_ONCE = 16
 #: Faces read together: the encoders' memory grows with their number.
 FACES_AT_ONCE = 8
+#: Puts an edited picture into its original.
+Paste = Callable[[Image.Image], Image.Image]
 
 
 @dataclass(frozen=True)
 class PromptText:
-    """A prompt as the model reads it: its text tokens, misspelt words corrected, and what became of its words."""
+    """A prompt as the model reads it: its text tokens, misspelt words corrected, what became of its words, and what they say."""
 
     ids: tuple[int, ...]
     wording: Wording
+    reading: Reading = field(default_factory=lambda: Reading({}))
 
 
 class FacePipeline:
@@ -109,6 +114,7 @@ class FacePipeline:
         *,
         seeds: int | Sequence[int] = 0,
         options: GenerateOptions | None = None,
+        check: bool | int = False,
         on_step: Callable[[StepEvent], None] | None = None,
         preview_images: bool = False,
         cancelled: Callable[[], bool] = lambda: False,
@@ -119,6 +125,8 @@ class FacePipeline:
             prompts: one prompt, or one for each face.
             seeds: one seed for all, or one for each face, in ``[0, 2^64)``.
             options: what None is follows the bundle's defaults.
+            check: read each picture, and draw again what disagrees with the prompt, twice at most or as often as a number says
+                (:mod:`f2edge.decoding.repair`); ``on_step`` hears of the first drawing only.
             on_step: called after each step; with more than ``ROWS_AT_ONCE`` faces, for one group of rows after another.
             preview_images: give ``on_step`` pictures too; each step then costs one run of the tokenizer's decoder for each face.
             cancelled: polled before each step; True stops.
@@ -128,8 +136,8 @@ class FacePipeline:
             PromptError: a prompt that is empty, too long or not plain text.
             CancelledError: ``cancelled`` returned True.
         """
-        schedule = (options or GenerateOptions()).resolve(self.bundle.generation)
-        rows = list(paired(prompts, seeds))
+        schedule, rounds = self.schedule(options), checked_rounds(check)
+        rows, preset = list(paired(prompts, seeds)), name_of(schedule, self.bundle.presets)
         texts = [self.prompt_text(prompt) for prompt, _ in rows]
         prefixes = [self.inference.prompt_prefix(text.ids) for text in texts]
         everything = np.ones(self.bundle.layout.image_tokens, dtype=bool)
@@ -139,10 +147,9 @@ class FacePipeline:
             group = slice(first, first + ROWS_AT_ONCE)
             times: list[float] = []
 
-            def record(event: StepEvent, times: list[float] = times) -> None:
-                times.append(event.elapsed_ms)
-                if on_step:
-                    on_step(replace(event, images=tuple(self.draw(event.proposal))) if preview_images else event)
+            def preview(event: StepEvent) -> None:
+                assert on_step is not None
+                on_step(replace(event, images=tuple(self.draw(event.proposal))))
 
             masked = np.full((len(rows[group]), len(everything)), self.bundle.layout.mask_code, dtype=np.int64)
             codes = decode(
@@ -150,11 +157,23 @@ class FacePipeline:
                 masked,
                 plans[group],
                 [s for _, s in rows[group]],
-                on_step=record,
+                on_step=preview if on_step and preview_images else on_step,
                 cancelled=cancelled,
+                times=times,
             )
-            for (prompt, seed), text, grid, image in zip(rows[group], texts[group], codes, self.draw(codes), strict=True):
-                faces.append(GeneratedFace(image, grid, prompt, seed, schedule, tuple(times), self.marks, text.wording, self.bundle.name))
+            checks: list[Check | None] = [None] * len(codes)
+            if rounds:
+                repairs = [self.repair(text, seed, rounds, options) for (_, seed), text in zip(rows[group], texts[group], strict=True)]
+                attempts = self.repaired(repairs, codes, prefixes[group], cancelled=cancelled)
+                checks = [repair.check for repair in repairs]
+                codes, images = np.stack([a.codes for a in attempts]), [self.mark(a.picture) for a in attempts]
+            else:
+                images = self.draw(codes)
+            for (prompt, seed), text, grid, image, found in zip(rows[group], texts[group], codes, images, checks, strict=True):
+                face = GeneratedFace(
+                    image, grid, prompt, seed, schedule, tuple(times), self.marks, text.wording, self.bundle.name, found, preset
+                )
+                faces.append(face)
         return faces
 
     def edit(
@@ -166,6 +185,7 @@ class FacePipeline:
         seed: int = 0,
         options: GenerateOptions | None = None,
         keep_outside: bool = True,
+        check: bool | int = False,
         on_step: Callable[[StepEvent], None] | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> EditedFace:
@@ -180,6 +200,7 @@ class FacePipeline:
             options: what is None follows the bundle's defaults for edits.
             keep_outside: paste the original's pixels back outside the region, with an edge of half a token cell; otherwise the whole
                 picture comes from the tokenizer's decoder.
+            check: read the picture and draw again, within the region, what disagrees with the prompt; as of :meth:`generate`.
             on_step: called after each step.
             cancelled: polled before each step; True stops.
 
@@ -187,8 +208,8 @@ class FacePipeline:
             UnknownRegionError: no such region.
             InputError: a region that covers no token, or what :meth:`generate` raises.
         """
-        schedule = (options or GenerateOptions()).resolve(self.bundle.editing)
-        text = self.prompt_text(prompt)
+        schedule, rounds = self.schedule(options, edit=True), checked_rounds(check)
+        text, preset = self.prompt_text(prompt), name_of(schedule, self.bundle.editing_presets)
         prefix = self.inference.prompt_prefix(text.ids)
         picture = open_image(image)
         pixels = self.pixels(picture)
@@ -198,10 +219,77 @@ class FacePipeline:
         masked = np.where(tokens, self.bundle.layout.mask_code, original)
         step = self.inference.step([prefix])
         codes = decode(step, masked[None], [plan(schedule, tokens, seed)], [seed], on_step=on_step, cancelled=cancelled)[0]
-        edited = self.decode(codes[None])[0]
+        paste = None
         if keep_outside:
-            edited = paste_outside(self.bundle.manifest.pictures.picture(pixels), edited, cells)
-        return EditedFace(self.mark(edited), codes, original, cells, self.marks, text.wording, prompt, seed, self.bundle.name)
+            paste = partial(paste_outside, self.bundle.manifest.pictures.picture(pixels), cells=cells)
+        found = None
+        if rounds:
+            repair = self.repair(text, seed, rounds, options, edit=True)
+            repair.allow(cells)
+            (attempt,) = self.repaired([repair], codes[None], [prefix], paste=paste, cancelled=cancelled)
+            codes, edited, found = attempt.codes, attempt.picture, repair.check
+        else:
+            edited = self.finished(codes, paste)
+        marks, name = self.marks, self.bundle.name
+        return EditedFace(self.mark(edited), codes, original, cells, marks, text.wording, prompt, seed, name, found, preset, schedule)
+
+    def schedule(self, options: GenerateOptions | None = None, *, edit: bool = False) -> Schedule:
+        """Return the schedule of options, by the bundle's defaults and presets; :class:`InputError` names one that is out of range."""
+        bundle = self.bundle
+        defaults, presets = (bundle.editing, bundle.editing_presets) if edit else (bundle.generation, bundle.presets)
+        return (options or GenerateOptions()).resolve(defaults, presets)
+
+    def repair(self, text: PromptText, seed: int, rounds: int, options: GenerateOptions | None = None, *, edit: bool = False) -> Repair:
+        """Return the repair of a picture of a prompt, before its first attempt.
+
+        Where sensitive traits are protected, those of a generated picture are looked at and never named; those of a given one are not
+        even looked at.
+        """
+        schema, policy = self.bundle.schema, self.policy(include_sensitive=False)
+        closed = () if policy.open else tuple(slot.name for slot in schema.values() if slot.sensitive)
+        wanted = Wanted.of(text.reading, schema, silent=closed)
+        return Repair(wanted.without(closed) if edit else wanted, self.schedule(options, edit=True), seed, rounds)
+
+    def repaired(
+        self,
+        repairs: Sequence[Repair],
+        codes: Ids,
+        prefixes: Sequence[PromptPrefix],
+        *,
+        paste: Paste | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> list[Attempt]:
+        """Check finished tokens (B, N) and draw again what disagrees; return the best attempt of each."""
+        for repair, row in zip(repairs, codes, strict=True):
+            repair.add(self.attempt(repair.wanted, row, paste))
+        while due := [i for i, repair in enumerate(repairs) if repair.due]:
+            rows = [self.repair_row(repairs[i]) for i in due]
+            step = self.inference.step([prefixes[i] for i in due])
+            drawn = decode(step, np.stack([r.codes for r in rows]), [r.plan for r in rows], [r.seed for r in rows], cancelled=cancelled)
+            for i, row in zip(due, drawn, strict=True):
+                repairs[i].add(self.attempt(repairs[i].wanted, row, paste))
+        return [repair.best for repair in repairs if repair.best is not None]
+
+    def attempt(self, wanted: Wanted, codes: Ids, paste: Paste | None = None) -> Attempt:
+        """Return tokens (N,) with their picture and how the model reads it."""
+        picture = self.finished(codes, paste)
+        if not wanted.slots:
+            return Attempt(codes, picture, {})
+        prefix = self.inference.image_prefix(self.reading_pixels(picture))
+        return Attempt(codes, picture, wanted.agreement(self.questions.report(prefix, self.bundle.schema.select(wanted.slots))))
+
+    def repair_row(self, repair: Repair) -> GridRow:
+        """Return the next attempt's row of a repair that is due."""
+        assert repair.best is not None
+        best, names = repair.best, self.bundle.regions
+        coverage = partial(self._coverage, self.pixels(best.picture))
+        cells = repair_cells(best.missing, names, self.bundle.configuration.tokenizer.grid, coverage, repair.wanted.allowed)
+        return repair.next_row(self.token_mask(cells), self.bundle.layout.mask_code)
+
+    def finished(self, codes: Ids, paste: Paste | None = None) -> Image.Image:
+        """Return the picture of tokens (N,) without marks, in an edit's original where there is one."""
+        (picture,) = self.decode(codes[None])
+        return picture if paste is None else paste(picture)
 
     def describe(
         self,
@@ -317,7 +405,8 @@ class FacePipeline:
         if self._lexicon is None:
             return PromptText(tuple(self.tokenizer.encode(text)), Wording())
         text, corrected = self._lexicon.correct(text)
-        return PromptText(tuple(self.tokenizer.encode(text)), Wording(self._lexicon.read(text).unmatched, corrected))
+        reading = self._lexicon.read(text)
+        return PromptText(tuple(self.tokenizer.encode(text)), Wording(reading.unmatched, corrected), reading)
 
     def draw(self, codes: Ids) -> list[Image.Image]:
         """Return the pictures of tokens as :meth:`generate` does: decoded and marked."""
@@ -357,8 +446,9 @@ class FacePipeline:
 
     def cells(self, region: Region, image_wh: tuple[int, int], pixels: NDArray[np.float32]) -> Cells:
         """Return the token cells (G, G) of a region of a picture of that size; the parser sees ``pixels`` where the region is a name."""
+        grid, coverage = self.bundle.configuration.tokenizer.grid, partial(self._coverage, pixels)
+        return region_cells(self.masked(region), image_wh, grid, self.bundle.regions, coverage)
 
-        def coverage() -> NDArray[np.float32]:
-            return np.asarray(host(self.backend.run("regions", {"pixels": pixels[None]})["coverage"])[0], dtype=np.float32)
-
-        return region_cells(self.masked(region), image_wh, self.bundle.configuration.tokenizer.grid, self.bundle.regions, coverage)
+    def _coverage(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the parser's shares (K, G, G) of each region in pixels (3, Y, X)."""
+        return np.asarray(host(self.backend.run("regions", {"pixels": pixels[None]})["coverage"])[0], dtype=np.float32)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from html import escape
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from f2edge.decoding.presets import Presets, built_in, check_quality
 from f2edge.decoding.schedule import Schedule
 from f2edge.errors import InputError
 from f2edge.provenance.labelled import LabelledPicture
@@ -19,7 +21,10 @@ from f2edge.spec.lexicon import Wording
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """Options of decoding; None takes the bundle's default.  Meaning and ranges: :class:`~f2edge.decoding.schedule.Schedule`."""
+    """Options of decoding; None takes the bundle's default.  Meaning and ranges: :class:`~f2edge.decoding.schedule.Schedule`.
+
+    ``quality`` takes a named preset of the bundle instead (:mod:`f2edge.decoding.presets`); other options then change that.
+    """
 
     steps: int | None = None
     guidance: float | None = None
@@ -30,10 +35,41 @@ class GenerateOptions:
     token_temperature: float | None = None
     guidance_interval: tuple[float, float] | None = None
     guidance_ramp: bool | None = None
+    quality: str | None = None
 
-    def resolve(self, defaults: Schedule) -> Schedule:
-        """Return the schedule, checked; :class:`~f2edge.errors.InputError` names an option that is out of range."""
-        return replace(defaults, **{f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None})
+    def resolve(self, defaults: Schedule, presets: Presets | None = None) -> Schedule:
+        """Return the schedule, checked; :class:`~f2edge.errors.InputError` names an option that is out of range.
+
+        Args:
+            defaults: where neither ``quality`` nor the option is given.
+            presets: the bundle's; None makes them from the defaults.
+        """
+        if self.quality is not None:
+            defaults = (presets or built_in(defaults))[check_quality(self.quality)].schedule
+        return replace(defaults, **self.changes)
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The options that are given, without ``quality``."""
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "quality"}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Check:
+    """How the model itself reads a picture that it drew, held against its prompt.
+
+    Attributes:
+        score: 0 … 1, the share of the attributes that the prompt names which the picture shows; 1 where it names none.
+        missing: attributes that the prompt names and the picture does not show.
+        named: attributes that were looked at.
+        repairs: how often parts of the picture were drawn again.
+    """
+
+    score: float
+    missing: tuple[str, ...]
+    named: int
+    repairs: int
 
 
 @dataclass(frozen=True)
@@ -50,6 +86,8 @@ class GeneratedFace(LabelledPicture):
         marks: what its pixels carry: ("watermark",) or nothing.
         wording: what the model made of the prompt's words.
         bundle: name of the model.
+        check: how the model reads it; None where that was not asked for.
+        preset: name of the preset whose options were followed; "" for options of one's own.
     """
 
     image: Image.Image
@@ -61,6 +99,8 @@ class GeneratedFace(LabelledPicture):
     marks: tuple[str, ...] = ()
     wording: Wording = field(default_factory=Wording)
     bundle: str = ""
+    check: Check | None = None
+    preset: str = ""
 
     @property
     def unmatched(self) -> tuple[str, ...]:
@@ -81,6 +121,9 @@ class EditedFace(LabelledPicture):
         wording: what the model made of the prompt's words.
         prompt, seed: as they were given.
         bundle: name of the model.
+        check: how the model reads it; None where that was not asked for.
+        preset: name of the preset whose options were followed; "" for options of one's own.
+        options: the schedule used, defaults filled in.
     """
 
     image: Image.Image
@@ -92,6 +135,9 @@ class EditedFace(LabelledPicture):
     prompt: str = ""
     seed: int = 0
     bundle: str = ""
+    check: Check | None = None
+    preset: str = ""
+    options: Schedule | None = None
     _edited = True
 
     @property

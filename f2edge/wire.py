@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from f2edge.decoding.schedule import Schedule
 from f2edge.engine.requests import Priority, Timings
 from f2edge.imaging.laws import LAWS
-from f2edge.results import Answer, FaceReport, GenerateOptions
+from f2edge.results import Answer, Check, FaceReport, GenerateOptions
 from f2edge.spec.attributes import AttributeSchema
 from f2edge.spec.layout import Ids
 from f2edge.spec.lexicon import Wording
@@ -81,6 +81,8 @@ class ModelFacts:
 def options_message(options: GenerateOptions | Schedule) -> pb.DecodingOptions:
     """Return options as a message; None stays unset."""
     message = pb.DecodingOptions(**{name: value for name in _PLAIN_OPTIONS if (value := getattr(options, name)) is not None})
+    if isinstance(options, GenerateOptions) and options.quality is not None:
+        message.quality = options.quality
     if options.guidance_interval is not None:
         message.guidance_low, message.guidance_high = options.guidance_interval
     return message
@@ -88,10 +90,15 @@ def options_message(options: GenerateOptions | Schedule) -> pb.DecodingOptions:
 
 def options_fields(message: pb.DecodingOptions) -> dict[str, Any]:
     """Return the options that a message sets, by the names of :class:`~f2edge.results.GenerateOptions`."""
-    values = {name: getattr(message, name) for name in _PLAIN_OPTIONS if message.HasField(name)}
+    values = {name: getattr(message, name) for name in (*_PLAIN_OPTIONS, "quality") if message.HasField(name)}
     if message.HasField("guidance_low") and message.HasField("guidance_high"):
         values["guidance_interval"] = (message.guidance_low, message.guidance_high)
     return values
+
+
+def schedule_of(message: pb.DecodingOptions) -> Schedule:
+    """Return a schedule from a message with every option."""
+    return Schedule(**{name: value for name, value in options_fields(message).items() if name != "quality"})
 
 
 def timings_message(timings: Timings) -> pb.Timings:
@@ -191,8 +198,8 @@ def model_of(message: pb.GetModelResponse) -> ModelFacts:
         tokens=message.tokens,
         codes=message.codes,
         prompt_tokens=message.prompt_tokens,
-        generation=Schedule(**options_fields(message.defaults)),
-        editing=Schedule(**options_fields(message.edit_defaults if message.HasField("edit_defaults") else message.defaults)),
+        generation=schedule_of(message.defaults),
+        editing=schedule_of(message.edit_defaults if message.HasField("edit_defaults") else message.defaults),
         regions=tuple(message.regions),
         schema=AttributeSchema.from_json(rows),
         faces=message.faces or PHOTOGRAPHED,
@@ -204,6 +211,17 @@ def model_of(message: pb.GetModelResponse) -> ModelFacts:
 def wording_message(wording: Wording) -> pb.Wording:
     """Return what became of a prompt's words as a message."""
     return pb.Wording(unmatched=wording.unmatched, corrected=wording.corrected)
+
+
+def check_message(check: Check) -> pb.Check:
+    """Return how a model reads its picture as a message."""
+    return pb.Check(score=check.score, missing=check.missing, named=check.named, repairs=check.repairs)
+
+
+def check_of(message: pb.GenerateResult | pb.EditResult) -> Check | None:
+    """Return the check of a result; None where it has none."""
+    found = message.check
+    return Check(found.score, tuple(found.missing), found.named, found.repairs) if message.HasField("check") else None
 
 
 def wording_of(message: pb.Wording) -> Wording:

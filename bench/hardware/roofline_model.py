@@ -9,7 +9,7 @@ A call (decoding step, answer token, prefill) takes the longest of three times:
   experts' columns; and the sampler's passes over every score; at the device's bandwidth;
 * launches: ``KERNELS`` kernels a layer and the norms of queries and keys, ``LAUNCH_US`` each, replayed from a CUDA graph.
 
-The host's share is added: ``HOST_US`` for a run and for each tensor that it stages or copies back, since steps and tokens wait for it.
+The host's share is added: ``HOST_US`` for a run and for each copy that it queues, since steps and tokens wait for it.
 
 Arithmetic and memory run at the shares of the ceilings in ``SHARES``.  These are not measurements of this project: they follow from eight
 published results of another model and runtime (``PUBLISHED``); :func:`published_errors` has the model's error for each.
@@ -47,8 +47,9 @@ PREFILLED, STEPPED, EXTENDED_IMAGE, EXTENDED_TEXT, EXTENDED_NEW = 3, 3, 1, 5, 4
 COPIED_TEXT = 4
 #: The sampler's lookups, which nothing fuses: a 32-bit index and result are each written and read; and other passes over the scores.
 LOOKUPS, SAMPLER_PASSES = 9, 5
-#: Microseconds of host time for a run, and for each tensor staged or copied back (assumptions); such tensors of a step, of a token.
-HOST_US, STEP_TENSORS, TOKEN_TENSORS = (40.0, 5.0), 13, 3
+#: Microseconds of host time for a run, and for each copy that it queues (assumptions); copies of a step: the inputs together, the codes,
+#: the grids together; of a token: the inputs, the text's keys, its values, both new ones together, the logits.
+HOST_US, STEP_COPIES, TOKEN_COPIES = (40.0, 5.0), 3, 5
 #: Outputs of a head are padded to a multiple of this (export.tensorrt.recipes).
 PADDED = 64
 #: Columns of an ordinary prompt or question, and the answer's tokens that memory is reserved for.
@@ -169,8 +170,8 @@ def sampler_bytes(model: ModelConfiguration, images: int) -> float:
     return (16.0 * LOOKUPS + 8.0 * SAMPLER_PASSES) * images * model.image_tokens * model.codes
 
 
-def _host_us(tensors: int) -> float:
-    return HOST_US[0] + HOST_US[1] * tensors
+def _host_us(copies: int) -> float:
+    return HOST_US[0] + HOST_US[1] * copies
 
 
 def _activation_bytes(model: ModelConfiguration, tokens: int, moe: str) -> float:
@@ -195,7 +196,7 @@ def step_work(model: ModelConfiguration, recipe: str, moe: str, images: int = 1,
     tokens = 2 * images * (model.image_columns + 2)
     moved = _activation_bytes(model, tokens, moe) + cache_bytes(model, STEPPED * 2 * images * columns) + sampler_bytes(model, images)
     weights = _layers_bytes(model, "t2i", recipe, moe, "all") + model.width * model.codes * WEIGHT_BYTES[recipe]
-    return CallCost(flops, weights, moved, _kernels(model) + OTHER_KERNELS, recipe, _host_us(STEP_TENSORS))
+    return CallCost(flops, weights, moved, _kernels(model) + OTHER_KERNELS, recipe, _host_us(STEP_COPIES))
 
 
 def prompt_work(model: ModelConfiguration, recipe: str, moe: str) -> CallCost:
@@ -219,7 +220,7 @@ def token_work(model: ModelConfiguration, recipe: str, moe: str, earlier: int = 
     weights = _layers_bytes(model, "mmu", recipe, moe, "token") + head_bytes(model, recipe)
     moved = _activation_bytes(model, 1, moe) + token_cache_bytes(model, earlier) + cache_bytes(model, COPIED_TEXT * earlier)
     flops = text_flops(_as_computed(model, moe), [1], earlier)
-    return CallCost(flops, weights, moved, _kernels(model), recipe, _host_us(TOKEN_TENSORS))
+    return CallCost(flops, weights, moved, _kernels(model), recipe, _host_us(TOKEN_COPIES))
 
 
 def resident_bytes(model: ModelConfiguration, profile: Profile, moe: str) -> float:

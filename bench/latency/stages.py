@@ -96,7 +96,7 @@ def time_steps(decoder: TokenDecoder, layout: TokenLayout, schedule: Schedule, r
     prompt_ms = 1e3 * (perf_counter() - start)
     everything = np.ones(layout.image_tokens, dtype=bool)
     longer = replace(schedule, steps=max(schedule.steps, repeats + 1))
-    rows = [GridRow(np.full(layout.image_tokens, layout.mask_code), plan(longer, everything, 7), 7)]
+    rows = [GridRow.of(np.full(layout.image_tokens, layout.mask_code), plan(longer, everything, 7), 7)]
 
     def one() -> None:
         nonlocal rows

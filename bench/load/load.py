@@ -3,6 +3,7 @@
     python -m bench load --scenario closed --clients 8                  # as fast as eight clients go
     python -m bench load --scenario open --rate 6 --slo generate=1500,ask=300
     python -m bench load --scenario server --bound 2000                 # MLPerf-style: the highest Poisson rate with p99 below 2 s
+    python -m bench load --scenario deadlines --count 500               # random deadlines beside a load
     python -m bench load --soak 600 --out runs/soak
 
 It starts a server on 127.0.0.1 and stops it afterwards; ``--server HOST:PORT`` uses a running one.  Every run is bounded in requests and
@@ -22,6 +23,7 @@ from typing import Annotated, Any
 import typer
 
 from bench.load import loops
+from bench.load.deadlines import run_deadlines
 from bench.load.loops import CountProgress, Run
 from bench.load.plan import LoadPlan, Scenario, Session, parse_scenario
 from bench.load.report import health_results, order_statistic, plot, results_of, show
@@ -177,6 +179,10 @@ def load(
         with output.progress(plan.scenario) as progress:
             results = asyncio.run(measure_slo(arguments, plan.seconds, plan.distinct, plan.steps, progress))
         show_slo(results, output)
+    elif plan.scenario == "deadlines":
+        if server is not None:
+            raise InputError("--scenario deadlines reads the counters of a server of its own; leave out --server")
+        results = run_deadlines(plan, arguments, output)
     else:
         with target(server, arguments) as (connection, process):
             soaks = plan.scenario == "soak"

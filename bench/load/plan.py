@@ -31,6 +31,7 @@ class Scenario(str, Enum):
     multi_stream = "multi-stream"
     server = "server"
     offline = "offline"
+    deadlines = "deadlines"
     slo = "slo"
 
 
@@ -100,8 +101,8 @@ class Session:
         self.mix = parse_mix(plan.mix)
         self.slo = parse_slo(plan.slo)
         self.connection = connection
-        self.facts, faces = faces_of(connection, plan.steps)
-        self.queries = make_queries(self.facts, faces, list(self.mix), plan.distinct, plan.steps)
+        self.facts, self.faces = faces_of(connection, plan.steps)
+        self.queries = make_queries(self.facts, self.faces, list(self.mix), plan.distinct, plan.steps)
 
     def mixed(self) -> Iterator[Query]:
         return mixed(self.queries, self.mix, self.plan.seed)

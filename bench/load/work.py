@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
+from google.rpc import error_details_pb2, status_pb2
 from PIL import Image
 
 from f2edge.client.connection import Connection
@@ -24,7 +25,7 @@ from f2edge.errors import InputError
 from f2edge.results import GenerateOptions
 from f2edge.v1 import face_pb2 as pb
 from f2edge.v1 import face_pb2_grpc
-from f2edge.wire import PUSHBACK_KEY, ModelFacts
+from f2edge.wire import PUSHBACK_KEY, STATUS_DETAILS_KEY, ModelFacts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -59,6 +60,8 @@ class Reply:
         content: tokens of the picture or answer, or the whole report: equal bytes are equal replies.  Empty unless OK.
         pushback_s: retry delay of a refusal.
         degraded: the picture has fewer steps than requested.
+        steps: done for a picture.
+        refused: the server took no work, and said so at once.
     """
 
     code: str
@@ -68,6 +71,8 @@ class Reply:
     content: bytes = b""
     pushback_s: float = 0.0
     degraded: bool = False
+    steps: int = 0
+    refused: bool = False
 
 
 def parse_mix(text: str) -> dict[str, float]:
@@ -148,21 +153,32 @@ class Caller:
                     message = event
                     first = time.perf_counter() if first is None else first
         except grpc.aio.AioRpcError as error:
-            pushback = dict(error.trailing_metadata() or ()).get(PUSHBACK_KEY, "0")
-            return Reply(error.code().name, sent, time.perf_counter(), first, pushback_s=int(pushback) / 1e3)
+            trailer = dict(error.trailing_metadata() or ())
+            pushback_s, refused = int(trailer.get(PUSHBACK_KEY, "0")) / 1e3, _refused(error.code(), trailer)
+            return Reply(error.code().name, sent, time.perf_counter(), first, pushback_s=pushback_s, refused=refused)
         finally:
             call.cancel()
-        content, degraded = content_of(message)
-        return Reply("OK", sent, time.perf_counter(), first, content, degraded=degraded)
+        content, degraded, steps = content_of(message)
+        return Reply("OK", sent, time.perf_counter(), first, content, degraded=degraded, steps=steps)
 
 
-def content_of(message: Any) -> tuple[bytes, bool]:
-    """What a reply's last message says, as bytes that can be compared, and whether it has fewer steps than asked for."""
+def content_of(message: Any) -> tuple[bytes, bool, int]:
+    """What a reply's last message says, as bytes that can be compared, whether it has fewer steps than asked for, and how many."""
     if isinstance(message, pb.AnalyzeResponse):
-        return message.report.SerializeToString(deterministic=True), False
+        return message.report.SerializeToString(deterministic=True), False, 0
     if isinstance(message, pb.AskResponse | pb.DescribeResponse):
-        return np.asarray(message.answer.tokens, dtype="<u4").tobytes(), False
-    return np.asarray(message.result.picture.tokens, dtype="<u4").tobytes(), message.result.decoding.degraded
+        return np.asarray(message.answer.tokens, dtype="<u4").tobytes(), False, 0
+    decoding = message.result.decoding
+    return np.asarray(message.result.picture.tokens, dtype="<u4").tobytes(), decoding.degraded, decoding.steps
+
+
+def _refused(code: grpc.StatusCode, trailer: Mapping[str, Any]) -> bool:
+    """Return whether a failed call was refused before any work; a call that the client itself gave up has no details."""
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return True
+    info = error_details_pb2.ErrorInfo()
+    status = status_pb2.Status.FromString(trailer.get(STATUS_DETAILS_KEY, b""))
+    return any(detail.Unpack(info) and info.metadata.get("accepted") == "false" for detail in status.details)
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.quality.faces import HeldOutFaces, progress
 from bench.quality.quality import Bench, as_array, as_images
@@ -90,20 +91,21 @@ def plan_edits(faces: HeldOutFaces, kinds: Sequence[EditKind], count: int, seed:
 
 def edit(bench: Bench) -> Results:
     """Score two fifths of ``images`` edits, spread over :data:`KINDS`, whose prompts describe the whole edited face."""
-    return _score(bench, _planned(bench), "edit")
+    return _score(bench, planned_edits(bench), "edit")
 
 
 def instruct(bench: Bench) -> Results:
     """Score the same edits, asked for as instructions: "remove the beard", "make her smile"."""
     from export.data.text.instructions import can_instruct, instruction
 
-    edits = [e for e in _planned(bench) if can_instruct(e.kind.slot, e.value)]
+    edits = [e for e in planned_edits(bench) if can_instruct(e.kind.slot, e.value)]
     rngs = [np.random.default_rng([bench.seed, row, 0xD0]) for row in range(len(edits))]
     said = [replace(e, prompt=instruction(e.kind.slot, e.value, rng)) for e, rng in zip(edits, rngs, strict=True)]
     return _score(bench, said, "instruct")
 
 
-def _planned(bench: Bench) -> list[PlannedEdit]:
+def planned_edits(bench: Bench) -> list[PlannedEdit]:
+    """Return two fifths of ``images`` edits, of the kinds that the bundle's regions allow."""
     known = bench.pipeline.bundle.regions
     kinds = [kind for kind in KINDS if kind.region in known]
     if not kinds:
@@ -126,10 +128,16 @@ def _score(bench: Bench, edits: Sequence[PlannedEdit], name: str) -> Results:
     return edit_results(bench, edits, before, after, outside)
 
 
+def requested(bench: Bench, edits: Sequence[PlannedEdit], after: Any) -> NDArray[np.bool_]:
+    """Return of which edits the judge's answers ``(n, K)`` show the requested value, ``(n,)``."""
+    names = list(bench.schema)
+    return np.array([after[i, names.index(e.kind.slot)] == bench.schema[e.kind.slot].index(e.value) for i, e in enumerate(edits)])
+
+
 def edit_results(bench: Bench, edits: Sequence[PlannedEdit], before: Any, after: Any, outside: Sequence[bool]) -> Results:
     """Return results from the judge's answers before and after, ``(n, K)``, and whether outside tokens are unchanged, ``(n,)``."""
     names = list(bench.schema)
-    hit = np.array([after[i, names.index(e.kind.slot)] == bench.schema[e.kind.slot].index(e.value) for i, e in enumerate(edits)])
+    hit = requested(bench, edits, after)
     kept: list[float] = []
     for i, planned in enumerate(edits):
         shown = bench.faces.visible[planned.row]

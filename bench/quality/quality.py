@@ -19,6 +19,7 @@ edit       requested attribute by the judge, tokens outside the region, other sl
 instruct   the same edits asked for as instructions (``bench/quality/edit.py``)
 everyday   everyday words, twelve seeds each (``bench/quality/words.py``)
 typed      prompts typed by hand, never trained on (``bench/quality/words.py``)
+check      what ``check=True`` gains, and its time (``bench/quality/check.py``)
 =========  ==========================================================================================================
 
 Axes: n pictures, K slots.

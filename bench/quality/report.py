@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.quality import quality
+from bench.quality.check import check
 from bench.quality.edit import edit, instruct
 from bench.quality.quality import Bench
 from bench.quality.realism import realism
@@ -35,6 +36,7 @@ SECTIONS: Mapping[str, Callable[[Bench], Results]] = {
     "instruct": instruct,
     "everyday": everyday,
     "typed": typed,
+    "check": check,
 }
 
 #: Prefixes of results that are not shares.

@@ -113,7 +113,7 @@ def open_parts(names: PartNames, configuration: ModelConfiguration) -> Models:
     return Models(chosen, None, tokenizer, **parts)
 
 
-def _bundle(name: str) -> Bundle | None:
+def bundle_named(name: str) -> Bundle | None:
     """Return the bundle of this name or folder; None where it is something else, such as a run."""
     try:
         return Bundle.load(name)
@@ -124,7 +124,7 @@ def _bundle(name: str) -> Bundle | None:
 
 
 def _tokenizer(name: str) -> nn.Module:
-    bundle = _bundle(name)
+    bundle = bundle_named(name)
     if bundle is not None:
         return StoredTokenizer(bundle)
     from export.training.tokenizer import load_tokenizer
@@ -133,7 +133,7 @@ def _tokenizer(name: str) -> nn.Module:
 
 
 def _encoders(name: str, configuration: ModelConfiguration) -> dict[str, Any]:
-    bundle = _bundle(name)
+    bundle = bundle_named(name)
     if bundle is None:
         from export.training.encoders import load_encoders
 

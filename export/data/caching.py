@@ -13,10 +13,8 @@ import json
 import multiprocessing
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,13 +89,16 @@ def open_worker(request: CacheRequest) -> Worker:
 _worker: Worker | None = None
 
 
-def _begin(request: CacheRequest, parent: int, begun: Any) -> None:
-    """Load the worker of this process, on the next GPU where there are any, and end the process when the one that started it is gone."""
+def _begin(request: CacheRequest, parent: int, begun: Any, given_up: Any) -> None:
+    """Load the worker of this process, on the next GPU where there are any.
+
+    The process ends when the one that started it is gone or has given up, and with it the shard that it was about to write.
+    """
     global _worker  # noqa: PLW0603 - one per process
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_WATCH_S)
+        while os.getppid() == parent and not given_up.wait(_WATCH_S):
+            pass
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -189,22 +190,16 @@ def _encoded(request: CacheRequest, numbers: list[int]) -> Iterator[int]:
         return
     context = multiprocessing.get_context("spawn")
     count = min(request.processes, len(numbers))
-    arguments = (request, os.getpid(), context.Value("i", 0))
+    given_up = context.Event()
+    arguments = (request, os.getpid(), context.Value("i", 0), given_up)
     with ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=arguments) as pool:
         waiting: list[Future[int]] = [pool.submit(_run, number) for number in numbers]
-        with _cancelled(waiting):
+        try:
             for future in as_completed(waiting):
                 yield future.result()
-
-
-@contextmanager
-def _cancelled(waiting: list[Future[int]]) -> Iterator[None]:
-    """Cancel what has not begun when the block is left by an error."""
-    try:
-        yield
-    finally:
-        for future in waiting:
-            future.cancel()
+        except BaseException:  # also an interrupt: what runs would be waited for, up to the end of its shard
+            given_up.set()
+            raise
 
 
 def _finish(request: CacheRequest, models: Models, tally: _Tally, report: Callable[[str], None]) -> TokenCache:

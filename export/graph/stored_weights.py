@@ -17,8 +17,8 @@ import onnx_ir as ir
 from export.graph.lower import Array, constant
 from export.quantize.weight_only import Blocks, from_blocks
 
-#: Prefixes of the transformer's constants: whole, or without its image head (:class:`export.graph.trace.ImageStep`).
-_PREFIXES = ("model.", "stem.")
+#: Prefixes of the transformer's constants: whole, without its image head (:class:`export.graph.trace.ImageStep`), and that head's.
+_PREFIXES = ("model.", "stem.", "")
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,15 @@ def _unfold(blocks: list[Array | None], inputs: int) -> StoredWeight | None:
     return StoredWeight(from_blocks(Blocks(codes.reshape(N, G, -1), scales.astype(np.float32), zeros), inputs), coarse=True)
 
 
-def stored_weight(graph: ir.Graph, name: str, inputs: int) -> StoredWeight | None:
-    """Return a linear layer's weight; ``name`` without prefix and ``.T``, such as ``blocks.0.attention.input.weight``."""
+def stored_constant(graph: ir.Graph, name: str) -> Array | None:
+    """Return a bias, norm or table that is stored as it is; ``name`` without prefix, such as ``norm.bias``."""
+    return next((found for prefix in _PREFIXES if (found := _array(graph, f"{prefix}{name}")) is not None), None)
+
+
+def stored_weight(graph: ir.Graph, name: str, inputs: int, *, table: bool = False) -> StoredWeight | None:
+    """Return a linear layer's weight or a table's rows; ``name`` without prefix and ``.T``, such as ``blocks.0.attention.input.weight``."""
     for prefix in _PREFIXES:
-        found = _read(graph, f"{prefix}{name}.T", inputs)
+        found = _read(graph, f"{prefix}{name}{'' if table else '.T'}", inputs)
         if found is not None:
             return found
     return None

@@ -1,5 +1,6 @@
-"""Where a training begins: weights of the same configuration, or those of a dense model, upcycled.
+"""Where a training begins: weights of the same configuration, those of a bundle, or those of a dense model, upcycled.
 
+    python -m export train unified --start-from nano …
     python -m export train unified --configuration 1.8b-exact --start-from runs/show-o …
     python -m export upcycle --dense runs/show-o --configuration 1.8b --tokens data/tokens --text phi/tokenizer.json --out runs/start
 
@@ -17,10 +18,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from export.checkpoints.from_bundle import transformer_of
+from export.checkpoints.parts import bundle_named
 from export.model.experts import DenseFeedForward
 from export.model.transformer import UnifiedTransformer
 from export.model.upcycling import Importance, dense_width, is_exact, upcycle
 from export.training.checkpoint import load_weights, read_weights
+from f2edge.errors import InputError
 from f2edge.spec.configuration import TokenExperts
 
 Report = Callable[[str], None]
@@ -33,11 +37,19 @@ class Parts(Protocol):
 
 
 def start(model: UnifiedTransformer, path: Path, parts: Parts, report: Report) -> None:
-    """Fill a model from weights of its configuration, or upcycle those of a dense model where it has routed experts.
+    """Fill a model from weights or a bundle of its configuration, or upcycle those of a dense model where it has routed experts.
 
     Raises:
-        InputError: nothing there, or neither kind fits.
+        InputError: nothing there, or no kind fits.
     """
+    bundle = bundle_named(str(path))
+    if bundle is not None:
+        found = transformer_of(bundle)
+        if found.configuration != model.configuration:
+            raise InputError(f"bundle {bundle.name!r} has another configuration than {model.configuration.name!r}; give that one's name")
+        model.load_state_dict(found.state_dict())
+        report(f"begins with the weights of bundle {bundle.name!r}")
+        return
     width = None
     if model.configuration.token_experts.routed:
         state = read_weights(path, ema=False)

@@ -62,6 +62,7 @@ class Mixture:
         unsure_share: share of the questions that ask for what is not to be seen.
         prompt_dropout: share of the prompts replaced by the empty one, for guidance.
         thorough_share: share of the prompts that name many slots, all as likely (``TextMaker.prompt``).
+        instruct_share: share of the prompts that ask for one thing as an edit does ("remove the beard"), and are masked where it is.
         region_share: share of the masked copies that are masked within one or two named regions only.
         region_weight: weight of those copies' masked tokens, which are few.
         feature_weight: further weight of tokens where the eyes, brows, nose and mouth are; most of what a face is asked for lies there.
@@ -79,6 +80,7 @@ class Mixture:
     unsure_share: float = 0.15
     prompt_dropout: float = 0.1
     thorough_share: float = 0.5
+    instruct_share: float = 0.08
     region_share: float = 0.2
     region_weight: float = 5.0
     feature_weight: float = 2.0
@@ -98,10 +100,10 @@ class Mixture:
         pictures, faces = (count * micros for count in self.split(rows))
         return (
             f"each step: {pictures} pictures x {self.draws} masks behind captions ({100 * self.prompt_dropout:g} % of them empty, "
-            f"{100 * self.region_share:g} % of the masks within a region), {faces} pictures with questions in {self.text_columns} columns "
-            f"({100 * self.describe_share:g} % begin with a description). loss: {self.masked:g} x masked cross entropy + "
-            f"{self.score:g} x score entropy + {self.understanding:g} x answers + {self.token_balance:g} x token balance + "
-            f"{self.sequence_balance:g} x sequence balance"
+            f"{100 * self.instruct_share:g} % instructions, {100 * self.region_share:g} % of the masks within a region), {faces} pictures "
+            f"with questions in {self.text_columns} columns ({100 * self.describe_share:g} % begin with a description). "
+            f"loss: {self.masked:g} x masked cross entropy + {self.score:g} x score entropy + {self.understanding:g} x answers + "
+            f"{self.token_balance:g} x token balance + {self.sequence_balance:g} x sequence balance"
         )
 
     def split(self, rows: int) -> tuple[int, int]:
@@ -111,6 +113,14 @@ class Mixture:
         if pictures < 1 or faces < 1:
             raise InputError(f"unified training: batch {rows} leaves {pictures} pictures and {faces} faces; both need at least one")
         return pictures, faces
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """Token ids, and the region that alone is masked behind them."""
+
+    ids: list[int]
+    region: str | None = None
 
 
 class UnifiedTask:
@@ -170,24 +180,31 @@ class UnifiedTask:
     def _picture_pool(self, rng: np.random.Generator) -> list[Batch]:
         """Several T2I parts at once, each of prompts of similar length, in random order."""
         rows = np.searchsorted(self._row_share, rng.random(_POOL * self.pictures), side="right")
-        empty = self.texts.layout.unconditional
-        dropout = self.mixture.prompt_dropout
-        prompts = [
-            empty if rng.random() < dropout else self.texts.prompt(self.cache.face(row), rng, self.mixture.thorough_share) for row in rows
-        ]
-        order = np.argsort([len(p) for p in prompts], kind="stable").reshape(_POOL, self.pictures)
+        prompts = [self._prompt(row, rng) for row in rows.tolist()]
+        order = np.argsort([len(p.ids) for p in prompts], kind="stable").reshape(_POOL, self.pictures)
         return [self._pictures(rows[part], [prompts[i] for i in part], rng) for part in rng.permutation(order)]
 
-    def _pictures(self, rows: np.ndarray, prompts: list[list[int]], rng: np.random.Generator) -> Batch:
-        ids, lengths = left_pad(prompts, self.texts.layout.pad)
+    def _prompt(self, row: int, rng: np.random.Generator) -> _Prompt:
+        kind, mixture = rng.random(), self.mixture
+        if kind < mixture.prompt_dropout:
+            return _Prompt(self.texts.layout.unconditional)
+        face = self.cache.face(row)
+        asked = self.texts.instruction(face, rng) if kind < mixture.prompt_dropout + mixture.instruct_share else None
+        return _Prompt(self.texts.prompt(face, rng, mixture.thorough_share)) if asked is None else _Prompt(*asked)
+
+    def _pictures(self, rows: np.ndarray, prompts: list[_Prompt], rng: np.random.Generator) -> Batch:
+        ids, lengths = left_pad([prompt.ids for prompt in prompts], self.texts.layout.pad)
         tokenizer = self.model.configuration.tokenizer
         codes = torch.from_numpy(self.cache.codes[rows].astype(np.int64))
         masked = draw_masks(len(rows), self.mixture.draws, codes.shape[1], rng)
         coverage = self.cache.regions[rows].astype(np.float32) / 255  # (B, R, G, G)
         weight = np.ones_like(masked, dtype=np.float32)  # (B, G, N)
         weight += self.mixture.feature_weight * tokens_of_cells(coverage[:, self._features].max(axis=1, initial=0), tokenizer)[:, None]
-        for row, draw in zip(*np.nonzero(rng.random(masked.shape[:2]) < self.mixture.region_share), strict=True):
-            masked[row, draw] = draw_region_mask(coverage[row], tokenizer, rng)
+        named = np.array([prompt.region is not None for prompt in prompts])
+        for row, draw in zip(*np.nonzero(named[:, None] | (rng.random(masked.shape[:2]) < self.mixture.region_share)), strict=True):
+            region = prompts[row].region
+            only = None if region not in self.cache.region_names else self.cache.region_names.index(region)
+            masked[row, draw] = draw_region_mask(coverage[row], tokenizer, rng, only)
             weight[row, draw] *= self.mixture.region_weight
         return {
             "prompt_ids": torch.from_numpy(ids),
@@ -335,13 +352,16 @@ def draw_masks(rows: int, draws: int, tokens: int, rng: np.random.Generator) -> 
     return (rank < most[:, None]).reshape(rows, draws, tokens)
 
 
-def draw_region_mask(coverage: np.ndarray, tokenizer: ImageTokenizerConfiguration, rng: np.random.Generator) -> np.ndarray:
+def draw_region_mask(
+    coverage: np.ndarray, tokenizer: ImageTokenizerConfiguration, rng: np.random.Generator, only: int | None = None
+) -> np.ndarray:
     """A mask (N,) within one region (seldom two) that the picture shows, by the shares (R, G, G) of cells that regions cover.
 
-    The share of the region that is masked follows the same law as that of a whole picture: an edit decodes it step by step too.
+    With ``only`` within that region, if the picture shows it.  The share of the region that is masked follows the same law as that of a
+    whole picture: an edit decodes it step by step too.
     """
     shown = np.flatnonzero(coverage.max(axis=(1, 2)) >= PRESENT)
-    chosen = rng.permutation(shown)[: 1 + int(rng.random() < _TWO_REGIONS)]
+    chosen = rng.permutation(shown)[: 1 + int(rng.random() < _TWO_REGIONS)] if only is None or only not in shown else np.array([only])
     cells = (
         np.logical_or.reduce([select_cells(coverage[region]) for region in chosen]) if len(chosen) else np.ones(coverage.shape[1:], bool)
     )
@@ -407,8 +427,8 @@ def run(
         text: the text tokenizer's ``tokenizer.json``.
         options: of the loop.
         image_tokenizer: folder of a trained image tokenizer, for sample grids.
-        start_from: run or weights file of a transformer of this configuration, or of a dense one of its width and layers, which is
-            upcycled (:mod:`export.training.start`); a new run begins with its weights as trained last.
+        start_from: run, weights file or bundle of a transformer of this configuration, or weights of a dense one of its width and
+            layers, which is upcycled (:mod:`export.training.start`); a new run begins with its weights as trained last.
         configuration: of the model.
         mixture: of the batches.
         validation_rows: faces at the cache's end that are not trained on.

@@ -24,6 +24,7 @@ from typing import Any
 from f2edge.bundle.external_data import check_external_data
 from f2edge.bundle.manifest import FORMAT_VERSION, FileEntry, Manifest, check_manifest, parse_manifest
 from f2edge.bundle.seal import check_seal, has_seal, sealed
+from f2edge.decoding.presets import Presets, for_edits
 from f2edge.decoding.schedule import Schedule
 from f2edge.domain import Domain
 from f2edge.errors import BundleError, BundleNotFoundError, ChecksumError, OutputError
@@ -105,6 +106,16 @@ class Bundle:
     def editing(self) -> Schedule:
         """Default schedule of ``edit``."""
         return self.manifest.editing
+
+    @property
+    def presets(self) -> Presets:
+        """Named schedules of ``generate``."""
+        return self.manifest.presets
+
+    @property
+    def editing_presets(self) -> Presets:
+        """Named schedules of ``edit``."""
+        return for_edits(self.manifest.presets, self.manifest.editing)
 
     @property
     def faces(self) -> str:

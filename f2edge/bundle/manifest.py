@@ -10,6 +10,7 @@ Keys of the document; those up to ``files`` are required, except ``editing``::
     attributes      AttributeSchema.to_json()
     generation      fields of f2edge.decoding.schedule.Schedule: steps, guidance, order, temperature, temperature_law …
     editing         optional: those of them that differ for ``edit``
+    presets         optional: "fast", "balanced", "best" → those of them that differ, and ``measured``, figures by name
     graphs          name → {file, inputs: [{name, dtype, shape}], outputs: […], precision}; optional: recipe.
                     A shape lists sizes and names of dynamic axes.
     files           path inside the folder → {sha256, bytes}; ``f2edge.bundle.bundle.write_manifest`` fills it in
@@ -36,6 +37,7 @@ from types import MappingProxyType
 from typing import Any
 
 from f2edge.bundle.checked_json import get, inner_path, load, numbers, require, sequence, show, table, text, texts, typed
+from f2edge.decoding.presets import QUALITIES, Preset, Presets, built_in
 from f2edge.decoding.schedule import Schedule
 from f2edge.errors import BundleError, InputError
 from f2edge.imaging.laws import LAWS, PictureLaw, law_named
@@ -122,6 +124,7 @@ class Manifest:
     alignment: Alignment | None
     generation: Schedule
     editing: Schedule
+    presets: Presets
     smoke: SmokeVector | None
     graphs: Mapping[str, GraphEntry]
     files: Mapping[str, FileEntry]
@@ -193,6 +196,7 @@ def _parse(row: Mapping[str, Any]) -> Manifest:
         alignment=None if row.get("alignment") is None else _alignment(row["alignment"]),
         generation=_schedule(get(row, "generation"), "generation"),
         editing=_schedule({**get(row, "generation"), **table(row.get("editing", {}), "editing")}, "editing"),
+        presets=_presets(row),
         smoke=None if row.get("smoke") is None else _smoke(row["smoke"], layout),
         graphs=MappingProxyType(graphs),
         files=MappingProxyType(files),
@@ -254,6 +258,22 @@ def _schema(rows: Any) -> AttributeSchema:
 def _schedule(row: Any, where: str) -> Schedule:
     typed(row, Schedule, where)
     return Schedule(**{**row, **{key: tuple(value) for key, value in row.items() if isinstance(value, list)}})
+
+
+def _presets(row: Any) -> Presets:
+    generation = _schedule(row["generation"], "generation")
+    if row.get("presets") is None:
+        return MappingProxyType(built_in(generation))
+    rows = table(row["presets"], "presets")
+    require({f"exactly {', '.join(QUALITIES)}": set(rows) == set(QUALITIES)}, "presets")
+    found = {}
+    for name in QUALITIES:
+        values = dict(table(rows[name], f"presets.{name}"))
+        measured = table(values.pop("measured", {}), f"presets.{name}.measured")
+        figures = numbers(list(measured.values()), len(measured), f"presets.{name}.measured")
+        schedule = _schedule({**row["generation"], **values}, f"presets.{name}")
+        found[name] = Preset(schedule, MappingProxyType(dict(zip(measured, figures, strict=True))))
+    return MappingProxyType(found)
 
 
 def _alignment(row: Any) -> Alignment:

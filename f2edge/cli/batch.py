@@ -39,6 +39,7 @@ class Batch:
         side: of the pictures in pixels; None for the model's.
         signer: of content credentials.
         resume: leave out rows whose picture exists.
+        check: read each picture, and draw again what disagrees with its prompt.
     """
 
     folder: Path
@@ -47,6 +48,7 @@ class Batch:
     side: int | None = None
     signer: Signer | None = None
     resume: bool = False
+    check: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def _group(
             together.setdefault(plan.options, []).append(plan)
     faces: dict[int, GeneratedFace | F2EdgeError] = {}
     for options, plans in together.items():
-        faces.update(_drawn(model, plans, options))
+        faces.update(_drawn(model, plans, options, check=batch.check))
 
     def record(plan: _Planned | dict[str, Any]) -> dict[str, Any]:
         return _written(plan, faces[plan.row.number], batch) if isinstance(plan, _Planned) else plan
@@ -140,14 +142,14 @@ def _group(
     return [writer.submit(record, plan) for plan in planned]
 
 
-def _drawn(model: FaceModel, plans: list[_Planned], options: GenerateOptions) -> Mapping[int, GeneratedFace | F2EdgeError]:
+def _drawn(model: FaceModel, plans: list[_Planned], options: GenerateOptions, *, check: bool) -> Mapping[int, GeneratedFace | F2EdgeError]:
     prompts, seeds = [plan.row.prompt for plan in plans], [plan.seed for plan in plans]
     with suppress(InputError):  # one of them; each is tried alone then
-        return dict(zip((p.row.number for p in plans), model.generate(prompts, seeds=seeds, options=options), strict=True))
+        return dict(zip((p.row.number for p in plans), model.generate(prompts, seeds=seeds, options=options, check=check), strict=True))
     found: dict[int, GeneratedFace | F2EdgeError] = {}
     for plan in plans:
         try:
-            (found[plan.row.number],) = model.generate(plan.row.prompt, seeds=plan.seed, options=options)
+            (found[plan.row.number],) = model.generate(plan.row.prompt, seeds=plan.seed, options=options, check=check)
         except InputError as error:
             found[plan.row.number] = error
     return found
@@ -171,5 +173,6 @@ def _written(plan: _Planned, face: GeneratedFace | F2EdgeError, batch: Batch) ->
         "options": asdict(face.options),
         "unmatched": list(face.unmatched),
         "corrected": dict(face.wording.corrected),
+        **({} if face.check is None else {"check": asdict(face.check)}),
         "marks": ["xmp", *face.marks, *([] if batch.signer is None else ["c2pa"])],
     }

@@ -26,6 +26,7 @@ from f2edge.errors import BackendError
 if TYPE_CHECKING:
     from f2edge.bundle.bundle import Bundle
     from f2edge.client.sync import Client
+    from f2edge.decoding.presets import Preset
     from f2edge.pipeline import FacePipeline
 
 _LIBRARIES = ("numpy", "onnxruntime", "pillow", "tokenizers", "opencv-python-headless")
@@ -206,7 +207,15 @@ def _summary(bundle: Bundle) -> dict[str, Any]:
         "graphs": {name: graph.precision for name, graph in bundle.manifest.graphs.items()},
         "regions": list(bundle.regions),
         "attributes": len(bundle.schema),
+        "presets": {name: _preset(preset) for name, preset in bundle.presets.items()},
     }
+
+
+def _preset(preset: Preset) -> str:
+    """Return a preset in words: its steps and guidance, and what was measured of it."""
+    schedule = preset.schedule
+    measured = [f"{name} {value:g}" for name, value in preset.measured.items()] or ["not measured"]
+    return f"({schedule.steps} steps, guidance {schedule.guidance:g}, {schedule.order}; {', '.join(measured)})"
 
 
 def _summary_of_server(client: Client) -> dict[str, Any]:

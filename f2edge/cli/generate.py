@@ -16,12 +16,14 @@ from f2edge.cli.inputs import STDIN, PromptRow, picture_source, prompt_rows, tex
 from f2edge.cli.options import (
     BackendOption,
     BundleOption,
+    CheckOption,
     GuidanceOption,
     ImageArgument,
     JsonOption,
     LawOption,
     OrderOption,
     PromptArgument,
+    QualityOption,
     QuietOption,
     SeedOption,
     ServerOption,
@@ -79,6 +81,7 @@ def generate(
     jsonl: Annotated[bool, typer.Option("--jsonl", help="Print a line of JSON for each of many faces.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Leave out prompts whose face is in --out-dir.")] = False,
     seed: SeedOption = None,
+    quality: QualityOption = None,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     size: SizeOption = None,
@@ -90,6 +93,7 @@ def generate(
     order: OrderOption = None,
     temperature: TemperatureOption = None,
     temperature_law: LawOption = None,
+    check: CheckOption = False,
     bundle: BundleOption = "nano",
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
@@ -107,11 +111,15 @@ def generate(
     from f2edge.provenance.label import label
     from f2edge.text import check_text
 
-    options, first, side = decoding_options(steps, guidance, order, temperature, temperature_law), chosen_seed(seed), checked_size(size)
+    options, first, side = (
+        decoding_options(steps, guidance, order, temperature, temperature_law, quality),
+        chosen_seed(seed),
+        checked_size(size),
+    )
     mark, signer = chosen_watermark(watermark, watermark_key, server), chosen_signer(sign_cert, sign_key)
     if prompts is not None or prompt == STDIN:
         _only_one(prompt, prompts, grid=grid, count=count, save_steps=save_steps, json=json)
-        batch = Batch(_folder(out_dir), options, first, side, signer, resume)
+        batch = Batch(_folder(out_dir), options, first, side, signer, resume, check)
         with text_lines(prompts or STDIN) as lines:
             model = open_model(bundle, backend, threads, server, mark)
             return _many(model, prompt_rows(lines), batch, Output(json=jsonl, quiet=quiet))
@@ -130,7 +138,8 @@ def generate(
             if folder is not None:
                 previews.add(event)
 
-        faces = pipeline.generate([prompt] * len(seeds), seeds=seeds, options=options, on_step=on_step, preview_images=folder is not None)
+        images, prompts_of = folder is not None, [prompt] * len(seeds)
+        faces = pipeline.generate(prompts_of, seeds=seeds, options=options, check=check, on_step=on_step, preview_images=images)
     total_ms = 1e3 * (perf_counter() - start)
     pictures = [face.image if side is None else resize(face.image, side) for face in faces]
     sheets = [image_grid(pictures)] if len(files) == 1 else pictures
@@ -149,12 +158,14 @@ def edit(
     region: Annotated[str, typer.Option("--region", "-r", metavar="NAME|x,y,w,h|MASK", help="Region to redraw.", show_default=False)],
     out: OutOption = Path("edited.png"),
     seed: SeedOption = None,
+    quality: QualityOption = None,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     size: SizeOption = None,
     order: OrderOption = None,
     temperature: TemperatureOption = None,
     temperature_law: LawOption = None,
+    check: CheckOption = False,
     bundle: BundleOption = "nano",
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
@@ -174,7 +185,11 @@ def edit(
     from f2edge.text import check_text
 
     prompt = check_text(prompt, "prompt")
-    options, own_seed, side = decoding_options(steps, guidance, order, temperature, temperature_law), chosen_seed(seed), checked_size(size)
+    options, own_seed, side = (
+        decoding_options(steps, guidance, order, temperature, temperature_law, quality),
+        chosen_seed(seed),
+        checked_size(size),
+    )
     printer = _printer(out, json=json, quiet=quiet)
     _files(out, 1, 1)
     mark, signer = chosen_watermark(watermark, watermark_key, server), chosen_signer(sign_cert, sign_key)
@@ -185,7 +200,7 @@ def edit(
     start = perf_counter()
     with printer.progress("decoding") as advance:
         edited = pipeline.edit(
-            picture, prompt, where, seed=own_seed, options=options, on_step=lambda event: advance(event.step, event.steps)
+            picture, prompt, where, seed=own_seed, options=options, check=check, on_step=lambda event: advance(event.step, event.steps)
         )
     total_ms = 1e3 * (perf_counter() - start)
     result = edited.image if side is None else resize(edited.image, side)
@@ -205,9 +220,11 @@ def edit(
             "synthetic": True,
             "marks": _marks(edited, signer),
             **_wording_of(edited),
+            "check": _check_of(edited),
         }
     )
     _note_wording(printer, edited)
+    _note_check(printer, edited)
     printer.note(f"{out}  seed {own_seed}, {cells} of {edited.region.size} cells redrawn, {total_ms:.0f} ms")
 
 
@@ -229,8 +246,9 @@ def _report(
             "backend": model.backend.name,
             "prompt": faces[0].prompt,
             "options": _options_of(faces[0]),
+            "preset": faces[0].preset,
             "files": [str(file) for file in files],
-            "faces": [{"seed": face.seed, "tokens": face.codes.tolist()} for face in faces],
+            "faces": [{"seed": face.seed, "tokens": face.codes.tolist(), "check": _check_of(face)} for face in faces],
             "step_ms": [round(ms, 3) for ms in faces[0].step_ms],
             "total_ms": round(total_ms, 3),
             "synthetic": True,
@@ -239,6 +257,8 @@ def _report(
         }
     )
     _note_wording(printer, faces[0])
+    for face in faces:
+        _note_check(printer, face)
     for file, own_seed in zip(files, seeds, strict=False):
         of = f"seeds {seeds[0]} … {seeds[-1]}" if sheet else f"seed {own_seed}"
         printer.note(f"{file}  {of}, {faces[0].options.steps} steps, {total_ms:.0f} ms")
@@ -246,6 +266,21 @@ def _report(
 
 def _wording_of(face: GeneratedFace | EditedFace) -> dict[str, Any]:
     return {"unmatched": list(face.unmatched), "corrected": dict(face.wording.corrected)}
+
+
+def _check_of(face: GeneratedFace | EditedFace) -> dict[str, Any] | None:
+    from dataclasses import asdict
+
+    return None if face.check is None else asdict(face.check)
+
+
+def _note_check(printer: Output, face: GeneratedFace | EditedFace) -> None:
+    """Say how the model reads its own picture."""
+    if face.check is None:
+        return
+    found, missing = face.check, ", ".join(slot.replace("_", " ") for slot in face.check.missing)
+    shown = f"shows {found.named - len(found.missing)} of {found.named} attributes asked for"
+    printer.note(f"seed {face.seed} {shown}, after {found.repairs} repairs{f'; missing: {missing}' if missing else ''}")
 
 
 def _note_wording(printer: Output, face: GeneratedFace | EditedFace) -> None:

@@ -59,9 +59,15 @@ SeedOption = Annotated[int | None, typer.Option("--seed", help="The same seed gi
 StepsOption = Annotated[int | None, typer.Option("--steps", help=f"Decoding steps{_OWN}")]
 GuidanceOption = Annotated[float | None, typer.Option("--guidance", help=f"Strength of the prompt; 0 turns guidance off{_OWN}")]
 SizeOption = Annotated[int | None, typer.Option("--size", help=f"Side of each picture in pixels, scaled by Lanczos{_OWN}")]
+QualityOption = Annotated[
+    str | None, typer.Option("--quality", metavar="fast|balanced|best", help=f"Preset of the model; other options change it{_OWN}")
+]
 OrderOption = Annotated[str | None, typer.Option("--order", help=f"maskgit, halton or ancestral{_OWN}")]
 TemperatureOption = Annotated[float | None, typer.Option("--temperature", help=f"Randomness of the decoding order{_OWN}")]
 LawOption = Annotated[str | None, typer.Option("--temperature-law", help=f"linear, show-o or constant{_OWN}")]
+CheckOption = Annotated[
+    bool, typer.Option("--check", help="Read the picture and draw again what disagrees with the prompt; takes up to twice the time.")
+]
 WatermarkOption = Annotated[
     bool,
     typer.Option(
@@ -154,14 +160,21 @@ def watermark_key_from_environment() -> Path | None:
     return Path(named) if named else None
 
 
-def decoding_options(
-    steps: int | None, guidance: float | None, order: str | None, temperature: float | None, temperature_law: str | None
+def decoding_options(  # noqa: PLR0917 - the options of the command line
+    steps: int | None,
+    guidance: float | None,
+    order: str | None,
+    temperature: float | None,
+    temperature_law: str | None,
+    quality: str | None = None,
 ) -> GenerateOptions:
     """Return the decoding options, validated before a model is opened."""
     from f2edge.decoding.schedule import Schedule
     from f2edge.results import GenerateOptions
 
-    options = GenerateOptions(steps=steps, guidance=guidance, order=order, temperature=temperature, temperature_law=temperature_law)
+    options = GenerateOptions(
+        steps=steps, guidance=guidance, order=order, temperature=temperature, temperature_law=temperature_law, quality=quality
+    )
     options.resolve(Schedule())
     return options
 

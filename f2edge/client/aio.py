@@ -32,6 +32,7 @@ from f2edge.client.messages import (
 )
 from f2edge.client.sync import FACES_AT_ONCE, RemoteBackend
 from f2edge.decoding.parallel import StepEvent
+from f2edge.decoding.repair import checked_rounds
 from f2edge.engine.requests import Done, EditRequest, GenerateRequest, Priority, Result, Token
 from f2edge.errors import DeadlineExceededError, InputError
 from f2edge.imaging.images import ImageSource, listed, open_image
@@ -127,14 +128,15 @@ class AsyncClient:
         *,
         seeds: int | Sequence[int] = 0,
         options: GenerateOptions | None = None,
+        check: bool | int = False,
         on_step: Callable[[StepEvent], None] | None = None,
         preview_images: bool = False,
         timeout_s: float | None = None,
     ) -> list[GeneratedFace]:
         """Generate faces, as :meth:`FacePipeline.generate`; the server batches them."""
         faces: list[GeneratedFace] = []
-        every, wanted = (1 if on_step else 0), options or GenerateOptions()
-        requests = [GenerateRequest(prompt, seed, wanted, every, preview_images) for prompt, seed in paired(prompts, seeds)]
+        every, wanted, rounds = (1 if on_step else 0), options or GenerateOptions(), checked_rounds(check)
+        requests = [GenerateRequest(prompt, seed, wanted, every, preview_images, None, rounds) for prompt, seed in paired(prompts, seeds)]
         for first in range(0, len(requests), FACES_AT_ONCE):
             streams = [self.stream_generate(request, timeout_s=timeout_s) for request in requests[first : first + FACES_AT_ONCE]]
             for face in await _together(streams, on_step):
@@ -162,12 +164,15 @@ class AsyncClient:
         seed: int = 0,
         options: GenerateOptions | None = None,
         keep_outside: bool = True,
+        check: bool | int = False,
         on_step: Callable[[StepEvent], None] | None = None,
         timeout_s: float | None = None,
     ) -> EditedFace:
         """Redraw a region, as :meth:`FacePipeline.edit`."""
         wanted, every = options or GenerateOptions(), 1 if on_step else 0
-        request = EditRequest(open_image(image), prompt, region, seed, wanted, keep_outside, preview_every=every)
+        request = EditRequest(
+            open_image(image), prompt, region, seed, wanted, keep_outside, preview_every=every, check=checked_rounds(check)
+        )
         (face,) = await _together([self.stream_edit(request, timeout_s=timeout_s)], on_step)
         assert isinstance(face, EditedFace)
         return face

@@ -17,7 +17,6 @@ from PIL import Image
 
 from f2edge.client.connection import LARGEST_RESPONSE_BYTES
 from f2edge.decoding.parallel import StepEvent
-from f2edge.decoding.schedule import Schedule
 from f2edge.engine.requests import Done, EditRequest, GenerateRequest, ImageRequest, Priority, Timings, Token
 from f2edge.errors import InputError
 from f2edge.imaging.guard import ImageLimits
@@ -33,10 +32,11 @@ from f2edge.wire import (
     answer_of,
     cells_message,
     cells_of,
+    check_of,
     ids_of,
-    options_fields,
     options_message,
     report_of,
+    schedule_of,
     timings_of,
     wording_of,
 )
@@ -80,6 +80,7 @@ def _image_fields(facts: ModelFacts, request: ImageRequest, priority: Priority |
         "previews": pb.PreviewOptions(every_steps=request.preview_every, tokens=wanted, proposal=wanted, picture_side=side),
         "min_steps": _EVERY_STEP if request.min_steps is None else request.min_steps,
         "priority": priority_value(priority),
+        "check": request.check,
     }
 
 
@@ -215,13 +216,18 @@ class ImageReader:
         if isinstance(result, pb.EditResult):
             cells = cells_of(result.region, self._facts.grid)
             marks, wording = _pixel_marks(result.picture), wording_of(result.wording)
-            prompt, seed, name = self._prompt, result.decoding.seed, self._facts.name
-            return _done(result, EditedFace(image, codes, ids_of(result.original_tokens), cells, marks, wording, prompt, seed, name))
-        options = Schedule(**options_fields(result.decoding.options))
+            prompt, seed, name, check = self._prompt, result.decoding.seed, self._facts.name, check_of(result)
+            original = ids_of(result.original_tokens)
+            options, preset = schedule_of(result.decoding.options), result.decoding.preset
+            edited = EditedFace(image, codes, original, cells, marks, wording, prompt, seed, name, check, preset, options)
+            return _done(result, edited)
+        options = schedule_of(result.decoding.options)
         step_ms, marks = tuple(result.decoding.step_ms), _pixel_marks(result.picture)
         wording = wording_of(result.wording)
-        seed, name = result.decoding.seed, self._facts.name
-        return _done(result, GeneratedFace(image, codes, self._prompt, seed, options, step_ms, marks, wording, name))
+        seed, name, check = result.decoding.seed, self._facts.name, check_of(result)
+        return _done(
+            result, GeneratedFace(image, codes, self._prompt, seed, options, step_ms, marks, wording, name, check, result.decoding.preset)
+        )
 
 
 def read_words(message: pb.AskResponse | pb.DescribeResponse) -> Token | Done:

@@ -37,6 +37,7 @@ from f2edge.client.messages import (
     read_words,
 )
 from f2edge.decoding.parallel import StepEvent
+from f2edge.decoding.repair import checked_rounds
 from f2edge.engine.requests import Done, EditRequest, GenerateRequest, Priority, Token
 from f2edge.errors import DeadlineExceededError
 from f2edge.imaging.images import ImageSource, listed, open_image
@@ -139,14 +140,15 @@ class Client:
         *,
         seeds: int | Sequence[int] = 0,
         options: GenerateOptions | None = None,
+        check: bool | int = False,
         on_step: Callable[[StepEvent], None] | None = None,
         preview_images: bool = False,
         timeout_s: float | None = None,
     ) -> list[GeneratedFace]:
         """Generate faces, as :meth:`FacePipeline.generate`; ``on_step`` is called on other threads, one call at a time."""
         faces: list[GeneratedFace] = []
-        every, wanted = (1 if on_step else 0), options or GenerateOptions()
-        requests = [GenerateRequest(prompt, seed, wanted, every, preview_images) for prompt, seed in paired(prompts, seeds)]
+        every, wanted, rounds = (1 if on_step else 0), options or GenerateOptions(), checked_rounds(check)
+        requests = [GenerateRequest(prompt, seed, wanted, every, preview_images, None, rounds) for prompt, seed in paired(prompts, seeds)]
         rows = [(request.prompt, generate_message(self.bundle, request)) for request in requests]
         for first in range(0, len(rows), FACES_AT_ONCE):
             group = rows[first : first + FACES_AT_ONCE]
@@ -173,12 +175,15 @@ class Client:
         seed: int = 0,
         options: GenerateOptions | None = None,
         keep_outside: bool = True,
+        check: bool | int = False,
         on_step: Callable[[StepEvent], None] | None = None,
         timeout_s: float | None = None,
     ) -> EditedFace:
         """Redraw a region, as :meth:`FacePipeline.edit`."""
         wanted, every = options or GenerateOptions(), 1 if on_step else 0
-        request = EditRequest(open_image(image), prompt, region, seed, wanted, keep_outside, preview_every=every)
+        request = EditRequest(
+            open_image(image), prompt, region, seed, wanted, keep_outside, preview_every=every, check=checked_rounds(check)
+        )
         call = self._stub.Edit(edit_message(self.bundle, request), **self._call(timeout_s))
         (done,) = self._together([call], [ImageReader(self.bundle, prompt)], on_step)
         assert isinstance(done.result, EditedFace)

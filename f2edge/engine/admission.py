@@ -5,14 +5,16 @@ Refusing early is better than failing late: a caller refused at once can go else
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from math import inf
 
+from f2edge.engine.promises import Promises
 from f2edge.engine.requests import Limits, Priority
 from f2edge.engine.scheduler import Stage
 from f2edge.engine.sequences import AnswerState, EditState, ImageState, ReportState, RequestState
-from f2edge.engine.step_times import StepTimes, finish_ms, fitting_steps
+from f2edge.engine.step_times import LONG_WINDOW, StepTimes, finish_ms, fitting_steps, high_quantile
 from f2edge.errors import DeadlineUnreachableError, QueueFullError
 
 #: Bounds of ``retry_after_ms`` of a refusal.
@@ -29,6 +31,9 @@ class Admission:
         times: measured, by :class:`~f2edge.engine.scheduler.Stage` value; steps by branches.
         workers: returns how many pieces of work the backend does side by side.
         live: returns whether live answers were requested lately.
+
+    Attributes:
+        promises: which deadlines can be kept.
     """
 
     def __init__(self, limits: Limits, times: StepTimes, workers: Callable[[], int], live: Callable[[], bool]) -> None:
@@ -38,7 +43,9 @@ class Admission:
         self._live = live
         self._quantum_ms = limits.quantum_ms
         self._answer_tokens = ASSUMED_TOKENS
+        self._lengths: dict[str, deque[float]] = {}
         self._known_rows: tuple[object, int] = (None, 1)
+        self.promises = Promises(limits, times, self.rows, self._most_tokens)
 
     @contextmanager
     def without_quantum(self) -> Iterator[None]:
@@ -49,9 +56,10 @@ class Admission:
         finally:
             self._quantum_ms = self._limits.quantum_ms
 
-    def add_answer(self, tokens: int) -> None:
+    def add_answer(self, kind: str, tokens: int) -> None:
         """Count the tokens of an answer that has ended."""
         self._answer_tokens += 0.1 * (tokens - self._answer_tokens)
+        self._lengths.setdefault(kind, deque(maxlen=LONG_WINDOW)).append(float(tokens))
 
     def rows(self, stage: Stage) -> int:
         """Return how many requests share a batch of this stage: forward passes take many, everything else runs side by side."""
@@ -85,32 +93,28 @@ class Admission:
         if request.deadline == inf:
             return wanted
         others = list(requests)
-        budget_ms = 1e3 * (request.deadline - now) - self._limits.margin_ms
+        spare_ms = self.promises.margin_ms(request) + self._excess_ms(Stage.STEP) + self._excess_ms(Stage.DRAW)
+        budget_ms = 1e3 * (request.deadline - now) - spare_ms
         return fitting_steps(wanted, request.floor, budget_ms, lambda steps: self._image_ms(request, steps, others))
-
-    def last_chance(self, request: ImageState, now: float) -> bool:
-        """Return whether another step and the drawing would end after the deadline, while the proposal may already be the result."""
-        if request.deadline == inf or request.row is None or request.row.step < request.floor:
-            return False
-        needed_ms = self._step_ms(1, request.branches) + self.cost_ms(Stage.DRAW) + self._limits.margin_ms
-        return 1e3 * (request.deadline - now) < needed_ms
 
     def check(self, request: RequestState, requests: Collection[RequestState], now: float) -> None:
         """Accept a new request, or refuse it.
 
         Raises:
             QueueFullError: too many requests of its class, or too much work.
-            DeadlineUnreachableError: it cannot be done in time.
+            DeadlineUnreachableError: it cannot be done in time, or not without breaking a promise made to another.
         """
         others, work_ms = self.check_room(request.family, requests)
         most_ms = self._limits.max_image_work_ms if request.family == "images" else self._limits.max_answer_work_ms
         excess_ms = work_ms + self.work_ms(request) - most_ms
         if others and excess_ms > 0:
             raise QueueFullError(f"{request.family}: {work_ms / 1e3:.1f} s of work are queued; try again later", _retry_ms(excess_ms))
-        needed_ms = self._image_ms(request, request.floor, requests) if isinstance(request, ImageState) else self._words_ms(request, others)
-        left_ms = 1e3 * (request.deadline - now) - self._limits.margin_ms
-        if needed_ms > left_ms or request.deadline <= now:
-            raise DeadlineUnreachableError(f"this takes about {needed_ms:.0f} ms, the deadline leaves {max(left_ms, 0.0):.0f} ms")
+        broken = self.promises.broken_by(request, list(requests), now)
+        if broken is not None:
+            needed_ms, margin_ms = self.promises.needed_ms(request), self.promises.margin_ms(request)
+            left_ms = max(0.0, 1e3 * (request.deadline - now) - margin_ms)
+            crowd = "" if broken is request and needed_ms > left_ms else f", and {len(requests)} other requests are there"
+            raise DeadlineUnreachableError(f"this takes about {needed_ms:.0f} ms, the deadline leaves {left_ms:.0f} ms{crowd}")
 
     def check_room(self, family: str, requests: Iterable[RequestState]) -> tuple[list[RequestState], float]:
         """Return the requests of a family and their work in ms; raises :class:`QueueFullError` where another is one too many."""
@@ -137,12 +141,19 @@ class Admission:
         """Return what a picture still needs before and after its steps."""
         encode = self.cost_ms(Stage.ENCODE) if isinstance(request, EditState) and request.cells is None else 0.0
         prompt = self.cost_ms(Stage.PROMPT) if request.prefix is None else 0.0
-        return encode + prompt + self.cost_ms(Stage.DRAW)
+        check = 0.0 if request.repair is None else self.cost_ms(Stage.CHECK)
+        return encode + prompt + check + self.cost_ms(Stage.DRAW)
 
-    def _words_ms(self, request: RequestState, others: Iterable[RequestState]) -> float:
-        """Return the least time until an answer's first token or a report's end, behind those before it."""
-        ahead = [other for other in others if other.order < request.order]
-        return sum(self._first_token_ms(each) if isinstance(each, AnswerState) else self.work_ms(each) for each in (*ahead, request))
+    def _most_tokens(self, answer: AnswerState) -> float:
+        """Return the tokens that an answer of its kind must be reckoned with."""
+        known = self._lengths.get(answer.kind)
+        most = ASSUMED_TOKENS if known is None else high_quantile(known)
+        return max(1.0, min(float(answer.max_tokens), most + 1.0) - len(answer.tokens))
+
+    def _excess_ms(self, stage: Stage) -> float:
+        """Return by how much a run of a stage may exceed what is expected of it."""
+        size = 2 * self._limits.padded(1) if stage is Stage.STEP else 1
+        return self._times.high_ms(stage.value, size) - self._times.ms(stage.value, size)
 
     def _first_token_ms(self, request: AnswerState) -> float:
         if request.text is not None:

@@ -11,6 +11,7 @@ requests       requests, events, limits, statistics
 prepare        from a request to its state, on the caller's thread
 sequences      handle and state of a request, and the table of its stages
 admission      what is accepted and what is refused
+promises       which deadlines can be kept, and what is urgent
 scheduler      which batch is next: priorities, shares, order
 executor       what each stage computes
 step_loop      the loop, batch by batch
@@ -22,12 +23,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from threading import Condition, Thread
 from time import monotonic
 
 from PIL import Image
 
-from f2edge.engine.requests import AnalyzeRequest, AskRequest, EngineState, EngineStats, Event, GenerateRequest, Limits, Priority, Request
+from f2edge.engine.requests import (
+    AnalyzeRequest,
+    AskRequest,
+    EngineState,
+    EngineStats,
+    Event,
+    GenerateRequest,
+    Limits,
+    Priority,
+    ReplyKind,
+    Request,
+)
 from f2edge.engine.sequences import RequestHandle
 from f2edge.engine.step_loop import StepLoop
 from f2edge.errors import BackendError, EngineClosedError
@@ -74,6 +87,7 @@ class Engine:
         priority: Priority | None = None,
         deadline: float | None = None,
         on_event: Callable[[Event], None] | None = None,
+        reply: ReplyKind | None = None,
     ) -> RequestHandle:
         """Accept a request or refuse it at once.
 
@@ -84,17 +98,23 @@ class Engine:
             priority: None is LIVE for answers and reports, NORMAL for images.
             deadline: on ``time.monotonic``; None for none.
             on_event: called with every event, on the engine's thread: it must return at once (``loop.call_soon_threadsafe``).
+            reply: what becomes of the result, so that the time of that is kept free before the deadline; see :meth:`add_reply`.
 
         Raises:
             InputError: what the pipeline's methods raise for the same values.
             QueueFullError: with ``retry_after_ms``.
-            DeadlineUnreachableError: by measured step times it cannot be done in time, even with the fewest steps allowed.
+            DeadlineUnreachableError: by measured step times it cannot be done in time, even with the fewest steps allowed, or only at
+                the cost of a deadline accepted before.
             EngineClosedError: starting, draining or stopped.
         """
-        handle = self._loop.submit(request, priority=priority, deadline=deadline, on_event=on_event)
+        handle = self._loop.submit(request, priority=priority, deadline=deadline, on_event=on_event, reply=reply)
         with self._changed:
             self._changed.notify_all()
         return handle
+
+    def add_reply(self, kind: ReplyKind, ms: float) -> None:
+        """Count what followed the end of a request with this ``reply``: the next ones keep so much time free before their deadlines."""
+        self._loop.add_reply(kind, ms)
 
     def check_room(self, family: str) -> None:
         """Raise :class:`QueueFullError` where no more "images" or "answers" are taken now; call it before opening a picture."""
@@ -227,6 +247,8 @@ class Engine:
         if self._pipeline.bundle.has("t2i_step"):
             request = GenerateRequest(f"face {self._exercises % 256}", options=GenerateOptions(steps=2))
             handles += [self._loop.submit_internal(request) for _ in range(min(size, self._limits.image_rows))]
+            checked = replace(request, prompt="a face with a hat", check=1)  # a bundle that knows no hats reads nothing
+            handles += [self._loop.submit_internal(checked)] if size == 1 and self._pipeline.bundle.has("mmu_extend") else []
         if self._pipeline.bundle.has("mmu_extend"):
             handles += [self._loop.submit_internal(AskRequest(face, "what?", 4)) for _ in range(min(size, self._limits.answer_rows))]
             handles += [self._loop.submit_internal(AnalyzeRequest((face,)))] if size == 1 else []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from PIL import Image
 
 from f2edge.decoding.drafts import Drafts, drafted_pass
 from f2edge.decoding.parallel import GridRow, StepFunction, advance
+from f2edge.decoding.presets import nearest
+from f2edge.decoding.repair import Attempt
 from f2edge.decoding.sample import greedy
 from f2edge.decoding.schedule import plan
 from f2edge.engine.requests import Report, Token
@@ -24,7 +27,7 @@ from f2edge.engine.sequences import AnswerState, EditState, FaceState, ImageStat
 from f2edge.imaging.regions import Cells, paste_outside
 from f2edge.inference import Extend, ImagePrefix, PromptPrefix, TextRow
 from f2edge.lru_cache import LRUCache
-from f2edge.pipeline import FacePipeline
+from f2edge.pipeline import FacePipeline, Paste
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace
 from f2edge.spec.layout import Ids, left_pad
 
@@ -60,6 +63,7 @@ class Executor:
             Stage.PROMPT: self._prompts,
             Stage.STEP: self._steps,
             Stage.PREVIEW: self._previews,
+            Stage.CHECK: self._check,
             Stage.DRAW: self._draw,
             Stage.QUESTION: self._texts,
             Stage.TOKEN: self._texts,
@@ -101,6 +105,8 @@ class Executor:
         prefixes = dict(zip(faces, self._pipeline.backend.each(self._face_prefix, list(faces.items())), strict=True))
         for edit, (original, cells) in zip(edits, encoded, strict=True):
             edit.original, edit.cells = original, cells
+            if edit.repair is not None:
+                edit.repair.allow(cells)
         for other in others:
             other.prefix = prefixes[_face(other)[0]]
         for request in requests:
@@ -124,17 +130,20 @@ class Executor:
 
     def _steps(self, requests: Sequence[ImageState]) -> None:
         start = self._clock()
-        rows = [request.row or self._first_row(request) for request in requests]
+        rows = [request.mending or request.row or self._first_row(request) for request in requests]
         padding = self._padded(len(rows)) - len(rows)
         prefixes = [request.prefix for request in requests if request.prefix is not None]
         key = (*prefixes, *prefixes[-1:] * padding)
         step = self._step.get(key, lambda: self._inference.step(key))
         advanced, proposals = advance(step, rows + rows[-1:] * padding, range(len(rows) + padding))
         now = self._clock()
-        for request, row, proposal in zip(requests, advanced, proposals, strict=False):
-            request.row, request.proposal = row, proposal.copy()
+        for request, row, proposal in zip(requests, advanced, proposals.rows(), strict=False):
+            if request.mending is None:
+                request.row, request.proposal = row, proposal
+                request.step_ms.append(1e3 * (now - start))
+            else:
+                request.mending = row
             request.first = now if request.first is None else request.first
-            request.step_ms.append(1e3 * (now - start))
             request.stage = request.next_stage
             if request.preview_due and not request.preview_images:
                 request.handle.emit(request.progress())
@@ -150,8 +159,10 @@ class Executor:
         whole = plan(image.schedule, masked, image.seed)
         image.steps_wanted = whole.steps
         steps = self._steps_that_fit(image, whole.steps)
-        cut = whole if steps == whole.steps else plan(replace(image.schedule, steps=steps), masked, image.seed)
-        return GridRow(codes, cut, image.seed)
+        if steps == whole.steps:
+            return GridRow.of(codes, whole, image.seed)
+        image.preset, image.schedule = nearest(image.presets, steps) if image.presets else ("", replace(image.schedule, steps=steps))
+        return GridRow.of(codes, plan(image.schedule, masked, image.seed), image.seed)
 
     def _previews(self, requests: Sequence[ImageState]) -> None:
         for request, picture in zip(requests, self._pipeline.backend.each(self._previewed, requests), strict=True):
@@ -161,7 +172,18 @@ class Executor:
 
     def _previewed(self, image: ImageState) -> Image.Image:
         assert image.proposal is not None
-        return self._pipeline.draw(image.proposal[None])[0]
+        return self._pipeline.draw(image.proposal.ids[None])[0]
+
+    def _check(self, requests: Sequence[ImageState]) -> None:
+        for request, attempt in zip(requests, self._pipeline.backend.each(self._attempt, requests), strict=True):
+            assert request.repair is not None
+            request.repair.add(attempt)
+            request.mending = self._pipeline.repair_row(request.repair) if request.repair.due else None
+            request.stage = request.next_stage
+
+    def _attempt(self, image: ImageState) -> Attempt:
+        assert image.repair is not None
+        return self._pipeline.attempt(image.repair.wanted, image.current.codes, self._paste(image))
 
     def _draw(self, requests: Sequence[ImageState]) -> None:
         for request, result in zip(requests, self._pipeline.backend.each(self._drawn, requests), strict=True):
@@ -169,38 +191,30 @@ class Executor:
 
     def _drawn(self, image: ImageState) -> GeneratedFace | EditedFace:
         assert image.row is not None
-        codes = image.proposal if image.truncated else image.row.codes
-        assert codes is not None
-        (picture,) = self._pipeline.decode(codes[None])
+        assert image.proposal is not None
+        pipeline, best = self._pipeline, None if image.repair is None else image.repair.best
+        codes = image.row.codes if image.row.finished else image.proposal.ids
+        if best is not None:
+            codes, picture = best.codes, best.picture
+        else:
+            picture = pipeline.finished(codes, self._paste(image))
+        picture, name = pipeline.mark(picture), pipeline.bundle.name
+        check = None if image.repair is None or best is None else image.repair.check
+        schedule, marks, preset = replace(image.schedule, steps=image.row.plan.steps), pipeline.marks, image.preset
         if not isinstance(image, EditState):
-            schedule = replace(image.schedule, steps=image.row.plan.steps)
-            picture = self._pipeline.mark(picture)
-            return GeneratedFace(
-                picture,
-                codes,
-                image.prompt,
-                image.seed,
-                schedule,
-                tuple(image.step_ms),
-                self._pipeline.marks,
-                image.wording,
-                self._pipeline.bundle.name,
-            )
+            times = tuple(image.step_ms)
+            return GeneratedFace(picture, codes, image.prompt, image.seed, schedule, times, marks, image.wording, name, check, preset)
         assert image.cells is not None
         assert image.original is not None
-        if image.keep_outside:
-            picture = paste_outside(self._pipeline.bundle.manifest.pictures.picture(image.pixels), picture, image.cells)
-        return EditedFace(
-            self._pipeline.mark(picture),
-            codes,
-            image.original,
-            image.cells,
-            self._pipeline.marks,
-            image.wording,
-            image.prompt,
-            image.seed,
-            self._pipeline.bundle.name,
-        )
+        original, cells, prompt, seed = image.original, image.cells, image.prompt, image.seed
+        return EditedFace(picture, codes, original, cells, marks, image.wording, prompt, seed, name, check, preset, schedule)
+
+    def _paste(self, image: ImageState) -> Paste | None:
+        """Return what puts an edit into its original, where that is wanted."""
+        if not isinstance(image, EditState) or not image.keep_outside:
+            return None
+        assert image.cells is not None
+        return partial(paste_outside, self._pipeline.bundle.manifest.pictures.picture(image.pixels), cells=image.cells)
 
     # Words ---------------------------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from f2edge.decoding.autoregressive import TextStream
 from f2edge.decoding.noise import noise_key
+from f2edge.decoding.presets import name_of
 from f2edge.engine.requests import (
     AnalyzeRequest,
     AskRequest,
@@ -21,6 +22,7 @@ from f2edge.engine.requests import (
     ImageRequest,
     Limits,
     Priority,
+    ReplyKind,
     Request,
 )
 from f2edge.engine.sequences import AnswerState, EditState, ImageState, ReportState, RequestHandle, RequestState
@@ -52,6 +54,7 @@ def prepare(  # noqa: PLR0917 - what is asked, of whom, and until when
     arrived: float,
     priority: Priority | None,
     deadline: float | None,
+    reply: ReplyKind | None = None,
 ) -> RequestState:
     """Return the state of a request that arrived now.
 
@@ -69,6 +72,7 @@ def prepare(  # noqa: PLR0917 - what is asked, of whom, and until when
         "priority": priority if priority is not None else Priority.NORMAL if image else Priority.LIVE,
         "arrived": arrived,
         "deadline": inf if deadline is None else deadline,
+        "reply": reply,
         "due": min(arrived + limits.patience_s, inf if deadline is None else deadline),
     }
     if isinstance(request, GenerateRequest | EditRequest):
@@ -79,7 +83,9 @@ def prepare(  # noqa: PLR0917 - what is asked, of whom, and until when
 
 
 def _image_state(pipeline: FacePipeline, limits: Limits, request: ImageRequest, common: dict[str, Any]) -> ImageState:
-    schedule = request.options.resolve(pipeline.bundle.editing if isinstance(request, EditRequest) else pipeline.bundle.generation)
+    edit = isinstance(request, EditRequest)
+    presets = pipeline.bundle.editing_presets if edit else pipeline.bundle.presets
+    schedule = pipeline.schedule(request.options, edit=edit)
     prompt = pipeline.prompt_text(request.prompt)
     noise_key(request.seed, 0, np.zeros(1, dtype=np.int64))  # refuses a seed outside its range
     common |= {
@@ -89,10 +95,18 @@ def _image_state(pipeline: FacePipeline, limits: Limits, request: ImageRequest, 
         "wording": prompt.wording,
         "seed": request.seed,
         "schedule": schedule,
+        "preset": name_of(schedule, presets),
+        "presets": {} if request.options.changes else presets,
         "floor": min(request.min_steps or limits.min_steps, schedule.steps),
+        "hard_floor": min(request.min_steps or 1, schedule.steps),
         "preview_every": request.preview_every,
         "preview_images": request.preview_images,
     }
+    if request.check:
+        repair = pipeline.repair(prompt, request.seed, request.check, request.options, edit=edit)
+        for graph in _WORDS if repair.wanted.slots else ():
+            pipeline.bundle.path(graph)
+        common["repair"] = repair
     if not isinstance(request, EditRequest):
         return ImageState(**common)
     pixels, region = pipeline.pixels(request.image), _region(pipeline, request)

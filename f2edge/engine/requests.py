@@ -14,6 +14,7 @@ from typing import TypeAlias
 from PIL import Image
 
 from f2edge.decoding.parallel import StepEvent
+from f2edge.decoding.repair import checked_rounds
 from f2edge.errors import InputError
 from f2edge.imaging.regions import Region
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
@@ -39,6 +40,7 @@ class GenerateRequest:
         preview_images: let each event carry a picture too; it costs one run of the tokenizer's decoder.
         min_steps: with a deadline the engine may cut the steps to what fits, never below this; None takes :attr:`Limits.min_steps`.
             A value of at least ``options.steps`` forbids cutting.
+        check: most repairs after reading the finished picture (:mod:`f2edge.decoding.repair`); 0 does not read it.
     """
 
     prompt: str
@@ -47,9 +49,11 @@ class GenerateRequest:
     preview_every: int = 0
     preview_images: bool = False
     min_steps: int | None = None
+    check: int = 0
 
     def __post_init__(self) -> None:
         _check_previews(self.preview_every, self.min_steps)
+        checked_rounds(self.check)
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,11 @@ class EditRequest:
     preview_every: int = 0
     preview_images: bool = False
     min_steps: int | None = None
+    check: int = 0
 
     def __post_init__(self) -> None:
         _check_previews(self.preview_every, self.min_steps)
+        checked_rounds(self.check)
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,14 @@ Result: TypeAlias = GeneratedFace | EditedFace | Answer | tuple[FaceReport, ...]
 
 
 @dataclass(frozen=True)
+class ReplyKind:
+    """What becomes of a result after the engine, for its measured time: a file format or "words", and its pixels, if it has any."""
+
+    name: str
+    pixels: int = 1
+
+
+@dataclass(frozen=True)
 class Timings:
     """Times of one request from its submission: to its first run, to the end of its first step or token, to its result."""
 
@@ -145,6 +159,7 @@ class Done:
         steps: decoding steps done (images) or tokens (answers); 0 for reports.
         steps_planned: steps of the plan followed; above ``steps`` only where time ran out and the last proposal became the result.
         degraded: fewer steps were planned or done than were asked for, to meet the deadline.
+        ended: when the engine was done with it, on ``time.monotonic``; 0 where that is not known (from a server).
     """
 
     result: Result
@@ -152,6 +167,7 @@ class Done:
     steps: int
     steps_planned: int
     degraded: bool = False
+    ended: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -184,8 +200,9 @@ class Limits:
         live_memory_s: for so long after a live answer was asked for, an image step moreover takes no longer than an answer takes to its
             first token, so that the next one waits half its own time on average.
         patience_s: a request without a deadline is served, within its priority, as if it were due so long after its arrival.
-        min_steps: floor of the steps of an image with a deadline.
-        margin_ms: kept free before a deadline, for what follows the engine (encoding, sending).
+        min_steps: floor of the steps of an image with a deadline; below it only where nothing else keeps the deadline.
+        margin_ms: kept free before a deadline for the way to the caller, which no server can measure.  What follows the engine in the
+            server (encoding, sending) is measured and kept free beside it.
     """
 
     image_rows: int = 8
@@ -201,7 +218,7 @@ class Limits:
     live_memory_s: float = 10.0
     patience_s: float = 30.0
     min_steps: int = 4
-    margin_ms: float = 20.0
+    margin_ms: float = 5.0
 
     def padded(self, rows: int) -> int:
         """Return the row count that an image step of so many rows runs with."""
@@ -244,7 +261,7 @@ class EngineStats:
         failed: by reason: "cancelled", "deadline", "closed", "input", "backend", "other".
         cancelled_at: requests cancelled or expired while "queued" or "running".
         rejected: by reason: "queue_full", "work_full", "deadline", "closed".
-        turns: batches run, by stage ("prompt", "step", "draw", "preview", "encode", "question", "token", "report").
+        turns: batches run, by stage ("prompt", "step", "check", "draw", "preview", "encode", "question", "token", "report").
         turn_ms: engine time by stage.
         rows: histogram by stage: ``rows["step"][4]`` steps had four rows.
         image_steps: decoding steps counted by row; ``wasted_steps`` of them belonged to images that were never finished.

@@ -41,6 +41,7 @@ class Stage(Enum):
     QUESTION = "question"  #: questions' prefill, and the first token of each answer
     TOKEN = "token"  # noqa: S105  one more token of each answer
     REPORT = "report"  #: all attributes of one face
+    CHECK = "check"  #: a finished picture read by the model, and what is to be drawn again
     DRAW = "draw"  #: the finished picture of one request
     PREVIEW = "preview"  #: an unfinished one
     STEP = "step"  #: one step of parallel decoding

@@ -14,9 +14,12 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from f2edge.decoding.autoregressive import TextStream
+from f2edge.decoding.grids import Grid
 from f2edge.decoding.parallel import GridRow, StepEvent
+from f2edge.decoding.presets import Presets
+from f2edge.decoding.repair import Repair
 from f2edge.decoding.schedule import Schedule
-from f2edge.engine.requests import Done, Event, Failed, Priority, Result, Timings
+from f2edge.engine.requests import Done, Event, Failed, Priority, ReplyKind, Result, Timings
 from f2edge.engine.scheduler import Stage
 from f2edge.imaging.regions import Cells, Region
 from f2edge.inference import ImagePrefix, Pixels, PromptPrefix, TextRow
@@ -97,6 +100,7 @@ class RequestState:
         kind: "generate", "edit", "ask", "describe" or "analyze".
         deadline: seconds of the engine's clock; infinity for none.
         due: place in the order of its priority.
+        reply: what becomes of the result after the engine; None where nothing does.
         stage: what it does next; None while it is queued.
         started, first: when its first stage began, when its first step or token was done.
         result: set by its last stage.
@@ -109,6 +113,7 @@ class RequestState:
     arrived: float
     deadline: float
     due: float
+    reply: ReplyKind | None = None
     stage: Stage | None = None
     started: float | None = None
     first: float | None = None
@@ -132,7 +137,7 @@ class RequestState:
     def done(self, now: float) -> Done:
         """Return the event of its end."""
         assert self.result is not None
-        return Done(self.result, self.timings(now), 0, 0)
+        return Done(self.result, self.timings(now), 0, 0, ended=now)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -141,13 +146,16 @@ class ImageState(RequestState):
 
     Attributes:
         prompt_ids: text tokens of the prompt; prompt_key: the same with specials, the key of its prefix; wording: what became of its words.
-        schedule: as asked for.
-        floor: fewest steps that a deadline may cut it to.
+        schedule: as asked for, until a deadline cuts it; preset: the name of the one that it is, "" for none.
+        presets: what a deadline may choose from; empty where options of the caller's own forbid that.
+        floor: fewest steps that a deadline may cut it to; hard_floor: fewest steps where nothing else keeps the deadline.
         row: its grid and plan; None before the first step.
-        proposal: int64 (N,), every position filled.
+        proposal: the grid with every position filled.
         previewed: the step that was last emitted.
         steps_wanted: steps of the plan without any cut; known once the plan is made.
-        truncated: time ran out between two steps and the proposal became the result.
+        truncated: time ran out, and the proposal became the result, or the best attempt before the repair in progress.
+        repair: of a picture that is to be checked; None of others.
+        mending: the row of a repair in progress; ``row`` stays that of the first drawing.
     """
 
     family: ClassVar[str] = "images"
@@ -157,41 +165,69 @@ class ImageState(RequestState):
     wording: Wording
     seed: int
     schedule: Schedule
+    preset: str
+    presets: Presets
     floor: int
+    hard_floor: int
     preview_every: int
     preview_images: bool
     prefix: PromptPrefix | None = None
     row: GridRow | None = None
-    proposal: Ids | None = None
+    proposal: Grid | None = None
     previewed: int = 0
     steps_wanted: int = 0
     truncated: bool = False
+    repair: Repair | None = None
+    mending: GridRow | None = None
     step_ms: list[float] = field(default_factory=list)
+
+    @property
+    def current(self) -> GridRow:
+        """The row of its next step, once there is one."""
+        assert self.row is not None
+        return self.mending or self.row
 
     @property
     def steps_left(self) -> int:
         """Steps still to be run, by the plan or by what was asked."""
         if self.row is None:
             return self.schedule.steps
-        return 0 if self.truncated else self.row.plan.steps - self.row.step
+        return 0 if self.truncated else self.current.plan.steps - self.current.step
+
+    @property
+    def steps_needed(self) -> int:
+        """Steps still to be run before the proposal may be the result."""
+        return 0 if self.deliverable else max(0, self.floor - (0 if self.row is None else self.row.step))
 
     @property
     def branches(self) -> int:
         """Sequences that its next step puts through the transformer."""
-        if self.row is None or self.row.finished:
+        if self.row is None or self.current.finished:
             return 2 if self.schedule.guidance > 0 else 1
-        return 2 if self.row.plan.guidance[self.row.step] > 0 else 1
+        return 2 if self.current.plan.guidance[self.current.step] > 0 else 1
 
     @property
     def finished(self) -> bool:
-        """Whether no step follows."""
+        """Whether no step follows, unless a check finds something to draw again."""
+        return self.truncated or (self.row is not None and self.current.finished)
+
+    @property
+    def check_due(self) -> bool:
+        """Whether the finished picture, or its finished repair, is to be read."""
+        if self.repair is None or self.truncated or not self.finished:
+            return False
+        return self.repair.best is None or self.mending is not None
+
+    @property
+    def deliverable(self) -> bool:
+        """Whether there is a whole picture already, which repairs can only better."""
         return self.truncated or (self.row is not None and self.row.finished)
 
     @property
     def preview_due(self) -> bool:
         """Whether the step just done is to be emitted; the last one is not, its picture is the result."""
         row = self.row
-        if row is None or not self.preview_every or row.finished:
+        if row is None or not self.preview_every or row.finished:  # repairs are not shown
             return False
         return row.step % self.preview_every == 0 and row.step > self.previewed
 
@@ -200,14 +236,14 @@ class ImageState(RequestState):
         assert self.row is not None
         assert self.proposal is not None
         self.previewed = self.row.step
-        return StepEvent(self.row.step, self.row.plan.steps, self.row.codes[None], self.proposal[None], self.step_ms[-1])
+        return StepEvent(self.row.step, self.row.plan.steps, self.row.codes[None], self.proposal.ids[None], self.step_ms[-1])
 
     def done(self, now: float) -> Done:
         assert self.result is not None
         assert self.row is not None
         planned = self.row.plan.steps
-        degraded = self.truncated or planned < self.steps_wanted
-        return Done(self.result, self.timings(now), self.row.step, planned, degraded)
+        degraded = (self.truncated and not self.row.finished) or planned < self.steps_wanted
+        return Done(self.result, self.timings(now), self.row.step, planned, degraded, now)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -249,7 +285,7 @@ class AnswerState(FaceState):
 
     def done(self, now: float) -> Done:
         assert self.result is not None
-        return Done(self.result, self.timings(now), len(self.tokens), len(self.tokens))
+        return Done(self.result, self.timings(now), len(self.tokens), len(self.tokens), ended=now)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -266,6 +302,7 @@ class ReportState(FaceState):
 
 _IMAGE: tuple[tuple[Stage, Callable[[Any], bool]], ...] = (
     (Stage.PROMPT, lambda image: image.prefix is None),
+    (Stage.CHECK, lambda image: image.check_due),
     (Stage.DRAW, lambda image: image.finished),
     (Stage.PREVIEW, lambda image: image.preview_images and image.preview_due),
     (Stage.STEP, lambda _: True),

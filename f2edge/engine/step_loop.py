@@ -20,7 +20,8 @@ from time import monotonic
 from f2edge.engine.admission import Admission
 from f2edge.engine.executor import Executor
 from f2edge.engine.prepare import prepare
-from f2edge.engine.requests import EngineStats, Event, Failed, Limits, Priority, Request
+from f2edge.engine.promises import GAP
+from f2edge.engine.requests import EngineStats, Event, Failed, Limits, Priority, ReplyKind, Request
 from f2edge.engine.scheduler import ScheduledBatch, Scheduler, Stage, startable
 from f2edge.engine.sequences import AnswerState, ImageState, RequestHandle, RequestState
 from f2edge.engine.stats import Counters
@@ -63,6 +64,7 @@ class StepLoop:
         self._requests: dict[int, RequestState] = {}
         self._numbers = count(1)
         self._live_until = -inf
+        self._paused: float | None = None
 
     def submit(
         self,
@@ -71,12 +73,13 @@ class StepLoop:
         priority: Priority | None = None,
         deadline: float | None = None,
         on_event: Callable[[Event], None] | None = None,
+        reply: ReplyKind | None = None,
     ) -> RequestHandle:
         """See :meth:`f2edge.engine.engine.Engine.submit`."""
         arrived = self._clock()
         self._check_open()  # before pictures are resized in vain
         handle = RequestHandle(next(self._numbers), on_event)
-        state = prepare(self._pipeline, self._limits, request, handle, arrived, priority, deadline)
+        state = prepare(self._pipeline, self._limits, request, handle, arrived, priority, deadline, reply)
         with self.lock:
             self._check_open()
             try:
@@ -106,6 +109,11 @@ class StepLoop:
                 self.counters.rejected["queue_full"] += 1
                 raise
 
+    def add_reply(self, kind: ReplyKind, ms: float) -> None:
+        """See :meth:`f2edge.engine.engine.Engine.add_reply`."""
+        with self.lock:
+            self.admission.promises.add_reply(kind, ms)
+
     def reset_counters(self) -> None:
         """Count from zero again."""
         with self.lock:
@@ -123,15 +131,20 @@ class StepLoop:
         batch = self._next_batch()
         if batch is None:
             self._executor.release()
+            self._paused = None
             return False
         size = self._executor.size(batch.stage, batch.requests)
         start = self._clock()
+        gap_ms = None if self._paused is None else 1e3 * (start - self._paused)
         for request in batch.requests:
             request.started = start if request.started is None else request.started
         whole = self._run(batch.stage, batch.requests)
-        ms = 1e3 * (self._clock() - start)
+        self._paused = self._clock()
+        ms = 1e3 * (self._paused - start)
         with self.lock:
             self.scheduler.charge(batch, ms)
+            if gap_ms is not None:
+                self.times.add(GAP, 1, gap_ms)
             self.counters.add_batch(batch.stage.value, len(batch.requests), ms)
             if whole:
                 self.times.add(batch.stage.value, size, ms)
@@ -179,14 +192,15 @@ class StepLoop:
                 self._fail(request, CancelledError("the request was cancelled by its owner"))
             elif now >= request.deadline:
                 self._fail(request, DeadlineExceededError("the deadline passed before the work was done"))
-            elif isinstance(request, ImageState) and request.stage is Stage.STEP and self.admission.last_chance(request, now):
-                request.truncated = True
-                request.stage = request.next_stage
         requests = self._present()
         for request in startable(requests, self._slots):
             self._executor.begin(request)
         with self.lock:
-            return self.scheduler.choose(requests)
+            urgent = self.admission.promises.urgent(requests, now)
+            for request in urgent:
+                if request.stage is None:
+                    self._executor.begin(request)
+            return self.admission.promises.batch(urgent) if urgent else self.scheduler.choose(requests)
 
     def _run(self, stage: Stage, requests: Sequence[RequestState]) -> bool:
         """Run a stage; where it fails for several together, for each alone, so that one fault fails one request.
@@ -225,7 +239,7 @@ class StepLoop:
             self.counters.done[request.kind] += 1
             self.counters.degraded += done.degraded
             if isinstance(request, AnswerState):
-                self.admission.add_answer(len(request.tokens))
+                self.admission.add_answer(request.kind, len(request.tokens))
         request.handle.emit(done)
 
     def _fail(self, request: RequestState, error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""Times of steps, measured as they run, and estimates from them: when work will be done, and how many steps fit before a deadline.
+"""Times of steps, measured as they run: what is to be expected, what must be reckoned with, and how many steps fit before a deadline.
 
 >>> times = StepTimes()
 >>> for ms in (900.0, 20.0, 22.0, 21.0): times.add("step", 2, ms)     # the first run loads the graph and is not counted
@@ -12,17 +12,21 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from math import ceil
 from statistics import median
 
 #: A median of so many recent values follows a machine that slows down within a second or two, and ignores single outliers.
 WINDOW = 15
+#: What must be reckoned with is a high quantile of more values: a promise is kept on bad moments too.
+LONG_WINDOW, HIGH = 120, 0.98
 #: A size that did not occur in so many runs of its kind is forgotten: the machine may have changed since.
 MEMORY = 200
 
 
 class StepTimes:
-    """Recent durations by kind of work and size (rows or branches); ``WINDOW`` values of each size at most.
+    """Recent durations by kind of work and size (rows, branches or pixels); ``LONG_WINDOW`` values of each size at most.
 
     Attributes:
         version: grows whenever an answer may have changed.
@@ -32,6 +36,7 @@ class StepTimes:
         self.version = 0
         self._recent: dict[str, dict[int, deque[float]]] = {}
         self._medians: dict[str, dict[int, float]] = {}
+        self._highs: dict[str, dict[int, float]] = {}
         self._newest: dict[str, dict[int, int]] = {}
         self._runs: Counter[str] = Counter()
 
@@ -41,12 +46,13 @@ class StepTimes:
         if self._runs[kind] == 1:
             return
         sizes, medians = self._recent.setdefault(kind, {}), self._medians.setdefault(kind, {})
-        newest = self._newest.setdefault(kind, {})
-        recent = sizes.setdefault(size, deque(maxlen=WINDOW))
+        newest, highs = self._newest.setdefault(kind, {}), self._highs.setdefault(kind, {})
+        recent = sizes.setdefault(size, deque(maxlen=LONG_WINDOW))
         recent.append(ms)
-        medians[size], newest[size] = median(recent), self._runs[kind]
+        medians[size], newest[size] = median(islice(reversed(recent), WINDOW)), self._runs[kind]
+        highs[size] = high_quantile(recent)
         for old in [s for s, run in newest.items() if run <= self._runs[kind] - MEMORY]:
-            del sizes[old], medians[old], newest[old]
+            del sizes[old], medians[old], newest[old], highs[old]
         self.version += 1
 
     def largest(self, kind: str) -> int:
@@ -59,20 +65,32 @@ class StepTimes:
         Below the smallest size known its time is taken, above the largest it grows in proportion; 0 where nothing is known, so
         that an unknown time refuses no request.
         """
-        medians = self._medians.get(kind)
-        if not medians:
-            return 0.0
-        if size in medians:
-            return medians[size]
-        known = sorted(medians)
-        at = bisect_left(known, size)
-        if at == 0:
-            return medians[known[0]]
-        low = known[at - 1]
-        if at == len(known):
-            return medians[low] * size / low
-        high = known[at]
-        return medians[low] + (medians[high] - medians[low]) * (size - low) / (high - low)
+        return _at(self._medians.get(kind), size)
+
+    def high_ms(self, kind: str, size: int = 1) -> float:
+        """Return the duration to be reckoned with: the same of the high quantile ``HIGH``."""
+        return _at(self._highs.get(kind), size)
+
+
+def high_quantile(values: Sequence[float] | deque[float]) -> float:
+    """Return the quantile ``HIGH`` of some values, the next one above where it lies between two."""
+    return sorted(values)[ceil(HIGH * len(values)) - 1]
+
+
+def _at(known: Mapping[int, float] | None, size: int) -> float:
+    if not known:
+        return 0.0
+    if size in known:
+        return known[size]
+    sizes = sorted(known)
+    at = bisect_left(sizes, size)
+    if at == 0:
+        return known[sizes[0]]
+    low = sizes[at - 1]
+    if at == len(sizes):
+        return known[low] * size / low
+    high = sizes[at]
+    return known[low] + (known[high] - known[low]) * (size - low) / (high - low)
 
 
 def finish_ms(ahead: Sequence[int], steps: int, rows: int, step_ms: Callable[[int], float]) -> float:

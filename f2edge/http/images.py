@@ -1,7 +1,7 @@
 """``/v1/images/generations`` and ``/v1/images/edits`` as OpenAI's clients call them.
 
-Beside OpenAI's fields: ``seed`` (the next picture has the next seed), ``options`` as of ``/v1/generate`` and, for edits, ``region``, a name
-of ``/v1/model``.  Fields that mean nothing here (``quality``, ``style``, ``user`` …) are ignored.
+Beside OpenAI's fields: ``seed`` (the next picture has the next seed), ``options`` and ``check`` as of ``/v1/generate`` and, for edits,
+``region``, a name of ``/v1/model``.  Fields that mean nothing here (``quality``, ``style``, ``user`` …) are ignored.
 """
 
 from __future__ import annotations
@@ -198,14 +198,14 @@ def _side(size: Any, facts: ModelFacts) -> int:
 
 
 def _decoding(body: Body) -> dict[str, Any]:
-    """Return ``seed`` and ``options``, which OpenAI's interface does not have."""
-    options, seed = body.text("options"), body.text("seed")
+    """Return ``seed``, ``options`` and ``check``, which OpenAI's interface does not have."""
+    options, seed, check = body.text("options"), body.text("seed"), body.text("check")
     if body.is_form and options is not None:
         try:
             options = json.loads(options)
         except (ValueError, RecursionError):
             raise bad_field("options", 'options must be a JSON object such as {"steps": 8}') from None
-    return {name: value for name, value in (("seed", seed), ("options", options)) if value is not None}
+    return {name: value for name, value in (("seed", seed), ("options", options), ("check", check)) if value is not None}
 
 
 def _file(body: Body, name: str) -> bytes | None:

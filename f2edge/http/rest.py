@@ -85,7 +85,7 @@ class JsonReply:
 
 
 class PictureReply(JsonReply):
-    """The finished picture as a file, with its label and marks; seed and steps are headers."""
+    """The finished picture as a file, with its label and marks; seed, steps and preset are headers."""
 
     def __init__(self, exchange: Exchange, kind: str) -> None:
         super().__init__(exchange)
@@ -94,6 +94,7 @@ class PictureReply(JsonReply):
     async def finish(self) -> None:
         result = self._last
         headers = {"x-seed": str(result.decoding.seed), "x-steps": str(result.decoding.steps)}
+        headers |= {"x-preset": result.decoding.preset} if result.decoding.preset else {}
         await self._exchange.whole(200, self._kind, result.picture.image, headers)
 
 

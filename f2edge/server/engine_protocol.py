@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from f2edge.engine.requests import EngineState, EngineStats, Event, Priority, Request
+from f2edge.engine.requests import EngineState, EngineStats, Event, Priority, ReplyKind, Request
 from f2edge.engine.sequences import RequestHandle
 from f2edge.provenance.watermark import PUBLIC, Watermark
 from f2edge.wire import ModelFacts
@@ -26,7 +26,10 @@ class EnginePort(Protocol):
         priority: Priority | None = None,
         deadline: float | None = None,
         on_event: Callable[[Event], None] | None = None,
+        reply: ReplyKind | None = None,
     ) -> RequestHandle: ...
+
+    def add_reply(self, kind: ReplyKind, ms: float) -> None: ...
 
     def check_room(self, family: str) -> None: ...
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc
 from PIL import Image
 
+from f2edge.engine.requests import ReplyKind
 from f2edge.imaging.images import resize
 from f2edge.provenance.label import Label
 from f2edge.provenance.saving import encode
@@ -21,6 +22,7 @@ from f2edge.wire import IMAGE_KINDS
 
 if TYPE_CHECKING:
     from f2edge.provenance.c2pa import Signer
+    from f2edge.server.engine_protocol import Served
 
 Result = TypeVar("Result")
 
@@ -86,6 +88,12 @@ def picture_message(face: GeneratedFace | EditedFace, output: pb.OutputOptions, 
             marks=["xmp", *face.marks, *([] if signer is None else ["c2pa"])],
         ),
     )
+
+
+def reply_kind(output: pb.OutputOptions, served: Served) -> ReplyKind:
+    """What becomes of a finished picture, for the time that it takes."""
+    signed = "" if served.signer is None else " signed"
+    return ReplyKind(IMAGE_KINDS[output.format] + signed, (output.side or served.facts.image_side) ** 2)
 
 
 def preview_picture(image: Image.Image, side: int, label: Label) -> bytes:

@@ -58,6 +58,7 @@ class Call:
         authorization: the header of that name.
         refusal: why the server has ended the call before its time, if it has.
         writing_since: since when a message waits for its reader.
+        last_write_s: how long the message sent last waited for it.
     """
 
     method: str
@@ -74,6 +75,7 @@ class Call:
     authorization: str = ""
     refusal: RefusedError | None = None
     writing_since: float | None = None
+    last_write_s: float = 0.0
     traceparent: str = ""
     task: asyncio.Task[Any] | None = None
 
@@ -87,6 +89,7 @@ class Call:
             await self.context.write(message)
         finally:
             timer.cancel()
+            self.last_write_s = time.monotonic() - self.writing_since
         self.writing_since = None
 
     def end(self, refusal: RefusedError) -> None:

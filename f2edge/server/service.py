@@ -17,7 +17,7 @@ import numpy as np
 from google.protobuf.message import Message
 
 from f2edge.decoding.parallel import StepEvent
-from f2edge.engine.requests import AnalyzeRequest, Done, EditRequest, EngineState, GenerateRequest, Priority, Request, Token
+from f2edge.engine.requests import AnalyzeRequest, Done, EditRequest, EngineState, GenerateRequest, Priority, ReplyKind, Request, Token
 from f2edge.errors import InputError, PromptError
 from f2edge.provenance.label import label as new_label
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace
@@ -26,7 +26,7 @@ from f2edge.server.engine_protocol import Served
 from f2edge.server.events import Events
 from f2edge.server.frames import FrameStream, Streams
 from f2edge.server.metrics import Metrics
-from f2edge.server.pictures import PicturePool, picture_message, preview_picture
+from f2edge.server.pictures import PicturePool, picture_message, preview_picture, reply_kind
 from f2edge.server.rpc import Call
 from f2edge.server.settings import ServerSettings
 from f2edge.server.status import draining, starting
@@ -36,6 +36,7 @@ from f2edge.wire import (
     ModelFacts,
     answer_message,
     cells_message,
+    check_message,
     model_message,
     options_message,
     report_message,
@@ -47,6 +48,9 @@ Response = TypeVar("Response", bound=Message)
 
 #: Calls that may wait for an engine that starts, and how often they look.
 _MOST_EARLY, _LOOK_S = 64, 0.05
+_WORDS = ReplyKind("words")
+#: Longest time of a write that is the server's own and not its reader's.
+_LONGEST_READ_S = 0.03
 
 
 class FaceService:
@@ -76,17 +80,21 @@ class FaceService:
         priority = validation.priority(message.priority, image=True)
         request = validation.generate_request(message)  # no picture in it, so it costs no thread
         with self._events() as events:
-            self._submit(served, events, call, lambda: request, priority)
+            kind = reply_kind(message.output, served)
+            self._submit(served, events, call, lambda: request, priority, kind)
             done = await self._follow(events, call, request, message.previews, lambda preview: pb.GenerateResponse(preview=preview))
         face = done.result
         assert isinstance(face, GeneratedFace)
         self._metrics.engine_finished(call.method, done.timings)
         label = new_label(prompt=face.prompt, seed=face.seed, bundle=served.facts.name)
-        picture = await self._pool.write(lambda: picture_message(face, message.output, label, served.signer))
-        decoding = _decoding(done, face.seed, options_message(face.options), face.step_ms)
-        result = pb.GenerateResult(picture=picture, decoding=decoding, timings=timings_message(done.timings))
-        result.wording.CopyFrom(wording_message(face.wording))
-        await call.send(pb.GenerateResponse(result=result))
+        with self._timed(served, call, done, kind):
+            picture = await self._pool.write(lambda: picture_message(face, message.output, label, served.signer))
+            decoding = _decoding(done, face, options_message(face.options), face.step_ms)
+            result = pb.GenerateResult(picture=picture, decoding=decoding, timings=timings_message(done.timings))
+            result.wording.CopyFrom(wording_message(face.wording))
+            if face.check is not None:
+                result.check.CopyFrom(check_message(face.check))
+            await call.send(pb.GenerateResponse(result=result))
 
     async def edit(self, message: pb.EditRequest, call: Call) -> None:
         served = await self._ready()
@@ -101,25 +109,28 @@ class FaceService:
 
         served.engine.check_room("images")
         with self._events() as events:
-            await self._pool.open(message.ByteSize(), partial(self._submit, served, events, call, build, priority))
+            kind = reply_kind(message.output, served)
+            await self._pool.open(message.ByteSize(), partial(self._submit, served, events, call, build, priority, kind))
             request = kept[0]
             done = await self._follow(events, call, request, message.previews, lambda preview: pb.EditResponse(preview=preview))
         face = done.result
         assert isinstance(face, EditedFace)
+        assert face.options is not None
         self._metrics.engine_finished(call.method, done.timings)
         label = new_label(prompt=request.prompt, seed=request.seed, bundle=served.facts.name, edited=True)
-        picture = await self._pool.write(lambda: picture_message(face, message.output, label, served.signer))
-        options = options_message(request.options.resolve(served.facts.editing))
-        options.steps = done.steps_planned
-        result = pb.EditResult(
-            picture=picture,
-            decoding=_decoding(done, request.seed, options, ()),
-            timings=timings_message(done.timings),
-            original_tokens=face.original_codes.tolist(),
-            region=cells_message(face.region),
-            wording=wording_message(face.wording),
-        )
-        await call.send(pb.EditResponse(result=result))
+        with self._timed(served, call, done, kind):
+            picture = await self._pool.write(lambda: picture_message(face, message.output, label, served.signer))
+            options = options_message(face.options)
+            result = pb.EditResult(
+                picture=picture,
+                decoding=_decoding(done, face, options, ()),
+                timings=timings_message(done.timings),
+                original_tokens=face.original_codes.tolist(),
+                region=cells_message(face.region),
+                wording=wording_message(face.wording),
+                check=None if face.check is None else check_message(face.check),
+            )
+            await call.send(pb.EditResponse(result=result))
 
     async def describe(self, message: pb.DescribeRequest, call: Call) -> None:
         limits = self._settings.images
@@ -188,7 +199,8 @@ class FaceService:
         assert isinstance(event.result, Answer)
         self._metrics.engine_finished(call.method, event.timings)
         answer = replace(event.result, include_sensitive=message.include_sensitive)
-        await call.send(whole(answer_message(answer, event.timings)))
+        with self._timed(served, call, event):
+            await call.send(whole(answer_message(answer, event.timings)))
 
     async def _reports(
         self, served: Served, size: int, call: Call, build: Callable[[], AnalyzeRequest], priority: Priority | None
@@ -229,9 +241,29 @@ class FaceService:
             await call.send(wrap(preview))
         return event
 
-    def _submit(self, served: Served, events: Events, call: Call, build: Callable[[], Request], priority: Priority | None) -> None:
-        request = build()
-        events.submit(lambda emit: served.engine.submit(request, priority=priority, deadline=call.deadline, on_event=emit))
+    def _submit(  # noqa: PLR0917 - bound by partial
+        self,
+        served: Served,
+        events: Events,
+        call: Call,
+        build: Callable[[], Request],
+        priority: Priority | None,
+        reply: ReplyKind = _WORDS,
+    ) -> None:
+        request, submit = build(), partial(served.engine.submit, priority=priority, deadline=call.deadline, reply=reply)
+        events.submit(lambda emit: submit(request, on_event=emit))
+
+    @contextmanager
+    def _timed(self, served: Served, call: Call, done: Done, kind: ReplyKind = _WORDS) -> Iterator[None]:
+        """Tell the engine how long a reply takes from the engine's end of the request, or until the call is cut off.
+
+        A caller who reads slowly slows down nobody else, so his delay does not count.
+        """
+        try:
+            yield
+        finally:
+            seconds = time.monotonic() - done.ended - max(0.0, call.last_write_s - _LONGEST_READ_S)
+            served.engine.add_reply(kind, 1e3 * seconds)
 
     async def _ready(self) -> Served:
         """The engine; while it starts, calls wait for it a little, for a client that is refused at once has soon tried often enough."""
@@ -262,7 +294,13 @@ class FaceService:
             events.close()
 
 
-def _decoding(done: Done, seed: int, options: pb.DecodingOptions, step_ms: tuple[float, ...]) -> pb.Decoding:
+def _decoding(done: Done, face: GeneratedFace | EditedFace, options: pb.DecodingOptions, step_ms: tuple[float, ...]) -> pb.Decoding:
     return pb.Decoding(
-        seed=seed, options=options, steps=done.steps, steps_planned=done.steps_planned, degraded=done.degraded, step_ms=step_ms
+        seed=face.seed,
+        options=options,
+        steps=done.steps,
+        steps_planned=done.steps_planned,
+        degraded=done.degraded,
+        step_ms=step_ms,
+        preset=face.preset,
     )

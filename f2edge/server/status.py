@@ -5,7 +5,8 @@ status                    reason               when
 ========================  ===================  ==================================================
 INVALID_ARGUMENT          PROMPT, IMAGE, …     BadRequest names the field and its rule
 RESOURCE_EXHAUSTED        QUEUE_FULL           RetryInfo and ``grpc-retry-pushback-ms`` say when to come back
-DEADLINE_EXCEEDED         DEADLINE             cannot be met by measured step times, or has passed
+DEADLINE_EXCEEDED         DEADLINE             has passed; or cannot be met by measured step times: then ErrorInfo's metadata says
+                                               ``accepted: false``, and nothing was done
 UNAVAILABLE               STARTING, DRAINING   another replica, or the same one soon
 CANCELLED                 CANCELLED            by the caller
 UNAUTHENTICATED           TOKEN                no valid bearer token
@@ -72,7 +73,10 @@ class RefusedError(F2EdgeError):
         reason: for programs, stable.
         field: of the request, where one is wrong.
         retry_after_ms: when to come back, where that helps.
+        accepted: False where nothing was done because its deadline could not be met.
     """
+
+    accepted = True
 
     def __init__(self, code: grpc.StatusCode, message: str, reason: str, *, field: str = "", retry_after_ms: float | None = None) -> None:
         super().__init__(message)
@@ -101,7 +105,9 @@ def refusal_of(error: BaseException, fields: Mapping[type[InputError], str] | No
         return error
     for kinds, code, reason, message in _PLAIN:
         if isinstance(error, kinds):
-            return RefusedError(code, message or str(error), reason)
+            refusal = RefusedError(code, message or str(error), reason)
+            refusal.accepted = not isinstance(error, DeadlineUnreachableError)
+            return refusal
     if isinstance(error, InputError) and not isinstance(error, OutputError):
         kind = next(kind for kind in type(error).__mro__ if kind in _INPUT_REASONS)
         reason, field = _INPUT_REASONS[kind]
@@ -115,8 +121,9 @@ def refusal_of(error: BaseException, fields: Mapping[type[InputError], str] | No
 
 def trailers(refusal: RefusedError, request_id: str) -> tuple[tuple[str, str | bytes], ...]:
     """Trailing metadata of a call that fails so: the details, the request id and when to come back."""
+    more = {} if refusal.accepted else {"accepted": "false"}
     details = [
-        error_details_pb2.ErrorInfo(reason=refusal.reason, domain=ERROR_DOMAIN),
+        error_details_pb2.ErrorInfo(reason=refusal.reason, domain=ERROR_DOMAIN, metadata=more),
         error_details_pb2.RequestInfo(request_id=request_id),
     ]
     if refusal.field:
@@ -142,7 +149,7 @@ def refusal_from(code: grpc.StatusCode, message: str, metadata: Iterable[tuple[s
     for detail in status_pb2.Status.FromString(packed).details:
         info, request, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
         if detail.Unpack(info):
-            refusal.reason = info.reason
+            refusal.reason, refusal.accepted = info.reason, info.metadata.get("accepted") != "false"
         elif detail.Unpack(request):
             refusal.field = request.field_violations[0].field
         elif detail.Unpack(retry):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from f2edge.decoding.repair import MOST_ROUNDS
 from f2edge.decoding.schedule import Schedule
 from f2edge.engine.requests import AnalyzeRequest, AskRequest, DescribeRequest, EditRequest, GenerateRequest, Priority
 from f2edge.errors import ImageError, InputError
@@ -46,6 +47,7 @@ def generate_request(message: pb.GenerateRequest) -> GenerateRequest:
         preview_every=_within(message.previews.every_steps, 0, _LARGEST_STEPS, "previews.every_steps"),
         preview_images=_pictures(message.previews),
         min_steps=_min_steps(message),
+        check=_within(message.check, 0, MOST_ROUNDS, "check"),
     )
 
 
@@ -53,6 +55,7 @@ def edit_request(message: pb.EditRequest, served: Served, limits: ImageLimits) -
     """The engine's form of ``Edit``; raises a RefusedError, :class:`PromptError` or :class:`ImageError`."""
     prompt = check_text(message.prompt, "prompt")
     options, min_steps, seed = _options(message.options), _min_steps(message), _seed(message)
+    check = _within(message.check, 0, MOST_ROUNDS, "check")
     every = _within(message.previews.every_steps, 0, _LARGEST_STEPS, "previews.every_steps")
     pictures = _pictures(message.previews)
     region = _region(message, served, limits)
@@ -66,6 +69,7 @@ def edit_request(message: pb.EditRequest, served: Served, limits: ImageLimits) -
         preview_every=every,
         preview_images=pictures,
         min_steps=min_steps,
+        check=check,
     )
 
 
@@ -134,7 +138,7 @@ def _options(message: pb.DecodingOptions) -> GenerateOptions:
         if isinstance(value, str) and len(value) > _LONGEST_NAME:
             raise bad_field(field, f"has {len(value)} characters; no choice is longer than {_LONGEST_NAME}")
         try:
-            Schedule(**{name: value})
+            GenerateOptions(**{name: value}).resolve(Schedule())
         except InputError as error:
             raise bad_field(field, str(error)) from None
     return GenerateOptions(**values)

@@ -33,6 +33,14 @@ class GraphSignature:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
+    @property
+    def kept(self) -> frozenset[str]:
+        """Outputs that later runs read, and the host seldom: keys, values and the grids of a step.
+
+        A backend may return them in its device's memory.
+        """
+        return frozenset(t.name for t in self.outputs if "H" in t.axes or t.axes == "RN")
+
 
 _PREFIX = (Tensor("prefix_key", "float32", "LBHPW"), Tensor("prefix_value", "float32", "LBHPW"))
 _IMAGE = (Tensor("image_key", "float32", "LBHCW"), Tensor("image_value", "float32", "LBHCW"))
@@ -110,6 +118,8 @@ REGIONS = GraphSignature("regions", (Tensor("pixels", "float32", "B3YX"),), (Ten
 SIGNATURES: Mapping[str, GraphSignature] = {
     s.name: s for s in (T2I_PREFILL, T2I_STEP, MMU_PREFILL, MMU_EXTEND, IMAGE_ENCODE, IMAGE_DECODE, SEMANTIC, IDENTITY, REGIONS)
 }
+#: Begins the names of further outputs of self-test forms: ``state_K``, the state behind K layers.
+STATE = "state_"
 #: Keys and values.  A bundle may store them as "float16", all of them alike.
 CACHES = frozenset(t.name for s in SIGNATURES.values() for t in (*s.inputs, *s.outputs) if "H" in t.axes)
 #: Signatures of graphs with the optional input ``scored``.

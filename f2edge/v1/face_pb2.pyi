@@ -31,7 +31,7 @@ IMAGE_FORMAT_JPEG: ImageFormat
 IMAGE_FORMAT_WEBP: ImageFormat
 
 class DecodingOptions(_message.Message):
-    __slots__ = ("steps", "guidance", "order", "mask_law", "temperature", "temperature_law", "token_temperature", "guidance_low", "guidance_high", "guidance_ramp")
+    __slots__ = ("steps", "guidance", "order", "mask_law", "temperature", "temperature_law", "token_temperature", "guidance_low", "guidance_high", "guidance_ramp", "quality")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +42,7 @@ class DecodingOptions(_message.Message):
     GUIDANCE_LOW_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_HIGH_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_RAMP_FIELD_NUMBER: _ClassVar[int]
+    QUALITY_FIELD_NUMBER: _ClassVar[int]
     steps: int
     guidance: float
     order: str
@@ -52,7 +53,8 @@ class DecodingOptions(_message.Message):
     guidance_low: float
     guidance_high: float
     guidance_ramp: bool
-    def __init__(self, steps: _Optional[int] = ..., guidance: _Optional[float] = ..., order: _Optional[str] = ..., mask_law: _Optional[str] = ..., temperature: _Optional[float] = ..., temperature_law: _Optional[str] = ..., token_temperature: _Optional[float] = ..., guidance_low: _Optional[float] = ..., guidance_high: _Optional[float] = ..., guidance_ramp: _Optional[bool] = ...) -> None: ...
+    quality: str
+    def __init__(self, steps: _Optional[int] = ..., guidance: _Optional[float] = ..., order: _Optional[str] = ..., mask_law: _Optional[str] = ..., temperature: _Optional[float] = ..., temperature_law: _Optional[str] = ..., token_temperature: _Optional[float] = ..., guidance_low: _Optional[float] = ..., guidance_high: _Optional[float] = ..., guidance_ramp: _Optional[bool] = ..., quality: _Optional[str] = ...) -> None: ...
 
 class PreviewOptions(_message.Message):
     __slots__ = ("every_steps", "tokens", "proposal", "picture_side")
@@ -77,7 +79,7 @@ class OutputOptions(_message.Message):
     def __init__(self, format: _Optional[_Union[ImageFormat, str]] = ..., side: _Optional[int] = ..., quality: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("prompt", "seed", "options", "previews", "output", "min_steps", "priority")
+    __slots__ = ("prompt", "seed", "options", "previews", "output", "min_steps", "priority", "check")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +87,7 @@ class GenerateRequest(_message.Message):
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     MIN_STEPS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     seed: int
     options: DecodingOptions
@@ -92,7 +95,8 @@ class GenerateRequest(_message.Message):
     output: OutputOptions
     min_steps: int
     priority: Priority
-    def __init__(self, prompt: _Optional[str] = ..., seed: _Optional[int] = ..., options: _Optional[_Union[DecodingOptions, _Mapping]] = ..., previews: _Optional[_Union[PreviewOptions, _Mapping]] = ..., output: _Optional[_Union[OutputOptions, _Mapping]] = ..., min_steps: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+    check: int
+    def __init__(self, prompt: _Optional[str] = ..., seed: _Optional[int] = ..., options: _Optional[_Union[DecodingOptions, _Mapping]] = ..., previews: _Optional[_Union[PreviewOptions, _Mapping]] = ..., output: _Optional[_Union[OutputOptions, _Mapping]] = ..., min_steps: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., check: _Optional[int] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("preview", "result")
@@ -117,17 +121,31 @@ class Wording(_message.Message):
     corrected: _containers.ScalarMap[str, str]
     def __init__(self, unmatched: _Optional[_Iterable[str]] = ..., corrected: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
+class Check(_message.Message):
+    __slots__ = ("score", "missing", "named", "repairs")
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    NAMED_FIELD_NUMBER: _ClassVar[int]
+    REPAIRS_FIELD_NUMBER: _ClassVar[int]
+    score: float
+    missing: _containers.RepeatedScalarFieldContainer[str]
+    named: int
+    repairs: int
+    def __init__(self, score: _Optional[float] = ..., missing: _Optional[_Iterable[str]] = ..., named: _Optional[int] = ..., repairs: _Optional[int] = ...) -> None: ...
+
 class GenerateResult(_message.Message):
-    __slots__ = ("picture", "decoding", "timings", "wording")
+    __slots__ = ("picture", "decoding", "timings", "wording", "check")
     PICTURE_FIELD_NUMBER: _ClassVar[int]
     DECODING_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     WORDING_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
     picture: Picture
     decoding: Decoding
     timings: Timings
     wording: Wording
-    def __init__(self, picture: _Optional[_Union[Picture, _Mapping]] = ..., decoding: _Optional[_Union[Decoding, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., wording: _Optional[_Union[Wording, _Mapping]] = ...) -> None: ...
+    check: Check
+    def __init__(self, picture: _Optional[_Union[Picture, _Mapping]] = ..., decoding: _Optional[_Union[Decoding, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., wording: _Optional[_Union[Wording, _Mapping]] = ..., check: _Optional[_Union[Check, _Mapping]] = ...) -> None: ...
 
 class Box(_message.Message):
     __slots__ = ("x", "y", "width", "height")
@@ -148,7 +166,7 @@ class Cells(_message.Message):
     def __init__(self, inside: _Optional[_Iterable[bool]] = ...) -> None: ...
 
 class EditRequest(_message.Message):
-    __slots__ = ("image", "prompt", "name", "box", "mask", "cells", "seed", "options", "previews", "output", "min_steps", "priority", "redraw_outside")
+    __slots__ = ("image", "prompt", "name", "box", "mask", "cells", "seed", "options", "previews", "output", "min_steps", "priority", "redraw_outside", "check")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -162,6 +180,7 @@ class EditRequest(_message.Message):
     MIN_STEPS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     REDRAW_OUTSIDE_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
     image: bytes
     prompt: str
     name: str
@@ -175,7 +194,8 @@ class EditRequest(_message.Message):
     min_steps: int
     priority: Priority
     redraw_outside: bool
-    def __init__(self, image: _Optional[bytes] = ..., prompt: _Optional[str] = ..., name: _Optional[str] = ..., box: _Optional[_Union[Box, _Mapping]] = ..., mask: _Optional[bytes] = ..., cells: _Optional[_Union[Cells, _Mapping]] = ..., seed: _Optional[int] = ..., options: _Optional[_Union[DecodingOptions, _Mapping]] = ..., previews: _Optional[_Union[PreviewOptions, _Mapping]] = ..., output: _Optional[_Union[OutputOptions, _Mapping]] = ..., min_steps: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., redraw_outside: _Optional[bool] = ...) -> None: ...
+    check: int
+    def __init__(self, image: _Optional[bytes] = ..., prompt: _Optional[str] = ..., name: _Optional[str] = ..., box: _Optional[_Union[Box, _Mapping]] = ..., mask: _Optional[bytes] = ..., cells: _Optional[_Union[Cells, _Mapping]] = ..., seed: _Optional[int] = ..., options: _Optional[_Union[DecodingOptions, _Mapping]] = ..., previews: _Optional[_Union[PreviewOptions, _Mapping]] = ..., output: _Optional[_Union[OutputOptions, _Mapping]] = ..., min_steps: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., redraw_outside: _Optional[bool] = ..., check: _Optional[int] = ...) -> None: ...
 
 class EditResponse(_message.Message):
     __slots__ = ("preview", "result")
@@ -186,20 +206,22 @@ class EditResponse(_message.Message):
     def __init__(self, preview: _Optional[_Union[Preview, _Mapping]] = ..., result: _Optional[_Union[EditResult, _Mapping]] = ...) -> None: ...
 
 class EditResult(_message.Message):
-    __slots__ = ("picture", "decoding", "timings", "original_tokens", "region", "wording")
+    __slots__ = ("picture", "decoding", "timings", "original_tokens", "region", "wording", "check")
     PICTURE_FIELD_NUMBER: _ClassVar[int]
     DECODING_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     ORIGINAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
     WORDING_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
     picture: Picture
     decoding: Decoding
     timings: Timings
     original_tokens: _containers.RepeatedScalarFieldContainer[int]
     region: Cells
     wording: Wording
-    def __init__(self, picture: _Optional[_Union[Picture, _Mapping]] = ..., decoding: _Optional[_Union[Decoding, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., original_tokens: _Optional[_Iterable[int]] = ..., region: _Optional[_Union[Cells, _Mapping]] = ..., wording: _Optional[_Union[Wording, _Mapping]] = ...) -> None: ...
+    check: Check
+    def __init__(self, picture: _Optional[_Union[Picture, _Mapping]] = ..., decoding: _Optional[_Union[Decoding, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., original_tokens: _Optional[_Iterable[int]] = ..., region: _Optional[_Union[Cells, _Mapping]] = ..., wording: _Optional[_Union[Wording, _Mapping]] = ..., check: _Optional[_Union[Check, _Mapping]] = ...) -> None: ...
 
 class Preview(_message.Message):
     __slots__ = ("step", "steps", "positions", "codes", "proposal", "picture")
@@ -248,20 +270,22 @@ class Provenance(_message.Message):
     def __init__(self, synthetic: _Optional[bool] = ..., digital_source_type: _Optional[str] = ..., software: _Optional[str] = ..., model: _Optional[str] = ..., marks: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Decoding(_message.Message):
-    __slots__ = ("seed", "options", "steps", "steps_planned", "degraded", "step_ms")
+    __slots__ = ("seed", "options", "steps", "steps_planned", "degraded", "step_ms", "preset")
     SEED_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     STEPS_PLANNED_FIELD_NUMBER: _ClassVar[int]
     DEGRADED_FIELD_NUMBER: _ClassVar[int]
     STEP_MS_FIELD_NUMBER: _ClassVar[int]
+    PRESET_FIELD_NUMBER: _ClassVar[int]
     seed: int
     options: DecodingOptions
     steps: int
     steps_planned: int
     degraded: bool
     step_ms: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, seed: _Optional[int] = ..., options: _Optional[_Union[DecodingOptions, _Mapping]] = ..., steps: _Optional[int] = ..., steps_planned: _Optional[int] = ..., degraded: _Optional[bool] = ..., step_ms: _Optional[_Iterable[float]] = ...) -> None: ...
+    preset: str
+    def __init__(self, seed: _Optional[int] = ..., options: _Optional[_Union[DecodingOptions, _Mapping]] = ..., steps: _Optional[int] = ..., steps_planned: _Optional[int] = ..., degraded: _Optional[bool] = ..., step_ms: _Optional[_Iterable[float]] = ..., preset: _Optional[str] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queued_ms", "first_ms", "total_ms")

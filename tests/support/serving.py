@@ -32,6 +32,7 @@ from f2edge.engine.requests import (
     Failed,
     GenerateRequest,
     Priority,
+    ReplyKind,
     Request,
     Timings,
     Token,
@@ -40,7 +41,7 @@ from f2edge.engine.sequences import RequestHandle
 from f2edge.errors import CancelledError, DeadlineExceededError, EngineClosedError
 from f2edge.imaging.images import load_image
 from f2edge.pipeline import FacePipeline
-from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace
+from f2edge.results import Answer, Check, EditedFace, FaceReport, GeneratedFace
 from f2edge.server.engine_protocol import Served
 from f2edge.server.lifecycle import FaceServer
 from f2edge.server.settings import ServerSettings
@@ -94,6 +95,7 @@ class ScriptedEngine:
         self.open_requests: set[RequestHandle] = set()
         self.state = EngineState.READY
         self.heartbeat_age_ms = 1.0
+        self.replies: list[ReplyKind] = []
         self.closed = False
         self._lock = threading.Lock()
 
@@ -104,6 +106,7 @@ class ScriptedEngine:
         priority: Priority | None = None,
         deadline: float | None = None,
         on_event: Callable[[Event], None] | None = None,
+        reply: ReplyKind | None = None,
     ) -> RequestHandle:
         if (refusal := self.refusal or self.refuse(request)) is not None:
             raise refusal
@@ -156,16 +159,22 @@ class ScriptedEngine:
 
     def _result(self, request: Request) -> Any:
         image = Image.new("RGB", (SIDE, SIDE), (200, 100, 50))
+        check = Check(0.5, ("hat",), 2, 1) if getattr(request, "check", 0) else None
         if isinstance(request, GenerateRequest):
             schedule, wording = Schedule(steps=self.steps), Wording(("pirate", "eye patch"), {"galsses": "glasses"})
-            return GeneratedFace(image, step_codes(), request.prompt, request.seed, schedule, (1.0,) * self.steps, wording=wording)
+            steps = (1.0,) * self.steps
+            return GeneratedFace(image, step_codes(), request.prompt, request.seed, schedule, steps, wording=wording, check=check)
         if isinstance(request, EditRequest):
-            return EditedFace(image, step_codes(), step_codes(), np.ones((GRID, GRID), dtype=bool))
+            options, cells = replace(request.options.resolve(FACTS.editing), steps=self.steps), np.ones((GRID, GRID), dtype=bool)
+            return EditedFace(image, step_codes(), step_codes(), cells, seed=request.seed, check=check, options=options)
         if isinstance(request, AnalyzeRequest):
             slots = F2EDGE_SCHEMA.values() if request.attributes is None else F2EDGE_SCHEMA.select(request.attributes).values()
             report = FaceReport({slot.name: {value: 1 / len(slot.values) for value in slot.values} for slot in slots})
             return (report,) * len(request.images)
         return Answer("".join(WORDS), (1, 2, 3, 4), 1.0, 100.0)
+
+    def add_reply(self, kind: ReplyKind, ms: float) -> None:
+        self.replies.append(kind)
 
     def check_room(self, family: str) -> None:
         if self.full is not None and family == "answers":

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from export.data.external.index import Texts
 from export.data.text.captions import caption
+from export.data.text.instructions import EDITED_REGIONS, can_instruct, instruction
 from export.data.text.questions import CANNOT_TELL, QuestionAnswer, describe_question, questions
 from export.data.text.tokenizer import END_OF_TEXT, START_OF_TEXT
 from export.data.text.wording import Dice, misspelt
@@ -92,6 +93,20 @@ class TextMaker:
         if rng.random() < _MISSPELT_SHARE:
             text = misspelt(text, Dice(rng))
         return self.layout.prompt(self.encode(text)[: self.layout.prompt_tokens])
+
+    def instruction(self, face: Mapping[str, str] | Texts, rng: np.random.Generator) -> tuple[list[int], str] | None:
+        """A prompt that asks for one thing that the face has ("remove the beard" of one without), and the region that shows it.
+
+        None for a face with texts of its own, and where nothing can be asked for.
+        """
+        if isinstance(face, Texts):
+            return None
+        askable = [slot for slot, value in face.items() if can_instruct(slot, value)]
+        if not askable:
+            return None
+        slot = askable[int(rng.integers(len(askable)))]
+        text = instruction(slot, face[slot], rng)
+        return self.layout.prompt(self.encode_fixed(text)[: self.layout.prompt_tokens]), EDITED_REGIONS[slot]
 
     def exchange(self, item: QuestionAnswer) -> tuple[list[int], list[int]]:
         """``<sot> question`` and ``answer <eot>``."""

@@ -2,7 +2,8 @@
 
 Plans for this GPU and TensorRT version are searched beside the bundle (:func:`f2edge.backends.tensorrt.plans.find_plans`); unsuitable ones
 are refused with the reason.  Engines are loaded when a graph is first run.  Keys and values stay on the device
-from run to run; only ids, pixels and logits cross.  Requests with more rows than a plan takes are cut into several runs.
+from run to run, and so does a step's grid; only ids, pixels and logits cross.  Requests with more rows than a plan takes are cut into
+several runs.
 
 Environment: ``F2EDGE_TENSORRT_PLUGINS`` names modules that register plug-ins; ``F2EDGE_TRUST_PLANS=1`` allows version-compatible plans,
 which contain host code.
@@ -102,7 +103,7 @@ class TensorRTBackend(Sequential):
             limit = _step_rows(largest(plan, "R"), largest(plan, "B"))
             if limit is not None and feeds["codes"].shape[0] > limit:
                 groups = [session.run(group) for group in row_groups(feeds, limit, self._rows)]
-                return {name: np.concatenate([host(group[name]) for group in groups]) for name in groups[0]}
+                return {name: self._joined([group[name] for group in groups]) for name in groups[0]}
             return session.run(feeds)
         letters = {tensor.name: tensor.axes for tensor in SIGNATURES[plan.name].inputs}
         limit, rows = largest(plan, "B"), max((v.shape[letters[n].index("B")] for n, v in feeds.items() if n in letters), default=0)
@@ -129,10 +130,12 @@ class TensorRTBackend(Sequential):
 
     def _joined(self, parts: Sequence[Value]) -> Value:
         """Concatenate one output of several runs."""
-        caches = [part for part in parts if isinstance(part, DeviceArray)]
-        if caches:
-            return self._memory.gather([(cache, row) for cache in caches for row in range(cache.shape[1])])
-        return np.concatenate([host(part) for part in parts])
+        there = [part for part in parts if isinstance(part, DeviceArray)]
+        if not there:
+            return np.concatenate([host(part) for part in parts])
+        if len(there[0].shape) == 5:
+            return self._memory.gather([(cache, row) for cache in there for row in range(cache.shape[1])])
+        return self._memory.join(there)
 
     def _on_device(self, cache: Value) -> DeviceArray:
         return cache if isinstance(cache, DeviceArray) else self._memory.upload(host(cache))

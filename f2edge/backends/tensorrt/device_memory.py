@@ -18,17 +18,20 @@ import numpy as np
 
 from f2edge.backends.base import Array
 from f2edge.backends.tensorrt.cuda import CudaDevice, Lines
+from f2edge.backends.tensorrt.layout import Place, aligned
 from f2edge.errors import BackendError
-
-#: Alignment of the driver's addresses; sizes are rounded up to it so that more of them are equal.
-ALIGNMENT_BYTES = 512
 
 
 class DeviceArray:
-    """Contiguous tensor in the GPU's memory; a :class:`~f2edge.backends.base.DeviceValue`."""
+    """Contiguous tensor in the GPU's memory; a :class:`~f2edge.backends.base.DeviceValue`.
 
-    def __init__(self, memory: DeviceMemory, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.memory, self.address, self.shape, self.dtype = memory, address, shape, dtype
+    ``block`` is the tensor whose memory it is a part of, if it is.
+    """
+
+    def __init__(
+        self, memory: DeviceMemory, address: int, shape: tuple[int, ...], dtype: np.dtype[Any], block: DeviceArray | None = None
+    ) -> None:
+        self.memory, self.address, self.shape, self.dtype, self._block = memory, address, shape, dtype, block
 
     @property
     def nbytes(self) -> int:
@@ -37,6 +40,15 @@ class DeviceArray:
     def numpy(self) -> Array:
         """Return a copy in host memory; waits for the stream."""
         return self.memory.fetch(self)
+
+    def __getitem__(self, rows: Array) -> DeviceArray:
+        """Return consecutive rows, in this tensor's memory."""
+        size = self.nbytes // self.shape[0]
+        return self.part(Place(size * int(rows[0]), (len(rows), *self.shape[1:]), self.dtype))
+
+    def part(self, place: Place) -> DeviceArray:
+        """Return a tensor in this one's memory, which stays as long as the part."""
+        return DeviceArray(self.memory, self.address + place.offset, place.shape, place.dtype, self)
 
 
 class DeviceMemory:
@@ -58,7 +70,7 @@ class DeviceMemory:
     def new(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
         """Return a tensor with undefined content."""
         self._collect()
-        size = max(1, -(-int(np.prod(shape, dtype=np.int64)) * dtype.itemsize // ALIGNMENT_BYTES)) * ALIGNMENT_BYTES
+        size = aligned(max(1, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize))  # so that more sizes are equal
         address = next((a for a, s in self._idle.items() if s == size), None)
         if address is None:
             try:
@@ -88,6 +100,15 @@ class DeviceMemory:
                 self.cuda.download(target, array.address)
                 self.cuda.synchronize()
         return target
+
+    def join(self, arrays: Sequence[DeviceArray]) -> DeviceArray:
+        """Join tensors along their first axis."""
+        joined = self.new((sum(array.shape[0] for array in arrays), *arrays[0].shape[1:]), arrays[0].dtype)
+        address = joined.address
+        for array in arrays:
+            self.cuda.copy_lines(Lines(address, array.nbytes), Lines(array.address, array.nbytes), array.nbytes, 1)
+            address += array.nbytes
+        return joined
 
     def gather(self, caches: Sequence[tuple[DeviceArray, int]]) -> DeviceArray:
         """Join rows of caches, each ``(cache (L, B, H, P, W), row)``, to one cache (L, rows, H, max P, W), right-aligned, zero-padded."""

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.cli import main
-from bench.load import loops
+from bench.load import deadlines, loops
 from bench.load.loops import Run, Sample
 from bench.load.plan import LoadPlan
 from bench.load.report import order_statistic, parse_slo, percentiles, results_of
@@ -390,3 +390,33 @@ def test_a_started_server_is_soaked_and_stopped(monkeypatch: pytest.MonkeyPatch,
 def test_a_server_that_does_not_start_reports_why(tmp_path: Path) -> None:
     with pytest.raises(ServerUnavailableError, match="did not become ready"), ServerProcess(["--bundle", str(tmp_path)]):
         pass
+
+
+def test_calls_with_deadlines_are_refused_in_time_or_failed() -> None:
+    replies = [
+        (0.5, Reply("OK", 0.0, 0.4, 0.4, b"x", steps=7, degraded=True)),
+        (0.5, Reply("OK", 0.0, 0.1, 0.1, b"x", steps=12)),
+        (0.1, Reply("DEADLINE_EXCEEDED", 0.0, 0.002, refused=True)),
+        (0.1, Reply("DEADLINE_EXCEEDED", 0.0, 0.1)),
+    ]
+    found = deadlines.results_of(replies, {"wasted_steps": 3.0})
+    assert (found["calls"], found["refused"], found["accepted"], found["in_time"]) == (4, 1, 3, 2)
+    assert found["share_in_time"] == pytest.approx(2 / 3)
+    assert found["steps"] == {"7": 1, "12": 1}
+    assert (found["degraded"], found["without_steps"], found["failed"]) == (1, 0, {"DEADLINE_EXCEEDED": 1})
+    assert found["left_ms"]["min"] == pytest.approx(100)
+
+
+@pytest.mark.long
+def test_random_deadlines_beside_a_load_are_kept(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadlines, "SHORTEST_S", 10.0)
+    monkeypatch.setattr(deadlines, "LONGEST_S", 30.0)
+    words = "load --scenario deadlines --count 10 --rate 4 --clients 1 --mix analyze --distinct 4 --json"
+    monkeypatch.setattr("sys.argv", ["bench", *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["calls"] == 10
+    assert found["accepted"] == found["in_time"] + sum(found["failed"].values())
+    assert (found["failed"], found["without_steps"], found["server_errors"]) == ({}, 0, [])

@@ -182,11 +182,11 @@ class Model:
         self.lazy = lazy
         self.seeds: list[int] = []
 
-    def generate(self, prompts: Sequence[str], *, seeds: Sequence[int], options: Any) -> list[Any]:
-        self.seeds += seeds
+    def generate(self, prompts: Sequence[str], *, seeds: Sequence[int], options: Any, check: int = 0) -> list[Any]:
+        self.seeds += [] if check else seeds
         first = {name: slot.values[0] for name, slot in F2EDGE_SCHEMA.items()}
         drawn = [first | ({} if self.lazy else mentioned_in(prompt)) for prompt in prompts]
-        return [SimpleNamespace(image=Image.fromarray(written(d))) for d in drawn]
+        return [SimpleNamespace(image=Image.fromarray(written(d)), check=SimpleNamespace(score=1.0)) for d in drawn]
 
     def encode(self, images: Sequence[Image.Image]) -> np.ndarray:
         return np.stack([np.asarray(image)[0, :64, 0] for image in images])
@@ -219,7 +219,7 @@ class Model:
     def token_mask(self, cells: np.ndarray) -> np.ndarray:
         return cells.ravel()
 
-    def edit(self, image: Image.Image, prompt: str, region: str, *, seed: int, options: Any) -> Any:
+    def edit(self, image: Image.Image, prompt: str, region: str, *, seed: int, options: Any, check: int = 0) -> Any:
         wanted = mentioned_in(prompt)
         codes, cells = np.arange(64), np.zeros((8, 8), dtype=bool)
         cells[2:4, 2:5] = True
@@ -254,6 +254,8 @@ def test_a_perfect_model_scores_full_marks(tmp_path: Path) -> None:
     assert results["instruct"]["accuracy"] == results["instruct"]["other_slots_unchanged"] == 1
     assert results["telephone"]["after_all"] > 0.9  # a description leaves out what is ordinary
     assert results["domain"]["weakest"] == 1
+    assert results["check"]["generate"]["accuracy_without"] == results["check"]["generate"]["rounds"]["2"]["accuracy"] == 1
+    assert results["check"]["edit"]["accuracy"] == 1
     sheets = {"generate", "tokenizer", "describe", "edit", "everyday", "typed", "instruct", "telephone", "unsaid"}
     assert {p.stem for p in tmp_path.glob("*.png")} == sheets
     assert all(Image.open(tmp_path / f"{name}.png").width > 1000 for name in sheets)

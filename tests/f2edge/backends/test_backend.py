@@ -141,7 +141,7 @@ def test_a_step_in_groups_is_the_step_of_all(requests: list[tuple[int, float]], 
     """Each branch's logits are a function of its prefix and the codes of its row, so a mixed-up branch would show."""
     N, V = 4, 3
     rows = [
-        GridRow(np.full(N, V), plan(Schedule(steps=2, guidance=g), np.ones(N, dtype=bool), seed), seed + i)
+        GridRow.of(np.full(N, V), plan(Schedule(steps=2, guidance=g), np.ones(N, dtype=bool), seed), seed + i)
         for i, (_, g) in enumerate(requests)
     ]
     feeds, prefixes = step_feeds(rows, range(len(rows)))

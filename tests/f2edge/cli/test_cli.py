@@ -200,6 +200,7 @@ def test_info_and_verify_and_bundles(bundle: str, capsys: pytest.CaptureFixture[
     table = document(capsys, "info", "-b", bundle)
     assert table["bundle"]["name"] == opened.name
     assert "CPUExecutionProvider" in table["providers"]
+    assert table["bundle"]["presets"].keys() == {"fast", "balanced", "best"}
     assert table["bundle"]["graphs"].keys() == opened.manifest.graphs.keys()
     verified = document(capsys, "verify", bundle)
     assert verified["ok"] is True

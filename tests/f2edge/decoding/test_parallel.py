@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from f2edge.decoding.grids import GridsValue
 from f2edge.decoding.parallel import UNCONDITIONAL, Feeds, StepEvent, StepFunction, decode
 from f2edge.decoding.schedule import Plan, Schedule, plan
 from f2edge.errors import CancelledError
@@ -111,7 +112,7 @@ def test_only_guided_rows_take_a_second_branch() -> None:
     seen: list[tuple[int, ...]] = []
     model = scripted([0, 1, 2])
 
-    def step(feeds: Feeds, prefixes: tuple[int, ...]) -> tuple[Ids, Ids]:
+    def step(feeds: Feeds, prefixes: tuple[int, ...]) -> tuple[GridsValue, GridsValue]:
         seen.append(prefixes)
         assert len(feeds["branch_row"]) == len(prefixes)
         for row, branch in enumerate(feeds["unconditional_branch"]):
@@ -151,3 +152,38 @@ def test_cancelling_stops_between_two_steps() -> None:
             cancelled=lambda: len(done) == 2,
         )
     assert done == [1, 2]
+
+
+class Far:
+    """Grids on a device that counts how often they are read."""
+
+    def __init__(self, grids: Ids, reads: list[int]) -> None:
+        self._grids, self._reads = grids, reads
+        self.shape = grids.shape
+
+    def numpy(self) -> Ids:
+        self._reads.append(len(self._grids))
+        copied: Ids = self._grids.copy()
+        return copied
+
+
+@pytest.mark.parametrize(("steps", "listening", "reads"), [((4, 4), False, 1), ((4, 4), True, 8), ((2, 4), False, 2)])
+def test_grids_are_read_when_somebody_needs_them(steps: tuple[int, ...], *, listening: bool, reads: int) -> None:
+    """The last ones; with a listener two of each step; and where a row ends, the batch that it was in."""
+    done: list[int] = []
+    model = scripted([0, 1])
+
+    def step(feeds: Feeds, prefixes: tuple[int, ...]) -> tuple[GridsValue, GridsValue]:
+        given = feeds["codes"]
+        near = {**feeds, "codes": given._grids if isinstance(given, Far) else given}
+        first, second = model(near, prefixes)
+        assert isinstance(first, np.ndarray)
+        assert isinstance(second, np.ndarray)
+        return Far(first, done), Far(second, done)
+
+    plans = [plan(Schedule(steps=count), EVERYTHING, 0) for count in steps]
+    times: list[float] = []
+    codes = decode(step, masked(2), plans, [0, 0], on_step=(lambda _: None) if listening else None, times=times)
+    assert np.array_equal(codes, decode(model, masked(2), plans, [0, 0]))
+    assert len(times) == max(steps)
+    assert len(done) == reads

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from f2edge.engine.requests import Priority
+from f2edge.engine.requests import Priority, ReplyKind
 from f2edge.errors import BackendError, BundleError, DeadlineUnreachableError, InputError, QueueFullError, UnknownRegionError
 from f2edge.pipeline import FacePipeline
 from f2edge.provenance.label import EDITED, GENERATED, read_label
@@ -165,6 +165,7 @@ BAD: dict[str, tuple[str, Any, str, str]] = {
     "control character": ("Generate", pb.GenerateRequest(prompt="a\x07b"), "prompt", "PROMPT"),
     "long prompt": ("Generate", pb.GenerateRequest(prompt="a" * 2001), "prompt", "PROMPT"),
     "steps": ("Generate", pb.GenerateRequest(**GOOD, options=pb.DecodingOptions(steps=0)), "options.steps", "ARGUMENT"),
+    "preset": ("Generate", pb.GenerateRequest(**GOOD, options=pb.DecodingOptions(quality="great")), "options.quality", "ARGUMENT"),
     "many steps": ("Generate", pb.GenerateRequest(**GOOD, options=pb.DecodingOptions(steps=2**31)), "options.steps", "ARGUMENT"),
     "nan": ("Generate", pb.GenerateRequest(**GOOD, options=pb.DecodingOptions(guidance=float("nan"))), "options.guidance", "ARGUMENT"),
     "inf": (
@@ -282,6 +283,45 @@ def test_a_deadline_that_cannot_be_met_is_refused(face: Any, engine: ScriptedEng
     error = refused(lambda: face.Generate(pb.GenerateRequest(**GOOD), timeout=20))
     assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert "needs 900 ms" in error.details()
+    assert details(error)["ErrorInfo"].metadata == {"accepted": "false"}
+
+
+def test_the_engine_is_told_what_follows_it_and_how_long_that_took(face: Any, engine: ScriptedEngine) -> None:
+    list(face.Generate(pb.GenerateRequest(**GOOD, output=pb.OutputOptions(format=pb.IMAGE_FORMAT_JPEG, side=64))))
+    list(face.Edit(pb.EditRequest(**GOOD, **BOX, image=photo())))
+    list(face.Ask(pb.AskRequest(image=photo(), question="what?")))
+    assert engine.replies == [ReplyKind("JPEG", 64 * 64), ReplyKind("PNG", SIDE * SIDE), ReplyKind("words")]
+
+
+def test_a_check_is_asked_for_and_told_of(face: Any, engine: ScriptedEngine) -> None:
+    for call, message in (
+        (face.Generate, pb.GenerateRequest(**GOOD, check=2)),
+        (face.Edit, pb.EditRequest(**GOOD, **BOX, image=photo(), check=2)),
+    ):
+        (answer,) = call(message)
+        assert engine.submitted[-1][0].check == 2
+        assert answer.result.check == pb.Check(score=0.5, missing=["hat"], named=2, repairs=1)
+    (unchecked,) = face.Generate(pb.GenerateRequest(**GOOD))
+    assert not unchecked.result.HasField("check")
+    error = refused(lambda: face.Generate(pb.GenerateRequest(**GOOD, check=9)))
+    assert details(error)["BadRequest"].field_violations[0].field == "check"
+
+
+def test_accepted_deadlines_are_kept_over_the_wire(tmp_path: Path) -> None:
+    served = paper_served(paper_pipeline(tmp_path / "paper"))
+    options = pb.DecodingOptions(steps=200)
+    with serving(served) as server, stub(server.address) as face:
+        calls = [face.Generate(pb.GenerateRequest(prompt="a man", seed=n, options=options), timeout=40 + n) for n in range(12)]
+        answered = 0
+        for call in calls:
+            try:
+                (last,) = call
+                assert 4 <= last.result.decoding.steps <= 200
+                answered += 1
+            except grpc.RpcError as error:
+                assert details(error)["ErrorInfo"].metadata == {"accepted": "false"}  # noqa: PT017
+        assert answered
+        assert served.engine.stats().failed == {}
 
 
 def test_a_model_without_a_part_says_so(face: Any, engine: ScriptedEngine) -> None:

@@ -202,10 +202,12 @@ def _host(address: int, size: int) -> Any:
 
 def _copies(cuda: CudaDouble) -> list[Callable[..., Any]]:
     def cuMemcpyHtoDAsync(dstDevice: int, srcHost: int, ByteCount: int, hStream: Any) -> Any:
+        cuda.copies["to the device"].append(ByteCount)
         cuda.enqueue(hStream, lambda: cuda.view(dstDevice, (ByteCount,), np.uint8).__setitem__(slice(None), _host(srcHost, ByteCount)))
         return _answer(lambda: None)
 
     def cuMemcpyDtoHAsync(dstHost: int, srcDevice: int, ByteCount: int, hStream: Any) -> Any:
+        cuda.copies["to the host"].append(ByteCount)
         cuda.enqueue(hStream, lambda: _host(dstHost, ByteCount).__setitem__(slice(None), cuda.view(srcDevice, (ByteCount,), np.uint8)))
         return _answer(lambda: None)
 
@@ -213,6 +215,7 @@ def _copies(cuda: CudaDouble) -> list[Callable[..., Any]]:
         assert pCopy.srcMemoryType is pCopy.dstMemoryType is MemoryType.CU_MEMORYTYPE_DEVICE
         target, source = (pCopy.dstDevice, pCopy.dstPitch), (pCopy.srcDevice, pCopy.srcPitch)
         width, height = pCopy.WidthInBytes, pCopy.Height
+        cuda.copies["on the device"].append(width * height)
         cuda.enqueue(hStream, lambda: cuda.copy_lines(target, source, width, height))
         return _answer(lambda: None)
 

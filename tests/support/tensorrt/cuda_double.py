@@ -43,6 +43,7 @@ class CudaDouble:
         own_runtime: whether TensorRT's CUDA runtime is another than ours, so that only TensorRT's next call reports and clears its error.
         room: bytes that can be allocated.
         launches, captures, runs: counted.
+        copies: bytes of every copy "to the device", "to the host" and "on the device", in order.
         invalidated: why captures were invalidated, in order.
     """
 
@@ -55,6 +56,7 @@ class CudaDouble:
         self.stream_flags: int | None = None
         self.legacy_traffic = self.capture_fails = self.own_runtime = self.error = False
         self.launches = self.captures = self.runs = 0
+        self.copies: dict[str, list[int]] = {"to the device": [], "to the host": [], "on the device": []}
         self.invalidated: list[str] = []
         self.blocks: dict[int, np.ndarray[Any, np.dtype[np.uint8]]] = {}
         self.graphs: dict[int, list[Callable[[], None]]] = {}

@@ -116,6 +116,7 @@ def _add_copies(driver: Any, cuda: CudaDouble) -> None:
 
         def __call__(self, stream: Any) -> None:
             target, source, width, height = (self.target, self.dst_pitch), (self.source, self.src_pitch), self.width_in_bytes, self.height
+            cuda.copies["on the device"].append(width * height)
             cuda.enqueue(stream.handle, lambda: cuda.copy_lines(target, source, width, height))
 
     def host_bytes(array: Any) -> np.ndarray[Any, Any]:
@@ -124,10 +125,12 @@ def _add_copies(driver: Any, cuda: CudaDouble) -> None:
 
     def memcpy_htod_async(dest: int, src: Any, stream: Any) -> None:
         data = host_bytes(src)
+        cuda.copies["to the device"].append(data.size)
         cuda.enqueue(stream.handle, lambda: cuda.view(dest, data.shape, np.uint8).__setitem__(slice(None), data))
 
     def memcpy_dtoh_async(dest: Any, src: int, stream: Any) -> None:
         data = host_bytes(dest)
+        cuda.copies["to the host"].append(data.size)
         cuda.enqueue(stream.handle, lambda: data.__setitem__(slice(None), cuda.view(src, data.shape, np.uint8)))
 
     def memset_d8_async(dest: int, data: int, size: int, stream: Any) -> None:

@@ -413,6 +413,7 @@ def _set_device_memory(context: Any, module: Any, memory: int, size: int) -> Non
 
 def _put_address(context: Any, module: Any, name: str, memory: int) -> bool:
     _entry(context._state["engine"], name)
+    assert memory % 256 == 0, "kernels are chosen for aligned memory"
     if context._state["addresses"].get(name) != memory:
         _changed(context)
     context._state["addresses"][name] = memory

@@ -22,6 +22,8 @@ from f2edge.backends.registry import choose_backend
 from f2edge.backends.tensorrt.backend import TensorRTBackend
 from f2edge.backends.tensorrt.device_memory import DeviceArray
 from f2edge.bundle.bundle import Bundle
+from f2edge.decoding.parallel import decode
+from f2edge.decoding.schedule import Schedule, plan
 from f2edge.errors import BackendError
 from f2edge.lru_cache import LRUCache
 from f2edge.pipeline import FacePipeline
@@ -333,3 +335,61 @@ def test_threads_take_turns(here: Machine, bundle: Path, expected: FacePipeline)
         thread.join()
     for i, feed in enumerate(feeds):
         assert np.allclose(results[i], host(expected.backend.run("mmu_extend", feed)["logits"]), atol=2e-4)
+
+
+# Copies ----------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("library", "faces"), [("pycuda", 1), ("cuda-bindings", 1), ("pycuda", 2)])
+def test_a_step_takes_one_copy_in_and_none_out(  # noqa: PLR0917
+    library: str, faces: int, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: FacePipeline
+) -> None:
+    """Twelve steps and six: the difference is what six steps copy.  The codes come from the step before, on the device.
+
+    Two faces are two runs of these plans, joined on the device, with two prefixes each that are cut out of the batch's.
+    """
+    cuda = machine(monkeypatch, tmp_path, library=library).cuda
+    pipeline = FacePipeline.load(bundle, backend="tensorrt")
+    counts = []
+    for steps in (2, 6, 12):  # the first prepares prompts
+        before = {way: len(sizes) for way, sizes in cuda.copies.items()}
+        options = GenerateOptions(steps=steps, guidance=1.5)
+        prompts, seeds = PROMPTS[:faces], [4, 5][:faces]
+        drawn = pipeline.generate(prompts, seeds=seeds, options=options)
+        for own, other in zip(drawn, expected.generate(prompts, seeds=seeds, options=options), strict=True):
+            assert np.array_equal(own.codes, other.codes)
+        counts.append({way: len(sizes) - before[way] for way, sizes in cuda.copies.items()})
+    more = {way: counts[2][way] - counts[1][way] for way in counts[0]}
+    assert (more["to the device"], more["to the host"]) == (6 * faces, 0)
+    assert more["on the device"] == (12 if faces == 1 else 6 * 2 * (2 + 2 + 2 * 2 + 2)), (
+        "codes and grids; caches cut, staged; both grids joined"
+    )
+
+
+def test_an_answer_token_takes_one_copy_in_and_one_out(here: Machine, bundle: Path, face: Image.Image) -> None:
+    pipeline = FacePipeline.load(bundle, backend="tensorrt")
+    counts = []
+    for tokens in (4, 9):
+        before = {way: len(sizes) for way, sizes in here.cuda.copies.items()}
+        assert len(pipeline.ask(face, "what color is the hair?", max_tokens=tokens).tokens) == tokens
+        pipeline.inference.images = LRUCache(4)
+        counts.append({way: len(sizes) - before[way] for way, sizes in here.cuda.copies.items()})
+    more = {way: counts[1][way] - counts[0][way] for way in counts[0]}
+    assert more == {"to the device": 5, "to the host": 5, "on the device": 15}, "the text's keys and values in, both out together"
+
+
+def test_previews_and_changing_batches_read_the_grids(here: Machine, bundle: Path, expected: FacePipeline) -> None:
+    """Rows that end at different steps, and a listener that reads every grid."""
+    pipeline = FacePipeline.load(bundle, backend="tensorrt")
+    seen: list[list[Any]] = []
+    for chosen in (pipeline, expected):
+        events: list[Any] = []
+        rows = [plan(Schedule(steps=steps, guidance=guidance), np.ones(chosen.bundle.layout.image_tokens, dtype=bool), steps)
+                for steps, guidance in ((2, 1.5), (5, 0.0))]  # fmt: skip
+        masked = np.full((2, chosen.bundle.layout.image_tokens), chosen.bundle.layout.mask_code)
+        step = chosen.inference.step([chosen.inference.prompt_prefix([5, 6]), chosen.inference.prompt_prefix([7])])
+        codes = decode(step, masked, rows, [2, 5], on_step=events.append)
+        assert np.array_equal(codes, decode(step, masked, rows, [2, 5]))
+        seen.append([codes, *(grid for event in events for grid in (event.codes, event.proposal))])
+    for own, other in zip(*seen, strict=True):
+        assert np.array_equal(own, other)

@@ -1,0 +1,165 @@
+"""Search of a bundle's named presets: ``python -m bench presets --bundle DIR --out runs/presets``.
+
+Steps, guidance, temperature with its law, and order are tried on held-out prompts that no figure uses (their seed is apart).  Each
+candidate has the accuracy of mentioned attributes by the judge, the Fréchet distance and its branches (transformer runs, a guided step has
+two).  ``best`` has the highest accuracy; ``balanced`` the fewest branches within half a point of it, ``fast`` within two points.
+
+``--write`` stores the three with their figures in the manifest of a bundle's folder, and seals it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from bench.options import DEFAULT_JUDGE, AsJson, BackendName, BundleName, Threads
+from bench.results import write_json
+from f2edge.cli.console import Output
+from f2edge.errors import InputError
+
+if TYPE_CHECKING:
+    from bench.quality.quality import Bench
+    from f2edge.bundle.bundle import Bundle
+    from f2edge.decoding.schedule import Schedule
+
+#: Faces and prompts of this seed are in no figure.
+SEED = 7001
+#: Points of accuracy that ``balanced`` and ``fast`` may lose against ``best``.
+LOSSES = {"best": 0.0, "balanced": 0.005, "fast": 0.02}
+_KEPT = ("steps", "guidance", "order", "temperature", "temperature_law")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A schedule and what was measured of it."""
+
+    schedule: Schedule
+    accuracy: float
+    frechet: float
+    branches: int
+    seconds: float
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The options that a preset has, with the figures."""
+        measured = {"attributes": round(self.accuracy, 4), "frechet": round(self.frechet, 1), "branches": self.branches}
+        return {**{name: getattr(self.schedule, name) for name in _KEPT}, "measured": measured}
+
+
+def candidates(default: Schedule, steps: Sequence[int], guidance: Sequence[float]) -> list[Schedule]:
+    """Return the schedules to try: all steps and guidances with the default's order and two others, then temperatures around them."""
+    from dataclasses import replace
+
+    orders = (("maskgit", default.temperature), ("maskgit", 0.4 * default.temperature), ("halton", default.temperature))
+    found = [
+        replace(default, steps=count, guidance=scale, order=order, temperature=temperature)
+        for count, scale, (order, temperature) in product(steps, guidance, orders)
+    ]
+    return list(dict.fromkeys([default, *found]))
+
+
+def chosen(measured: Sequence[Candidate]) -> dict[str, Candidate]:
+    """Return the presets: of those within the loss of each, the one with the fewest branches, then the most accurate."""
+    top = max(candidate.accuracy for candidate in measured)
+    found = {}
+    for name in ("fast", "balanced", "best"):
+        near = [c for c in measured if c.accuracy >= top - LOSSES[name]]
+        found[name] = min(near, key=lambda c: (c.branches, -c.accuracy))
+    return found
+
+
+def measure(bench: Bench, schedule: Schedule) -> Candidate:
+    """Return what the bench's prompts give with a schedule."""
+    from bench.quality import scores
+    from bench.quality.frechet import frechet_distance
+    from bench.quality.quality import as_array
+    from f2edge.decoding.schedule import plan
+    from f2edge.results import GenerateOptions
+
+    bench.options = GenerateOptions(**{name: getattr(schedule, name) for name in _KEPT})
+    prompts, start = bench.prompts, time.perf_counter()
+    drawn = bench.draw([p.text for p in prompts], [SEED * 1_000_000 + row for row in range(len(prompts))], f"{schedule.steps} steps")
+    seconds, pictures = time.perf_counter() - start, as_array(drawn)
+    said = scores.mention_table([p.mentioned for p in prompts], bench.schema)
+    accuracy = scores.slot_shares(bench.judge.predict(pictures), said, bench.schema).overall
+    distance = frechet_distance(bench.judge.features(pictures), bench.judge.features(bench.faces.images))
+    made = plan(schedule, np.ones(bench.pipeline.bundle.layout.image_tokens, dtype=bool), 0)
+    return Candidate(schedule, accuracy, distance, made.steps + int((made.guidance > 0).sum()), seconds)
+
+
+def write(bundle: Bundle, presets: Mapping[str, Candidate]) -> None:
+    """Store presets in the manifest of a bundle's folder, with a new checksum."""
+    from f2edge.bundle.bundle import write_manifest
+
+    rows = {name: candidate.row for name, candidate in presets.items()}
+    write_manifest(bundle.folder, {**bundle.manifest.document, "presets": rows})
+
+
+def presets(
+    *,
+    bundle: BundleName = "nano",
+    backend: BackendName = "auto",
+    judge_file: Annotated[Path, typer.Option("--judge", help="Weights of the judge.")] = DEFAULT_JUDGE,
+    images: Annotated[int, typer.Option(min=2, help="Faces of each candidate.")] = 64,
+    steps: Annotated[str, typer.Option(help="Steps to try.")] = "3,4,6,8,12,18",
+    guidance: Annotated[str, typer.Option(help="Guidance scales to try.")] = "0,1.5,3,5",
+    threads: Threads = None,
+    write_to: Annotated[bool, typer.Option("--write", help="Store the presets in the manifest; the bundle is then a folder.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for presets.json.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search the presets fast, balanced and best of a bundle."""
+    from bench.options import listed, whole_numbers
+    from bench.quality.faces import held_out_faces
+    from bench.quality.judge import Judge
+    from bench.quality.quality import Bench
+    from f2edge.pipeline import FacePipeline
+
+    counts, scales = whole_numbers("--steps", [steps], "4"), [_scale(text) for text in listed([guidance], "3")]
+    pipeline, output = FacePipeline.load(bundle, backend=backend, threads=threads, watermark=None), Output(json=as_json)
+    if write_to and not Path(bundle).is_dir():
+        raise InputError(f"--write changes a bundle's manifest; give the folder of {bundle!r} as --bundle")
+    render = partial(held_out_faces, size=pipeline.bundle.configuration.tokenizer.image_size)
+    bench = Bench(pipeline, Judge.load(judge_file), images, seed=SEED, render=render)
+    measured = [measure(bench, schedule) for schedule in candidates(pipeline.bundle.generation, counts, scales)]
+    found = chosen(measured)
+    names = {id(candidate): name for name, candidate in found.items()}
+    rows = [
+        (
+            names.get(id(c), ""),
+            *(str(getattr(c.schedule, name)) for name in _KEPT[:4]),
+            f"{100 * c.accuracy:.1f}",
+            f"{c.frechet:.0f}",
+            str(c.branches),
+            f"{1e3 * c.seconds / images:.0f}",
+        )
+        for c in sorted(measured, key=lambda c: -c.accuracy)
+    ]
+    output.table(("preset", "steps", "guidance", "order", ">temperature", ">attributes %", ">Fréchet", ">branches", ">ms"), rows)
+    document = {"bundle": bundle, "images": images, "seed": SEED, "presets": {name: c.row for name, c in found.items()},
+                "tried": [c.row for c in measured]}  # fmt: skip
+    if out is not None:
+        write_json(document, out / "presets.json")
+    if write_to:
+        write(pipeline.bundle, found)
+        output.line(f"{bundle}: presets are in its manifest; check it with `f2edge verify {bundle}`")
+    print(json.dumps(document))
+
+
+def _scale(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise InputError(f"--guidance {text!r}: write numbers in 0 … 100")
+    return value
