@@ -132,14 +132,18 @@ def selftest(
     seconds: Annotated[float, typer.Option("--seconds", min=0.0, help="Seconds of timed runs for each case.")] = 0.25,
     power: Annotated[str, typer.Option("--power", help="auto, none, tegrastats, rapl or nvml.")] = "auto",
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads of ONNX Runtime.")] = None,
+    layers: Annotated[int, typer.Option("--layers", min=1, help="Layers of a group; the state behind each group is compared.")] = 1,
+    forms: Annotated[
+        Path | None, typer.Option("--forms", metavar="DIR", help="Write the bundle with these states as outputs instead, for TensorRT.")
+    ] = None,
     record: Annotated[bool, typer.Option("--record", help="Write the reference into the bundle instead, before plans are built.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run every graph of a bundle here, compare it with a reference, time it and write a report."""
     from engines.selftest.command import Request, run_selftest
 
-    request = Request(backend=backend, out=out, seconds=seconds, power=power, threads=threads)
-    run_selftest(bundle, request, only_record=record, as_json=as_json)
+    request = Request(backend=backend, out=out, seconds=seconds, power=power, threads=threads, layers=layers)
+    run_selftest(bundle, request, only_record=record, forms=forms, as_json=as_json)
 
 
 @app.command()

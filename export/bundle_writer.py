@@ -13,9 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,13 +24,14 @@ from typing_extensions import Self
 
 from export.data.text.tokenizer import read_text_tokenizer
 from export.defaults import GENERATION, ModelDefaults
+from export.destination import replaced_folder
 from export.graph.lower import constant
 from export.graph.runtime_forms import runtime_forms
 from export.graph.trace import Models, trace
 from export.quantize.quantize import Calibration, Recipe, quantize, recipe_named
-from f2edge.bundle.bundle import LEXICON, MANIFEST, TOKENIZER, write_manifest
+from f2edge.bundle.bundle import LEXICON, TOKENIZER, write_manifest
 from f2edge.bundle.manifest import FLAVOURS
-from f2edge.errors import F2EdgeError, InputError, OutputError
+from f2edge.errors import InputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
 from f2edge.spec.configuration import ModelConfiguration
 from f2edge.spec.layout import TokenLayout
@@ -178,77 +177,6 @@ def write_graphs(folder: Path, traced: Traced, transform: GraphTransform) -> dic
     return rows
 
 
-def check_destination(out: Path, needed_bytes: int = 0) -> None:
-    """Check that a bundle can be written to ``out``, with a temporary file beside it.
-
-    Args:
-        out: folder of the bundle.
-        needed_bytes: minimum free space.
-
-    Raises:
-        OutputError: the folder cannot be written, the disk is too full, or the folder contains something other than a bundle.
-    """
-    if out.name in ("", ".."):
-        raise OutputError(f"cannot write the bundle {str(out)!r}: a bundle takes its folder's name; give a named one, as bundles/mine")
-    try:
-        if out.exists() and not out.is_dir():
-            raise OutputError(f"cannot write the bundle {out}: a file of that name exists; choose another folder")
-        if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-            raise OutputError(f"cannot write the bundle {out}: the folder holds other things, and no {MANIFEST}; choose a new folder")
-        parent = next(folder for folder in out.absolute().parents if folder.exists())
-        with tempfile.TemporaryFile(dir=parent):
-            free = shutil.disk_usage(parent).free
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(f"cannot write the bundle {out}: {error.strerror}; choose a folder that you may write") from error
-    if free < needed_bytes:
-        raise OutputError(
-            f"cannot write the bundle {out}: it takes at least {needed_bytes / 2**20:.0f} MiB, the disk has {free / 2**20:.0f} MiB free; "
-            "make room or choose another disk"
-        )
-
-
-@contextmanager
-def replaced_folder(out: Path) -> Iterator[Path]:
-    """Yield a new folder that replaces ``out`` if the block succeeds, and is removed if it fails.
-
-    Raises:
-        OutputError: as :func:`check_destination`, or the disk is full.
-    """
-    check_destination(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise OutputError(f"cannot write the bundle {out}: {error.strerror}; choose a folder that you may write") from error
-    try:
-        building.chmod(0o755)
-        yield building
-        _replace(out, building)
-    except OSError as error:
-        if isinstance(error, F2EdgeError):
-            raise
-        reason = error.strerror or str(error)
-        raise OutputError(f"cannot write the bundle {out}: {reason}; free some space or choose another folder") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def _replace(out: Path, building: Path) -> None:
-    """Replace ``out`` by ``building``; if the second rename fails, restore ``out``."""
-    old = building.with_name(f"{building.name}-old")
-    if out.exists():
-        out.rename(old)
-    try:
-        building.rename(out)
-    except BaseException:
-        if old.exists():
-            old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def layout_of(
     configuration: ModelConfiguration,
     text_tokenizer_path: Path,
@@ -287,6 +215,7 @@ class ModelCard:
     smoke_prompt: str = "a young woman with long blonde hair"
     lexicon: Lexicon | None = None
     faces: str = ModelDefaults.faces
+    typical_answers: tuple[str, ...] = ()
 
 
 def write_bundle(
@@ -354,6 +283,8 @@ def write_bundle(
             "licence": card.licence,
             "quality": dict(card.quality or {}),
         }
+        if card.typical_answers:
+            document["typical_answers"] = list(card.typical_answers)
         if card.alignment is not None:
             document["alignment"] = dict(card.alignment)
         write_manifest(folder, document)

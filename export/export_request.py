@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.bundle_writer import check_destination
 from export.data.text.tokenizer import read_text_tokenizer
+from export.destination import check_destination
 from f2edge.errors import InputError
 
 

@@ -20,7 +20,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from export.bundle_writer import GraphTransform, Traced, check_destination, trace_all, write_bundle
+from export.bundle_writer import GraphTransform, Traced, trace_all, write_bundle
+from export.destination import check_destination
 from export.export_request import ExportRequest
 from export.graph.static_shapes import infer
 from export.graph.trace import Models

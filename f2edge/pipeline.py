@@ -45,7 +45,6 @@ logger = logging.getLogger(__name__)
 ROWS_AT_ONCE = 16
 #: Faces read together: the encoders' memory grows with their number.
 FACES_AT_ONCE = 8
-DESCRIBE_QUESTION = "describe the face"
 #: Puts an edited picture into its original.
 Paste = Callable[[Image.Image], Image.Image]
 
@@ -107,7 +106,7 @@ class FacePipeline:
     @property
     def describe_question(self) -> str:
         """The question that the bundle was trained to answer with a description."""
-        return str(self.bundle.manifest.document.get("describe_question", DESCRIBE_QUESTION))
+        return self.bundle.manifest.describe_question
 
     def generate(
         self,

@@ -45,6 +45,7 @@ class Questions:
         self._longest = bundle.configuration.prompt_tokens
         self._slots: LRUCache[Slot, SlotQuestion] = LRUCache(256)
         self._schema = bundle.schema
+        self._describe_question, self._typical = bundle.manifest.describe_question, bundle.manifest.typical_answers
 
     def ids(self, question: str) -> list[int]:
         """Return ``<sot> question``, written as the model was trained on it; :class:`PromptError` where it is too long."""
@@ -55,11 +56,14 @@ class Questions:
         return layout.question(text)
 
     def texts(self) -> Iterator[Tokens]:
-        """Yield every question of the schema with each of its answers, which are likely in answers to other questions too."""
+        """Yield every question of the schema with each of its answers, which are likely in other answers too, and typical descriptions."""
         for slot in self._schema.values():
             asked = self._slots.get(slot, partial(self._question, slot))
             for tokens in asked.answers:
                 yield asked.question + tokens
+        described, end = tuple(self.ids(self._describe_question)) if self._typical else (), self.inference.layout.end_of_text
+        for words in self._typical:
+            yield (*described, *self._tokenizer.encode(words), end)
 
     def report(self, prefix: ImagePrefix, schema: AttributeSchema) -> FaceReport:
         """Return the probabilities of every slot's values, from one batch over the face's prefix.

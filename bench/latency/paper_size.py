@@ -27,7 +27,7 @@ from f2edge.errors import F2EdgeError, InputError
 from f2edge.spec.configuration import CONFIGURATIONS, ModelConfiguration
 from f2edge.spec.flops import step_flops
 
-RECIPES = ("fp32", "int8", "mixed")
+RECIPES = ("fp32", "int8", "mixed", "int4-128")
 #: Graphs that each task runs.
 TASKS: Mapping[str, tuple[str, ...]] = {
     "t2i": ("t2i_prefill", "t2i_step", "image_decode"),

@@ -130,17 +130,19 @@ def _by_codes(published: Published, imported: Imported, pictures: list[Image.Ima
             drawn = published.draw(prompts[0], masked, steps=steps, guidance=guidance, noise=noise_of(steps, model))
             own = imported.draw(prompts[0], masked.numpy(), steps=steps, guidance=guidance, seed=steps)
             yield _tokens(f"T2I, {steps} steps, guidance {guidance}", [(drawn, own)])
-    yield _tokens("edits, 16 steps, guidance 1.75, masks of 9, 77 and 200 tokens", list(_edits(published, imported, codes[0])))
+    for guidance in (1.75, 0.0):
+        edits = list(_edits(published, imported, codes[0], guidance))
+        yield _tokens(f"edits, 16 steps, guidance {guidance}, masks of 9, 77 and 200 tokens", edits)
 
 
-def _edits(published: Published, imported: Imported, codes: Tensor) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+def _edits(published: Published, imported: Imported, codes: Tensor, guidance: float) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
     model = published.configuration
     for count in (9, 77, 200):
         chosen = np.random.default_rng(count).permutation(model.image_tokens)[:count]
         grid = codes.clone()
         grid[torch.from_numpy(chosen)] = model.codes
-        drawn = published.draw(words(model, 3, 8), grid, steps=16, guidance=1.75, noise=noise_of(count, model))
-        yield drawn, imported.draw(words(model, 3, 8), grid.numpy(), steps=16, guidance=1.75, seed=count)
+        drawn = published.draw(words(model, 3, 8), grid, steps=16, guidance=guidance, noise=noise_of(count, model))
+        yield drawn, imported.draw(words(model, 3, 8), grid.numpy(), steps=16, guidance=guidance, seed=count)
 
 
 def _same_answers(what: str, pairs: list[tuple[list[int], list[int]]]) -> Row:

@@ -9,7 +9,7 @@ Axes are those of :mod:`f2edge.spec.graphs`.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -18,7 +18,7 @@ import numpy as np
 from f2edge.backends.base import Array
 from f2edge.bundle.bundle import Bundle
 from f2edge.decoding.noise import noise_key
-from f2edge.spec.graph_checks import GraphEntry
+from f2edge.spec.graph_checks import GraphEntry, Port
 from f2edge.spec.graphs import SIGNATURES
 
 #: Name → sizes of the dynamic axes: R requests, B rows or branches, S new and T earlier text columns.
@@ -49,6 +49,11 @@ class Case:
     @property
     def label(self) -> str:
         return f"{self.graph}/{self.name}"
+
+    @property
+    def columns(self) -> int:
+        """Columns of a state that count, from the right: none of a padding; 0 for all."""
+        return (self.valid or 0) if self.graph == "t2i_prefill" else self.sizes.get("S", 0)
 
     @property
     def valid(self) -> int | None:
@@ -95,9 +100,9 @@ def _prompt_lengths(rows: int) -> list[int]:
 
 
 def feeds(bundle: Bundle, case: Case) -> dict[str, Array]:
-    """Return the inputs of a case by name."""
-    entry = bundle.manifest.graphs[case.graph]
-    shapes = _shapes(bundle, entry, case)
+    """Return the inputs of a case by name; keys and values stacked, as every backend takes them."""
+    ports = _ports(bundle, bundle.manifest.graphs[case.graph])
+    shapes = _shapes(bundle, ports, case)
     rows = case.sizes.get("R", 0)
     made: dict[str, Array] = {}
     for name, shape in shapes.items():
@@ -116,8 +121,7 @@ def feeds(bundle: Bundle, case: Case) -> dict[str, Array]:
             made[name] = _normal(key, shape)
     if case.graph == "t2i_step":
         made |= _step(bundle, made["codes"], rows, case.sizes["B"])
-    dtypes = {port.name: port.dtype for port in entry.inputs}
-    return {name: made[name].astype(dtypes[name], copy=False) for name in shapes}
+    return {port.name: made[port.name].astype(port.dtype, copy=False) for port in ports}
 
 
 _STEP = {"branch_row", "unconditional_branch", "mask_ratio", "guidance", "token_temperature", "temperature", "noise_key", "priority",
@@ -144,12 +148,25 @@ def _step(bundle: Bundle, codes: Array, rows: int, branches: int) -> dict[str, A
     }
 
 
-def _shapes(bundle: Bundle, entry: GraphEntry, case: Case) -> dict[str, tuple[int, ...]]:
+def _ports(bundle: Bundle, entry: GraphEntry) -> list[Port]:
+    """Return a graph's inputs under the names of its signature: caches that it takes layer by layer as one, and no optional ones."""
+    own = {port.name: port for port in entry.inputs}
+    found = []
+    for tensor in SIGNATURES[entry.name].inputs:
+        layer = own.get(f"{tensor.name}.0")
+        if layer is not None:
+            found.append(Port(tensor.name, layer.dtype, (bundle.configuration.layers, *layer.shape)))
+        elif tensor.name in own:
+            found.append(own[tensor.name])
+    return found
+
+
+def _shapes(bundle: Bundle, ports: Sequence[Port], case: Case) -> dict[str, tuple[int, ...]]:
     """Return the shape of every input; the picture of ``mmu_extend`` has one row, for all."""
-    letters = {tensor.name: tensor.axes for tensor in SIGNATURES[entry.name].inputs}
+    letters = {tensor.name: tensor.axes for tensor in SIGNATURES[case.graph].inputs}
     sizes = {**case.sizes, "P": bundle.layout.prompt_tokens + len(bundle.layout.unconditional)}
     found = {}
-    for port in entry.inputs:
+    for port in ports:
         own = {**sizes, "B": 1} if port.name.startswith("image_") else sizes
         found[port.name] = tuple(
             axis if isinstance(axis, int) else own[letter] for letter, axis in zip(letters[port.name], port.shape, strict=True)

@@ -16,10 +16,12 @@ from engines.power.meter import PowerError
 from engines.power.power import Power
 from engines.selftest import report
 from engines.selftest.cases import Case, cases, feeds
+from engines.selftest.layers import LayersBackend, write_forms
 from engines.selftest.machine import describe
 from engines.selftest.reference import Reference, record
 from engines.selftest.run import SelfTest
 from f2edge.backends.base import Backend
+from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.backends.registry import choose_backend
 from f2edge.backends.tensorrt.backend import TensorRTBackend
 from f2edge.bundle.bundle import Bundle
@@ -42,6 +44,7 @@ class Request:
         seconds: time to spend on timing each case.
         power: meter, "auto" or "none".
         threads: threads of ONNX Runtime.
+        layers: layers of a group; the state behind each group is compared.
     """
 
     backend: str
@@ -49,6 +52,7 @@ class Request:
     seconds: float = 0.25
     power: str = "auto"
     threads: int | None = None
+    layers: int = 1
 
 
 def selftest(source: str, request: Request, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
@@ -67,7 +71,7 @@ def selftest(source: str, request: Request, progress: Callable[[str], None] = la
 def _selftest(bundle: Bundle, request: Request, power: Power, progress: Callable[[str], None]) -> dict[str, Any]:
     start, chosen = time.perf_counter(), cases(bundle)
     progress("reference")
-    reference = Reference.of(bundle, chosen)
+    reference = Reference.of(bundle, chosen, request.layers)
     test = SelfTest(bundle, reference, chosen, request.seconds, progress)
     backend, reason = choose_backend(request.backend, bundle, request.threads)
     try:
@@ -76,6 +80,8 @@ def _selftest(bundle: Bundle, request: Request, power: Power, progress: Callable
         raise OutputError(f"cannot write {request.out}: {error.strerror}") from error
     test.alone(backend, AS_BUILT)
     test.interleaved(backend)
+    if backend.name == OnnxRuntimeBackend.name:
+        test.layers(LayersBackend(bundle, request.threads, request.layers))
     watts, machine = _watts(backend, bundle, chosen, power), describe(backend)
     plans = backend.plans if isinstance(backend, TensorRTBackend) else None
     name = backend.name
@@ -121,8 +127,12 @@ def _watts(backend: Backend, bundle: Bundle, chosen: list[Case], power: Power) -
     return f"{energy.watts:.1f} W while {case.label} repeats ({power.covers})"
 
 
-def run_selftest(source: str, request: Request, *, only_record: bool, as_json: bool) -> None:
+def run_selftest(source: str, request: Request, *, only_record: bool, forms: Path | None, as_json: bool) -> None:
     """Run the command: print the result, and raise :class:`BackendError` naming each graph that fails."""
+    if forms is not None:
+        folder = write_forms(Bundle.load(source), forms, request.layers)
+        print(json.dumps({"forms": str(folder)}) if as_json else f"self-test forms: {folder}; build and test them like the bundle")
+        return
     if only_record:
         bundle = Bundle.load(source)
         path = record(bundle, cases(bundle))

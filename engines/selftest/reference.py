@@ -1,8 +1,9 @@
 """Reference outputs of the self-test: made by ONNX Runtime on the CPU with its optimizers off, compared group by group.
 
-A group is one output; of keys and values, one layer, so the first group that is off tells at which layer a graph goes wrong.  Of each
-group at most ``SAMPLES`` values are kept, at places that the group's name decides: some hundred kilobytes for any model.  They travel as
-``selftest.npz`` in the bundle (``python -m engines selftest BUNDLE --record``), or are computed where ONNX Runtime runs the graphs.
+A group is one output; of keys and values, one layer; in self-test forms (:mod:`engines.selftest.layers`) the state behind a group of
+layers, so the first group that is off tells at which layer a graph goes wrong.  Of each group at most ``SAMPLES`` values are kept, at
+places that the group's name decides: some hundred kilobytes for any model.  They travel as ``selftest.npz`` in the bundle
+(``python -m engines selftest BUNDLE --record``), or are computed where ONNX Runtime runs the graphs.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ from typing import Any
 import numpy as np
 
 from engines.selftest.cases import Case, feeds, uniform
+from engines.selftest.layers import FOLDER, form
 from f2edge.backends.base import Array, Value, host
+from f2edge.backends.ports import Ports
 from f2edge.bundle.bundle import Bundle, embedded_folder, write_manifest
 from f2edge.errors import BackendError, BundleError, InputError
 from f2edge.provenance.saving import write_atomically
-from f2edge.spec.graphs import SIGNATURES
+from f2edge.spec.graphs import SIGNATURES, STATE
 
 FILE = "selftest.npz"
 SAMPLES = 256
+#: Begins the names of the groups of states: "state before layer 0", "state after layer 3".
+BETWEEN = "state "
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,13 @@ def tolerance(bundle: Bundle, graph: str) -> Tolerance:
 
 
 def groups(case: Case, outputs: Mapping[str, Value]) -> Groups:
-    """Return the samples of every group of a case's outputs, in the order of the signature."""
+    """Return the samples of every group of a case's outputs: states from the first layer on, then in the order of the signature."""
     found: Groups = {}
+    layers = sorted(int(name.removeprefix(STATE)) for name in outputs if name.startswith(STATE))
+    for layer in layers if case.sizes.get("R", 1) == 1 else ():  # backends may run requests apart, their branches in another order
+        value = host(outputs[f"{STATE}{layer}"])
+        kept = value.reshape(case.sizes["B"], -1, value.shape[-1])[:, -case.columns :]
+        found[f"{BETWEEN}after layer {layer - 1}" if layer else f"{BETWEEN}before layer 0"] = _sampled(f"{STATE}{layer}", kept)
     for tensor in SIGNATURES[case.graph].outputs:
         value = host(outputs[tensor.name])
         if tensor.axes.startswith("LBH"):
@@ -99,8 +109,8 @@ class Reference:
         self.source, self.cases = source, cases
 
     @classmethod
-    def of(cls, bundle: Bundle, cases: Iterable[Case]) -> Reference:
-        """Return the bundle's own reference, or compute it.
+    def of(cls, bundle: Bundle, cases: Iterable[Case], every: int = 1) -> Reference:
+        """Return the bundle's own reference, or compute it with the state behind every so many layers.
 
         Raises:
             BundleError: the bundle's file is damaged or of other cases.
@@ -112,10 +122,10 @@ class Reference:
             if missing:
                 raise BundleError(f"{bundle.folder / FILE}: lacks {', '.join(sorted(missing))}; write it again with --record")
             return cls("bundle", found)
-        return cls("computed", compute(bundle, cases))
+        return cls("computed", compute(bundle, cases, every))
 
 
-def compute(bundle: Bundle, cases: Iterable[Case]) -> dict[str, Groups]:
+def compute(bundle: Bundle, cases: Iterable[Case], every: int = 1) -> dict[str, Groups]:
     """Return the groups of every case, from ONNX Runtime on one thread, optimizers off; raises like :meth:`Reference.of`."""
     import onnxruntime
 
@@ -127,9 +137,11 @@ def compute(bundle: Bundle, cases: Iterable[Case]) -> dict[str, Groups]:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads, options.log_severity_level = 1, 4
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            path = bundle.path(case.graph)
+            options.add_session_config_entry(FOLDER, str(path.parent))
             try:
                 sessions[case.graph] = onnxruntime.InferenceSession(
-                    str(bundle.path(case.graph)), options, providers=["CPUExecutionProvider"]
+                    form(path.read_bytes(), every), options, providers=["CPUExecutionProvider"]
                 )
             except Exception as problem:
                 line = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
@@ -138,8 +150,9 @@ def compute(bundle: Bundle, cases: Iterable[Case]) -> dict[str, Groups]:
                     f"python -m engines selftest {bundle.name} --record"
                 ) from problem
         session: onnxruntime.InferenceSession = sessions[case.graph]
-        names = [output.name for output in session.get_outputs()]
-        found[case.label] = groups(case, dict(zip(names, session.run(names, feeds(bundle, case)), strict=True)))
+        ports, given = Ports.of(session), feeds(bundle, case)
+        made = session.run(ports.outputs, {name: host(value) for name, value in ports.feeds(given).items()})
+        found[case.label] = groups(case, ports.results(given, dict(zip(ports.outputs, made, strict=True))))
     return found
 
 

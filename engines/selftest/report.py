@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engines.selftest.reference import TOLERANCES
+from engines.selftest.reference import BETWEEN, TOLERANCES
 from engines.selftest.run import CaseResult, percentile
 from engines.shapes import input_shapes
 from f2edge.backends.tensorrt.plans import GraphPlan, PlanFolder
@@ -24,6 +24,7 @@ def row(result: CaseResult) -> Document:
         "passed": result.passed,
         "failure": result.failure,
         "first_wrong": next(iter(result.wrong), ""),
+        "last_right": _last_right(result),
         "worst": worst,
         "error": _number(result.errors.get(worst, 0.0)),
         "tolerance": result.limits.get(worst, 0.0),
@@ -34,6 +35,13 @@ def row(result: CaseResult) -> Document:
             for mode, times in result.times.items()
         },
     }
+
+
+def _last_right(result: CaseResult) -> str:
+    """Return the state before the first one that is off, where that one is a state."""
+    states = [group for group in result.limits if group.startswith(BETWEEN) and group in result.errors]
+    first = next(iter(result.wrong), "")
+    return states[states.index(first) - 1] if first in states[1:] else ""
 
 
 def _number(value: float) -> float | str:
@@ -121,7 +129,8 @@ def _reason(case: Mapping[str, Any]) -> str:
     if case["failure"]:
         return str(case["failure"])
     worst = f"worst {case['worst']}: {_figure(case['error'])} (at most {case['tolerance']:g})"
-    return f"{case['first_wrong']} is the first group that differs; {worst}"
+    before = f", {case['last_right']} agrees" if case["last_right"] else ""
+    return f"{case['first_wrong']} is the first group that differs{before}; {worst}"
 
 
 def _cell(value: Any) -> str:

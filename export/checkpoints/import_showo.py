@@ -171,10 +171,12 @@ def _configured(showo: Path, size: int | None, base: ModelConfiguration) -> tupl
 
 
 def _listed(path: Path, what: str, lines: list[str], weights: ExternalWeights, expected: Mapping[str, Shape]) -> list[str]:
-    """The complaints about one folder under a heading; empty where there are none."""
+    """The complaints about one folder: one line for one, a heading above several; empty where there are none."""
     lines = lines + mismatches(weights.infos, expected)
     lines += [f"not float  {name} is {info.dtype}" for name, info in weights.infos.items() if _integer(name, info)]
-    return [f"{path}: this is no {what} ({len(lines)} differences)", *(f"  {line}" for line in lines)] if lines else []
+    if len(lines) < 2:
+        return [f"{path}: this is no {what}: {line}" for line in lines]
+    return [f"{path}: this is no {what} ({len(lines)} differences)", *(f"  {line}" for line in lines)]
 
 
 def _integer(name: str, info: TensorInfo) -> bool:

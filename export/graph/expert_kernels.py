@@ -234,6 +234,22 @@ class _Rewriter:
         replace(self.layer.last, self.insert("Reshape", rows, self.insert("Shape", self.layer.x)))
 
 
+def _dense(graph: ir.Graph, layer: ExpertLayer, recipe: Recipe, _pack: Packer) -> None:
+    """Multiply all hidden values by their expert's gate at once, those of the shared expert by 1, instead of taking them apart."""
+    if recipe.precision == "float32":
+        return  # other recipes begin with this graph
+    down = _sole(layer.down, "MatMul")
+    joined = _producer(_other(down, layer.down), "Concat")
+    hidden = _producer(_producer_value(joined, "Split"), "Split").inputs[0]
+    spread = np.zeros((layer.experts, ExpertLayer.array(layer.down).shape[0]), dtype=np.float32)
+    for expert in range(layer.experts):
+        spread[expert, layer.hidden(expert)] = 1
+    insert = Inserter(graph, joined, f"{layer.name}/dense")
+    shared = add_constant(graph, "dense/shared", 1 - spread.sum(axis=0))
+    factors = insert("Add", insert("MatMul", layer.gates, add_constant(graph, "dense/spread", spread)), shared)
+    replace(joined, insert("Mul", hidden, factors))
+
+
 def _gathered(graph: ir.Graph, layer: ExpertLayer, _recipe: Recipe, _pack: Packer) -> None:
     write = _Rewriter(graph, layer)
     x, gates = write.flat(layer.x, layer.width), write.flat(layer.gates, layer.experts)
@@ -297,7 +313,7 @@ def _fused(graph: ir.Graph, layer: ExpertLayer, recipe: Recipe, pack: Packer) ->
 Packer = Callable[[str, slice, Array], Blocks]
 _Writer = Callable[[ir.Graph, ExpertLayer, Recipe, Packer], Any]
 
-_WRITERS: Mapping[str, _Writer] = {"dense": lambda *_: None, "gathered": _gathered, "fused": _fused}
+_WRITERS: Mapping[str, _Writer] = {"dense": _dense, "gathered": _gathered, "fused": _fused}
 
 
 def best_kernel(layer: ExpertLayer, graph: str, recipe: Recipe) -> str:

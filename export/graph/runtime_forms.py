@@ -3,7 +3,7 @@
 * Caches as one input and output per layer.  A traced graph cuts every layer out of stacked keys and values, by copying: 100 MB per answer
   token and per step of Show-o.  As values of their own (:mod:`f2edge.backends.ports`) layers are read where they are.
 * Logits of several columns, so that one pass verifies several guessed tokens.
-* Rotary positions as one operator instead of ten.
+* Rotary positions as one operator instead of ten, scores of attention as one instead of three.
 
 >>> runtime_forms(model)  # doctest: +SKIP
 """
@@ -27,6 +27,7 @@ def runtime_forms(model: ir.Model) -> ir.Model:
     split_caches(model)
     score_columns(model)
     fuse_rotary(model)
+    fuse_scores(model)
     return model
 
 
@@ -208,6 +209,9 @@ def _rotary_table(graph: ir.Graph, before: ir.Node, cosine: ir.Value, sine: ir.V
         return add_constant(graph, f"rotary/{name}", np.array(values, dtype=np.int64))
 
     def rows(table: ir.Value) -> ir.Value:
+        known = constant(table)
+        if known is not None:
+            return add_constant(graph, f"{table.name}/rows", np.ascontiguousarray(known[..., :half]).reshape(-1, half))
         first = insert("Slice", table, number("zero", 0), number(f"half_{half}", half), number("axis", 3))
         return insert("Reshape", first, number(f"rows_{half}", -1, half))
 
@@ -219,3 +223,20 @@ def _rotary_table(graph: ir.Graph, before: ir.Node, cosine: ir.Value, sine: ir.V
     places = insert("Range", scalar[0], count, scalar[1])
     sizes = insert("Gather", shape, number("batch_and_columns", 0, 2), axis=0)
     return insert("Reshape", places, sizes), rows(cosine), rows(sine)
+
+
+def fuse_scores(model: ir.Model) -> ir.Model:
+    """Replace products of scaled queries with transposed keys by ``FusedMatMul``, in place."""
+    graph = model.graph
+    for node in [node for node in graph if node.op_type == "MatMul" and not node.domain]:
+        scaled, turned = _made_by(node.inputs[0], "Mul"), _made_by(node.inputs[1], "Transpose")
+        scale = None if scaled is None else constant(scaled.inputs[1])
+        if scaled is None or turned is None or scale is None or scale.size != 1 or turned.attributes["perm"].as_ints() != (0, 1, 3, 2):
+            continue
+        made = Inserter(graph, node, node.name or str(node.outputs[0].name))(
+            "FusedMatMul", scaled.inputs[0], turned.inputs[0], domain=CONTRIB, alpha=float(scale.reshape(())), transB=1
+        )
+        replace(node, made)
+        graph.opset_imports[CONTRIB] = 1
+    passes.RemoveUnusedNodesPass()(model)
+    return model

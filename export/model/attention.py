@@ -31,7 +31,7 @@ def rotary_table(positions: Tensor, rotary: int, base: float) -> tuple[Tensor, T
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotate the first ``rotary`` dims of ``x`` (…, B, H, S, W) by the table of :func:`rotary_table`; the rest is unchanged."""
+    """Rotate the first ``rotary`` dims of ``x`` (B, H, S, W) by the table of :func:`rotary_table`; the rest is unchanged."""
     width = cosine.shape[-1]
     turned = x[..., :width]
     first, second = turned[..., : width // 2], turned[..., width // 2 :]
@@ -108,16 +108,14 @@ class Attention(nn.Module):
             (B, S, D), and the columns of ``past`` and ``x`` together.
         """
         B, S, D = x.shape
-        columns = self.input(x).view(B, S, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # (3, B, H, S, W)
-        value = columns[2]
+        parts = torch.split(self.input(x), [D, D, D], dim=-1)  # taken apart before they are turned: a permutation of all three costs twice
+        query, key, value = (part.view(B, S, self.heads, D // self.heads).transpose(1, 2) for part in parts)  # (B, H, S, W)
         if self.normed:
-            normed = self.query_norm(columns[0]), self.key_norm(columns[1])
-            query, key = (rotate(part.to(value.dtype), *table) for part in normed)
-        else:
-            query, key = rotate(columns[:2], *table).unbind(0)
+            query, key = self.query_norm(query).to(value.dtype), self.key_norm(key).to(value.dtype)
+        query, key = rotate(query, *table), rotate(key, *table)
         if past is not None:
             key, value = torch.cat((past[0].to(key.dtype), key), dim=2), torch.cat((past[1].to(value.dtype), value), dim=2)
-        parts = [(key, value)] if shared is None else [(shared[0].to(key.dtype), shared[1].to(value.dtype)), (key, value)]
+        columns = [(key, value)] if shared is None else [(shared[0].to(key.dtype), shared[1].to(value.dtype)), (key, value)]
         attend = attend_fused if self.fused else attend_plain
-        mixed = attend(query, parts, mask)
+        mixed = attend(query, columns, mask)
         return self.output(mixed.transpose(1, 2).reshape(B, S, D)), (key, value)

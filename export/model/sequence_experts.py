@@ -8,6 +8,7 @@ the router reads its mean.  With gates g and w = sigmoid(gate(x)) the layer comp
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -52,17 +53,13 @@ class SequenceExpertLayer(nn.Module):
             Residual (B, J, D), router probabilities (B, 4), chosen (B, 4).
         """
         gates, probability, chosen = self.router(mean)  # (B, 4)
-        straight = gates.new_zeros(gates.shape[0])[:, None, None]  # factor of x
-        mixed: Tensor | None = None
-        for index, kind in enumerate(self.kinds):
-            gate = gates[:, index, None, None]  # (B, 1, 1)
+        straight, mixed = [], []  # factors of x, and what the mixing experts add
+        for kind, gate in zip(self.kinds, torch.split(gates[..., None], 1, dim=1), strict=True):  # (B, 1, 1)
             if kind == "copy":
-                straight = straight + gate
+                straight.append(gate)
             elif kind != "zero":
                 own = torch.sigmoid(self.gates[kind](x).float())  # (B, J, 1)
-                straight = straight + gate * own
-                part = (gate * (1 - own)).to(x.dtype) * self.maps[kind](sources[kind])
-                mixed = part if mixed is None else mixed + part
-        assert mixed is not None
-        residual = straight.to(x.dtype) * x + mixed
+                straight.append(gate * own)
+                mixed.append((gate * (1 - own)).to(x.dtype) * self.maps[kind](sources[kind]))
+        residual = reduce(torch.add, straight).to(x.dtype) * x + reduce(torch.add, mixed)
         return residual * self.scale.to(x.dtype) if self.scaled else residual, probability, chosen

@@ -107,8 +107,11 @@ class TransformerBlock(nn.Module):
         end = segments.start + G * (J + 2)
         images, routed = (v[:, segments.start : end].reshape(B * G, J + 2, D)[:, 1 : J + 1] for v in (h, exact))  # (B·G, J, D)
         delta, probability, chosen = self.sequence[group](images, routed.mean(dim=1), sources)
+        before, after = segments.start, S - end
+        if G == 1:
+            return functional.pad(delta, (0, 0, before + 1, after + 1)), (probability, chosen)
         delta = functional.pad(delta, (0, 0, 1, 1)).reshape(B, G * (J + 2), D)
-        return functional.pad(delta, (0, 0, segments.start, S - end)), (probability, chosen)
+        return functional.pad(delta, (0, 0, before, after)), (probability, chosen)
 
     def forward(
         self,

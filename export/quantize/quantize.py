@@ -190,11 +190,14 @@ def _blocks(graph: ir.Graph, recipe: Recipe, calibration: Calibration, source: i
 
 
 def _four_bits(graph: ir.Graph, node: ir.Node, source: ir.Value, blocks: Blocks, recipe: Recipe) -> None:
+    """Replace a product, and the sum with its bias where there is one, by ``MatMulNBits``."""
     K, N = ExpertLayer.array(source).shape
+    total, bias = _biased(node)
     product = Inserter(graph, node, node.name or str(node.outputs[0].name))(
         "MatMulNBits",
         node.inputs[0],
         *(add_constant(graph, f"{source.name}.int4.{part}", getattr(blocks, part)) for part in ("codes", "scales", "zeros")),
+        *(() if bias is None else (None, bias)),
         domain=CONTRIB,
         K=K,
         N=N,
@@ -202,7 +205,20 @@ def _four_bits(graph: ir.Graph, node: ir.Node, source: ir.Value, blocks: Blocks,
         block_size=recipe.block,
         accuracy_level=ACCURACY_LEVEL,
     )
-    replace(node, product)
+    name = total.outputs[0].name  # parity is measured on "logits"
+    replace(total, product)
+    product.name = name
+
+
+def _biased(product: ir.Node) -> tuple[ir.Node, ir.Value | None]:
+    """Return the node that adds a constant to each output of a product, and that constant; the product itself where there is none."""
+    made, users = product.outputs[0], [usage.node for usage in product.outputs[0].uses()]
+    if len(users) == 1 and users[0].op_type == "Add" and not made.is_graph_output():
+        (bias,) = (value for value in users[0].inputs if value is not made)
+        values, weight = constant(bias), constant(product.inputs[1])
+        if values is not None and weight is not None and values.shape == weight.shape[1:]:
+            return users[0], bias
+    return product, None
 
 
 def _tables(graph: ir.Graph, recipe: Recipe) -> None:

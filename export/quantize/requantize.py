@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from export.bundle_writer import recipe_transform, replaced_folder, write_graphs
+from export.bundle_writer import recipe_transform, write_graphs
+from export.destination import replaced_folder
 from export.quantize.calibration import Calibrator
 from export.quantize.quantize import Calibration
 from export.quantize.recipes import Recipe, recipe_named

@@ -110,7 +110,7 @@ class TrainOptions:
         weight_decay: on tensors of two or more axes.
         clip: gradient norm per module; 0 turns it off.
         ema: decay of the weight average, ramped up from 0.1 by ``(1 + step) / (10 + step)``; 0 turns it off.
-        bf16: autocast to bfloat16.
+        bf16: autocast to bfloat16; Muon iterates in it too.
         validate_every, save_every, log_every: in steps; 0 means only at the end.
         threads: torch threads; 0 keeps torch's choice.
         loaders: processes that make batches; 0: a thread of this one, which is enough on two cores.
@@ -216,6 +216,7 @@ class _Run:
                 betas=options.betas,
                 weight_decay=options.weight_decay,
                 clip=options.clip,
+                precision=torch.bfloat16 if options.bf16 else torch.float32,
             )
             for name, module in self.modules.items()
         }

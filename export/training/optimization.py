@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from export.training.distributed import Processes
 from export.training.sharding import like, whole
 
 ALONE = Processes(0, 1)
+_PIECE = 1 << 18
 
 
 def rate_factor(step: int, steps: int, warmup: int, schedule: str, decay_fraction: float = 0.25) -> float:
@@ -31,6 +33,14 @@ def rate_factor(step: int, steps: int, warmup: int, schedule: str, decay_fractio
     return 1.0
 
 
+def norm_of(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Return the Euclidean norm of all values together.
+
+    Taken piece by piece: a CPU adds squares one after the other in float32, which loses 3 % of the norm of 200 M values.
+    """
+    return torch.nn.utils.get_total_norm([piece for tensor in tensors for piece in torch.split(tensor.reshape(-1), _PIECE)])
+
+
 class FlatGradients:
     """Gradients of one module as views into one flat buffer, so that they are averaged and scaled at once."""
 
@@ -44,7 +54,7 @@ class FlatGradients:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add a loss' gradients, for these parameters only."""
-        loss.backward(inputs=self.parameters)  # type: ignore[no-untyped-call]
+        loss.backward(inputs=self.parameters)
 
     def average(self, processes: Processes) -> None:
         """Average over the processes."""
@@ -52,7 +62,7 @@ class FlatGradients:
 
     def norm(self) -> float:
         """Return the norm of all gradients together."""
-        return float(self.flat.norm())
+        return float(norm_of([self.flat]))
 
     def scale(self, factor: float) -> None:
         """Multiply all gradients."""
@@ -71,7 +81,7 @@ class ShardedGradients:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add a loss' gradients."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def average(self, _processes: Processes) -> None:
         """Give parameters that took no part a gradient of 0, as they would have without sharding."""
@@ -81,7 +91,9 @@ class ShardedGradients:
 
     def norm(self) -> float:
         """Return the norm of all gradients of all processes together."""
-        return float(whole(torch.nn.utils.get_total_norm(self._all())))
+        square = norm_of(cast("DTensor", gradient).to_local() for gradient in self._all()).square()
+        torch.distributed.all_reduce(square)
+        return float(square.sqrt())
 
     def scale(self, factor: float) -> None:
         """Multiply all gradients."""
@@ -106,10 +118,19 @@ class Optimization:
         betas: AdamW's; the first is Muon's momentum too.
         weight_decay: on tensors of two or more axes.
         clip: largest gradient norm; 0 turns it off.
+        precision: of Muon's iterations.
     """
 
     def __init__(
-        self, module: nn.Module, method: str, rate: float, *, betas: tuple[float, float], weight_decay: float, clip: float
+        self,
+        module: nn.Module,
+        method: str,
+        rate: float,
+        *,
+        betas: tuple[float, float],
+        weight_decay: float,
+        clip: float,
+        precision: torch.dtype = torch.bfloat16,
     ) -> None:
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.rate, self.clip = rate, clip
@@ -125,7 +146,7 @@ class Optimization:
         if rest:
             self.optimizers.append(torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, betas=betas, fused=True))
         if hidden:
-            self.optimizers.append(Muon(hidden, rate, 0.95, weight_decay))
+            self.optimizers.append(Muon(hidden, rate, 0.95, weight_decay, precision))
         self._state = self._allocate({id(h) for h in hidden})
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -173,10 +194,16 @@ class Muon(torch.optim.Optimizer):
     Keller Jordan's method, with the scale of arXiv 2502.16982 (section 2.2): an update has the root mean square of AdamW's, so one learning
     rate and one weight decay serve both.  A sharded matrix is gathered, and every process computes all of
     its update.  Convolutions count as matrices (outputs, inputs x window), three axes as a batch of matrices.
+
+    Iterations in bfloat16 are two to five times as fast and turn differences of 1e-7 in a gradient, such as another order of its sums
+    leaves, into tenths of an update's spread.  In float32 they stay near 1e-5.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], rate: float, momentum: float, weight_decay: float) -> None:
+    def __init__(
+        self, parameters: list[nn.Parameter], rate: float, momentum: float, weight_decay: float, precision: torch.dtype = torch.bfloat16
+    ) -> None:
         super().__init__(parameters, {"lr": rate, "momentum": momentum, "weight_decay": weight_decay})
+        self.precision = precision
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -189,17 +216,17 @@ class Muon(torch.optim.Optimizer):
                 nesterov = torch.lerp(p.grad, average, group["momentum"])
                 gathered = whole(nesterov)
                 matrix = gathered if p.ndim == 3 else gathered.flatten(1)  # ([E,] m, n)
-                update = like(orthogonalised(matrix).reshape(p.shape), p)
+                update = like(orthogonalised(matrix, self.precision).reshape(p.shape), p)
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-group["lr"] * 0.2 * max(matrix.shape[-2:]) ** 0.5)
 
 
-def orthogonalised(matrix: torch.Tensor, iterations: int = 5) -> torch.Tensor:
+def orthogonalised(matrix: torch.Tensor, precision: torch.dtype = torch.bfloat16, iterations: int = 5) -> torch.Tensor:
     """Approximate U V^T of the singular value decomposition U S V^T of (..., m, n), in float32.
 
-    Five Newton-Schulz steps in bfloat16 with coefficients chosen for speed: singular values end between 0.7 and 1.2.
+    Five Newton-Schulz steps in ``precision`` with coefficients chosen for speed: singular values end between 0.7 and 1.2.
     """
-    x = matrix.bfloat16()
+    x = matrix.to(precision)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT

@@ -158,6 +158,10 @@ class OnnxRuntimeBackend:
                 self._sessions[key] = loaded
             return loaded
 
+    def _source(self, path: Path) -> str | bytes:
+        """Return what a session is made of: the file, so that weights are mapped."""
+        return str(path)
+
     def _load(self, graph: str, path: Path, threads: int, *, packed: bool) -> tuple[Any, Ports]:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -166,12 +170,13 @@ class OnnxRuntimeBackend:
         options.enable_cpu_mem_arena = bool(self._large) and not self._lean and self._split and graph not in PASSING
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        source = self._source(path)
         for key, value in self.entries.items():
             options.add_session_config_entry(key, value)
         if not packed:
             options.add_session_config_entry("session.disable_prepacking", "1")
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=list(self.providers), disabled_optimizers=list(DISABLED))
+            session = onnxruntime.InferenceSession(source, options, providers=list(self.providers), disabled_optimizers=list(DISABLED))
         except Exception as error:
             raise BackendError(
                 f"graph {graph!r} cannot be loaded by ONNX Runtime {onnxruntime.__version__} from {path}: {first_line(error)}; "

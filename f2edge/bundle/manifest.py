@@ -22,6 +22,7 @@ Keys of the document; those up to ``files`` are required, except ``editing``::
     pictures        optional: how pictures become pixels and back, of f2edge.imaging.laws: "f2edge" (the default) or "show-o"
     reading         {temperatures: slot → number, unsure: words}; optional: domain {file, center, scale}; see :class:`Reading`
     describe_question               how ``describe`` asks
+    typical_answers                 optional: some of its answers, from which drafts of tokens are guessed (f2edge.decoding.drafts)
     licence, description, created   text for people; with parity, quality and experts, any JSON, kept in ``document``
 
 Any bytes give either a :class:`Manifest` or a :class:`~f2edge.errors.BundleError` that names the wrong key.
@@ -132,6 +133,12 @@ class Manifest:
     pictures: PictureLaw = LAWS["f2edge"]
     reading: Reading = field(default_factory=Reading)
     faces: str = PHOTOGRAPHED
+    typical_answers: tuple[str, ...] = ()
+
+    @property
+    def describe_question(self) -> str:
+        """How ``describe`` asks."""
+        return str(self.document.get("describe_question", "describe the face"))
 
     @property
     def picture_law(self) -> str:
@@ -198,6 +205,7 @@ def _parse(row: Mapping[str, Any]) -> Manifest:
         pictures=law_named(text(row.get("pictures", "f2edge"), "pictures")),
         reading=Reading() if row.get("reading") is None else _reading(row["reading"], files),
         faces=faces,
+        typical_answers=texts(row.get("typical_answers", []), "typical_answers"),
     )
 
 

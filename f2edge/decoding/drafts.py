@@ -2,8 +2,8 @@
 
 Its tokens are those without drafts as long as the kernels for one column and for several differ by less than :data:`CLOSE` allows for.
 
-A pass of a large model reads all of its weights, whether for one token or for four.  Answers of one model repeat one another's wordings, so
-what mostly followed the last two tokens in earlier texts is a good guess of what follows now.
+A pass of a large model reads all of its weights, whether for one token or for four.  Answers of one model repeat one another's wordings:
+what mostly followed the last two to four tokens, in earlier texts or in the typical answers of the bundle, probably follows now.
 
 >>> drafts = Drafts()
 >>> for _ in range(2):
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from threading import Lock
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -32,9 +31,12 @@ State = TypeVar("State")
 
 #: Tokens of one draft: a pass of four columns takes 1.6 times as long as one of one column, one of eight 2.7 times (int4, two cores).
 LONGEST = 3
-#: A draft ends where it would be right less often than this.  Simulated on descriptions by nano with such costs: 1.16 times faster at 0.5,
-#: 1.09 at 0.25.
+#: A draft ends where it would be right less often than this.  Simulated on descriptions by nano with such costs, no typical answers known:
+#: 1.16 times faster at 0.5, 1.09 at 0.25.
 LIKELY = 0.5
+#: Tokens that a guess looks back on: as many as were seen :data:`_SEEN` times in their order, but two at least.
+CONTEXT = (4, 3, 2)
+_SEEN = 2
 #: Earlier texts that are kept; half of them are forgotten when there are more.
 _KEPT = 256
 #: A decided token leads by this share of the logits' standard deviation; what leads by less is decided by a pass of its own column, as
@@ -44,16 +46,16 @@ CLOSE = 0.25
 
 
 class Drafts:
-    """What followed any two tokens in the last texts, and how often.  Thread-safe."""
+    """What followed any two, three and four tokens in the last texts, and how often.  Thread-safe."""
 
     def __init__(self) -> None:
         self._grammar: list[tuple[int, ...]] = []
         self._texts: list[tuple[int, ...]] = []
-        self._next: dict[tuple[int, int], Counter[int]] = {}
+        self._next: dict[tuple[int, ...], Counter[int]] = {}
         self._lock = Lock()
 
     def keep(self, grammar: Iterable[Sequence[int]]) -> None:
-        """Add texts that are never forgotten, such as the answers of a schema."""
+        """Add texts that are never forgotten, such as the answers of a schema and typical ones."""
         with self._lock:
             for text in map(tuple, grammar):
                 self._grammar.append(text)
@@ -73,21 +75,30 @@ class Drafts:
 
     def propose(self, text: Sequence[int]) -> tuple[int, ...]:
         """Return up to :data:`LONGEST` tokens that probably follow."""
-        last, chance, draft = tuple(text[-2:]), 1.0, list[int]()
+        known, chance, draft = list(text[-CONTEXT[0] :]), 1.0, list[int]()
         with self._lock:
-            while len(last) == 2 and last in self._next and len(draft) < LONGEST:
-                counts = self._next[last[0], last[1]]
+            while len(draft) < LONGEST and (counts := self._following(known)):
                 token, times = counts.most_common(1)[0]
                 chance *= times / (counts.total() + 0.5)
                 if chance < LIKELY:
                     break
                 draft.append(token)
-                last = last[1], token
+                known.append(token)
         return tuple(draft)
 
+    def _following(self, text: Sequence[int]) -> Counter[int] | None:
+        """Return what followed the end of a text: its longest that was seen often enough, else its last two tokens."""
+        found = None
+        for length in CONTEXT:
+            found = self._next.get(tuple(text[-length:])) if len(text) >= length else None
+            if found is not None and found.total() >= _SEEN:
+                break
+        return found
+
     def _count(self, text: tuple[int, ...]) -> None:
-        for pair, token in zip(pairwise(text), text[2:], strict=False):
-            self._next.setdefault(pair, Counter())[token] += 1
+        for length in CONTEXT:
+            for place in range(length, len(text)):
+                self._next.setdefault(text[place - length : place], Counter())[text[place]] += 1
 
 
 class Verified(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 
 from f2edge.errors import BundleError
 from f2edge.spec.configuration import ModelConfiguration
-from f2edge.spec.graphs import CACHES, SCORED_SIGNATURES, GraphSignature, Tensor
+from f2edge.spec.graphs import CACHES, SCORED_SIGNATURES, STATE, GraphSignature, Tensor
 from f2edge.spec.layout import TokenLayout
 
 
@@ -46,7 +46,8 @@ class SignatureCheck:
             signature = SCORED_SIGNATURES.get(signature.name, signature)
         absent = self.model.absent_inputs(signature.name)
         inputs = tuple(t for t in signature.inputs if t.name not in absent)
-        for kind, given, tensors in (("inputs", entry.inputs, inputs), ("outputs", entry.outputs, signature.outputs)):
+        outputs = tuple(port for port in entry.outputs if not port.name.startswith(STATE))
+        for kind, given, tensors in (("inputs", entry.inputs, inputs), ("outputs", outputs, signature.outputs)):
             ports = self._joined(given, tensors)
             found, wanted = [port.name for port in ports], [tensor.name for tensor in tensors]
             if sorted(found) != sorted(wanted):

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from export.bundle_writer import replaced_folder, write_bundle
+from export.bundle_writer import write_bundle
+from export.destination import replaced_folder
 from export.graph.lower import LoweringError, add_constant, constant, lower
 from export.graph.sampling import guide, gumbel, sample, sampling_model, uniform
 from export.graph.trace import Models, _check_dynamic, _export, trace

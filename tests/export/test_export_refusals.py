@@ -17,8 +17,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from export.bundle_writer import check_destination, layout_of, replaced_folder
+from export.bundle_writer import layout_of
 from export.cli import run
+from export.destination import check_destination, replaced_folder
 from export.export_request import ExportRequest
 from export.graph.trace import Models
 from export.onnx_export import export_models, min_bundle_bytes
@@ -110,7 +111,7 @@ import signal, sys, time
 from pathlib import Path
 from export import cli
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs in the background inherits that it is ignored
-from export.bundle_writer import replaced_folder
+from export.destination import replaced_folder
 
 @cli.app.command("hold")
 def hold(out: Path) -> None:

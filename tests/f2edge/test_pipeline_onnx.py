@@ -113,6 +113,10 @@ def test_drafts_change_no_token_of_an_answer(request: pytest.FixtureRequest, mon
     drafting, plain = (FacePipeline.load(bundle, threads=1) for _ in range(2))
     plain.inference.drafts = None
     assert drafting.inference.drafts is not None
+    described, *rest = drafting.tokenizer.encode("an old man with a big nose.")
+    told = drafting.inference.drafts.propose([*drafting.questions.ids(drafting.describe_question), described])
+    assert told == tuple(rest[: len(told)]), "the bundle's typical answers are known from the start"
+    assert told
     passes = {"drafting": 0, "plain": 0}
 
     def count(pipeline: FacePipeline, name: str) -> None:

@@ -71,7 +71,9 @@ def random_bundle(
     traced: Traced | None = None,
 ) -> Path:
     """Write a bundle of :func:`random_models` with a real text tokenizer, which is trained unless one is given."""
-    card = ModelCard(description="Random weights; for tests.", generation={**GENERATION, "steps": 4})
+    card = ModelCard(
+        description="Random weights; for tests.", generation={**GENERATION, "steps": 4}, typical_answers=("an old man with a big nose.",)
+    )
     models = random_models(configuration, seed)
     with tempfile.TemporaryDirectory() as scratch:
         if text_tokenizer_path is None:

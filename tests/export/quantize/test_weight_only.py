@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.graph.lower import Array
+from export.graph.lower import Array, add_constant
 from export.quantize.quantize import products_of, quantize
 from export.quantize.recipes import RECIPES, recipe_named
 from export.quantize.weight_only import METHODS, from_blocks, to_blocks
@@ -68,6 +68,22 @@ def test_a_linear_layer_runs_on_four_bits_and_rows_keep_to_themselves(recipe: st
     for row in (0, 1, 150, 299):
         alone = run(model, x=x[:1, row : row + 1])
         assert np.allclose(alone[0, 0], found[0, row], rtol=1e-4, atol=1e-4 * np.abs(found[0, row]).max())
+
+
+def test_the_bias_is_added_by_the_product() -> None:
+    rng = np.random.default_rng(3)
+    x, weight, bias = (rng.normal(size=size).astype(np.float32) for size in ((2, 5, 64), (64, 96), (96,)))
+    alone = run(quantize(linear(weight), RECIPES["int4"]), x=x)
+    for last in ("y", "logits"):
+        model = linear(weight)
+        graph, (product,) = model.graph, model.graph
+        total = ir.node("Add", [product.outputs[0], add_constant(graph, "bias", bias)])
+        graph.append(total)
+        graph.outputs[:] = [total.outputs[0]]
+        total.outputs[0].name, total.outputs[0].type = last, ir.TensorType(ir.DataType.FLOAT)
+        assert operators(quantize(model, RECIPES["int4"])) == {"MatMulNBits"}
+        assert graph.outputs[0].name == last
+        assert np.allclose(run(model, x=x), alone + bias, atol=1e-6)
 
 
 def test_layers_that_must_stay_higher_are_int8() -> None:

@@ -1,12 +1,12 @@
 """One process of a training of the unified model: ``python -m tests.export.training.sharded_worker JSON``; torchrun's variables as always.
 
-Writes into the run's folder what tests read: ``bytes-RANK.json`` with the state's bytes in this process and its largest memory.
+Writes into the run's folder what tests read: ``bytes-RANK.json`` with the state's bytes in this process, and, of a run that saves nothing,
+``step.json``: the bytes that its last step took beside those that stay.
 """
 
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +27,9 @@ from export.training.unified import Mixture, UnifiedTask
 from f2edge.spec.configuration import PAPER, FeatureShape, ModelConfiguration
 from tests.export.training.test_unified_training import TINY, Cells, Faces, Pool
 
-#: Two layers of "1.8b" at full width; and the same with pictures of 16 tokens, whose steps are short.
+#: Two layers of "1.8b" at full width; and the same with pictures of 16 tokens, whose steps are short, and few words.
 FULL = replace(PAPER, name="1.8b, 2 layers", layers=2)
-WIDE = replace(FULL, tokenizer=replace(PAPER.tokenizer, image_size=64), semantic=FeatureShape(16, 1024))
+WIDE = replace(FULL, tokenizer=replace(PAPER.tokenizer, image_size=64), semantic=FeatureShape(16, 1024), text_vocabulary=4096)
 CONFIGURATIONS = {"tiny": TINY, "wide": WIDE, "full": FULL}
 MIXTURE = Mixture(text_columns=48, faces_share=0.34)
 
@@ -86,39 +86,40 @@ def run(folder: Path, name: str, options: TrainOptions, compute: Compute) -> Non
     if not options.validate_every:
         made.validate = lambda *_: {}  # type: ignore[method-assign]
     held: list[loop._Run] = []
-    original = loop._Run.go
+    original, update = loop._Run.go, loop._Run._update
 
     def go(self: loop._Run) -> Path:
         held.append(self)
-        for tensors in self._tensors().values():
-            for tensor in tensors.values():
-                tensor.detach().add_(0)  # zeros take no memory until they are written
-        for optimization in () if self.sharded else self.optimizations.values():
-            optimization.gradients.scale(1.0)
-        _note(options.out / f"before-{self.processes.rank}.json", _resident())
         return original(self)
 
+    def measured(self: loop._Run, micro_batches: list[loop.Batch]) -> loop.StepMetrics:
+        """Note what a step needs; the first one also touches code, moments and gradients that stay."""
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
+        before = _memory("VmRSS")
+        metrics = update(self, micro_batches)
+        _note(options.out / "step.json", _memory("VmHWM") - before)
+        return metrics
+
     def save(self: loop._Run) -> None:
-        """Note the memory instead, which writing would change."""
-        _note(options.out / "peak.json", _resident(peak=True))
+        """Write nothing."""
         self.last = options.out
 
     loop._Run.go = go  # type: ignore[method-assign]
     if not options.save_every:
-        loop._Run._save = save  # type: ignore[method-assign]
+        loop._Run._save, loop._Run._update = save, measured  # type: ignore[method-assign]
     options.out.mkdir(parents=True, exist_ok=True)
     loop.train(made, options)
-    _note(options.out / f"bytes-{held[0].processes.rank}.json", {"state": state_bytes(held[0]), "resident": _resident(peak=True)})
+    _note(options.out / f"bytes-{held[0].processes.rank}.json", {"state": state_bytes(held[0])})
 
 
 def _note(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
-def _resident(*, peak: bool = False) -> int:
-    if peak:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+def _memory(kind: str) -> int:
+    """Return bytes of this process: VmRSS, those now in memory, or VmHWM, the most so far."""
+    rows = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
+    return int(rows[kind].split()[0]) * 1024
 
 
 def state_bytes(held: loop._Run) -> int:

@@ -117,7 +117,7 @@ def test_a_sharded_run_killed_at_any_time_resumes(folder: Path, runs: Path, tmp_
 def test_muon_gathers_its_matrices(folder: Path, tmp_path: Path) -> None:
     ran(folder, tmp_path / "one", optimizer="muon")
     ran(folder, tmp_path / "two", optimizer="muon", world=2)
-    assert apart(tmp_path / "one", tmp_path / "two", range(1, 9)) < 1e-3  # its iterations are in bfloat16, which amplify rounding
+    assert apart(tmp_path / "one", tmp_path / "two", range(1, 9)) < 1e-4
 
 
 @pytest.mark.parametrize("compute", [{"attention": "fused"}, {"recompute": True}, {"experts": "grouped"}])
@@ -184,19 +184,18 @@ def test_full_width_two_layers(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@pytest.mark.xfail(reason="18 % above the plan with plain attention; what takes the rest is not known yet", strict=False)
 @pytest.mark.parametrize(
     "compute",
     [{"attention": "plain"}, {"attention": "fused"}, {"attention": "plain", "recompute": True}, {"attention": "fused", "recompute": True}],
 )
-def test_full_width_memory_is_as_planned(tmp_path: Path, compute: dict[str, Any]) -> None:
+def test_full_width_memory_is_as_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compute: dict[str, Any]) -> None:
     """What a step needs beside the state, at full width."""
     prepare(tmp_path, CONFIGURATIONS["full"])
-    own = {"name": "full", "ema": 0.0, "batch": 12, "optimizer": "adamw", "steps": 1, "save_every": 0, "accumulate": 1}
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "131072")  # what is freed goes back to the system, as tensors that exist are planned
+    own = {"name": "full", "ema": 0.0, "batch": 3, "optimizer": "adamw", "steps": 2, "save_every": 0, "accumulate": 1}
     ran(tmp_path, tmp_path / "run", compute=compute, **own)
-    before = json.loads((tmp_path / "run" / "before-0.json").read_text())
-    peak = json.loads((tmp_path / "run" / "peak.json").read_text())
+    step = json.loads((tmp_path / "run" / "step.json").read_text())
     kernels = Compute(**compute)
-    plan = activation_bytes(CONFIGURATIONS["full"], MIXTURE.split(12), MIXTURE, kernels, device="cpu", bf16=False)
-    print(asdict(kernels), "measured", (peak - before) / 1e9, "planned", plan / 1e9)
-    assert peak - before == pytest.approx(plan, rel=0.15)
+    plan = activation_bytes(CONFIGURATIONS["full"], MIXTURE.split(3), MIXTURE, kernels, device="cpu", bf16=False)
+    print(asdict(kernels), "measured", step / 1e9, "planned", plan / 1e9)
+    assert step == pytest.approx(plan, rel=0.15)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from export.training.checkpoint import checkpoints, is_finished, latest_checkpoint, load_weights, save_weights, weights_metadata
 from export.training.loop import Batch, DivergedError, StepMetrics, TrainOptions, train
-from export.training.optimization import Averages, Optimization, hidden_matrices, orthogonalised, rate_factor
+from export.training.optimization import Averages, FlatGradients, Optimization, hidden_matrices, orthogonalised, rate_factor
 from f2edge.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -197,6 +197,13 @@ def test_validation_sees_averaged_weights_in_eval_mode(tmp_path: Path) -> None:
     assert last["validate/weight"] != float(task.model.state_dict()["0.bias"][0])  # swapped back afterwards
     assert float(task.model.state_dict()["0.bias"][0]) == float(weights(tmp_path, ema=False)["0.bias"][0])
     assert (tmp_path / "samples" / "10.txt").exists()
+
+
+def test_the_norm_of_many_gradients_is_exact() -> None:
+    weight = nn.Parameter(torch.zeros(1 << 24))
+    gradients = FlatGradients([weight])
+    gradients.flat.normal_(std=1e-3, generator=torch.Generator().manual_seed(0))
+    assert gradients.norm() == pytest.approx(float(gradients.flat.double().norm()), rel=1e-5)
 
 
 def test_averages_follow_the_written_law() -> None:

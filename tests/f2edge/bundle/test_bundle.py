@@ -146,6 +146,7 @@ def test_what_a_show_o_manifest_adds_is_checked(folder: Path) -> None:
         (features(understanding="features"), "with system_tokens above 0"),
         (features(understanding="smell"), "understanding is"),
         (lambda table: table.update(pictures="best"), "unknown law 'best'"),
+        (lambda table: table.update(typical_answers=["a man", 3]), "typical_answers must be"),
         (lambda table: table["layout"].update(long_prompts="fold"), "neither"),
     ):
         whole = (folder / MANIFEST).read_bytes()

@@ -82,6 +82,17 @@ def test_what_mostly_followed_is_proposed_and_grammar_is_never_forgotten(monkeyp
     assert drafts.propose([90, 91]) == (92,)
 
 
+def test_the_longest_words_in_common_decide() -> None:
+    """Behind "a man with" and "a woman with" other things follow; two tokens alone could not tell."""
+    drafts = Drafts()
+    drafts.keep([[1, 10, 3, 4, 20], [1, 10, 3, 4, 20], [1, 11, 3, 4, 21], [1, 11, 3, 4, 21]])
+    assert drafts.propose([1, 10, 3, 4]) == (20,)
+    assert drafts.propose([1, 11, 3, 4]) == (21,)
+    assert drafts.propose([1, 12, 3, 4]) == (), "seen behind neither"
+    drafts.keep([[1, 13, 3, 4, 22]])
+    assert drafts.propose([1, 13, 3, 4]) == (), "once is no rule"
+
+
 def logits_of(*tokens: int, lead: float = 5.0) -> NDArray[np.float32]:
     rows = np.random.default_rng(0).normal(size=(len(tokens), WORDS)).astype(np.float32)
     rows[np.arange(len(tokens)), tokens] = rows.max(axis=1) + lead

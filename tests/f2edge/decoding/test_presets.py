@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,13 +86,14 @@ def test_a_manifest_says_its_presets(tmp_path: Path) -> None:
     assert [found[name].schedule.steps for name in QUALITIES] == [5, 12, 30]
     assert (found["fast"].schedule.guidance, found["fast"].schedule.temperature) == (0.0, 2.0)
     assert dict(found["fast"].measured) == {"attributes": 0.88}
-    for wrong in (
+    every: tuple[dict[str, Any], ...] = (
         {"fast": {}},
         {**rows, "great": {}},
         {**rows, "best": {"steps": 0}},
         {**rows, "best": {"speed": 3}},
         {**rows, "best": {"measured": {"attributes": "good"}}},
         {**rows, "best": 3},
-    ):
+    )
+    for wrong in every:
         with pytest.raises(BundleError):
             write_manifest(folder, {**document(), "presets": wrong})
