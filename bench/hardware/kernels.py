@@ -15,6 +15,7 @@ each once.
 from __future__ import annotations
 
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -242,16 +243,26 @@ def measure(shape: MoEShape, tokens: int, fused: Fused, weights: Mapping[str, Te
         fused_us=fused_us,
         dense_us=timed_us(lambda: dense(x, weights, shape)),
         loop_us=timed_us(lambda: loop(x, weights, shape), graph=False),
-        compiled_us=timed_us(lambda: compiled(x, weights, shape)) if compiled is not None else None,
+        compiled_us=_compiled_us(lambda: compiled(x, weights, shape)) if compiled is not None else None,
         tflops=operations / fused_us / 1e6,
         gbytes_per_s=size / fused_us / 1e3,
         row_error=float(((y.double() - wanted).norm(dim=1) / wanted.norm(dim=1)).max()),
     )
 
 
+def _compiled_us(work: Callable[[], Any]) -> float | None:
+    """Return the time of a compiled call; None where it cannot be compiled here, which the other figures do not depend on."""
+    try:
+        return timed_us(work)
+    except Exception as error:  # noqa: BLE001  # Inductor's, Triton's and the compiler's own
+        print(f"torch.compile: {(str(error).strip().splitlines() or [type(error).__name__])[0][:300]}", file=sys.stderr)
+        return None
+
+
 def kernels(
     *,
     model: Annotated[str, typer.Option(help="Configuration whose experts are measured.")] = "1.8b",
+    partial: Annotated[bool, typer.Option("--partial", help="Print the document after each number of tokens, too.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure the fused experts' kernels on this GPU, compared with cuBLAS and a loop over experts."""
@@ -263,14 +274,18 @@ def kernels(
     weights = random_layer(shape, device)
     with tempfile.TemporaryDirectory() as folder:
         fused = Fused(shape, Path(folder))
-        results = {
+        results: dict[str, Any] = {
             "device": torch.cuda.get_device_name(),
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
             "shape": asdict(shape),
             "ceilings": ceilings(),
-            "rows": [asdict(measure(shape, tokens, fused, weights)) for tokens in TOKENS],
+            "rows": [],
         }
+        for tokens in TOKENS:
+            results["rows"].append(asdict(measure(shape, tokens, fused, weights)))
+            if partial:
+                print(document(results), flush=True)
     print_table(results, Output(json=as_json))
     print(document(results))
 
@@ -287,3 +302,7 @@ def print_table(results: Mapping[str, Any], output: Output) -> None:
     output.table(
         (">tokens", "tile", ">fused µs", ">dense µs", ">loop µs", ">compiled µs", ">TFLOP/s (share)", ">GB/s (share)", ">row error"), cells
     )
+
+
+if __name__ == "__main__":
+    typer.run(kernels)

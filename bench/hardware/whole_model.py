@@ -84,8 +84,16 @@ def milliseconds(work: Call, device: torch.device, *, graph: bool = False) -> fl
     return statistics.median(times)
 
 
-def measure(configuration: ModelConfiguration, device: torch.device, forms: tuple[str, ...] = FORMS) -> dict[str, Any]:
-    """Measure a model of random weights: ``{"device", "torch", "parameters", "weights_gb", "peak_gb", "rows"}``."""
+def measure(
+    configuration: ModelConfiguration,
+    device: torch.device,
+    forms: tuple[str, ...] = FORMS,
+    partial: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure a model of random weights: ``{"device", "torch", "parameters", "weights_gb", "peak_gb", "rows"}``.
+
+    ``partial`` is called with the document so far after each row: compilation may take longer than there is time.
+    """
     torch.manual_seed(0)
     dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
     rows: list[dict[str, Any]] = []
@@ -98,6 +106,13 @@ def measure(configuration: ModelConfiguration, device: torch.device, forms: tupl
                 continue
             for name, work in made.items():
                 rows.append({"call": name, "form": form, **_timed(work, device, form)})
+                partial(_document(model, configuration, device, rows))
+    return _document(model, configuration, device, rows)
+
+
+def _document(
+    model: UnifiedTransformer, configuration: ModelConfiguration, device: torch.device, rows: list[dict[str, Any]]
+) -> dict[str, Any]:
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     return {
         "configuration": configuration.name,
@@ -128,10 +143,10 @@ def best(document: Mapping[str, Any]) -> dict[str, float]:
 
 
 def main(config: Annotated[str, typer.Option("--config")] = "1.8b", device: Annotated[str, typer.Option("--device")] = "cuda") -> None:
-    """Print the measurements as one JSON line."""
+    """Print the measurements as one JSON line, after each row and at the end."""
     if config not in CONFIGURATIONS:
         raise InputError(f"unknown configuration {config!r}; choose one of: {', '.join(CONFIGURATIONS)}")
-    print(json.dumps(measure(CONFIGURATIONS[config], torch.device(device))))
+    print(json.dumps(measure(CONFIGURATIONS[config], torch.device(device), partial=lambda made: print(json.dumps(made), flush=True))))
 
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ def form(model: bytes, every: int = 1) -> bytes:
         tensor.element = _FLOAT
         for axis in _AXES:
             tensor.shape.dimension.add(name=axis.encode())
-    added: bytes = more.SerializeToString()
-    return model + added  # protobuf appends repeated fields
+    appended: bytes = more.SerializeToString()
+    return model + appended  # protobuf joins repeated fields
 
 
 class LayersBackend(OnnxRuntimeBackend):

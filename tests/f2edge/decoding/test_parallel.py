@@ -163,8 +163,8 @@ class Far:
 
     def numpy(self) -> Ids:
         self._reads.append(len(self._grids))
-        copied: Ids = self._grids.copy()
-        return copied
+        grids: Ids = self._grids.copy()
+        return grids
 
 
 @pytest.mark.parametrize(("steps", "listening", "reads"), [((4, 4), False, 1), ((4, 4), True, 8), ((2, 4), False, 2)])
