@@ -54,7 +54,7 @@ class FlatGradients:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add a loss' gradients, for these parameters only."""
-        loss.backward(inputs=self.parameters)
+        loss.backward(inputs=self.parameters)  # type: ignore[no-untyped-call]
 
     def average(self, processes: Processes) -> None:
         """Average over the processes."""
@@ -81,7 +81,7 @@ class ShardedGradients:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add a loss' gradients."""
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
 
     def average(self, _processes: Processes) -> None:
         """Give parameters that took no part a gradient of 0, as they would have without sharding."""
