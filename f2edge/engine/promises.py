@@ -2,7 +2,8 @@
 
 What a request *needs* is the least that makes an answer of it: its prefills, the steps up to its floor, its picture; of an answer all its
 tokens.  In the order of deadlines needs add up; a promise is safe while, after one more batch of anything, the needs of all requests up to
-it and its reply still fit before its deadline.  Every time is the high quantile of those measured (:mod:`f2edge.engine.step_times`).
+it and its reply still fit before its deadline.  Times are medians of those measured and the excess of their high quantile
+(:mod:`f2edge.engine.step_times`), which adds up as independent excesses do.
 
 A new request is accepted where all promises stay safe with it.  While they are, batches are chosen by the scheduler and pictures get as
 many steps as there is time for; where one is not, only what is needed runs, in the order of deadlines, and a picture that has its floor is
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from math import ceil, inf
+from math import ceil, inf, sqrt
 
 from f2edge.engine.requests import Limits, ReplyKind
 from f2edge.engine.scheduler import ScheduledBatch, Stage
@@ -157,17 +158,20 @@ class Promises:
         return max(times, default=0.0)
 
     def _total_ms(self, needs: _Needs, time: Time) -> float:
-        total_ms = self._shared_ms(Stage.STEP, needs.steps, time) + self._shared_ms(Stage.TOKEN, needs.tokens, time)
+        """Return the time of all needs: what is expected, and by how much their sum may exceed that; single runs are slow by turns."""
+        runs = [self._shared(Stage.STEP, needs.steps), self._shared(Stage.TOKEN, needs.tokens)]
         for stage, count in needs.runs.items():
             rows = min(count, self._rows(stage))
-            total_ms += ceil(count / rows) * self._batch_ms(stage, rows, time) if count else 0.0
-        return total_ms
+            runs.append((float(ceil(count / rows)) if count else 0.0, stage, rows))
+        expected_ms = sum(count * self._batch_ms(stage, rows, self._times.ms) for count, stage, rows in runs)
+        excess = (self._batch_ms(stage, rows, time) - self._batch_ms(stage, rows, self._times.ms) for _, stage, rows in runs)
+        return expected_ms + sqrt(sum(count * more**2 for (count, _, _), more in zip(runs, excess, strict=True)))
 
-    def _shared_ms(self, stage: Stage, left: Sequence[float], time: Time) -> float:
-        """Return the time of rows with so many runs left each that share batches: the longest of them, or all of them in full batches."""
+    def _shared(self, stage: Stage, left: Sequence[float]) -> tuple[float, Stage, int]:
+        """Return the runs of rows that share batches and have so many left each: the longest of them, or all of them in full batches."""
         active = [runs for runs in left if runs > 0]
         rows = min(len(active), self._rows(stage))
-        return max(*active, sum(active) / rows) * self._batch_ms(stage, rows, time) if active else 0.0
+        return (max(*active, sum(active) / rows) if active else 0.0), stage, rows
 
     def _batch_ms(self, stage: Stage, rows: int, time: Time) -> float:
         """Return what a batch of so many rows takes with the pause before it, two branches for each row of a step."""

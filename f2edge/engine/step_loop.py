@@ -85,7 +85,10 @@ class StepLoop:
             try:
                 self.admission.check(state, self._requests.values(), self._clock())
             except (QueueFullError, DeadlineUnreachableError) as refusal:
-                self.counters.rejected["deadline" if isinstance(refusal, DeadlineUnreachableError) else "queue_full"] += 1
+                late = isinstance(refusal, DeadlineUnreachableError)
+                self.counters.rejected["deadline" if late else "queue_full"] += 1
+                if late and not self._requests:
+                    self.times.doubt()
                 raise
             self._accept(state)
             if state.priority is Priority.LIVE and state.family == "answers":

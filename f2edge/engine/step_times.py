@@ -55,6 +55,15 @@ class StepTimes:
             del sizes[old], medians[old], newest[old], highs[old]
         self.version += 1
 
+    def doubt(self) -> None:
+        """Forget the slowest run of every kind and size: an engine that refuses work while it has none would never learn otherwise."""
+        for kind, sizes in self._recent.items():
+            for size, recent in sizes.items():
+                if len(recent) > 1:
+                    recent.remove(max(recent))
+                    self._medians[kind][size], self._highs[kind][size] = median(islice(reversed(recent), WINDOW)), high_quantile(recent)
+        self.version += 1
+
     def largest(self, kind: str) -> int:
         """Return the largest size that is known, 0 where none is."""
         return max(self._medians.get(kind, {}), default=0)

@@ -123,3 +123,20 @@ def test_only_a_machine_that_slows_down_takes_steps_below_the_floor_and_never_be
 
     assert 1 <= steps().done.steps < 4
     assert isinstance(steps(min_steps=4).end, Failed)
+
+
+def test_one_stall_does_not_close_an_idle_engine(bundle: Bundle) -> None:
+    bench = Bench(bundle)
+    bench.learn()
+    bench.backend.slowness = 400.0
+    bench.ask(generate(1, steps=2))
+    bench.run()
+    bench.backend.slowness = 1.0
+    for tries in range(20):
+        try:
+            heard = bench.ask(generate(2, steps=8), deadline=bench.clock.now + 1.0)
+            break
+        except DeadlineUnreachableError:
+            assert tries < 10, "it never learns"
+    bench.run()
+    assert heard.done.steps == 8
