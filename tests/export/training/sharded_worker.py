@@ -27,9 +27,9 @@ from export.training.unified import Mixture, UnifiedTask
 from f2edge.spec.configuration import PAPER, FeatureShape, ModelConfiguration
 from tests.export.training.test_unified_training import TINY, Cells, Faces, Pool
 
-#: Two layers of "1.8b" at full width; and the same with pictures of 16 tokens, whose steps are short, and few words.
-FULL = replace(PAPER, name="1.8b, 2 layers", layers=2)
-WIDE = replace(FULL, tokenizer=replace(PAPER.tokenizer, image_size=64), semantic=FeatureShape(16, 1024), text_vocabulary=4096)
+#: Two layers of "1.8b" at full width, with few words; and the same with pictures of 16 tokens, whose steps are short.
+FULL = replace(PAPER, name="1.8b, 2 layers", layers=2, text_vocabulary=4096)
+WIDE = replace(FULL, tokenizer=replace(PAPER.tokenizer, image_size=64), semantic=FeatureShape(16, 1024))
 CONFIGURATIONS = {"tiny": TINY, "wide": WIDE, "full": FULL}
 MIXTURE = Mixture(text_columns=48, faces_share=0.34)
 
