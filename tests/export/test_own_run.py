@@ -51,7 +51,7 @@ def test_a_folder_with_captions_becomes_a_bundle_that_draws_asks_and_describes(t
     for command in pasted():
         assert command[:3] == ["python", "-m", "export"]
         words = [sys.executable, *command[1:], *SHORT[command[3]].split()]
-        subprocess.run(words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=280)
+        subprocess.run(words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
     bundle = Bundle.load(tmp_path / "own" / "bundle")
     assert list(bundle.schema) == []
     assert bundle.lexicon() is None
