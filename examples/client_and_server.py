@@ -1,6 +1,6 @@
 """Start a server in a process of its own, then generate and ask through the client.
 
-$ python examples/client_and_server.py "an old man with a gray beard" --out face.png
+$ python examples/client_and_server.py "an old man with curly gray hair" --out face.png
 """
 
 from __future__ import annotations

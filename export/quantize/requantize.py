@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as passes
 
 from export.bundle_writer import recipe_transform, write_graphs
 from export.destination import replaced_folder
@@ -36,6 +37,7 @@ def fp32_graphs(bundle: Path) -> dict[str, ir.Model]:
             raise InputError(f"bundle {bundle}: graph {name!r} is {graph.precision}; export it with --recipe fp32 first")
         graphs[name] = ir.load(bundle / graph.file)
         graphs[name].graph.name = name
+        passes.ShapeInferencePass()(graphs[name])  # a file keeps the shapes of inputs and outputs alone; faster forms need those between
     return graphs
 
 
