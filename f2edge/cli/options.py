@@ -66,7 +66,7 @@ OrderOption = Annotated[str | None, typer.Option("--order", help=f"maskgit, halt
 TemperatureOption = Annotated[float | None, typer.Option("--temperature", help=f"Randomness of the decoding order{_OWN}")]
 LawOption = Annotated[str | None, typer.Option("--temperature-law", help=f"linear, show-o or constant{_OWN}")]
 CheckOption = Annotated[
-    bool, typer.Option("--check", help="Read the picture and draw again what disagrees with the prompt; takes up to twice the time.")
+    bool, typer.Option("--check", help="Read the picture and draw again what disagrees with the prompt, twice at most.")
 ]
 WatermarkOption = Annotated[
     bool,

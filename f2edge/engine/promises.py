@@ -130,13 +130,15 @@ class Promises:
         alike = [request for request in urgent if request.stage is first.stage]
         return ScheduledBatch(first.priority, first.stage, tuple(alike[: self._rows(first.stage)]))
 
-    def _all_safe(self, requests: Iterable[RequestState], now: float) -> bool:
+    def _all_safe(self, requests: Sequence[RequestState], now: float) -> bool:
         """Return whether the first deadline leaves time for all requests together, which it mostly does."""
         bound = [request for request in requests if request.deadline < inf]
+        if not bound:
+            return True
         needs = _Needs()
         for request in bound:
             needs.add(request, self._tokens)
-        left_ms = 1e3 * (min((r.deadline for r in bound), default=inf) - now) - max(map(self.margin_ms, bound), default=0.0)
+        left_ms = 1e3 * (min(r.deadline for r in bound) - now) - max(map(self.margin_ms, bound))
         return left_ms > self._total_ms(needs, self._times.high_ms) + self._longest_batch_ms(requests)
 
     def _slacks(self, requests: Iterable[RequestState], now: float, time: Time | None = None) -> list[tuple[float, RequestState]]:
