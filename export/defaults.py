@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from f2edge.decoding.schedule import Schedule
 from f2edge.spec.configuration import ModelConfiguration
 from f2edge.spec.sensitive import DRAWN, PHOTOGRAPHED
 
@@ -79,3 +80,11 @@ def defaults_of(configuration: ModelConfiguration) -> ModelDefaults:
     if configuration.name in {"show-o", "1.8b"}:
         return _show_o(configuration.tokenizer.image_size, by_features=configuration.understanding == "features")
     return ModelDefaults(editing=_EDITING)
+
+
+def schedule_of(generation: Mapping[str, Any]) -> Schedule:
+    """Return the schedule of a manifest's ``generation``."""
+    values = dict(generation)
+    if "guidance_interval" in values:
+        values["guidance_interval"] = tuple(values["guidance_interval"])
+    return Schedule(**values)

@@ -25,7 +25,7 @@ from export.data.slots import sample_slots
 from export.data.text.captions import describe_text
 from export.data.text.mentions import LEXICON
 from export.data.text.tokenizer import read_text_tokenizer
-from export.defaults import SYSTEM_PROMPT, defaults_of
+from export.defaults import SYSTEM_PROMPT, defaults_of, schedule_of
 from export.destination import check_destination
 from export.export_request import ExportRequest
 from export.graph.lower import Array
@@ -163,14 +163,6 @@ def landmark_template() -> list[list[float]]:
     faces = [sample_face(_FIRST_SEED + 2 * i, with_regions=False) for i in range(_LANDMARK_FACES)]
     points = np.mean([face.landmarks for face in faces], axis=0)
     return [[round(float(x), 2), round(float(y), 2)] for x, y in points]
-
-
-def schedule_of(generation: Mapping[str, Any]) -> Schedule:
-    """Return the schedule of a manifest's ``generation``."""
-    values = dict(generation)
-    if "guidance_interval" in values:
-        values["guidance_interval"] = tuple(values["guidance_interval"])
-    return Schedule(**values)
 
 
 def smoke_vector(folder: Path, layout: TokenLayout, prompt: str, schedule: Schedule) -> dict[str, Any]:

@@ -20,10 +20,10 @@ from export.checkpoints.parts import PartNames, open_parts
 from export.data.external.index import Texts
 from export.data.text.tokenizer import read_text_tokenizer
 from export.data.tokens import TokenCache
-from export.defaults import defaults_of
+from export.defaults import defaults_of, schedule_of
 from export.export_request import ExportRequest
 from export.graph.trace import Models
-from export.onnx_export import export_models, load_transformer, schedule_of
+from export.onnx_export import export_models, load_transformer
 from export.training.checkpoint import weights_file, weights_metadata
 from export.verify.parity import SampleInputs
 from f2edge.errors import InputError
