@@ -283,6 +283,8 @@ def write_bundle(
             "licence": card.licence,
             "quality": dict(card.quality or {}),
         }
+        if models.trained_for is not None:
+            document["trained_for"] = models.trained_for.to_json()
         if card.typical_answers:
             document["typical_answers"] = list(card.typical_answers)
         if card.alignment is not None:

@@ -38,7 +38,7 @@ from export.graph.sampling import SAMPLING_INPUTS, guide, sample
 from export.graph.trace import ImageStep
 from export.model.transformer import UnifiedTransformer
 from export.training import unified
-from export.training.checkpoint import load_weights, weights_file, weights_metadata
+from export.training.checkpoint import load_weights, trained_for_of, weights_file, weights_metadata
 from export.training.compute import Compute
 from export.training.loop import Batch, StepMetrics, TrainOptions
 from export.training.unified import Mixture, UnifiedTask
@@ -90,14 +90,12 @@ def teacher_of(name: str, configuration: ModelConfiguration) -> Teacher:
         return Teacher(transformer_of(bundle), bundle.generation, bundle.manifest.trained_for)
     finished = Path(name) / "unified.safetensors"
     source = finished if finished.is_file() else Path(name)
-    about = weights_metadata(weights_file(source))
-    stored = about.get("configuration", "")
+    stored = weights_metadata(weights_file(source)).get("configuration", "")
     chosen = ModelConfiguration.from_json(json.loads(stored)) if stored.startswith("{") else configuration
     model = UnifiedTransformer(chosen)
     load_weights(source, model)
-    trained_for = TrainedFor.parse(json.loads(about["trained_for"])) if "trained_for" in about else None
-    generation = defaults_of(chosen).generation
-    return Teacher(model, schedule_of(trained_for.default(generation) if trained_for else generation), trained_for)
+    trained_for = trained_for_of(source)
+    return Teacher(model, schedule_of(defaults_of(chosen, trained_for).generation), trained_for)
 
 
 class _Guided:
