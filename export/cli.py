@@ -296,6 +296,14 @@ def onnx(
         typer.echo(export_models(models, request, recipe, to_stderr))
 
 
+@app.command()
+def update(*, bundle: Bundle) -> None:
+    """Give the graphs of an exported bundle what new exports have; weights and results stay as they are."""
+    from export.bundle_writer import update_bundle
+
+    typer.echo(f"{bundle}: changed {', '.join(update_bundle(bundle)) or 'nothing'}")
+
+
 @app.command("import-showo")
 def import_showo(
     *,
