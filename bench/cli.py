@@ -6,6 +6,7 @@ python -m bench paper-size --config show-o
 python -m bench memory --bundle nano
 python -m bench quality --bundle nano --out runs/quality
 python -m bench presets --bundle runs/nano --write
+python -m bench pareto --bundle nano --out runs/pareto
 python -m bench judge --data shards/faces --out runs/judge
 python -m bench recipes --bundle runs/fp32/nano
 python -m bench provenance
@@ -34,6 +35,7 @@ from bench.hardware.roofline import roofline
 from bench.latency.commands import LatencyCommand, compare, latency, memory, paper_size
 from bench.load.fuzz import fuzz
 from bench.load.load import load
+from bench.pareto.pareto import pareto
 from bench.published.showo import showo
 from bench.quality.commands import judge, quality
 from bench.quality.presets import presets
@@ -65,6 +67,7 @@ for _command in (
     quality,
     judge,
     presets,
+    pareto,
     recipes,
     provenance,
     load,

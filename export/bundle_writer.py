@@ -25,11 +25,13 @@ from typing_extensions import Self
 from export.data.text.tokenizer import read_text_tokenizer
 from export.defaults import GENERATION, ModelDefaults
 from export.destination import replaced_folder
+from export.graph.independent_rows import independent_rows
 from export.graph.lower import constant
 from export.graph.runtime_forms import runtime_forms
 from export.graph.trace import Models, trace
 from export.quantize.quantize import Calibration, Recipe, quantize, recipe_named
-from f2edge.bundle.bundle import LEXICON, TOKENIZER, write_manifest
+from f2edge.backends.ports import INDEPENDENT_ROWS
+from f2edge.bundle.bundle import LEXICON, TOKENIZER, Bundle, write_manifest
 from f2edge.bundle.manifest import FLAVOURS
 from f2edge.errors import InputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
@@ -142,7 +144,7 @@ def recipe_transform(recipe: Recipe, calibration: Calibration | None = None) -> 
         model = traced.clone()
         if own.precision != "float32":  # an fp32 bundle has standard graphs, for other runtimes and as the source of other recipes
             model = runtime_forms(model)
-        return quantize(model, recipe, calibration), own.label, own.to_json()
+        return independent_rows(quantize(model, recipe, calibration)), own.label, own.to_json()
 
     return transform
 
@@ -175,6 +177,27 @@ def write_graphs(folder: Path, traced: Traced, transform: GraphTransform) -> dic
                 "recipe": recipe,
             }
     return rows
+
+
+def update_bundle(folder: Path) -> list[str]:
+    """Give the graphs of an exported bundle what new ones have, in place, and seal it; return the names of those that changed.
+
+    Weights and results stay as they are.
+
+    Raises:
+        BundleError: there is no sound bundle.
+        OutputError: the folder cannot be written.
+    """
+    bundle = Bundle.load(folder)
+    path = bundle.path("t2i_step")
+    model = ir.load(path)
+    if bundle.manifest.flavour != FLAVOURS[0] or INDEPENDENT_ROWS in model.metadata_props:
+        return []
+    written = path.with_name(f".{path.name}")
+    ir.save(independent_rows(model), written)
+    written.replace(path)
+    write_manifest(folder, bundle.manifest.document)
+    return ["t2i_step"]
 
 
 def layout_of(
@@ -283,6 +306,8 @@ def write_bundle(
             "licence": card.licence,
             "quality": dict(card.quality or {}),
         }
+        if models.trained_for is not None:
+            document["trained_for"] = models.trained_for.to_json()
         if card.typical_answers:
             document["typical_answers"] = list(card.typical_answers)
         if card.alignment is not None:

@@ -19,7 +19,8 @@ Settings that differ from ONNX Runtime's defaults, measured on nano in int8:
   the prefill graphs are also closed after each run.  Show-o in int8, a picture and a question: 0.7 s kept open, 1.6 s closed in between.
 * The optimizer that splits keys and values into all layers at once is off: it copies 100 MB of Show-o's cache per answer token into freshly
   mapped memory, 63 ms a token; layer by layer takes 34 ms.
-* A decoding step of one branch runs as two equal branches.  A product of one row is summed in another order than the same row in a batch;
+* A decoding step of one branch runs as two equal branches, unless its graph says that its rows are independent of each other
+  (export/graph/independent_rows.py), as new bundles' do.  A product of one row is summed in another order than the same row in a batch;
   int8 rounding amplifies the difference, and a face would depend on other requests in the batch.  Guided steps have two branches anyway.
 * Logging is off: errors are raised, and log lines would appear in the user's terminal.
 """
@@ -106,8 +107,7 @@ class OnnxRuntimeBackend:
             self._weigh(self._path(graph))
             rows = len(arrays["codes"])
             size = self._rows_at_once(rows)
-            for group in row_groups(arrays, size) if rows > size else (arrays,):  # cutting copies
-                yield paired_branch(group)
+            yield from row_groups(arrays, size) if rows > size else (arrays,)  # cutting copies
         elif graph in ENCODERS:
             for row in range(len(arrays["pixels"])):
                 yield {"pixels": arrays["pixels"][row : row + 1]}
@@ -116,6 +116,8 @@ class OnnxRuntimeBackend:
 
     def _run(self, graph: str, arrays: Mapping[str, Any]) -> dict[str, Value]:
         session, ports = self._session(graph)
+        if self._split and graph == T2I_STEP.name and not ports.independent_rows:
+            arrays = paired_branch(arrays)
         try:
             found = session.run(ports.outputs, {name: host(value) for name, value in ports.feeds(arrays).items()})
             return ports.results(arrays, dict(zip(ports.outputs, found, strict=True)))
