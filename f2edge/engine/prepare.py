@@ -102,11 +102,14 @@ def _image_state(pipeline: FacePipeline, limits: Limits, request: ImageRequest, 
         "preview_every": request.preview_every,
         "preview_images": request.preview_images,
     }
-    if request.check:
-        repair = pipeline.repair(prompt, request.seed, request.check, request.options, edit=edit)
-        for graph in _WORDS if repair.wanted.slots else ():
+    layout = None
+    if isinstance(request, GenerateRequest):
+        layout = pipeline.layout(request.layout, request.layout_from, request.layout_strength)
+    if request.check or layout is not None:
+        refinements = pipeline.refinements(prompt, request.seed, request.check, layout, request.options, edit=edit)
+        for graph in _WORDS if refinements.wanted.slots else ():
             pipeline.bundle.path(graph)
-        common["repair"] = repair
+        common["refinements"] = refinements
     if not isinstance(request, EditRequest):
         return ImageState(**common)
     pixels, region = pipeline.pixels(request.image), _region(pipeline, request)
