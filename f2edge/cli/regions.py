@@ -43,7 +43,7 @@ def regions(
 ) -> None:
     """Write where the regions of a face lie, as a map that `generate --layout` takes."""
     from f2edge.imaging.images import open_image
-    from f2edge.imaging.region_map import colour_of
+    from f2edge.imaging.region_map import colours_of, hex_of
     from f2edge.provenance.saving import check_writable, save_image
 
     side = checked_size(size) or _SIDE
@@ -53,7 +53,7 @@ def regions(
     picture = open_image(picture_source(str(image)))
     opened = open_bundle(bundle, backend, threads)
     save_image(open_pipeline(opened, backend, threads).region_map(picture, side), out)
-    colours = {name: "#" + "".join(f"{value:02x}" for value in colour_of(name)) for name in opened.regions}
+    colours = {name: hex_of(colour) for name, colour in colours_of(opened.regions).items()}
     printer = output(json, quiet)
     printer.document({"bundle": opened.name, "file": str(out), "colours": colours})
     for name, colour in colours.items():

@@ -23,6 +23,8 @@ from f2edge.imaging.regions import PRESENT, Coverage
 _SMALL = MappingProxyType({"eyes": 4.0, "brows": 4.0, "nose": 4.0, "mouth": 4.0, "chin": 2.0, "background": 0.25})
 #: Smallest and largest stretch.
 _STRETCH = (0.6, 1.7)
+#: Smallest share of a wanted region's area at which the picture has it.
+_SHOWN = 0.2
 #: Whose colour a region takes that the picture does not show; the first that it shows.
 _LIKE: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"hat": ("clothing", "hair"), "hair": ("brows", "hat"), "brows": ("hair",), "clothing": ("hat", "neck"), "background": ("background",)}
@@ -47,7 +49,7 @@ def rearranged(pixels: NDArray[np.float32], coverage: Coverage, wanted: RegionMa
         if not present[index]:
             continue
         weight = _smooth(wanted.coverage[index] * wanted.given, side)
-        if coverage[index].max() < PRESENT:
+        if coverage[index].sum() < _SHOWN * wanted.coverage[index].sum():
             paint.append((weight, _colour(pixels, coverage, name, names)))
             continue
         weight = weight * np.float32(_SMALL.get(name, 1.0))

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
+from itertools import product
+from math import dist
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -125,10 +126,11 @@ def checked_strength(strength: float) -> float:
     return strength
 
 
-def colour_of(region: str) -> Colour:
-    """Return a region's colour in maps; that of a name outside :data:`PALETTE` follows from the name."""
-    red, green, blue = blake2b(region.encode(), digest_size=3).digest()
-    return PALETTE.get(region, (red, green, blue))
+def colours_of(names: Sequence[str]) -> dict[str, Colour]:
+    """Return each region's colour in maps; names outside :data:`PALETTE` get the colours that are left, in their order."""
+    left = [colour for colour in product((0, 128, 255), repeat=3) if all(dist(colour, other) > 85 for other in (*PALETTE.values(), _WHITE))]
+    spare = iter(left)
+    return {name: PALETTE[name] if name in PALETTE else next(spare, (0, 0, 0)) for name in names}
 
 
 def read_map(picture: Image.Image, names: Sequence[str], grid: int) -> RegionMap:
@@ -157,6 +159,11 @@ def read_map(picture: Image.Image, names: Sequence[str], grid: int) -> RegionMap
     if not found.present.any():
         raise InputError("layout: the map is empty: no region covers a twentieth of a cell of the centred square; paint larger areas")
     return found
+
+
+def hex_of(colour: Colour) -> str:
+    """Return a colour as "#ff8000"."""
+    return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
 def open_map(source: LayoutSource, names: Sequence[str]) -> Image.Image:
@@ -193,7 +200,7 @@ def map_picture(indices: NDArray[Any], names: Sequence[str]) -> Image.Image:
     wrong = indices[(indices != FREE) & ((indices < 0) | (indices >= len(names)))]
     if wrong.size:
         raise InputError(f"layout: {wrong.flat[0]} is no region; give 0 … {len(names) - 1} ({', '.join(names)}), or {FREE} for free")
-    colours = np.array([*(colour_of(name) for name in names), _WHITE], dtype=np.uint8)
+    colours = np.array([*colours_of(names).values(), _WHITE], dtype=np.uint8)
     return Image.fromarray(colours[np.where(indices == FREE, len(names), indices)])
 
 
@@ -213,7 +220,7 @@ def _indices(pixels: NDArray[np.uint8], names: Sequence[str]) -> NDArray[np.int6
     packed = pixels.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
     colours, inverse = np.unique(packed, return_inverse=True)
     rgb = np.stack([colours >> 16, (colours >> 8) & 255, colours & 255], axis=1).astype(np.float32)  # (colours, 3)
-    known = np.array([*(colour_of(name) for name in names), _WHITE], dtype=np.float32)
+    known = np.array([*colours_of(names).values(), _WHITE], dtype=np.float32)
     nearest = np.full(len(rgb), len(known), dtype=np.int64)
     least = np.full(len(rgb), np.float32(_TOLERANCE))
     for index, colour in enumerate(known):
@@ -224,7 +231,7 @@ def _indices(pixels: NDArray[np.uint8], names: Sequence[str]) -> NDArray[np.int6
     flat = unknown & _flat(packed)
     if unknown.mean() > _UNKNOWN or flat.mean() > _UNKNOWN_AREA:
         values, counts = np.unique(packed[flat if flat.any() else unknown], return_counts=True)
-        cure = ", ".join(f"{name} #{_hex(colour_of(name))}" for name in names)
+        cure = ", ".join(f"{name} {hex_of(colour)}" for name, colour in colours_of(names).items())
         raise InputError(f"layout: colour #{values[counts.argmax()]:06x} of the map is no region's; use {cure}; white is free")
     return indices
 
@@ -240,7 +247,3 @@ def _flat(values: NDArray[np.int64]) -> NDArray[np.bool_]:
 def _shares(mask: NDArray[np.bool_], grid: int) -> NDArray[np.float32]:
     """Return the share of each cell (G, G) of which a mask (Y, X) is true."""
     return np.asarray(Image.fromarray(mask.astype(np.float32)).resize((grid, grid), Image.Resampling.BOX), dtype=np.float32)
-
-
-def _hex(colour: Colour) -> str:
-    return "".join(f"{value:02x}" for value in colour)
