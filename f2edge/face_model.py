@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from f2edge.decoding.parallel import StepEvent
     from f2edge.imaging.images import ImageSource
-    from f2edge.imaging.region_map import LayoutSource
+    from f2edge.imaging.map_pictures import LayoutSource
     from f2edge.imaging.regions import Region
     from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
     from f2edge.spec.attributes import AttributeSchema

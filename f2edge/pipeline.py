@@ -30,7 +30,8 @@ from f2edge.decoding.repair import Attempt, Refinements, Repair, Wanted, Worksho
 from f2edge.decoding.schedule import Schedule, plan
 from f2edge.errors import InputError
 from f2edge.imaging.images import ImageSource, listed, open_image
-from f2edge.imaging.region_map import STRENGTH, Layout, LayoutSource, drawn_map, open_map, read_map, sources
+from f2edge.imaging.map_pictures import LayoutSource, drawn_map
+from f2edge.imaging.region_map import STRENGTH, Layout, map_indices, sources
 from f2edge.imaging.regions import Cells, Region, paste_outside, region_cells
 from f2edge.inference import Inference, PromptPrefix
 from f2edge.provenance.watermark import PUBLIC, Watermark
@@ -146,11 +147,11 @@ class FacePipeline:
         """
         schedule, rounds = self.schedule(options), checked_rounds(check)
         rows, preset = list(paired(prompts, seeds)), name_of(schedule, self.bundle.presets)
-        texts = [self.prompt_text(prompt) for prompt, _ in rows]
+        layouts = [self.layout(*source, layout_strength) for source in sources(layout, layout_from, len(rows))]
+        texts = [self.prompt_text(prompt, where) for (prompt, _), where in zip(rows, layouts, strict=True)]
         prefixes = [self.inference.prompt_prefix(text.ids) for text in texts]
         everything = np.ones(self.bundle.layout.image_tokens, dtype=bool)
         plans = [plan(schedule, everything, seed) for _, seed in rows]
-        layouts = [self.layout(*source, layout_strength) for source in sources(layout, layout_from, len(rows))]
         faces: list[GeneratedFace] = []
         for first in range(0, len(rows), ROWS_AT_ONCE):
             group = slice(first, first + ROWS_AT_ONCE)
@@ -246,10 +247,9 @@ class FacePipeline:
         if layout is None and face is None:
             return None
         self.bundle.path("regions")
-        if layout is None:
-            return Layout(self.pixels(face), strength)
-        names = self.bundle.regions
-        return Layout(read_map(open_map(layout, names), names, self.bundle.configuration.tokenizer.grid), strength)
+        names, grid = self.bundle.regions, self.bundle.configuration.tokenizer.grid
+        wanted = map_indices(layout, names) if layout is not None else self.pixels(face)  # type: ignore[arg-type]  # one of the two
+        return Layout(wanted, names, grid, strength)
 
     def refinements(
         self,
@@ -310,14 +310,14 @@ class FacePipeline:
         if layout is None:
             return Attempt(codes, picture, agreement)
         coverage = self.coverage(self.pixels(picture))
-        return Attempt(codes, picture, agreement, coverage, layout.read(self.coverage).agreement(coverage))
+        return Attempt(codes, picture, agreement, coverage, layout.read(self.coverage, coverage).agreement(coverage))
 
     def next_row(self, refinements: Refinements) -> GridRow:
         """Return the row of the next attempt at a picture whose refinement is in progress."""
-        part, bundle = refinements.current, self.bundle
-        assert part is not None
-        grid, code = bundle.configuration.tokenizer.grid, bundle.layout.mask_code
-        return part.next_row(Workshop(bundle.regions, grid, code, self.pixels, self.coverage, self.encode_pixels, self.token_mask))
+        assert refinements.current is not None
+        grid, code = self.bundle.configuration.tokenizer.grid, self.bundle.layout.mask_code
+        workshop = Workshop(self.bundle.regions, grid, code, self.pixels, self.coverage, self.encode_pixels, self.token_mask)
+        return refinements.current.next_row(workshop)
 
     def region_map(self, image: ImageSource, side: int = 512) -> Image.Image:
         """Return where the regions of a face lie, as a picture that ``layout`` takes; :class:`InputError` without regions."""
@@ -437,13 +437,21 @@ class FacePipeline:
 
         return self.backend.each(picture, list(codes.astype(np.int64)))
 
-    def prompt_text(self, prompt: str) -> PromptText:
-        """Return a prompt as the model reads it; :class:`~f2edge.errors.PromptError` for what is no text."""
+    def prompt_text(self, prompt: str, layout: Layout | None = None) -> PromptText:
+        """Return a prompt as the model reads it, with words for what it leaves open and a layout's map shows.
+
+        Raises:
+            PromptError: what is no text.
+        """
         text = check_text(prompt, "prompt")
         if self._lexicon is None:
             return PromptText(tuple(self.tokenizer.encode(text)), Wording())
         text, corrected = self._lexicon.correct(text)
         reading = self._lexicon.read(text)
+        for slot, words in layout.words if layout is not None else ():
+            more = self._lexicon.read(f"{text}, {words}")
+            if slot in more.claims and slot not in {**reading.claims, **reading.excluded}:
+                text, reading = f"{text}, {words}", more
         return PromptText(tuple(self.tokenizer.encode(text)), Wording(reading.unmatched, corrected), reading)
 
     def draw(self, codes: Ids) -> list[Image.Image]:

@@ -18,7 +18,8 @@ from PIL import Image
 from bench.quality import scores
 from bench.quality.faces import Prompt, progress
 from bench.quality.quality import Bench, as_array, as_images
-from f2edge.imaging.region_map import FREE, RegionMap
+from f2edge.imaging.map_pictures import FREE
+from f2edge.imaging.region_map import RegionMap
 
 _SEEDS_APART = 1_000_000
 #: From back to front, as a hand paints them; not the renderer's order.

@@ -43,7 +43,7 @@ def regions(
 ) -> None:
     """Write where the regions of a face lie, as a map that `generate --layout` takes."""
     from f2edge.imaging.images import open_image
-    from f2edge.imaging.region_map import colours_of, hex_of
+    from f2edge.imaging.map_pictures import colours_of, hex_of
     from f2edge.provenance.saving import check_writable, save_image
 
     side = checked_size(size) or _SIDE

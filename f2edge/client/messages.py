@@ -22,7 +22,7 @@ from f2edge.errors import InputError
 from f2edge.imaging.guard import ImageLimits
 from f2edge.imaging.images import ImageSource, load_image, open_image
 from f2edge.imaging.laws import law_named
-from f2edge.imaging.region_map import open_map
+from f2edge.imaging.map_pictures import open_map
 from f2edge.imaging.regions import known_region, region_cells
 from f2edge.results import EditedFace, FaceReport, GeneratedFace
 from f2edge.text import check_text

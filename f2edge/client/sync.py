@@ -41,7 +41,8 @@ from f2edge.decoding.repair import checked_rounds
 from f2edge.engine.requests import Done, EditRequest, GenerateRequest, Priority, Token
 from f2edge.errors import DeadlineExceededError
 from f2edge.imaging.images import ImageSource, listed, open_image
-from f2edge.imaging.region_map import STRENGTH, LayoutSource, sources
+from f2edge.imaging.map_pictures import LayoutSource
+from f2edge.imaging.region_map import STRENGTH, sources
 from f2edge.imaging.regions import Region
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions, paired
 from f2edge.spec.attributes import AttributeSchema

@@ -22,7 +22,7 @@ from f2edge.imaging.regions import Cells
 from f2edge.spec.layout import Ids
 
 #: Attempts after that of the draft.
-_ROUNDS = 3
+_ROUNDS = 1
 #: Share of the cells that each of them draws again.
 _AGAIN = 0.25
 #: Agreement that is worth one attribute that the prompt names.
@@ -46,7 +46,7 @@ class Placement(Refinement):
 
     def next_cells(self, best: Attempt, workshop: Workshop) -> tuple[Ids, Cells]:
         assert best.coverage is not None
-        wanted = self._layout.read(workshop.coverage)
+        wanted = self._layout.read(workshop.coverage, best.coverage)
         if self.repairs:
             return best.codes, worst_cells(wanted.error(best.coverage), _AGAIN, self.repairs)
         draft = rearranged(workshop.pixels(best.picture), best.coverage, wanted, workshop.names)

@@ -245,6 +245,11 @@ class Refinements:
         """The refinement in progress; None once all have ended."""
         return next((part for part in (self._placement, self._repair) if part is not None and not part.ended), None)
 
+    @property
+    def placing(self) -> bool:
+        """Whether the layout is in progress."""
+        return self._placement is not None and not self._placement.ended
+
     def add(self, attempt: Attempt) -> None:
         """Take an attempt into account; the best one of a refinement that ends by it is the first of the next."""
         while (part := self.current) is not None:

@@ -64,6 +64,7 @@ class Executor:
             Stage.STEP: self._steps,
             Stage.PREVIEW: self._previews,
             Stage.CHECK: self._check,
+            Stage.PLACE: self._check,
             Stage.DRAW: self._draw,
             Stage.QUESTION: self._texts,
             Stage.TOKEN: self._texts,

@@ -17,7 +17,8 @@ from f2edge.decoding.parallel import StepEvent
 from f2edge.decoding.repair import checked_rounds
 from f2edge.errors import InputError
 from f2edge.imaging.images import ImageSource
-from f2edge.imaging.region_map import STRENGTH, LayoutSource, checked_strength
+from f2edge.imaging.map_pictures import LayoutSource
+from f2edge.imaging.region_map import STRENGTH, checked_strength
 from f2edge.imaging.regions import Region
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
 
@@ -270,7 +271,7 @@ class EngineStats:
         failed: by reason: "cancelled", "deadline", "closed", "input", "backend", "other".
         cancelled_at: requests cancelled or expired while "queued" or "running".
         rejected: by reason: "queue_full", "work_full", "deadline", "closed".
-        turns: batches run, by stage ("prompt", "step", "check", "draw", "preview", "encode", "question", "token", "report").
+        turns: batches run, by stage ("prompt", "step", "check", "place", "draw", "preview", "encode", "question", "token", "report").
         turn_ms: engine time by stage.
         rows: histogram by stage: ``rows["step"][4]`` steps had four rows.
         image_steps: decoding steps counted by row; ``wasted_steps`` of them belonged to images that were never finished.

@@ -300,6 +300,7 @@ class ReportState(FaceState):
 
 _IMAGE: tuple[tuple[Stage, Callable[[Any], bool]], ...] = (
     (Stage.PROMPT, lambda image: image.prefix is None),
+    (Stage.PLACE, lambda image: image.check_due and image.refinements.placing),
     (Stage.CHECK, lambda image: image.check_due),
     (Stage.DRAW, lambda image: image.finished),
     (Stage.PREVIEW, lambda image: image.preview_images and image.preview_due),

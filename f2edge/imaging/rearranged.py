@@ -16,18 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from f2edge.imaging.region_map import RegionMap
+from f2edge.imaging.region_map import RegionMap, places
 from f2edge.imaging.regions import PRESENT, Coverage
 
 #: Weight of a region's way where several regions overlap; small ones lie on large ones.
-_SMALL = MappingProxyType({"eyes": 4.0, "brows": 4.0, "nose": 4.0, "mouth": 4.0, "chin": 2.0, "background": 0.25})
+_SMALL = MappingProxyType({"eyes": 4.0, "brows": 4.0, "nose": 4.0, "mouth": 4.0, "chin": 2.0})
+#: Weight of every region's way, by its area, where no region is near.
+_FAR = np.float32(0.05)
 #: Smallest and largest stretch.
 _STRETCH = (0.6, 1.7)
 #: Smallest share of a wanted region's area at which the picture has it.
 _SHOWN = 0.2
 #: Whose colour a region takes that the picture does not show; the first that it shows.
 _LIKE: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"hat": ("clothing", "hair"), "hair": ("brows", "hat"), "brows": ("hair",), "clothing": ("hat", "neck"), "background": ("background",)}
+    {"hat": ("clothing", "hair"), "hair": ("brows", "hat"), "brows": ("hair",), "clothing": ("hat", "neck")}
 )
 
 
@@ -42,40 +44,26 @@ def rearranged(pixels: NDArray[np.float32], coverage: Coverage, wanted: RegionMa
     """
     side, present = pixels.shape[-1], wanted.present
     axis = (np.arange(side, dtype=np.float32) + np.float32(0.5)) / np.float32(side)  # (S,)
-    total = np.full((side, side), np.float32(1e-3))
+    total = _smooth(1 - wanted.given.max(axis=0), side) + np.float32(1e-3)  # where nothing is said nothing moves
     ways = [total * axis[None, :], total * axis[:, None]]  # x and y in the picture, weighted
     paint: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
     for index, name in enumerate(names):
-        if not present[index]:
+        share = wanted.coverage[index] * wanted.given[index]
+        if not present[index] or name == "background":  # which goes with what lies before it
             continue
-        weight = _smooth(wanted.coverage[index] * wanted.given, side)
+        weight = _smooth(share, side)
         if coverage[index].sum() < _SHOWN * wanted.coverage[index].sum():
             paint.append((weight, _colour(pixels, coverage, name, names)))
             continue
-        weight = weight * np.float32(_SMALL.get(name, 1.0))
+        weight = weight * np.float32(_SMALL.get(name, 1.0)) + _FAR * share.mean()
+        ends = zip(places(coverage[index]), places(share), strict=True)
+        moved = [_moved(axis, here, there) for here, there in ends]
         total = total + weight
-        if name == "background":  # has no place of its own
-            moved: Sequence[NDArray[np.float32]] = (axis, axis)
-        else:
-            places = zip(_places(coverage[index]), _places(wanted.coverage[index] * wanted.given), strict=True)
-            moved = [_moved(axis, here, there) for here, there in places]
         ways = [ways[0] + weight * moved[0][None, :], ways[1] + weight * moved[1][:, None]]
     draft = _sampled(pixels, ways[0] / total, ways[1] / total)
     for weight, colour in paint:
         draft = draft * (1 - weight) + colour[:, None, None] * weight
     return draft
-
-
-def _places(share: Coverage) -> list[tuple[float, float]]:
-    """Return a region's centre and extent (standard deviation) across and down, in shares of the side."""
-    grid = len(share)
-    cells = (np.arange(grid) + 0.5) / grid
-    found = []
-    for summed in (share.sum(axis=0), share.sum(axis=1)):
-        line = summed / max(float(summed.sum()), 1e-6)
-        centre = float((line * cells).sum())
-        found.append((centre, float(np.sqrt((line * (cells - centre) ** 2).sum() + 1 / (12 * grid**2)))))
-    return found
 
 
 def _moved(axis: NDArray[np.float32], here: tuple[float, float], there: tuple[float, float]) -> NDArray[np.float32]:

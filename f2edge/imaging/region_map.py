@@ -1,10 +1,11 @@
-"""Maps of a face's regions: a picture with one colour for each region, as a paint program writes it.
+"""Where the regions of a face are to lie: what a map says, by cells, as the parser does.  K regions, G token cells along a side.
 
-White and transparent pixels are free: nothing is said about them.  Sides and size are free, too; the centred square counts.  A map says
-where regions lie, :class:`RegionMap` says it by cells, as the parser does: K regions, G token cells along a side.
+A map has one region a pixel; the parser's overlap (the head's outline goes on under hair, the neck under the chin).  So where a map shows
+what may hide a region, it says nothing about that region.  And a model draws faces of a size and a place: a map whose face is much smaller
+or lies elsewhere is enlarged and moved as a whole.
 
->>> sketch = Image.new("RGB", (40, 40), PALETTE["hat"])
->>> read_map(sketch, ("hair", "hat"), 2).coverage[1].tolist()
+>>> sketch = open_map(np.zeros((40, 40), dtype=np.int64), ("hair", "skin"))
+>>> read_map(indices_of(sketch, ("hair", "skin")), ("hair", "skin"), 2).coverage[0].tolist()
 [[1.0, 1.0], [1.0, 1.0]]
 """
 
@@ -12,53 +13,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
-from math import dist
+from math import sqrt
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from f2edge.errors import InputError
-from f2edge.imaging.images import ImageSource, listed, open_image, square_box
+from f2edge.imaging.images import ImageSource, listed
+from f2edge.imaging.map_pictures import FREE, LayoutSource, indices_of, open_map
 from f2edge.imaging.regions import PRESENT, Coverage
 
-Colour: TypeAlias = tuple[int, int, int]
-#: A map of regions: a picture by :data:`PALETTE`, or whole numbers (Y, X), the regions' indices and :data:`FREE` where nothing is said.
-LayoutSource: TypeAlias = "ImageSource | NDArray[Any]"
-
-PALETTE: Mapping[str, Colour] = MappingProxyType(
-    {
-        "hair": (128, 64, 0),
-        "eyes": (0, 0, 255),
-        "brows": (128, 0, 128),
-        "nose": (255, 0, 255),
-        "mouth": (255, 0, 0),
-        "chin": (255, 255, 0),
-        "ears": (255, 128, 0),
-        "skin": (255, 192, 160),
-        "hat": (0, 128, 0),
-        "neck": (192, 128, 96),
-        "clothing": (0, 255, 255),
-        "background": (128, 192, 255),
-    }
-)
+Pixels: TypeAlias = NDArray[np.float32]
 #: Strength of a layout where none is given.
 STRENGTH = 0.5
-#: The index, in an array, of pixels about which nothing is said; in a picture they are white.
-FREE = 255
-_WHITE = (255, 255, 255)
-#: Regions that the parser counts to others that they lie on.
-_ON: Mapping[str, tuple[str, ...]] = MappingProxyType({"skin": ("eyes", "brows", "nose", "mouth", "chin"), "hair": ("hat",)})
-#: From back to front, as a map is drawn; others lie before these.
-_DRAWN = ("background", "hair", "clothing", "neck", "ears", "skin", "chin", "nose", "mouth", "eyes", "brows", "hat")
-#: Largest distance of a pixel from the colour that it has; pixels between two colours (smooth edges) say nothing.
-_TOLERANCE = 40.0
-#: Largest share of pixels without a region's colour, and of those amid others of the same colour, which no smooth edge has.
-_UNKNOWN, _UNKNOWN_AREA = 0.3, 0.001
-_SIDES = (64, 512)
+#: What lies on a face.
+_FEATURES = ("eyes", "brows", "nose", "mouth", "chin")
+#: Regions that are part of others.
+_ON: Mapping[str, tuple[str, ...]] = MappingProxyType({"skin": _FEATURES})
+#: What says nothing about a region where it is painted, because it may hide it.
+_HIDES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "hair": ("hat", "clothing"),
+        "skin": ("hair", "hat", "ears", "neck"),
+        "eyes": ("brows", "nose", "hair"),
+        "brows": ("eyes", "hair", "hat"),
+        "nose": ("eyes", "mouth"),
+        "mouth": ("nose", "chin"),
+        "chin": ("mouth", "neck"),
+        "ears": ("hair", "hat", "skin"),
+        "hat": ("hair",),
+        "neck": ("skin", "chin", "mouth", "hair"),
+        "clothing": ("hair", "neck"),
+    }
+)
+#: How far down the face hair reaches that is long, and that is short.
+_LONG, _SHORT = 1.15, 0.6
+_NO_ROWS = np.zeros(0, dtype=np.int64)
+#: Size of a map's face over that of drawn ones, and distance of the centres in shares of the side, up to which it stays where it is.
+_SIZE, _DISTANCE = 1.15, 0.04
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +61,8 @@ class RegionMap:
     """Where regions are to lie.
 
     Attributes:
-        coverage: float32 (K, G, G), the share of each cell that a region covers, as the parser gives it.
-        given: float32 (G, G), the share of each cell about which something is said.
+        coverage: float32 (K, G, G), the share of each cell that a region covers, of what is said about it.
+        given: float32 (K, G, G), the share of each cell for which something is said about the region.
     """
 
     coverage: Coverage
@@ -76,7 +71,7 @@ class RegionMap:
     @classmethod
     def of(cls, coverage: Coverage) -> RegionMap:
         """Return the map of a face that the parser has read."""
-        return cls(coverage, np.ones(coverage.shape[1:], dtype=np.float32))
+        return cls(coverage, np.ones_like(coverage))
 
     def agreement(self, coverage: Coverage) -> float:
         """Return how far regions (K, G, G) lie as wanted: intersection over union, the mean of the map's regions, in [0, 1]."""
@@ -87,8 +82,9 @@ class RegionMap:
 
     def error(self, coverage: Coverage) -> NDArray[np.float32]:
         """Return how far each cell (G, G) is from what is wanted, half of it its neighbourhood, in which a cell's tokens show, too."""
-        error = np.pad(np.abs(coverage - self.coverage).sum(axis=0) * self.given, 1, mode="edge")
-        grid = len(self.given)
+        wanted = self.present[:, None, None] * self.given
+        error = np.pad((np.abs(coverage - self.coverage) * wanted).sum(axis=0), 1, mode="edge")
+        grid = coverage.shape[-1]
         around = sum(error[y : y + grid, x : x + grid] for y in range(3) for x in range(3)) / np.float32(9)
         spread: NDArray[np.float32] = (error[1:-1, 1:-1] + around) / 2
         return spread
@@ -101,22 +97,42 @@ class RegionMap:
 
 
 class Layout:
-    """Where the regions of one face are to lie: a map, or those of another face, which are read once they are needed.
+    """Where the regions of one face are to lie: by a map, or as in another face, which is read once that is needed.
 
     Args:
-        wanted: the map, or the face's pixels (3, Y, X).
+        wanted: regions' indices (Y, X), or the face's pixels (3, Y, X).
+        names: of the parser's K regions.
+        grid: G.
         strength: 0 … 1, how much of a draft by the map is kept.
+
+    Raises:
+        InputError: an empty map, or a strength out of range.
     """
 
-    def __init__(self, wanted: RegionMap | NDArray[np.float32], strength: float) -> None:
+    def __init__(self, wanted: NDArray[np.int64] | Pixels, names: Sequence[str], grid: int, strength: float = STRENGTH) -> None:
         self.strength = checked_strength(strength)
-        self._wanted = wanted
+        self._wanted, self._names, self._grid = wanted, names, grid
+        self._map = read_map(wanted, names, grid) if wanted.ndim == 2 else None
+        self._fitted = False
 
-    def read(self, coverage: Callable[[NDArray[np.float32]], Coverage]) -> RegionMap:
-        """Return the map; ``coverage`` gives the parser's shares (K, G, G) of pixels."""
-        if not isinstance(self._wanted, RegionMap):
-            self._wanted = RegionMap.of(coverage(self._wanted))
-        return self._wanted
+    @property
+    def words(self) -> list[tuple[str, str]]:
+        """What a map says that a prompt can say, too: slots and words for them; of a face that is not known before it is read."""
+        return said_by(self._wanted, self._names) if self._wanted.ndim == 2 else []
+
+    def read(self, coverage: Callable[[Pixels], Coverage], first: Coverage) -> RegionMap:
+        """Return what is wanted.
+
+        Args:
+            coverage: returns the parser's shares (K, G, G) of pixels.
+            first: those of the first drawing, to whose place and size a map is fitted.
+        """
+        if self._map is None:
+            self._map = RegionMap.of(coverage(self._wanted))
+        elif not self._fitted and self._wanted.ndim == 2:
+            self._map = read_map(fitted(self._wanted, self._names, first), self._names, self._grid)
+        self._fitted = True
+        return self._map
 
 
 def checked_strength(strength: float) -> float:
@@ -124,54 +140,6 @@ def checked_strength(strength: float) -> float:
     if not 0.0 <= strength <= 1.0:
         raise InputError(f"layout_strength must lie in 0 … 1, got {strength}")
     return strength
-
-
-def colours_of(names: Sequence[str]) -> dict[str, Colour]:
-    """Return each region's colour in maps; names outside :data:`PALETTE` get the colours that are left, in their order."""
-    left = [colour for colour in product((0, 128, 255), repeat=3) if all(dist(colour, other) > 85 for other in (*PALETTE.values(), _WHITE))]
-    spare = iter(left)
-    return {name: PALETTE[name] if name in PALETTE else next(spare, (0, 0, 0)) for name in names}
-
-
-def read_map(picture: Image.Image, names: Sequence[str], grid: int) -> RegionMap:
-    """Return what a picture by :data:`PALETTE` says.
-
-    Args:
-        picture: RGB, square.
-        names: of the parser's K regions.
-        grid: G.
-
-    Raises:
-        InputError: a colour that is no region's, or nothing but white.
-    """
-    if not names:
-        raise InputError("layout: this bundle has no regions, so nothing can be laid out; leave it out, or take another bundle")
-    indices = _indices(np.asarray(picture.convert("RGB")), names)
-    said = np.stack([indices == index for index in range(len(names))])  # (K, Y, X)
-    for region, others in _ON.items():
-        if region in names:
-            own = said[names.index(region)]
-            own |= np.logical_or.reduce([own, *(said[names.index(other)] for other in others if other in names)])
-    shares = np.stack([_shares(mask, grid) for mask in said])
-    given = _shares((indices < len(names)), grid)
-    coverage = (shares / np.maximum(given, np.float32(1e-6))).clip(0, 1)
-    found = RegionMap(coverage, given)
-    if not found.present.any():
-        raise InputError("layout: the map is empty: no region covers a twentieth of a cell of the centred square; paint larger areas")
-    return found
-
-
-def hex_of(colour: Colour) -> str:
-    """Return a colour as "#ff8000"."""
-    return "#{:02x}{:02x}{:02x}".format(*colour)
-
-
-def open_map(source: LayoutSource, names: Sequence[str]) -> Image.Image:
-    """Return the centred square of a map as a picture by :data:`PALETTE`, with a side in 64 … 512."""
-    picture = map_picture(source, names) if isinstance(source, np.ndarray) and source.ndim == 2 else open_image(source)
-    left, top, side = square_box(picture.size)
-    square, wanted = picture.crop((left, top, left + side, top + side)), min(max(side, _SIDES[0]), _SIDES[1])
-    return square if side == wanted else square.resize((wanted, wanted), Image.Resampling.NEAREST)
 
 
 def sources(
@@ -193,55 +161,83 @@ def sources(
     return [(source, None) if layout is not None else (None, source) for source in found]
 
 
-def map_picture(indices: NDArray[Any], names: Sequence[str]) -> Image.Image:
-    """Return regions' indices (Y, X), ``FREE`` where nothing is said, as a picture by :data:`PALETTE`."""
-    if indices.ndim != 2 or not indices.size or not np.issubdtype(indices.dtype, np.integer):
-        raise InputError(f"layout: an array of {indices.dtype} {indices.shape}; give whole numbers of shape (Y, X), or a picture")
-    wrong = indices[(indices != FREE) & ((indices < 0) | (indices >= len(names)))]
-    if wrong.size:
-        raise InputError(f"layout: {wrong.flat[0]} is no region; give 0 … {len(names) - 1} ({', '.join(names)}), or {FREE} for free")
-    colours = np.array([*colours_of(names).values(), _WHITE], dtype=np.uint8)
-    return Image.fromarray(colours[np.where(indices == FREE, len(names), indices)])
+def map_indices(source: LayoutSource, names: Sequence[str]) -> NDArray[np.int64]:
+    """Return the regions' indices (Y, X) of a map; raises :class:`InputError` for what is none, and for a bundle without regions."""
+    if not names:
+        raise InputError("layout: this bundle has no regions, so nothing can be laid out; leave it out, or take another bundle")
+    return indices_of(open_map(source, names), names)
 
 
-def drawn_map(coverage: Coverage, names: Sequence[str], side: int) -> Image.Image:
-    """Return the map of a face that the parser has read, as a picture by :data:`PALETTE` of ``side`` pixels."""
-    indices = np.full((side, side), FREE, dtype=np.int64)
-    for name in sorted(names, key=lambda name: _DRAWN.index(name) if name in _DRAWN else len(_DRAWN)):
-        share = coverage[names.index(name)]
-        if share.max() >= PRESENT:
-            smooth = np.asarray(Image.fromarray(share).resize((side, side), Image.Resampling.BICUBIC))
-            indices[smooth >= min(0.5, float(smooth.max()) / 2)] = names.index(name)
-    return map_picture(indices, names)
+def read_map(indices: NDArray[np.int64], names: Sequence[str], grid: int) -> RegionMap:
+    """Return what a map (Y, X) says; raises :class:`InputError` if that is nothing."""
+    painted = {name: indices == index for index, name in enumerate(names)}
+    anything = indices != FREE
+
+    def union(others: Sequence[str]) -> NDArray[np.bool_]:
+        return np.logical_or.reduce([np.zeros_like(anything), *(painted[other] for other in others if other in painted)])
+
+    own = [painted[name] | union(_ON.get(name, ())) for name in names]
+    given = [_shares(anything & (mask | ~union(_HIDES.get(name, ()))), grid) for name, mask in zip(names, own, strict=True)]
+    shares = [_shares(mask, grid) / np.maximum(known, np.float32(1e-6)) for mask, known in zip(own, given, strict=True)]
+    found = RegionMap(np.stack(shares).clip(0, 1), np.stack(given))
+    if not found.present.any():
+        raise InputError("layout: the map is empty: no region covers a twentieth of a cell of the centred square; paint larger areas")
+    return found
 
 
-def _indices(pixels: NDArray[np.uint8], names: Sequence[str]) -> NDArray[np.int64]:
-    """Return the region of each pixel (Y, X): K where it is free, K + 1 between two colours; refuses colours of no region."""
-    packed = pixels.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
-    colours, inverse = np.unique(packed, return_inverse=True)
-    rgb = np.stack([colours >> 16, (colours >> 8) & 255, colours & 255], axis=1).astype(np.float32)  # (colours, 3)
-    known = np.array([*colours_of(names).values(), _WHITE], dtype=np.float32)
-    nearest = np.full(len(rgb), len(known), dtype=np.int64)
-    least = np.full(len(rgb), np.float32(_TOLERANCE))
-    for index, colour in enumerate(known):
-        distance = np.sqrt(((rgb - colour) ** 2).sum(axis=1))
-        nearest, least = np.where(distance < least, index, nearest), np.minimum(distance, least)
-    indices = nearest[inverse].reshape(packed.shape)
-    unknown = indices == len(known)
-    flat = unknown & _flat(packed)
-    if unknown.mean() > _UNKNOWN or flat.mean() > _UNKNOWN_AREA:
-        values, counts = np.unique(packed[flat if flat.any() else unknown], return_counts=True)
-        cure = ", ".join(f"{name} {hex_of(colour)}" for name, colour in colours_of(names).items())
-        raise InputError(f"layout: colour #{values[counts.argmax()]:06x} of the map is no region's; use {cure}; white is free")
-    return indices
+def said_by(indices: NDArray[np.int64], names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return what a map (Y, X) says about attributes: slots, and words as a prompt has them."""
+    rows = {name: np.flatnonzero((indices == index).any(axis=1)) for index, name in enumerate(names)}
+    found = [("hat", "with a hat")] if rows.get("hat", _NO_ROWS).size else []
+    hair, skin = rows.get("hair", _NO_ROWS), rows.get("skin", _NO_ROWS)
+    if hair.size and skin.size:
+        reach = (hair[-1] - skin[0]) / (skin[-1] - skin[0] + 1)  # 0 at the top of the face, 1 at the chin
+        length = "long" if reach > _LONG else "short" if reach < _SHORT else ""
+        found += [("hair_length", f"with {length} hair")] if length else []
+    elif skin.size and not found and (indices[: skin[0]] != FREE).all():
+        found.append(("hair_length", "with a bald head"))
+    return found
 
 
-def _flat(values: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which of values (Y, X) have their own value above, below, left and right."""
-    padded = np.pad(values, 1, constant_values=-1)
-    same = [padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]]
-    flat: NDArray[np.bool_] = np.logical_and.reduce([values == other for other in same])
-    return flat
+def fitted(indices: NDArray[np.int64], names: Sequence[str], drawn: Coverage) -> NDArray[np.int64]:
+    """Return a map whose face has about the size and the place of drawn ones; as it is where it shows no face.
+
+    Args:
+        indices: of regions (Y, X), square.
+        names: of the K regions.
+        drawn: the parser's shares (K, G, G) of a drawn face.
+    """
+    parts = [names.index(name) for name in ("skin", *_FEATURES) if name in names]
+    face = np.isin(indices, parts)
+    if "skin" not in names or "hair" not in names or not face.any():
+        return indices
+    hidden = drawn[names.index("hair")]
+    if "hat" in names and (indices == names.index("hat")).any():
+        hidden = np.maximum(hidden, drawn[names.index("hat")])
+    across, down = zip(places(face.astype(np.float32)), places(drawn[names.index("skin")] * (1 - hidden)), strict=True)
+    size = sqrt((across[1][1] * down[1][1]) / (across[0][1] * down[0][1]))
+    size = 1.0 if 1 / _SIZE <= size <= _SIZE else size
+    side = len(indices)
+    affine = []
+    for (here, _), (there, _) in (across, down):
+        moved = (there - here) - float(np.clip(there - here, -_DISTANCE, _DISTANCE))
+        affine.append(side * (here - (here + moved) / size))
+    matrix = (1 / size, 0.0, affine[0], 0.0, 1 / size, affine[1])
+    picture = Image.fromarray(indices.astype(np.uint8))
+    moved_picture = picture.transform((side, side), Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=FREE)
+    return np.asarray(moved_picture).astype(np.int64)
+
+
+def places(share: Coverage) -> list[tuple[float, float]]:
+    """Return a region's centre and extent (standard deviation) across and down, in shares of the side; ``share`` (Y, Y)."""
+    grid = len(share)
+    cells = (np.arange(grid) + 0.5) / grid
+    found = []
+    for summed in (share.sum(axis=0), share.sum(axis=1)):
+        line = summed / max(float(summed.sum()), 1e-6)
+        centre = float((line * cells).sum())
+        found.append((centre, sqrt(float((line * (cells - centre) ** 2).sum()) + 1 / (12 * grid**2))))
+    return found
 
 
 def _shares(mask: NDArray[np.bool_], grid: int) -> NDArray[np.float32]:

@@ -53,7 +53,7 @@ def test_what_the_picture_does_not_have_takes_the_likest_colour() -> None:
 def test_where_nothing_is_said_nothing_moves() -> None:
     pixels, coverage = scene(2, 6)
     _, wanted = scene(4, 8)
-    given = np.zeros((GRID, GRID), dtype=np.float32)
-    given[:, 7] = 1.0
+    given = np.zeros((4, GRID, GRID), dtype=np.float32)
+    given[:, :, 7] = 1.0
     draft = rearranged(pixels, coverage, RegionMap(wanted, given), NAMES)
     assert np.abs(draft[:, :, :8] - pixels[:, :, :8]).max() < 1e-3
