@@ -115,7 +115,7 @@ class SemanticEncoder(nn.Module):
 
     def __init__(self, shape: FeatureShape, channels: tuple[int, ...] = (24, 56, 112, 192), blocks: tuple[int, ...] = (0, 1, 2, 3)) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.channels, self.blocks = shape, channels, blocks
         self.trunk = Trunk(2, channels, blocks)
         self.context = GlobalContext(channels[-1], 64)
         self.project = nn.Conv2d(channels[-1], shape.width, 1)

@@ -233,7 +233,8 @@ def write_encoders(run: Path, task: EncodersTask) -> None:
     for name, module in task.modules.items():
         load_weights(run, module, name=name)
     metadata = {"region_names": json.dumps(list(task.data.region_names)), "grid": str(task.regions.grid)}
-    save_weights(run / "semantic.safetensors", task.semantic.encoder)
+    semantic = task.semantic.encoder
+    save_weights(run / "semantic.safetensors", semantic, {"channels": json.dumps(semantic.channels), "blocks": json.dumps(semantic.blocks)})
     save_weights(run / "readout.safetensors", task.semantic.readout, {"schema": json.dumps(task.schema.to_json())})
     save_weights(run / "identity.safetensors", task.identity)
     save_weights(run / "regions.safetensors", task.regions, metadata)
@@ -247,7 +248,12 @@ def load_encoders(directory: Path, configuration: ModelConfiguration = NANO) -> 
     if not names.is_file():
         raise InputError(f"{directory}: no encoders here; train them: python -m export train encoders --data SHARDS --out {directory}")
     region_names = tuple(stored_json(names, "region_names", list, "the encoders' region parser"))
-    semantic, identity = SemanticEncoder(configuration.semantic), IdentityEncoder(configuration.identity)
+    widths = {
+        key: tuple(stored_json(directory / "semantic.safetensors", key, list, "the semantic encoder's layers"))
+        for key in ("channels", "blocks")
+        if key in weights_metadata(directory / "semantic.safetensors")
+    }
+    semantic, identity = SemanticEncoder(configuration.semantic, **widths), IdentityEncoder(configuration.identity)
     regions = RegionParser(len(region_names), int(weights_metadata(names).get("grid", "8")))
     for name, module in (("semantic", semantic), ("identity", identity), ("regions", regions)):
         load_weights(directory / f"{name}.safetensors", module)

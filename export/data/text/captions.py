@@ -59,13 +59,16 @@ _OPENING_SHARE = 0.06
 _EXCLUSION_SHARE = 0.06
 _EVERYDAY_SHARE = 0.4
 _PERSON_NOUN_SHARE = 0.15
+_BALD_SHARE = 0.6  # the others have "no hair" or "a shaved head"
 
 #: How likely a slot is named, relative to 1; times ``_PLAIN`` for its unremarkable value when that means "nothing there".
 _WEIGHTS = {"gender_presentation": 6.0, "age": 2.5, "hair_color": 2.5, "hair_length": 1.8, "eye_color": 1.5, "eyewear": 1.8, "hat": 1.8,
             "emotion": 1.8, "action": 1.8, "beard": 1.5, "background": 1.3, "clothing_color": 1.3, "skin_tone": 1.3}  # fmt: skip
 _PLAIN = 0.3
 #: The same for what is absent: a noun must not be heard more often behind "no" than alone, or it comes to mean its absence.
-_ABSENT = 0.1
+_ABSENT = 0.2
+#: Lower where faces seldom have what the noun names.
+_ABSENT_RARE = {"sideburns": 0.1, "lipstick": 0.1, "eye_bags": 0.1}
 #: A mask hides half of the face: a person who sees one says so, and so a prompt that is silent about it means a face without.
 _HIDING = {("face_mask", "worn"): 60.0}
 #: Slots where no value is "nothing there": all of them are worth a word.
@@ -127,9 +130,10 @@ def _choose(slots: Slots, dice: Dice, count: int, *, even: bool) -> dict[str, st
     keyed = []
     for slot, value in slots.items():
         absent = value == "none" and slot in NEGATABLE
-        weight = 2 * _ABSENT if even and absent else 1.0
+        unsaid = _ABSENT_RARE.get(slot, _ABSENT)
+        weight = 2 * unsaid if even and absent else 1.0
         if not even:
-            weight = _WEIGHTS.get(slot, 1.0) * (_ABSENT if absent else _PLAIN if is_plain(slot, value) else 1.0)
+            weight = _WEIGHTS.get(slot, 1.0) * (unsaid if absent else _PLAIN if is_plain(slot, value) else 1.0)
             weight *= 0.2 if _goes_without_saying(slot, slots) else 1.0
         weight = _HIDING.get((slot, value), weight)
         keyed.append((math.log(dice.roll() + 1e-12) / weight, slot))
@@ -142,7 +146,7 @@ def _take_before_noun(left: dict[str, str], dice: Dice, most: int, share: float)
     taken: list[str] = []
     for slot, values in BEFORE_NOUN.items():
         words = values.get(left.get(slot, ""))
-        alone = slot == "age" or left.get(slot) == "bald"
+        alone = slot == "age" or (left.get(slot) == "bald" and dice.chance(_BALD_SHARE))
         if slot == "hair_color" and any(word.endswith("-haired") for word in taken):
             continue  # "short-haired red-haired"
         if words and len(taken) < most and (alone or dice.chance(share)) and not (slot == "action" and taken):
