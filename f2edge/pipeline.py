@@ -239,11 +239,7 @@ class FacePipeline:
         return (options or GenerateOptions()).resolve(defaults, presets)
 
     def layout(self, layout: LayoutSource | None, face: ImageSource | None, strength: float = STRENGTH) -> Layout | None:
-        """Return where regions are to lie, by a map or by another face; None where neither says it.
-
-        Raises:
-            InputError: both are given, the map has colours of no region, or the bundle has no regions.
-        """
+        """Return where regions are to lie, by a map or by another face; None where neither does; errors as of :meth:`generate`."""
         if layout is None and face is None:
             return None
         self.bundle.path("regions")
@@ -320,9 +316,12 @@ class FacePipeline:
         return refinements.current.next_row(workshop)
 
     def region_map(self, image: ImageSource, side: int = 512) -> Image.Image:
-        """Return where the regions of a face lie, as a picture that ``layout`` takes; :class:`InputError` without regions."""
+        """Return where the regions of a face lie, as a picture that ``layout`` takes; what it does not wear (a hat) is left out."""
         self.bundle.path("regions")
-        return drawn_map(self.coverage(self.pixels(image)), self.bundle.regions, side)
+        names, worn = self.bundle.regions, [name for name in self.bundle.regions if name in self.bundle.schema]
+        best = self.analyze(image, attributes=worn)[0].best if worn else {}
+        shown = np.array([best.get(name) != "none" for name in names], dtype=np.float32)
+        return drawn_map(self.coverage(self.pixels(image)) * shown[:, None, None], names, side)
 
     def finished(self, codes: Ids, paste: Paste | None = None) -> Image.Image:
         """Return the picture of tokens (N,) without marks, in an edit's original where there is one."""

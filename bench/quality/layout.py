@@ -8,7 +8,7 @@ face's map.  Prompts are those of the same face, and those of another, whose hai
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ def layout(bench: Bench) -> dict[str, Any]:
     masks = truth_masks(bench, count)
     maps = [RegionMap.of(np.stack([_shares(mask, bench.pipeline.bundle.configuration.tokenizer.grid) for mask in face])) for face in masks]
     faces, prompts = as_images(bench.faces.images[:count]), bench.prompts[:count]
-    painted = [flat_map(face, bench.pipeline.bundle.regions) for face in masks]
+    painted = [flat_map(*face, bench.pipeline.bundle.regions) for face in zip(masks, bench.faces.visible[:count], strict=True)]
     own = {"nothing": {}, "face": {"layout_from": faces}, "map": {"layout": painted}}
     results: dict[str, Any] = {"faces": count, "floor": _mean(bench, faces[1:] + faces[:1], maps), "ceiling": _mean(bench, faces, maps)}
     results["own_prompt"] = _drawn(bench, prompts, maps, own, "layout")
@@ -49,10 +49,10 @@ def truth_masks(bench: Bench, count: int) -> list[NDArray[np.bool_]]:
     return [np.stack([face.regions[name] for name in names]) for face in rendered]
 
 
-def flat_map(masks: NDArray[np.bool_], names: Sequence[str]) -> NDArray[np.int64]:
-    """Return regions as a hand paints them: one index a pixel (Y, X), from back to front."""
+def flat_map(masks: NDArray[np.bool_], shown: Mapping[str, str], names: Sequence[str]) -> NDArray[np.int64]:
+    """Return regions as a hand paints them: one index a pixel (Y, X), from back to front; the place of a hat is not painted without one."""
     indices = np.full(masks.shape[1:], FREE, dtype=np.int64)
-    for name in (name for name in _PAINTED if name in names):
+    for name in (name for name in _PAINTED if name in names and shown.get(name) != "none"):
         indices[masks[names.index(name)]] = names.index(name)
     return indices
 
