@@ -2,8 +2,8 @@
 
 The face is drawn as its prompt says.  The parser reads where its regions lie, and a draft of it, with regions moved to their places
 (:mod:`f2edge.imaging.rearranged`), becomes tokens.  Those of the cells that agree best with the map stay; the others are drawn by the
-prompt, in their sight.  Then the cells that agree least are drawn again with other seeds, a few times.  Of all attempts the one that agrees
-best is the result; attributes of the prompt that it does not show count against it.
+prompt, in their sight.  Then the cells that agree least are drawn again with another seed.  Of all attempts the one that agrees best is the
+result; attributes of the prompt that it does not show count against it.
 
 Attempts depend on prompt, options, seed and map alone.  N image tokens, G token cells along a side, K regions.
 """

@@ -48,7 +48,8 @@ _DRAWN = ("background", "hair", "clothing", "neck", "ears", "skin", "chin", "nos
 _TOLERANCE = 40.0
 #: Largest share of pixels without a region's colour, and of those amid others of the same colour, which no smooth edge has.
 _UNKNOWN, _UNKNOWN_AREA = 0.3, 0.001
-_SIDES = (64, 512)
+#: Smallest and largest side with which a map is read.
+_SIDES = (64, 256)
 
 
 def colours_of(names: Sequence[str]) -> dict[str, Colour]:
@@ -64,7 +65,7 @@ def hex_of(colour: Colour) -> str:
 
 
 def open_map(source: LayoutSource, names: Sequence[str]) -> Image.Image:
-    """Return the centred square of a map as a picture by :data:`PALETTE`, with a side in 64 … 512."""
+    """Return the centred square of a map as a picture by :data:`PALETTE`, with a side in 64 … 256."""
     picture = map_picture(source, names) if isinstance(source, np.ndarray) and source.ndim == 2 else open_image(source)
     left, top, side = square_box(picture.size)
     square, wanted = picture.crop((left, top, left + side, top + side)), min(max(side, _SIDES[0]), _SIDES[1])

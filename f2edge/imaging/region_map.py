@@ -207,14 +207,16 @@ def fitted(indices: NDArray[np.int64], names: Sequence[str], drawn: Coverage) ->
         names: of the K regions.
         drawn: the parser's shares (K, G, G) of a drawn face.
     """
-    parts = [names.index(name) for name in ("skin", *_FEATURES) if name in names]
-    face = np.isin(indices, parts)
-    if "skin" not in names or "hair" not in names or not face.any():
+    if "skin" not in names or "hair" not in names or not (indices == names.index("skin")).any():
         return indices
+    face = np.isin(indices, [names.index(name) for name in ("skin", *_FEATURES) if name in names])
     hidden = drawn[names.index("hair")]
     if "hat" in names and (indices == names.index("hat")).any():
         hidden = np.maximum(hidden, drawn[names.index("hat")])
-    across, down = zip(places(face.astype(np.float32)), places(drawn[names.index("skin")] * (1 - hidden)), strict=True)
+    seen = drawn[names.index("skin")] * (1 - hidden)
+    if seen.max() < PRESENT:
+        return indices
+    across, down = zip(places(face.astype(np.float32)), places(seen), strict=True)
     size = sqrt((across[1][1] * down[1][1]) / (across[0][1] * down[0][1]))
     size = 1.0 if 1 / _SIZE <= size <= _SIZE else size
     side = len(indices)
