@@ -36,6 +36,8 @@ from f2edge.decoding.repair import checked_rounds
 from f2edge.engine.requests import Done, EditRequest, GenerateRequest, Priority, Result, Token
 from f2edge.errors import DeadlineExceededError, InputError
 from f2edge.imaging.images import ImageSource, listed, open_image
+from f2edge.imaging.map_pictures import LayoutSource
+from f2edge.imaging.region_map import STRENGTH, sources
 from f2edge.imaging.regions import Region
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions, paired
 from f2edge.spec.attributes import AttributeSchema
@@ -129,6 +131,9 @@ class AsyncClient:
         seeds: int | Sequence[int] = 0,
         options: GenerateOptions | None = None,
         check: bool | int = False,
+        layout: LayoutSource | Sequence[LayoutSource] | None = None,
+        layout_from: ImageSource | Sequence[ImageSource] | None = None,
+        layout_strength: float = STRENGTH,
         on_step: Callable[[StepEvent], None] | None = None,
         preview_images: bool = False,
         timeout_s: float | None = None,
@@ -136,7 +141,9 @@ class AsyncClient:
         """Generate faces, as :meth:`FacePipeline.generate`; the server batches them."""
         faces: list[GeneratedFace] = []
         every, wanted, rounds = (1 if on_step else 0), options or GenerateOptions(), checked_rounds(check)
-        requests = [GenerateRequest(prompt, seed, wanted, every, preview_images, None, rounds) for prompt, seed in paired(prompts, seeds)]
+        pairs, common = list(paired(prompts, seeds)), (wanted, every, preview_images, None, rounds)
+        places = sources(layout, layout_from, len(pairs))
+        requests = [GenerateRequest(*pair, *common, *place, layout_strength) for pair, place in zip(pairs, places, strict=True)]
         for first in range(0, len(requests), FACES_AT_ONCE):
             streams = [self.stream_generate(request, timeout_s=timeout_s) for request in requests[first : first + FACES_AT_ONCE]]
             for face in await _together(streams, on_step):

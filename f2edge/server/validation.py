@@ -1,12 +1,13 @@
 """From messages that anybody may have written to requests that the engine takes: every field has a rule, every breach names both.
 
-What is cheap is checked before a picture is opened.  These functions run in the picture pool, except that of ``Generate``.
+What is cheap is checked before a picture is opened.  These functions run in the picture pool, except that of a ``Generate`` without one.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 
 from PIL import Image
 
@@ -16,6 +17,7 @@ from f2edge.engine.requests import AnalyzeRequest, AskRequest, DescribeRequest, 
 from f2edge.errors import ImageError, InputError
 from f2edge.imaging.guard import ImageLimits
 from f2edge.imaging.images import crop_face, load_image
+from f2edge.imaging.region_map import STRENGTH, checked_strength
 from f2edge.imaging.regions import Region
 from f2edge.results import GenerateOptions
 from f2edge.server.engine_protocol import Served
@@ -38,9 +40,9 @@ _MOST_ATTRIBUTES = 256
 MOST_FACES = 8
 
 
-def generate_request(message: pb.GenerateRequest) -> GenerateRequest:
+def generate_request(message: pb.GenerateRequest, limits: ImageLimits) -> GenerateRequest:
     """The engine's form of ``Generate``; raises :class:`~f2edge.server.status.RefusedError` or :class:`PromptError`."""
-    return GenerateRequest(
+    request = GenerateRequest(
         prompt=check_text(message.prompt, "prompt"),
         seed=_seed(message),
         options=_options(message.options),
@@ -48,7 +50,10 @@ def generate_request(message: pb.GenerateRequest) -> GenerateRequest:
         preview_images=_pictures(message.previews),
         min_steps=_min_steps(message),
         check=_within(message.check, 0, MOST_ROUNDS, "check"),
+        layout_strength=_strength(message),
     )
+    kind = message.WhichOneof("placement")
+    return request if kind is None else replace(request, **{kind: _picture(getattr(message, kind), kind, limits)})
 
 
 def edit_request(message: pb.EditRequest, served: Served, limits: ImageLimits) -> EditRequest:
@@ -171,6 +176,22 @@ def _within(value: int, lowest: int, highest: int, field: str) -> int:
     return int(value)
 
 
+def _strength(message: pb.GenerateRequest) -> float:
+    if not message.HasField("layout_strength"):
+        return STRENGTH
+    try:
+        return checked_strength(message.layout_strength)
+    except InputError as error:
+        raise bad_field("layout_strength", str(error)) from None
+
+
+def _picture(data: bytes, field: str, limits: ImageLimits) -> Image.Image:
+    try:
+        return load_image(data, limits=limits)
+    except ImageError as error:
+        raise bad_field(field, str(error), "IMAGE") from None
+
+
 def _region(message: pb.EditRequest, served: Served, limits: ImageLimits) -> Region:
     kind = message.WhichOneof("region")
     if kind is None:
@@ -182,10 +203,7 @@ def _region(message: pb.EditRequest, served: Served, limits: ImageLimits) -> Reg
     if kind == "box":
         return (message.box.x, message.box.y, message.box.width, message.box.height)
     if kind == "mask":
-        try:
-            return load_image(message.mask, limits=limits).convert("L")
-        except ImageError as error:
-            raise bad_field("mask", str(error), "IMAGE") from None
+        return _picture(message.mask, "mask", limits).convert("L")
     grid = served.facts.grid
     if len(message.cells.inside) != grid * grid or True not in message.cells.inside:
         raise bad_field("cells", f"give {grid} x {grid} cells, one of them true at least; got {len(message.cells.inside)}")
