@@ -43,7 +43,7 @@ ELSEWHERE = {
     r"python -m export sensitivity": "tests/export/quantize/test_recipes.py",
     r"python -m bench load --soak|python -m bench (fuzz|load)": "tests/bench/load",
     r"python -m bench (judge|quality|recipes)": "tests/bench/quality",
-    r"python -m bench (compare|latency|paper-size|memory|showo)": "tests/bench/latency",
+    r"python -m bench (compare|latency|step|paper-size|memory|showo)": "tests/bench/latency",
     r"python -m bench expert-kernels": "tests/bench/hardware",
     r"python -m bench camera": "tests/bench/camera",
     r"(docker|kubectl|RAY_)": "needs a container engine, a cluster or Ray",
