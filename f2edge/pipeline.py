@@ -175,9 +175,10 @@ class FacePipeline:
             refinements = [self.refinements(text, seed, rounds, where, options) for (_, seed), text, where in given]
             attempts = self.refined(refinements, codes, prefixes[group], cancelled=cancelled)
             for ((prompt, seed), text, _), refinement, attempt in zip(given, refinements, attempts, strict=True):
-                image, check, name = self.mark(attempt.picture), refinement.check, self.bundle.name
-                made = (image, attempt.codes, prompt, seed, schedule, tuple(times), self.marks, text.wording, name, check, preset)
-                faces.append(GeneratedFace(*made, attempt.placed))
+                image, grid, found, name = self.mark(attempt.picture), attempt.codes, refinement.check, self.bundle.name
+                marks, wording, placed = self.marks, text.wording, attempt.placed
+                face = GeneratedFace(image, grid, prompt, seed, schedule, tuple(times), marks, wording, name, found, preset, placed)
+                faces.append(face)
         return faces
 
     def edit(
@@ -244,8 +245,8 @@ class FacePipeline:
             return None
         self.bundle.path("regions")
         names, grid = self.bundle.regions, self.bundle.configuration.tokenizer.grid
-        wanted = map_indices(layout, names) if layout is not None else self.pixels(face)  # type: ignore[arg-type]  # one of the two
-        return Layout(wanted, names, grid, strength)
+        indices, pixels = None if layout is None else map_indices(layout, names), None if face is None else self.pixels(face)
+        return Layout(names, grid, indices=indices, face=pixels, strength=strength)
 
     def refinements(
         self,

@@ -33,7 +33,7 @@ def layout(bench: Bench) -> dict[str, Any]:
     maps = [RegionMap.of(np.stack([_shares(mask, bench.pipeline.bundle.configuration.tokenizer.grid) for mask in face])) for face in masks]
     faces, prompts = as_images(bench.faces.images[:count]), bench.prompts[:count]
     painted = [flat_map(*face, bench.pipeline.bundle.regions) for face in zip(masks, bench.faces.visible[:count], strict=True)]
-    own = {"nothing": {}, "face": {"layout_from": faces}, "map": {"layout": painted}}
+    own: dict[str, dict[str, Any]] = {"nothing": {}, "face": {"layout_from": faces}, "map": {"layout": painted}}
     results: dict[str, Any] = {"faces": count, "floor": _mean(bench, faces[1:] + faces[:1], maps), "ceiling": _mean(bench, faces, maps)}
     results["own_prompt"] = _drawn(bench, prompts, maps, own, "layout")
     results["other_prompt"] = _drawn(bench, prompts[1:] + prompts[:1], maps, own, "layout-other")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -141,9 +142,12 @@ class AsyncClient:
         """Generate faces, as :meth:`FacePipeline.generate`; the server batches them."""
         faces: list[GeneratedFace] = []
         every, wanted, rounds = (1 if on_step else 0), options or GenerateOptions(), checked_rounds(check)
-        pairs, common = list(paired(prompts, seeds)), (wanted, every, preview_images, None, rounds)
-        places = sources(layout, layout_from, len(pairs))
-        requests = [GenerateRequest(*pair, *common, *place, layout_strength) for pair, place in zip(pairs, places, strict=True)]
+        pairs = list(paired(prompts, seeds))
+        common = GenerateRequest("", 0, wanted, every, preview_images, None, rounds, layout_strength=layout_strength)
+        requests = [
+            replace(common, prompt=prompt, seed=seed, layout=map_, layout_from=face)
+            for (prompt, seed), (map_, face) in zip(pairs, sources(layout, layout_from, len(pairs)), strict=True)
+        ]
         for first in range(0, len(requests), FACES_AT_ONCE):
             streams = [self.stream_generate(request, timeout_s=timeout_s) for request in requests[first : first + FACES_AT_ONCE]]
             for face in await _together(streams, on_step):

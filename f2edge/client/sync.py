@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from types import TracebackType
 from typing import Any, TypeVar
@@ -153,9 +153,12 @@ class Client:
         """Generate faces, as :meth:`FacePipeline.generate`; ``on_step`` is called on other threads, one call at a time."""
         faces: list[GeneratedFace] = []
         every, wanted, rounds = (1 if on_step else 0), options or GenerateOptions(), checked_rounds(check)
-        pairs, common = list(paired(prompts, seeds)), (wanted, every, preview_images, None, rounds)
-        places = sources(layout, layout_from, len(pairs))
-        requests = [GenerateRequest(*pair, *common, *place, layout_strength) for pair, place in zip(pairs, places, strict=True)]
+        pairs = list(paired(prompts, seeds))
+        common = GenerateRequest("", 0, wanted, every, preview_images, None, rounds, layout_strength=layout_strength)
+        requests = [
+            replace(common, prompt=prompt, seed=seed, layout=map_, layout_from=face)
+            for (prompt, seed), (map_, face) in zip(pairs, sources(layout, layout_from, len(pairs)), strict=True)
+        ]
         rows = [(request.prompt, generate_message(self.bundle, request)) for request in requests]
         for first in range(0, len(rows), FACES_AT_ONCE):
             group = rows[first : first + FACES_AT_ONCE]

@@ -54,7 +54,11 @@ _SIDES = (64, 256)
 
 def colours_of(names: Sequence[str]) -> dict[str, Colour]:
     """Return each region's colour in maps; names outside :data:`PALETTE` get the colours that are left, in their order."""
-    left = [colour for colour in product((0, 128, 255), repeat=3) if all(dist(colour, other) > 85 for other in (*PALETTE.values(), _WHITE))]
+    left = [
+        colour
+        for colour in product((0, 128, 255), (0, 128, 255), (0, 128, 255))
+        if all(dist(colour, other) > 85 for other in (*PALETTE.values(), _WHITE))
+    ]
     spare = iter(left)
     return {name: PALETTE[name] if name in PALETTE else next(spare, (0, 0, 0)) for name in names}
 

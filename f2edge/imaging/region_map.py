@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import log, sqrt
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -100,25 +100,35 @@ class Layout:
     """Where the regions of one face are to lie: by a map, or as in another face, which is read once that is needed.
 
     Args:
-        wanted: regions' indices (Y, X), or the face's pixels (3, Y, X).
         names: of the parser's K regions.
         grid: G.
+        indices: a map, regions' indices (Y, X).
+        face: pixels (3, Y, X) of a face whose regions are wanted; one of the two is given.
         strength: 0 … 1, how much of a draft by the map is kept.
 
     Raises:
         InputError: an empty map, or a strength out of range.
     """
 
-    def __init__(self, wanted: NDArray[np.int64] | Pixels, names: Sequence[str], grid: int, strength: float = STRENGTH) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        grid: int,
+        *,
+        indices: NDArray[np.int64] | None = None,
+        face: Pixels | None = None,
+        strength: float = STRENGTH,
+    ) -> None:
         self.strength = checked_strength(strength)
-        self._wanted, self._names, self._grid = wanted, names, grid
-        self._map = read_map(wanted, names, grid) if wanted.ndim == 2 else None
-        self._fitted = False
+        self._names, self._grid, self._indices, self._face = names, grid, indices, face
+        self._read: RegionMap | None = None
+        if indices is not None:
+            read_map(indices, names, grid)  # refuses an empty one
 
     @property
     def words(self) -> list[tuple[str, str]]:
         """What a map says that a prompt can say, too: slots and words for them; of a face that is not known before it is read."""
-        return said_by(self._wanted, self._names) if self._wanted.ndim == 2 else []
+        return [] if self._indices is None else said_by(self._indices, self._names)
 
     def read(self, coverage: Callable[[Pixels], Coverage], first: Coverage) -> RegionMap:
         """Return what is wanted.
@@ -127,12 +137,12 @@ class Layout:
             coverage: returns the parser's shares (K, G, G) of pixels.
             first: those of the first drawing, to whose place and size a map is fitted.
         """
-        if self._map is None:
-            self._map = RegionMap.of(coverage(self._wanted))
-        elif not self._fitted and self._wanted.ndim == 2:
-            self._map = read_map(fitted(self._wanted, self._names, first), self._names, self._grid)
-        self._fitted = True
-        return self._map
+        if self._read is None and self._indices is not None:
+            self._read = read_map(fitted(self._indices, self._names, first), self._names, self._grid)
+        elif self._read is None:
+            assert self._face is not None
+            self._read = RegionMap.of(coverage(self._face))
+        return self._read
 
 
 def checked_strength(strength: float) -> float:
@@ -174,7 +184,8 @@ def read_map(indices: NDArray[np.int64], names: Sequence[str], grid: int) -> Reg
     anything = indices != FREE
 
     def union(others: Sequence[str]) -> NDArray[np.bool_]:
-        return np.logical_or.reduce([np.zeros_like(anything), *(painted[other] for other in others if other in painted)])
+        found: NDArray[np.bool_] = np.logical_or.reduce([np.zeros_like(anything), *(painted[o] for o in others if o in painted)])
+        return found
 
     own = [painted[name] | union(_ON.get(name, ())) for name in names]
     given = [_shares(anything & (mask | ~union(_HIDES.get(name, ()))), grid) for name, mask in zip(names, own, strict=True)]
@@ -213,21 +224,26 @@ def fitted(indices: NDArray[np.int64], names: Sequence[str], drawn: Coverage) ->
     hidden = drawn[names.index("hair")]
     if "hat" in names and (indices == names.index("hat")).any():
         hidden = np.maximum(hidden, drawn[names.index("hat")])
-    seen = drawn[names.index("skin")] * (1 - hidden)
-    if seen.max() < PRESENT:
+    skin, painted = drawn[names.index("skin")], places(face.astype(np.float32))
+    ends = [places(seen) for seen in (skin, skin * (1 - hidden)) if seen.max() >= PRESENT]  # hair may be painted below or above the head
+    if not ends:
         return indices
-    across, down = zip(places(face.astype(np.float32)), places(seen), strict=True)
-    size = sqrt((across[1][1] * down[1][1]) / (across[0][1] * down[0][1]))
+    size, end = min(((_size(painted, end), end) for end in ends), key=lambda found: abs(log(found[0])))
     size = 1.0 if 1 / _SIZE <= size <= _SIZE else size
     side = len(indices)
     affine = []
-    for (here, _), (there, _) in (across, down):
+    for (here, _), (there, _) in zip(painted, end, strict=True):
         moved = (there - here) - float(np.clip(there - here, -_DISTANCE, _DISTANCE))
         affine.append(side * (here - (here + moved) / size))
     matrix = (1 / size, 0.0, affine[0], 0.0, 1 / size, affine[1])
     picture = Image.fromarray(indices.astype(np.uint8))
     moved_picture = picture.transform((side, side), Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=FREE)
     return np.asarray(moved_picture).astype(np.int64)
+
+
+def _size(one: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]]) -> float:
+    """Return by what one thing must be stretched to have the size of another, by their :func:`places`."""
+    return sqrt((other[0][1] * other[1][1]) / (one[0][1] * one[1][1]))
 
 
 def places(share: Coverage) -> list[tuple[float, float]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import replace
 
 from PIL import Image
 
@@ -42,7 +41,7 @@ MOST_FACES = 8
 
 def generate_request(message: pb.GenerateRequest, limits: ImageLimits) -> GenerateRequest:
     """The engine's form of ``Generate``; raises :class:`~f2edge.server.status.RefusedError` or :class:`PromptError`."""
-    request = GenerateRequest(
+    return GenerateRequest(
         prompt=check_text(message.prompt, "prompt"),
         seed=_seed(message),
         options=_options(message.options),
@@ -51,9 +50,9 @@ def generate_request(message: pb.GenerateRequest, limits: ImageLimits) -> Genera
         min_steps=_min_steps(message),
         check=_within(message.check, 0, MOST_ROUNDS, "check"),
         layout_strength=_strength(message),
+        layout=_picture(message.layout, "layout", limits) if message.HasField("layout") else None,
+        layout_from=_picture(message.layout_from, "layout_from", limits) if message.HasField("layout_from") else None,
     )
-    kind = message.WhichOneof("placement")
-    return request if kind is None else replace(request, **{kind: _picture(getattr(message, kind), kind, limits)})
 
 
 def edit_request(message: pb.EditRequest, served: Served, limits: ImageLimits) -> EditRequest:

@@ -149,7 +149,7 @@ def test_layouts_of_several_faces() -> None:
     assert sources(None, [one, two], 2) == [(None, one), (None, two)]
     for given_, told in (((one, two, 1), "exclude"), (([one, two], None, 3), "2 layouts and 3 faces")):
         with pytest.raises(InputError, match=told):
-            sources(*given_)  # type: ignore[arg-type]
+            sources(*given_)
 
 
 def head(x: float, y: float, radius: float) -> np.ndarray:
@@ -188,11 +188,11 @@ def test_strength_and_the_face_that_is_read_once() -> None:
         return np.ones((2, 4, 4), dtype=np.float32)
 
     first = np.zeros((2, 4, 4), dtype=np.float32)
-    layout = Layout(np.zeros((3, 8, 8), dtype=np.float32), ("skin", "hat"), 4)
+    layout = Layout(("skin", "hat"), 4, face=np.zeros((3, 8, 8), dtype=np.float32))
     assert layout.read(coverage, first) is layout.read(coverage, first)
     assert len(reads) == 1
     assert layout.words == []
-    assert Layout(map_indices(sketch(64, 64), NAMES), NAMES, GRID).words == [("hat", "with a hat")]
+    assert Layout(NAMES, GRID, indices=map_indices(sketch(64, 64), NAMES)).words == [("hat", "with a hat")]
 
 
 def test_what_a_map_says_in_words() -> None:
