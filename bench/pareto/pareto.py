@@ -86,8 +86,8 @@ def methods(name: str, bundle: Bundle, steps: Sequence[int], guidance: Sequence[
         yield Method(name, schedule, given.get(schedule, ""))
 
 
-def measured(bench: Bench, schedule: Schedule, repeats: int) -> Results:
-    """Return the figures of a schedule on the bench's prompts."""
+def measured(bench: Bench, schedule: Schedule, repeats: int, real: Features) -> Results:
+    """Return the figures of a schedule on the bench's prompts; ``real`` are the features of the prompts' renders."""
     from bench.quality import scores
     from bench.quality.realism import unlike_eyes
 
@@ -95,7 +95,7 @@ def measured(bench: Bench, schedule: Schedule, repeats: int) -> Results:
     said = scores.mention_table([p.mentioned for p in bench.prompts], bench.schema)
     right, asked = ((bench.judge.predict(pictures) == said) & (said >= 0)).sum(axis=1), (said >= 0).sum(axis=1)
     eyes, seen = unlike_eyes(pictures, bench.judge)
-    kernel = kernel_interval(bench.judge.features(pictures), bench.judge.features(bench.faces.images[: len(pictures)]))
+    kernel = kernel_interval(bench.judge.features(pictures), real)
     return {
         "forwards": branches(bench, schedule),
         "attributes": interval(right, asked, bench.seed),
@@ -192,10 +192,10 @@ def pareto(
         pipeline = FacePipeline.load(name, backend=backend, threads=threads, watermark=None)
         render = partial(held_out_faces, size=pipeline.bundle.configuration.tokenizer.image_size)
         bench = Bench(pipeline, judge, images, seed=seed, render=render)
-        floor = floor or _floor(bench)
+        floor, real = floor or _floor(bench), judge.features(bench.faces.images[:images])
         for method in methods(name, pipeline.bundle, counts, scales, chosen):
             if not any(row["method"] == method.key for row in rows):
-                rows.append({"method": method.key, **measured(bench, method.schedule, repeats)})
+                rows.append({"method": method.key, **measured(bench, method.schedule, repeats, real)})
                 write_json({"settings": settings, "renders": floor, "rows": rows}, path)
     document = {"settings": settings, "renders": floor, "rows": rows}
     draw(document, out)
