@@ -7,6 +7,7 @@ python -m bench paper-size --config show-o
 python -m bench memory --bundle nano
 python -m bench quality --bundle nano --out runs/quality
 python -m bench presets --bundle runs/nano --write
+python -m bench pareto --bundle nano --out runs/pareto
 python -m bench judge --data shards/faces --out runs/judge
 python -m bench recipes --bundle runs/fp32/nano
 python -m bench provenance
@@ -36,6 +37,7 @@ from bench.latency.commands import LatencyCommand, compare, latency, memory, pap
 from bench.latency.step_profile import step
 from bench.load.fuzz import fuzz
 from bench.load.load import load
+from bench.pareto.pareto import pareto
 from bench.published.showo import showo
 from bench.quality.commands import judge, quality
 from bench.quality.presets import presets
@@ -68,6 +70,7 @@ for _command in (
     quality,
     judge,
     presets,
+    pareto,
     recipes,
     provenance,
     load,

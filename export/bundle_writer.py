@@ -26,11 +26,13 @@ from export.data.text.tokenizer import read_text_tokenizer
 from export.defaults import GENERATION, ModelDefaults
 from export.destination import replaced_folder
 from export.graph.compact import compact
+from export.graph.independent_rows import independent_rows
 from export.graph.lower import constant
 from export.graph.runtime_forms import runtime_forms
 from export.graph.trace import Models, trace
 from export.quantize.quantize import Calibration, Recipe, quantize, recipe_named
-from f2edge.bundle.bundle import LEXICON, TOKENIZER, write_manifest
+from f2edge.backends.ports import INDEPENDENT_ROWS
+from f2edge.bundle.bundle import LEXICON, TOKENIZER, Bundle, write_manifest
 from f2edge.bundle.manifest import FLAVOURS
 from f2edge.errors import InputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
@@ -142,8 +144,9 @@ def recipe_transform(recipe: Recipe, calibration: Calibration | None = None) -> 
         own = recipe.of(name)
         model = traced.clone()
         if own.precision == "float32":  # an fp32 bundle has standard graphs, for other runtimes and as the source of other recipes
-            return quantize(model, recipe, calibration), own.label, own.to_json()
-        return compact(quantize(runtime_forms(model), recipe, calibration)), own.label, own.to_json()
+            return independent_rows(quantize(model, recipe, calibration)), own.label, own.to_json()
+        formed = runtime_forms(model, masked=own.precision == "int8")  # int8 products do not depend on the number of rows
+        return independent_rows(compact(quantize(formed, recipe, calibration))), own.label, own.to_json()
 
     return transform
 
@@ -176,6 +179,27 @@ def write_graphs(folder: Path, traced: Traced, transform: GraphTransform) -> dic
                 "recipe": recipe,
             }
     return rows
+
+
+def update_bundle(folder: Path) -> list[str]:
+    """Give the graphs of an exported bundle what new ones have, in place, and seal it; return the names of those that changed.
+
+    Weights and results stay as they are.
+
+    Raises:
+        BundleError: there is no sound bundle.
+        OutputError: the folder cannot be written.
+    """
+    bundle = Bundle.load(folder)
+    path = bundle.path("t2i_step")
+    model = ir.load(path)
+    if bundle.manifest.flavour != FLAVOURS[0] or INDEPENDENT_ROWS in model.metadata_props:
+        return []
+    written = path.with_name(f".{path.name}")
+    ir.save(independent_rows(model), written)
+    written.replace(path)
+    write_manifest(folder, bundle.manifest.document)
+    return ["t2i_step"]
 
 
 def layout_of(
@@ -284,6 +308,8 @@ def write_bundle(
             "licence": card.licence,
             "quality": dict(card.quality or {}),
         }
+        if models.trained_for is not None:
+            document["trained_for"] = models.trained_for.to_json()
         if card.typical_answers:
             document["typical_answers"] = list(card.typical_answers)
         if card.alignment is not None:

@@ -6,6 +6,7 @@
     python -m export train tokenizer --data shards/train --out runs/tokenizer
     python -m export cache --data shards/train --tokenizer runs/tokenizer --encoders runs/encoders --out tokens/train
     python -m export train unified   --tokens tokens/train --text tokenizer.json --out runs/unified
+    python -m export train student   --tokens tokens/train --text tokenizer.json --teacher runs/unified --out runs/student
     python -m export onnx --unified runs/unified --tokenizer runs/tokenizer --encoders runs/encoders --text tokenizer.json --out bundle
     python -m export import-showo --showo show-o --magvit magvitv2 --out runs/show-o
     python -m export onnx --configuration show-o --unified runs/show-o --tokenizer runs/show-o --text phi/tokenizer.json --out bundle
@@ -20,13 +21,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from export.training.options import trainer
+from export.training.commands import Configuration, to_stderr, train_app
 from f2edge.cli.command import end_as_interrupted, run_command
 from f2edge.errors import InputError
 
@@ -37,29 +37,20 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train the face model and export it as bundles (needs PyTorch).",
 )
-train_app = typer.Typer(no_args_is_help=True, help="Train one part of the model; a run found in --out is resumed.")
 app.add_typer(train_app, name="train")
 
-Run = Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log.jsonl, samples, and the weights at the end.")]
-Data = Annotated[Path, typer.Option(help="Folder of shards made by `render`.")]
-Smoke = Annotated[bool, typer.Option("--smoke", help="Short test run of at most two minutes.")]
 Tokenizer = Annotated[Path, typer.Option(help="Run folder or weights file of the image tokenizer.")]
 Encoders = Annotated[Path, typer.Option(help="Run folder of the encoders.")]
 Text = Annotated[Path, typer.Option(help="tokenizer.json made by `text-tokenizer`.")]
 Prompts = Annotated[int, typer.Option(min=1, help="Prompts for calibration and parity; each is decoded at least twice.")]
 Faces = Annotated[int, typer.Option(min=1, help="Faces for calibration and parity.")]
 Layers = Annotated[int | None, typer.Option(help="Use a shortened model with this many layers, for tests.")]
-Configuration = Annotated[str, typer.Option(help="nano, nano-2 …")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda …")]
 
 Bundle = Annotated[Path, typer.Option(help="Folder of the bundle, which gives it its name; an existing bundle is replaced.")]
 Seed = Annotated[int, typer.Option(help="Seed of the weights.")]
 
 _RECIPE = "Precision: fp32, int8, mixed, int4, int4-gptq … (docs/recipes.md)"
-
-
-def _to_stderr(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 @app.command()
@@ -155,114 +146,8 @@ def cache(
         processes_of(workers), 1 if processes_of(workers) > 1 else 0, batch, bf16=not fp32, device=str(resolve_device(device)),
     )  # fmt: skip
     with tqdm(unit="faces", disable=None, file=sys.stderr) as bar:
-        write_cache(request, report=_to_stderr, progress=lambda done: bar.update(done - bar.n) and None)
+        write_cache(request, report=to_stderr, progress=lambda done: bar.update(done - bar.n) and None)
     typer.echo(out)
-
-
-@train_app.command("tokenizer")
-@trainer
-def train_tokenizer(
-    *,
-    data: Data,
-    out: Run,
-    configuration: Configuration = "nano",
-    perceptual: Annotated[
-        Path | None, typer.Option(help="Run folder of the encoders; adds a perceptual loss and an attribute loss.")
-    ] = None,
-    start_from: Annotated[Path | None, typer.Option(help="Finished tokenizer run to initialize the weights from.")] = None,
-    decoder_of: Annotated[
-        Path | None,
-        typer.Option(help="Finished tokenizer run whose decoder is trained further, with its encoder frozen."),
-    ] = None,
-    smoke: Smoke = False,
-    changes: dict[str, Any],
-) -> None:
-    """Train the image tokenizer: pixels to a grid of codes and back."""
-    from export.training.tokenizer import defaults, run
-    from f2edge.spec.configuration import configuration_named
-
-    typer.echo(
-        run(
-            data,
-            replace(defaults(out, smoke=smoke), **changes),
-            configuration=configuration_named(configuration).tokenizer,
-            perceptual=perceptual,
-            start_from=start_from,
-            decoder_of=decoder_of,
-        )
-    )
-
-
-@train_app.command("encoders")
-@trainer
-def train_encoders(*, data: Data, out: Run, configuration: Configuration = "nano", smoke: Smoke = False, changes: dict[str, Any]) -> None:
-    """Train the semantic encoder, the identity encoder and the region parser together."""
-    from export.training.encoders import run
-    from export.training.loop import TrainOptions
-    from f2edge.spec.configuration import configuration_named
-
-    if smoke:
-        options = TrainOptions(out=out, steps=40, batch=16, warmup=10, ema=0.9)
-    else:
-        options = TrainOptions(out=out, steps=1800, batch=64, learning_rate=2e-3, validate_every=600)
-    shape, rows = configuration_named(configuration), 64 if smoke else 1000
-    typer.echo(run(data, replace(options, **changes), configuration=shape, validation_rows=rows))
-
-
-@train_app.command("unified")
-@trainer
-def train_unified(
-    *,
-    tokens: Annotated[Path, typer.Option(help="Folder made by `cache`.")],
-    text: Annotated[Path | None, typer.Option(help="tokenizer.json.  [default: the one in the cache]")] = None,
-    out: Run,
-    configuration: Configuration = "nano",
-    image_tokenizer: Annotated[Path | None, typer.Option(help="Run folder of the image tokenizer, for sample grids.")] = None,
-    start_from: Annotated[
-        Path | None,
-        typer.Option(help="Run folder, weights file or bundle to initialize the weights from; a dense transformer (Show-o) is upcycled."),
-    ] = None,
-    validation_rows: Annotated[int, typer.Option(help="Faces held out for validation.")] = 512,
-    experts: Annotated[str, typer.Option(help="Levels of experts: none, token, sequence or both.  [default: the configuration's]")] = "",
-    masked: Annotated[float, typer.Option(help="Weight of the masked cross entropy.")] = 1.0,
-    score: Annotated[float, typer.Option(help="Weight of the score entropy, the paper's alpha.")] = 0.01,
-    attention: Annotated[str, typer.Option(help="auto, fused (PyTorch's kernel) or plain.")] = "auto",
-    expert_kernel: Annotated[str, typer.Option(help="auto, grouped (each expert on its own tokens) or dense.")] = "auto",
-    recompute: Annotated[bool, typer.Option(help="Compute activations again in the backward pass instead of keeping them.")] = False,
-    plan: Annotated[bool, typer.Option("--plan", help="Print memory, cache, steps, tokens/s and hours on named GPUs, and end.")] = False,
-    plan_processes: Annotated[int, typer.Option(min=1, help="--plan: number of GPUs.")] = 8,
-    plan_faces: Annotated[int, typer.Option(min=1, help="--plan: faces in the cache, if it is not there yet.")] = 130_000,
-    smoke: Smoke = False,
-    changes: dict[str, Any],
-) -> None:
-    """Train the transformer on generation and understanding."""
-    from export.model.variants import with_experts
-    from export.training.compute import Compute
-    from export.training.unified import Mixture, defaults, run
-    from f2edge.spec.configuration import configuration_named
-
-    options, shape = replace(defaults(out, smoke=smoke), **changes), configuration_named(configuration)
-    shape = with_experts(shape, experts) if experts else shape
-    mixture, compute = Mixture(masked=masked, score=score), Compute(attention, recompute, expert_kernel)
-    if plan:
-        from export.training.plan import planned
-
-        typer.echo(planned(shape, options, mixture, compute, processes=plan_processes, tokens=tokens, faces=plan_faces))
-        return
-    typer.echo(
-        run(
-            tokens,
-            text or tokens / "tokenizer.json",
-            options,
-            configuration=shape,
-            image_tokenizer=image_tokenizer,
-            start_from=start_from,
-            validation_rows=validation_rows,
-            mixture=mixture,
-            compute=compute,
-            report=_to_stderr,
-        )
-    )
 
 
 @app.command()
@@ -289,7 +174,7 @@ def upcycle(
             text=text,
             batch=batch,
             validation_rows=validation_rows,
-            report=_to_stderr,
+            report=to_stderr,
         )
     )
 
@@ -399,16 +284,24 @@ def onnx(
                 "--tokens: the parts are those of the cache, in flavour onnxruntime; omit --tokenizer, --encoders and --flavour"
             )
         request = ExportRequest(out, text or tokens / "tokenizer.json", quality, description, prompts, faces, largest_mb)
-        typer.echo(export_own(unified, tokens, request, recipe, _to_stderr))
+        typer.echo(export_own(unified, tokens, request, recipe, to_stderr))
         return
     if tokenizer is None or text is None:
         raise InputError("give --tokenizer and --text, or --tokens for a model trained on your own data")
     request = ExportRequest(out, text, quality, description, prompts, faces, largest_mb, reading, photographed)
     models = load_models(unified, tokenizer, encoders, configuration)
     if flavour != "onnxruntime":
-        typer.echo(export_tensorrt(models, request, options, progress=_to_stderr))
+        typer.echo(export_tensorrt(models, request, options, progress=to_stderr))
     else:
-        typer.echo(export_models(models, request, recipe, _to_stderr))
+        typer.echo(export_models(models, request, recipe, to_stderr))
+
+
+@app.command()
+def update(*, bundle: Bundle) -> None:
+    """Give the graphs of an exported bundle what new exports have; weights and results stay as they are."""
+    from export.bundle_writer import update_bundle
+
+    typer.echo(f"{bundle}: changed {', '.join(update_bundle(bundle)) or 'nothing'}")
 
 
 @app.command("import-showo")
@@ -464,7 +357,7 @@ def random_bundle(
     chosen, model = recipe_named(recipe), shortened(configuration, layers)
     description = f"Random weights of seed {seed}; for tests."
     request = ExportRequest(out, text or embedded_folder() / "nano" / TOKENIZER, None, description, prompts, faces)
-    typer.echo(export_models(random_models_of(model, seed), request, chosen.name, _to_stderr, untrained=True))
+    typer.echo(export_models(random_models_of(model, seed), request, chosen.name, to_stderr, untrained=True))
 
 
 @app.command("sensitivity")

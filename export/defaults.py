@@ -9,10 +9,12 @@ An imported checkpoint has the defaults of its own code.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from f2edge.bundle.trained_for import TrainedFor
+from f2edge.decoding.schedule import Schedule
 from f2edge.spec.configuration import ModelConfiguration
 from f2edge.spec.sensitive import DRAWN, PHOTOGRAPHED
 
@@ -77,8 +79,23 @@ def _show_o(size: int, *, by_features: bool) -> ModelDefaults:
     )
 
 
-def defaults_of(configuration: ModelConfiguration) -> ModelDefaults:
-    """Return the published defaults for "show-o" and "1.8b", which starts from it, and this project's for any other model."""
+def defaults_of(configuration: ModelConfiguration, trained_for: TrainedFor | None = None) -> ModelDefaults:
+    """Return the published defaults for "show-o" and "1.8b", which starts from it, and this project's for any other model.
+
+    A distilled student has the guidance and the steps that it was trained for.
+    """
+    found = ModelDefaults(editing=_EDITING)
     if configuration.name in {"show-o", "1.8b"}:
-        return _show_o(configuration.tokenizer.image_size, by_features=configuration.understanding == "features")
-    return ModelDefaults(editing=_EDITING)
+        found = _show_o(configuration.tokenizer.image_size, by_features=configuration.understanding == "features")
+    if trained_for is None:
+        return found
+    editing = {**found.editing, "guidance": trained_for.guidance}
+    return replace(found, generation=trained_for.default(found.generation), editing=editing)
+
+
+def schedule_of(generation: Mapping[str, Any]) -> Schedule:
+    """Return the schedule of a manifest's ``generation``."""
+    values = dict(generation)
+    if "guidance_interval" in values:
+        values["guidance_interval"] = tuple(values["guidance_interval"])
+    return Schedule(**values)

@@ -20,12 +20,13 @@ import torch
 from torch import nn
 
 from export.bundle_writer import ModelCard, layout_of, trace_all, write_bundle
+from export.checkpoints.parts import encoders_of, tokenizer_of
 from export.data.render.renderer import Face, sample_face
 from export.data.slots import sample_slots
 from export.data.text.captions import describe_text
 from export.data.text.mentions import LEXICON
 from export.data.text.tokenizer import read_text_tokenizer
-from export.defaults import SYSTEM_PROMPT, defaults_of
+from export.defaults import SYSTEM_PROMPT, defaults_of, schedule_of
 from export.destination import check_destination
 from export.export_request import ExportRequest
 from export.graph.lower import Array
@@ -34,7 +35,7 @@ from export.model.transformer import UnifiedTransformer
 from export.quantize.recipes import recipe_named
 from export.quantize.requantize import calibrate
 from export.reading import fit_reading
-from export.training.checkpoint import load_weights, weights_file, weights_metadata
+from export.training.checkpoint import load_weights, trained_for_of, weights_file, weights_metadata
 from export.verify.census import census_of_folder
 from export.verify.parity import SampleInputs, generate, measure
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
@@ -43,7 +44,7 @@ from f2edge.camera.crops import PORTRAIT_MARGINS
 from f2edge.decoding.schedule import Schedule
 from f2edge.errors import InputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
-from f2edge.spec.configuration import FeatureShape, ModelConfiguration, configuration_named
+from f2edge.spec.configuration import FeatureShape, ImageTokenizerConfiguration, ModelConfiguration, configuration_named
 from f2edge.spec.layout import TokenLayout
 from f2edge.spec.sensitive import PHOTOGRAPHED
 
@@ -56,30 +57,30 @@ _BITS: Mapping[str, int] = {"fp32": 32, "fp16": 16, "int8": 8, "fp8": 8, "int4":
 
 
 def load_models(unified: Path, tokenizer: Path, encoders: Path | None, configuration: str = "nano") -> Models:
-    """Load the trained parts from their run folders; raises :class:`InputError` for a missing or unsuitable file.
+    """Load the trained parts from their run folders, image tokenizer and encoders also out of bundles.
+
+    Raises :class:`InputError` for a missing or unsuitable file.
 
     ``encoders`` is read only for configurations with encoders, and may be None for others.
     """
-    from export.training.encoders import load_encoders
-    from export.training.tokenizer import load_tokenizer
-
-    named, image_tokenizer = configuration_named(configuration), load_tokenizer(tokenizer)
-    chosen = replace(named, tokenizer=image_tokenizer.configuration)
+    named, image_tokenizer = configuration_named(configuration), tokenizer_of(str(tokenizer))
+    shape = image_tokenizer.configuration
+    assert isinstance(shape, ImageTokenizerConfiguration)
+    chosen = replace(named, tokenizer=shape)
     finished = unified / "unified.safetensors"
     source = finished if finished.is_file() else unified
     stored = weights_metadata(weights_file(source)).get("configuration", "")
     described = json.loads(stored) if stored.startswith("{") else {}  # a training run writes the name alone
     if described.get("name") == configuration:
-        chosen = replace(ModelConfiguration.from_json(described), tokenizer=image_tokenizer.configuration)
-    transformer = load_transformer(source, chosen)
+        chosen = replace(ModelConfiguration.from_json(described), tokenizer=shape)
+    transformer, trained_for = load_transformer(source, chosen), trained_for_of(source)
     if chosen.understanding == "features":
         return _with_clip(chosen, transformer, image_tokenizer, encoders)
     if chosen.semantic is None and chosen.identity is None:
-        return Models(chosen, transformer, image_tokenizer)
+        return Models(chosen, transformer, image_tokenizer, trained_for=trained_for)
     if encoders is None:
         raise InputError(f"configuration {configuration!r} has encoders; give their run folder: --encoders FOLDER")
-    trained = load_encoders(encoders, chosen)
-    return Models(chosen, transformer, image_tokenizer, trained.semantic, trained.identity, trained.regions, trained.region_names)
+    return Models(chosen, transformer, image_tokenizer, trained_for=trained_for, **encoders_of(str(encoders), chosen))
 
 
 def load_transformer(source: Path, configuration: ModelConfiguration) -> UnifiedTransformer:
@@ -165,14 +166,6 @@ def landmark_template() -> list[list[float]]:
     return [[round(float(x), 2), round(float(y), 2)] for x, y in points]
 
 
-def schedule_of(generation: Mapping[str, Any]) -> Schedule:
-    """Return the schedule of a manifest's ``generation``."""
-    values = dict(generation)
-    if "guidance_interval" in values:
-        values["guidance_interval"] = tuple(values["guidance_interval"])
-    return Schedule(**values)
-
-
 def smoke_vector(folder: Path, layout: TokenLayout, prompt: str, schedule: Schedule) -> dict[str, Any]:
     """Return the codes that this machine computes with an exported bundle for one prompt and seed."""
     ids = read_text_tokenizer(folder / TOKENIZER).encode(prompt, add_special_tokens=False).ids
@@ -197,9 +190,9 @@ def typical_descriptions(count: int = 128) -> tuple[str, ...]:
     return tuple(describe_text(sample_slots(rng), rng).text for _ in range(count))
 
 
-def prepare_export(configuration: ModelConfiguration, request: ExportRequest) -> tuple[ModelCard, TokenLayout, SampleInputs]:
+def prepare_export(models: Models, request: ExportRequest) -> tuple[ModelCard, TokenLayout, SampleInputs]:
     """Return the manifest's fields, the token layout, and the inputs for calibration and parity."""
-    defaults = defaults_of(configuration)
+    configuration, defaults = models.configuration, defaults_of(models.configuration, models.trained_for)
     card = ModelCard(
         description=request.description,
         generation=defaults.generation,
@@ -255,7 +248,7 @@ def export_models(
     check_destination(request.out, min_bundle_bytes(models, [chosen.of(graph).label for graph in models.graphs]))
     drawn = replace(models.configuration, draw=defaults_of(models.configuration).draw)
     models = with_system_prompt(replace(models, configuration=drawn), request.text)
-    card, layout, samples = inputs or prepare_export(models.configuration, request)
+    card, layout, samples = inputs or prepare_export(models, request)
     traced = trace_all(models, progress)
     if chosen.calibrated:
         progress("calibrating")

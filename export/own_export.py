@@ -20,11 +20,11 @@ from export.checkpoints.parts import PartNames, open_parts
 from export.data.external.index import Texts
 from export.data.text.tokenizer import read_text_tokenizer
 from export.data.tokens import TokenCache
-from export.defaults import defaults_of
+from export.defaults import defaults_of, schedule_of
 from export.export_request import ExportRequest
 from export.graph.trace import Models
-from export.onnx_export import export_models, load_transformer, schedule_of
-from export.training.checkpoint import weights_file, weights_metadata
+from export.onnx_export import export_models, load_transformer
+from export.training.checkpoint import trained_for_of, weights_file, weights_metadata
 from export.verify.parity import SampleInputs
 from f2edge.errors import InputError
 from f2edge.spec.configuration import ModelConfiguration
@@ -49,17 +49,19 @@ def export_own(unified: Path, tokens: Path, request: ExportRequest, recipe: str 
     stored = weights_metadata(weights_file(source)).get("configuration", "")
     if stored.startswith("{"):  # the trained model may have other experts
         configuration = replace(ModelConfiguration.from_json(json.loads(stored)), tokenizer=configuration.tokenizer)
-    models = replace(parts, configuration=configuration, transformer=load_transformer(source, configuration))
-    card = own_card(cache, request, configuration)
+    models = replace(
+        parts, configuration=configuration, transformer=load_transformer(source, configuration), trained_for=trained_for_of(source)
+    )
+    card = own_card(cache, request, models)
     layout = layout_of(configuration, request.text, card.question_template, card.long_prompts)
     samples = own_inputs(cache, models, request, card)
     # A short training leaves routers nearly even, so that quantization turns more of their choices: the bound of untrained models holds.
     return export_models(models, request, recipe, progress, untrained=True, inputs=(card, layout, samples), schema=cache.schema)
 
 
-def own_card(cache: TokenCache, request: ExportRequest, configuration: ModelConfiguration) -> ModelCard:
+def own_card(cache: TokenCache, request: ExportRequest, models: Models) -> ModelCard:
     """Return the manifest's fields."""
-    defaults, prompt = defaults_of(configuration), next(iter(_captions(cache)), "a face")
+    defaults, prompt = defaults_of(models.configuration, models.trained_for), next(iter(_captions(cache)), "a face")
     return ModelCard(
         description=request.description or "Trained on the user's own data.",
         licence="that of the data, and of the parts: " + ", ".join(sorted(map(str, cache.about["parts"]["names"].values()))),

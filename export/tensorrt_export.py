@@ -100,7 +100,7 @@ def export_tensorrt(
     """
     check_destination(request.out, min_bundle_bytes(models, [options.recipes[graph].name for graph in models.graphs]))
     models = with_system_prompt(models, request.text)
-    card, layout, inputs = prepare_export(models.configuration, request)
+    card, layout, inputs = prepare_export(models, request)
     graphs, calibration = traced or trace_all(models, progress), None
     if (recipe := calibrating(options.recipes.values())) is not None:
         progress("calibrating")

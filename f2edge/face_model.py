@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from f2edge.decoding.parallel import StepEvent
     from f2edge.imaging.images import ImageSource
+    from f2edge.imaging.map_pictures import LayoutSource
     from f2edge.imaging.regions import Region
     from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
     from f2edge.spec.attributes import AttributeSchema
@@ -49,6 +50,9 @@ class FaceModel(Protocol):
         seeds: int | Sequence[int] = 0,
         options: GenerateOptions | None = None,
         check: bool | int = False,
+        layout: LayoutSource | Sequence[LayoutSource] | None = None,
+        layout_from: ImageSource | Sequence[ImageSource] | None = None,
+        layout_strength: float = ...,
         on_step: Callable[[StepEvent], None] | None = None,
         preview_images: bool = False,
     ) -> list[GeneratedFace]: ...

@@ -9,7 +9,7 @@ B images, R requests, N image tokens, G cells along a side of the token grid.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,16 +24,19 @@ from f2edge.backends.registry import choose_backend
 from f2edge.bundle.bundle import Bundle
 from f2edge.decoding.autoregressive import TextStream, answer, drafted_answer
 from f2edge.decoding.parallel import GridRow, StepEvent, decode
+from f2edge.decoding.placement import Placement
 from f2edge.decoding.presets import name_of
-from f2edge.decoding.repair import Attempt, Repair, Wanted, checked_rounds, repair_cells
+from f2edge.decoding.repair import Attempt, Refinements, Repair, Wanted, Workshop, checked_rounds
 from f2edge.decoding.schedule import Schedule, plan
 from f2edge.errors import InputError
 from f2edge.imaging.images import ImageSource, listed, open_image
+from f2edge.imaging.map_pictures import LayoutSource, drawn_map
+from f2edge.imaging.region_map import STRENGTH, Layout, map_indices, sources
 from f2edge.imaging.regions import Cells, Region, paste_outside, region_cells
 from f2edge.inference import Inference, PromptPrefix
 from f2edge.provenance.watermark import PUBLIC, Watermark
 from f2edge.questions import Questions
-from f2edge.results import Answer, Check, EditedFace, FaceReport, GeneratedFace, GenerateOptions, paired
+from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions, paired
 from f2edge.spec.layout import Ids, left_pad, tokens_of_cells
 from f2edge.spec.lexicon import Reading, Wording
 from f2edge.spec.sensitive import SensitivePolicy
@@ -115,6 +118,9 @@ class FacePipeline:
         seeds: int | Sequence[int] = 0,
         options: GenerateOptions | None = None,
         check: bool | int = False,
+        layout: LayoutSource | Sequence[LayoutSource] | None = None,
+        layout_from: ImageSource | Sequence[ImageSource] | None = None,
+        layout_strength: float = STRENGTH,
         on_step: Callable[[StepEvent], None] | None = None,
         preview_images: bool = False,
         cancelled: Callable[[], bool] = lambda: False,
@@ -127,18 +133,22 @@ class FacePipeline:
             options: what None is follows the bundle's defaults.
             check: read each picture, and draw again what disagrees with the prompt, twice at most or as often as a number says
                 (:mod:`f2edge.decoding.repair`); ``on_step`` hears of the first drawing only.
+            layout: a map of the regions as they are to lie (:mod:`f2edge.imaging.region_map`), one for all faces or one for each.
+            layout_from: a face whose regions are wanted instead, one for all or one for each.
+            layout_strength: 0 … 1, how much of a draft by the map is kept (:mod:`f2edge.decoding.placement`).
             on_step: called after each step; with more than ``ROWS_AT_ONCE`` faces, for one group of rows after another.
             preview_images: give ``on_step`` pictures too; each step then costs one run of the tokenizer's decoder for each face.
             cancelled: polled before each step; True stops.
 
         Raises:
-            InputError: options out of range, seeds and prompts of different number.
+            InputError: options out of range, seeds and prompts of different number, a map with colours of no region.
             PromptError: a prompt that is empty, too long or not plain text.
             CancelledError: ``cancelled`` returned True.
         """
         schedule, rounds = self.schedule(options), checked_rounds(check)
         rows, preset = list(paired(prompts, seeds)), name_of(schedule, self.bundle.presets)
-        texts = [self.prompt_text(prompt) for prompt, _ in rows]
+        layouts = [self.layout(*source, layout_strength) for source in sources(layout, layout_from, len(rows))]
+        texts = [self.prompt_text(prompt, where) for (prompt, _), where in zip(rows, layouts, strict=True)]
         prefixes = [self.inference.prompt_prefix(text.ids) for text in texts]
         everything = np.ones(self.bundle.layout.image_tokens, dtype=bool)
         plans = [plan(schedule, everything, seed) for _, seed in rows]
@@ -161,18 +171,13 @@ class FacePipeline:
                 cancelled=cancelled,
                 times=times,
             )
-            checks: list[Check | None] = [None] * len(codes)
-            if rounds:
-                repairs = [self.repair(text, seed, rounds, options) for (_, seed), text in zip(rows[group], texts[group], strict=True)]
-                attempts = self.repaired(repairs, codes, prefixes[group], cancelled=cancelled)
-                checks = [repair.check for repair in repairs]
-                codes, images = np.stack([a.codes for a in attempts]), [self.mark(a.picture) for a in attempts]
-            else:
-                images = self.draw(codes)
-            for (prompt, seed), text, grid, image, found in zip(rows[group], texts[group], codes, images, checks, strict=True):
-                face = GeneratedFace(
-                    image, grid, prompt, seed, schedule, tuple(times), self.marks, text.wording, self.bundle.name, found, preset
-                )
+            given = list(zip(rows[group], texts[group], layouts[group], strict=True))
+            refinements = [self.refinements(text, seed, rounds, where, options) for (_, seed), text, where in given]
+            attempts = self.refined(refinements, codes, prefixes[group], cancelled=cancelled)
+            for ((prompt, seed), text, _), refinement, attempt in zip(given, refinements, attempts, strict=True):
+                image, grid, found, name = self.mark(attempt.picture), attempt.codes, refinement.check, self.bundle.name
+                marks, wording, placed = self.marks, text.wording, attempt.placed
+                face = GeneratedFace(image, grid, prompt, seed, schedule, tuple(times), marks, wording, name, found, preset, placed)
                 faces.append(face)
         return faces
 
@@ -222,16 +227,11 @@ class FacePipeline:
         paste = None
         if keep_outside:
             paste = partial(paste_outside, self.bundle.manifest.pictures.picture(pixels), cells=cells)
-        found = None
-        if rounds:
-            repair = self.repair(text, seed, rounds, options, edit=True)
-            repair.allow(cells)
-            (attempt,) = self.repaired([repair], codes[None], [prefix], paste=paste, cancelled=cancelled)
-            codes, edited, found = attempt.codes, attempt.picture, repair.check
-        else:
-            edited = self.finished(codes, paste)
-        marks, name = self.marks, self.bundle.name
-        return EditedFace(self.mark(edited), codes, original, cells, marks, text.wording, prompt, seed, name, found, preset, schedule)
+        refinements = self.refinements(text, seed, rounds, None, options, edit=True)
+        refinements.allow(cells)
+        (best,) = self.refined([refinements], codes[None], [prefix], paste=paste, cancelled=cancelled)
+        edited, marks, name, found = self.mark(best.picture), self.marks, self.bundle.name, refinements.check
+        return EditedFace(edited, best.codes, original, cells, marks, text.wording, prompt, seed, name, found, preset, schedule)
 
     def schedule(self, options: GenerateOptions | None = None, *, edit: bool = False) -> Schedule:
         """Return the schedule of options, by the bundle's defaults and presets; :class:`InputError` names one that is out of range."""
@@ -239,8 +239,26 @@ class FacePipeline:
         defaults, presets = (bundle.editing, bundle.editing_presets) if edit else (bundle.generation, bundle.presets)
         return (options or GenerateOptions()).resolve(defaults, presets)
 
-    def repair(self, text: PromptText, seed: int, rounds: int, options: GenerateOptions | None = None, *, edit: bool = False) -> Repair:
-        """Return the repair of a picture of a prompt, before its first attempt.
+    def layout(self, layout: LayoutSource | None, face: ImageSource | None, strength: float = STRENGTH) -> Layout | None:
+        """Return where regions are to lie, by a map or by another face; None where neither does; errors as of :meth:`generate`."""
+        if layout is None and face is None:
+            return None
+        self.bundle.path("regions")
+        names, grid = self.bundle.regions, self.bundle.configuration.tokenizer.grid
+        indices, pixels = None if layout is None else map_indices(layout, names), None if face is None else self.pixels(face)
+        return Layout(names, grid, indices=indices, face=pixels, strength=strength)
+
+    def refinements(
+        self,
+        text: PromptText,
+        seed: int,
+        rounds: int,
+        layout: Layout | None,
+        options: GenerateOptions | None = None,
+        *,
+        edit: bool = False,
+    ) -> Refinements:
+        """Return what follows the first drawing of a prompt's picture: a layout, and a check of so many rounds.
 
         Where sensitive traits are protected, those of a generated picture are looked at and never named; those of a given one are not
         even looked at.
@@ -248,43 +266,63 @@ class FacePipeline:
         schema, policy = self.bundle.schema, self.policy(include_sensitive=False)
         closed = () if policy.open else tuple(slot.name for slot in schema.values() if slot.sensitive)
         wanted = Wanted.of(text.reading, schema, silent=closed)
-        return Repair(wanted.without(closed) if edit else wanted, self.schedule(options, edit=True), seed, rounds)
+        wanted = wanted.without(closed) if edit else wanted
+        repair = Repair(wanted, self.schedule(options, edit=True), seed, rounds) if rounds else None
+        placement = None if layout is None else Placement(wanted, self.schedule(options), seed, layout)
+        return Refinements(wanted, layout, placement, repair)
 
-    def repaired(
+    def refined(
         self,
-        repairs: Sequence[Repair],
+        refinements: Sequence[Refinements],
         codes: Ids,
         prefixes: Sequence[PromptPrefix],
         *,
         paste: Paste | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> list[Attempt]:
-        """Check finished tokens (B, N) and draw again what disagrees; return the best attempt of each."""
-        for repair, row in zip(repairs, codes, strict=True):
-            repair.add(self.attempt(repair.wanted, row, paste))
-        while due := [i for i, repair in enumerate(repairs) if repair.due]:
-            rows = [self.repair_row(repairs[i]) for i in due]
-            step = self.inference.step([prefixes[i] for i in due])
-            drawn = decode(step, np.stack([r.codes for r in rows]), [r.plan for r in rows], [r.seed for r in rows], cancelled=cancelled)
-            for i, row in zip(due, drawn, strict=True):
-                repairs[i].add(self.attempt(repairs[i].wanted, row, paste))
-        return [repair.best for repair in repairs if repair.best is not None]
+        """Refine finished tokens (B, N), all of them or none; return the best attempt of each."""
+        if refinements[0].current is None:
+            pictures = self.decode(codes) if paste is None else [paste(picture) for picture in self.decode(codes)]
+            return [Attempt(row, picture) for row, picture in zip(codes, pictures, strict=True)]
+        grids, active = list(codes), list(range(len(codes)))
+        while active:
+            for i in active:
+                refinements[i].add(self.attempt(refinements[i], grids[i], paste))
+            active = [i for i in active if refinements[i].current is not None]
+            rows = [self.next_row(refinements[i]) for i in active]
+            if rows:
+                step, masked = self.inference.step([prefixes[i] for i in active]), np.stack([row.codes for row in rows])
+                drawn = decode(step, masked, [row.plan for row in rows], [row.seed for row in rows], cancelled=cancelled)
+                for i, row in zip(active, drawn, strict=True):
+                    grids[i] = row
+        return [each.best for each in refinements if each.best is not None]
 
-    def attempt(self, wanted: Wanted, codes: Ids, paste: Paste | None = None) -> Attempt:
+    def attempt(self, refinements: Refinements, codes: Ids, paste: Paste | None = None) -> Attempt:
         """Return tokens (N,) with their picture and how the model reads it."""
-        picture = self.finished(codes, paste)
-        if not wanted.slots:
-            return Attempt(codes, picture, {})
-        prefix = self.inference.image_prefix(self.reading_pixels(picture))
-        return Attempt(codes, picture, wanted.agreement(self.questions.report(prefix, self.bundle.schema.select(wanted.slots))))
+        picture, wanted, layout = self.finished(codes, paste), refinements.wanted, refinements.layout
+        agreement: Mapping[str, float] = {}
+        if wanted.slots:
+            prefix = self.inference.image_prefix(self.reading_pixels(picture))
+            agreement = wanted.agreement(self.questions.report(prefix, self.bundle.schema.select(wanted.slots)))
+        if layout is None:
+            return Attempt(codes, picture, agreement)
+        coverage = self.coverage(self.pixels(picture))
+        return Attempt(codes, picture, agreement, coverage, layout.read(self.coverage, coverage).agreement(coverage))
 
-    def repair_row(self, repair: Repair) -> GridRow:
-        """Return the next attempt's row of a repair that is due."""
-        assert repair.best is not None
-        best, names = repair.best, self.bundle.regions
-        coverage = partial(self._coverage, self.pixels(best.picture))
-        cells = repair_cells(best.missing, names, self.bundle.configuration.tokenizer.grid, coverage, repair.wanted.allowed)
-        return repair.next_row(self.token_mask(cells), self.bundle.layout.mask_code)
+    def next_row(self, refinements: Refinements) -> GridRow:
+        """Return the row of the next attempt at a picture whose refinement is in progress."""
+        assert refinements.current is not None
+        grid, code = self.bundle.configuration.tokenizer.grid, self.bundle.layout.mask_code
+        workshop = Workshop(self.bundle.regions, grid, code, self.pixels, self.coverage, self.encode_pixels, self.token_mask)
+        return refinements.current.next_row(workshop)
+
+    def region_map(self, image: ImageSource, side: int = 512) -> Image.Image:
+        """Return where the regions of a face lie, as a picture that ``layout`` takes; what it does not wear (a hat) is left out."""
+        self.bundle.path("regions")
+        names, worn = self.bundle.regions, [name for name in self.bundle.regions if name in self.bundle.schema]
+        best = self.analyze(image, attributes=worn)[0].best if worn else {}
+        shown = np.array([best.get(name) != "none" for name in names], dtype=np.float32)
+        return drawn_map(self.coverage(self.pixels(image)) * shown[:, None, None], names, side)
 
     def finished(self, codes: Ids, paste: Paste | None = None) -> Image.Image:
         """Return the picture of tokens (N,) without marks, in an edit's original where there is one."""
@@ -399,13 +437,21 @@ class FacePipeline:
 
         return self.backend.each(picture, list(codes.astype(np.int64)))
 
-    def prompt_text(self, prompt: str) -> PromptText:
-        """Return a prompt as the model reads it; :class:`~f2edge.errors.PromptError` for what is no text."""
+    def prompt_text(self, prompt: str, layout: Layout | None = None) -> PromptText:
+        """Return a prompt as the model reads it, with words for what it leaves open and a layout's map shows.
+
+        Raises:
+            PromptError: what is no text.
+        """
         text = check_text(prompt, "prompt")
         if self._lexicon is None:
             return PromptText(tuple(self.tokenizer.encode(text)), Wording())
         text, corrected = self._lexicon.correct(text)
         reading = self._lexicon.read(text)
+        for slot, words in layout.words if layout is not None else ():
+            more = self._lexicon.read(f"{text}, {words}")
+            if slot in more.claims and slot not in {**reading.claims, **reading.excluded}:
+                text, reading = f"{text}, {words}", more
         return PromptText(tuple(self.tokenizer.encode(text)), Wording(reading.unmatched, corrected), reading)
 
     def draw(self, codes: Ids) -> list[Image.Image]:
@@ -446,9 +492,9 @@ class FacePipeline:
 
     def cells(self, region: Region, image_wh: tuple[int, int], pixels: NDArray[np.float32]) -> Cells:
         """Return the token cells (G, G) of a region of a picture of that size; the parser sees ``pixels`` where the region is a name."""
-        grid, coverage = self.bundle.configuration.tokenizer.grid, partial(self._coverage, pixels)
+        grid, coverage = self.bundle.configuration.tokenizer.grid, partial(self.coverage, pixels)
         return region_cells(self.masked(region), image_wh, grid, self.bundle.regions, coverage)
 
-    def _coverage(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    def coverage(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the parser's shares (K, G, G) of each region in pixels (3, Y, X)."""
         return np.asarray(host(self.backend.run("regions", {"pixels": pixels[None]})["coverage"])[0], dtype=np.float32)

@@ -88,6 +88,8 @@ class GeneratedFace(LabelledPicture):
         bundle: name of the model.
         check: how the model reads it; None where that was not asked for.
         preset: name of the preset whose options were followed; "" for options of one's own.
+        layout_agreement: 0 … 1, how far its regions lie as the layout wants them (intersection over union, by the model's own eyes);
+            None without a layout.
     """
 
     image: Image.Image
@@ -101,6 +103,7 @@ class GeneratedFace(LabelledPicture):
     bundle: str = ""
     check: Check | None = None
     preset: str = ""
+    layout_agreement: float | None = None
 
     @property
     def unmatched(self) -> tuple[str, ...]:

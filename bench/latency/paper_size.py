@@ -36,6 +36,7 @@ TASKS: Mapping[str, tuple[str, ...]] = {
 #: Timed stages in the order of the table.
 CALLS = {
     "step_ms": "guided step",
+    "unguided_step_ms": "step without guidance",
     "prefill_ms": "image + question",
     "token_ms": "answer token",
     "image_encode_ms": "image encode",

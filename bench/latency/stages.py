@@ -89,20 +89,22 @@ def repeated_ms(call: Callable[[], object], repeats: int) -> list[float]:
 
 
 def time_steps(decoder: TokenDecoder, layout: TokenLayout, schedule: Schedule, repeats: int) -> Times:
-    """Time guided steps of one picture; the first does not count."""
+    """Time steps of one picture, guided and without guidance; the first of each does not count."""
     rng = np.random.default_rng(0)
     start = perf_counter()
     step = decoder.step([rng.integers(2, 1000, PROMPT_TOKENS).tolist()])
-    prompt_ms = 1e3 * (perf_counter() - start)
+    times = {"prompt_ms": [1e3 * (perf_counter() - start)]}
     everything = np.ones(layout.image_tokens, dtype=bool)
     longer = replace(schedule, steps=max(schedule.steps, repeats + 1))
-    rows = [GridRow.of(np.full(layout.image_tokens, layout.mask_code), plan(longer, everything, 7), 7)]
+    for name, guidance in (("step_ms", schedule.guidance), ("unguided_step_ms", 0.0)):
+        chosen = replace(longer, guidance=guidance)
+        rows = [GridRow.of(np.full(layout.image_tokens, layout.mask_code), plan(chosen, everything, 7), 7)]
 
-    def one() -> None:
-        nonlocal rows
-        rows, _ = advance(step, rows, [0])
+        def one(rows: list[GridRow] = rows) -> None:
+            rows[:] = advance(step, rows, [0])[0]
 
-    return {"prompt_ms": [prompt_ms], "step_ms": repeated_ms(one, min(repeats, rows[0].plan.steps - 1))}
+        times[name] = repeated_ms(one, min(repeats, rows[0].plan.steps - 1))
+    return times
 
 
 def time_answers(decoder: TokenDecoder, layout: TokenLayout, model: ModelConfiguration, repeats: int) -> Times:

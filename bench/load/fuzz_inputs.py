@@ -112,7 +112,11 @@ class HostileCalls:
         return self._with_picture("pictures of any size", _picture(width, self._rng.choice(("PNG", "JPEG", "WEBP")), height))
 
     def _with_picture(self, kind: str, data: bytes) -> Attempt:
-        method = self._rng.choice(("Analyze", "Ask", "Describe", "Edit", "AnalyzeStream"))
+        method = self._rng.choice(("Analyze", "Ask", "Describe", "Edit", "Generate", "AnalyzeStream"))
+        if method == "Generate":
+            field = self._rng.choice(("layout", "layout_from"))
+            placed = pb.GenerateRequest(prompt="a face", seed=1, options=pb.DecodingOptions(steps=1), **{field: data})
+            return Attempt(kind, method, (placed.SerializeToString(),))
         if method == "Edit":
             message = pb.EditRequest(image=self._pictures[0], mask=data, prompt="a face", options=pb.DecodingOptions(steps=1))
             return Attempt(kind, method, (message.SerializeToString(),))

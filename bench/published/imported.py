@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export.checkpoints.import_showo import import_show_o
-from export.defaults import defaults_of
+from export.defaults import defaults_of, schedule_of
 from export.graph.trace import Models
-from export.onnx_export import load_models, schedule_of
+from export.onnx_export import load_models
 from export.verify.parity import TorchBackend
 from f2edge.backends.base import Value
 from f2edge.decoding.autoregressive import answer

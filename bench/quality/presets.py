@@ -27,6 +27,7 @@ from f2edge.cli.console import Output
 from f2edge.errors import InputError
 
 if TYPE_CHECKING:
+    from bench.quality.judge import Images
     from bench.quality.quality import Bench
     from f2edge.bundle.bundle import Bundle
     from f2edge.decoding.schedule import Schedule
@@ -77,23 +78,35 @@ def chosen(measured: Sequence[Candidate]) -> dict[str, Candidate]:
     return found
 
 
-def measure(bench: Bench, schedule: Schedule) -> Candidate:
-    """Return what the bench's prompts give with a schedule."""
-    from bench.quality import scores
-    from bench.quality.frechet import frechet_distance
+def drawn(bench: Bench, schedule: Schedule) -> tuple[Images, float]:
+    """Return the pictures of the bench's prompts with a schedule, and the seconds that they took."""
     from bench.quality.quality import as_array
-    from f2edge.decoding.schedule import plan
     from f2edge.results import GenerateOptions
 
     bench.options = GenerateOptions(**{name: getattr(schedule, name) for name in _KEPT})
     prompts, start = bench.prompts, time.perf_counter()
-    drawn = bench.draw([p.text for p in prompts], [SEED * 1_000_000 + row for row in range(len(prompts))], f"{schedule.steps} steps")
-    seconds, pictures = time.perf_counter() - start, as_array(drawn)
-    said = scores.mention_table([p.mentioned for p in prompts], bench.schema)
+    made = bench.draw([p.text for p in prompts], [bench.seed * 1_000_000 + row for row in range(len(prompts))], f"{schedule.steps} steps")
+    return as_array(made), time.perf_counter() - start
+
+
+def branches(bench: Bench, schedule: Schedule) -> int:
+    """Return the transformer runs of a picture: two of a guided step."""
+    from f2edge.decoding.schedule import plan
+
+    made = plan(schedule, np.ones(bench.pipeline.bundle.layout.image_tokens, dtype=bool), 0)
+    return made.steps + int((made.guidance > 0).sum())
+
+
+def measure(bench: Bench, schedule: Schedule) -> Candidate:
+    """Return what the bench's prompts give with a schedule."""
+    from bench.quality import scores
+    from bench.quality.frechet import frechet_distance
+
+    pictures, seconds = drawn(bench, schedule)
+    said = scores.mention_table([p.mentioned for p in bench.prompts], bench.schema)
     accuracy = scores.slot_shares(bench.judge.predict(pictures), said, bench.schema).overall
     distance = frechet_distance(bench.judge.features(pictures), bench.judge.features(bench.faces.images))
-    made = plan(schedule, np.ones(bench.pipeline.bundle.layout.image_tokens, dtype=bool), 0)
-    return Candidate(schedule, accuracy, distance, made.steps + int((made.guidance > 0).sum()), seconds)
+    return Candidate(schedule, accuracy, distance, branches(bench, schedule), seconds)
 
 
 def write(bundle: Bundle, presets: Mapping[str, Candidate]) -> None:
@@ -124,7 +137,7 @@ def presets(
     from bench.quality.quality import Bench
     from f2edge.pipeline import FacePipeline
 
-    counts, scales = whole_numbers("--steps", [steps], "4"), [_scale(text) for text in listed([guidance], "3")]
+    counts, scales = whole_numbers("--steps", [steps], "4"), [scale(text) for text in listed([guidance], "3")]
     pipeline, output = FacePipeline.load(bundle, backend=backend, threads=threads, watermark=None), Output(json=as_json)
     if write_to and not Path(bundle).is_dir():
         raise InputError(f"--write changes a bundle's manifest; give the folder of {bundle!r} as --bundle")
@@ -155,7 +168,8 @@ def presets(
     print(json.dumps(document))
 
 
-def _scale(text: str) -> float:
+def scale(text: str) -> float:
+    """Return a guidance scale; raises :class:`InputError` for anything else."""
     try:
         value = float(text)
     except ValueError:

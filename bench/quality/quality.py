@@ -20,6 +20,7 @@ instruct   the same edits asked for as instructions (``bench/quality/edit.py``)
 everyday   everyday words, twelve seeds each (``bench/quality/words.py``)
 typed      prompts typed by hand, never trained on (``bench/quality/words.py``)
 check      what ``check=True`` gains, and its time (``bench/quality/check.py``)
+layout     how far faces lie as a map or another face wants them (``bench/quality/layout.py``)
 =========  ==========================================================================================================
 
 Axes: n pictures, K slots.

@@ -44,14 +44,16 @@ def kernel_distance(a: Features, b: Features, seed: int = 0) -> tuple[float, flo
     rng = np.random.default_rng(seed)
     size = min(_SUBSET, len(a), len(b))
     parts = np.array([
-        _discrepancy(a[rng.choice(len(a), size, replace=False)], b[rng.choice(len(b), size, replace=False)]) for _ in range(_SUBSETS)
+        discrepancy(a[rng.choice(len(a), size, replace=False)], b[rng.choice(len(b), size, replace=False)]) for _ in range(_SUBSETS)
     ])  # fmt: skip
     means = rng.choice(parts, (1000, len(parts))).mean(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
     return float(parts.mean()), float(low), float(high)
 
 
-def _discrepancy(a: Features, b: Features) -> float:
+def discrepancy(a: Features, b: Features) -> float:
+    """Return the unbiased squared maximum mean discrepancy of two sets with that kernel."""
+
     def kernel(x: Features, y: Features) -> NDArray[np.float64]:
         return np.asarray((x.astype(np.float64) @ y.astype(np.float64).T / x.shape[1] + 1.0) ** 3)
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from bench.quality import quality
 from bench.quality.check import check
 from bench.quality.edit import edit, instruct
+from bench.quality.layout import layout
 from bench.quality.quality import Bench
 from bench.quality.realism import realism
 from bench.quality.robustness import domain, robustness
@@ -37,6 +38,7 @@ SECTIONS: Mapping[str, Callable[[Bench], Results]] = {
     "everyday": everyday,
     "typed": typed,
     "check": check,
+    "layout": layout,
 }
 
 #: Prefixes of results that are not shares.

@@ -93,13 +93,13 @@ def open_parts(names: PartNames, configuration: ModelConfiguration) -> Models:
     Raises:
         InputError: a part is missing or does not fit the configuration.
     """
-    tokenizer = _tokenizer(names.tokenizer)
+    tokenizer = tokenizer_of(names.tokenizer)
     shape = tokenizer.configuration
     assert isinstance(shape, ImageTokenizerConfiguration)
     chosen = replace(configuration, tokenizer=shape)
     parts: dict[str, Any] = {"semantic": None, "identity": None, "parser": None, "regions": ()}
     if names.encoders is not None:
-        parts |= _encoders(names.encoders, chosen)
+        parts |= encoders_of(names.encoders, chosen)
     if names.clip is not None:
         parts["semantic"] = _clip(Path(names.clip), chosen)
     if names.antelope is not None:
@@ -123,7 +123,8 @@ def bundle_named(name: str) -> Bundle | None:
         return None
 
 
-def _tokenizer(name: str) -> nn.Module:
+def tokenizer_of(name: str) -> nn.Module:
+    """Return the image tokenizer of a run, a weights file or a bundle."""
     bundle = bundle_named(name)
     if bundle is not None:
         return StoredTokenizer(bundle)
@@ -132,7 +133,8 @@ def _tokenizer(name: str) -> nn.Module:
     return load_tokenizer(Path(name))
 
 
-def _encoders(name: str, configuration: ModelConfiguration) -> dict[str, Any]:
+def encoders_of(name: str, configuration: ModelConfiguration) -> dict[str, Any]:
+    """Return the encoders and the parser of a run or a bundle, by the names of :class:`Models`."""
     bundle = bundle_named(name)
     if bundle is None:
         from export.training.encoders import load_encoders

@@ -337,6 +337,7 @@ def replace_sampler(model: ir.Model, sampler: ir.Model) -> ir.Model:
     outputs = [value.shape for value in sampler.graph.outputs]
     merged = merge(model, sampler, {"logits": "logits"}, str(name))
     merged.graph.opset_imports.update(operators)
+    merged.metadata_props.update(model.metadata_props)
     given = {value.name: value for value in merged.graph.inputs}
     merged.graph.inputs[:] = [given[wanted] for wanted in order]
     for value, shape in zip(merged.graph.outputs, outputs, strict=True):

@@ -28,6 +28,7 @@ from export.graph.lower import OPSET, Array, LoweringError, constant, lower, mer
 from export.graph.sampling import guide, sampling_model, step_inputs
 from export.model.encoders import folded
 from export.model.transformer import UnifiedTransformer
+from f2edge.bundle.trained_for import TrainedFor
 from f2edge.errors import InputError
 from f2edge.spec.configuration import FeatureShape, ModelConfiguration
 from f2edge.spec.graphs import SIGNATURES, GraphSignature
@@ -40,7 +41,10 @@ _TRACED = {"B": 3, "R": 2, "P": 5, "S": 4, "T": 7}
 
 @dataclass(frozen=True)
 class Models:
-    """The trained parts of one model, in fp32 and on the CPU; a part that is None has no graphs."""
+    """The trained parts of one model, in fp32 and on the CPU; a part that is None has no graphs.
+
+    ``trained_for`` is that of a distilled transformer.
+    """
 
     configuration: ModelConfiguration
     transformer: UnifiedTransformer | None = None
@@ -50,6 +54,7 @@ class Models:
     parser: nn.Module | None = None
     regions: tuple[str, ...] = ()
     system_ids: tuple[int, ...] = ()
+    trained_for: TrainedFor | None = None
 
     def __post_init__(self) -> None:
         if self.transformer is not None and len(self.system_ids) != self.configuration.system_tokens:

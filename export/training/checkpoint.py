@@ -25,6 +25,7 @@ from torch import nn
 
 from export.training.distributed import Processes
 from export.training.sharding import SHARDS, holds, like, read_shards, write_shards
+from f2edge.bundle.trained_for import TrainedFor
 from f2edge.errors import InputError
 
 KEEP = 2
@@ -176,6 +177,12 @@ def weights_metadata(path: Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be read as safetensors ({error}); the file is missing or damaged") from error
+
+
+def trained_for_of(path: Path) -> TrainedFor | None:
+    """Return the schedules that a student's weights were trained for; None of other weights."""
+    stored = weights_metadata(weights_file(path)).get("trained_for")
+    return None if stored is None else TrainedFor.parse(json.loads(stored))
 
 
 def stored_json(path: Path, key: str, kind: type[T], part: str) -> T:

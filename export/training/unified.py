@@ -196,16 +196,12 @@ class UnifiedTask:
         ids, lengths = left_pad([prompt.ids for prompt in prompts], self.texts.layout.pad)
         tokenizer = self.model.configuration.tokenizer
         codes = torch.from_numpy(self.cache.codes[rows].astype(np.int64))
-        masked = draw_masks(len(rows), self.mixture.draws, codes.shape[1], rng)
         coverage = self.cache.regions[rows].astype(np.float32) / 255  # (B, R, G, G)
-        weight = np.ones_like(masked, dtype=np.float32)  # (B, G, N)
-        weight += self.mixture.feature_weight * tokens_of_cells(coverage[:, self._features].max(axis=1, initial=0), tokenizer)[:, None]
-        named = np.array([prompt.region is not None for prompt in prompts])
-        for row, draw in zip(*np.nonzero(named[:, None] | (rng.random(masked.shape[:2]) < self.mixture.region_share)), strict=True):
-            region = prompts[row].region
-            only = None if region not in self.cache.region_names else self.cache.region_names.index(region)
-            masked[row, draw] = draw_region_mask(coverage[row], tokenizer, rng, only)
-            weight[row, draw] *= self.mixture.region_weight
+        masked, within = self.masks(coverage, prompts, rng)
+        weight = np.where(within, self.mixture.region_weight, 1.0)[..., None].astype(np.float32)  # (B, G, N)
+        weight = weight * (
+            1 + self.mixture.feature_weight * tokens_of_cells(coverage[:, self._features].max(axis=1, initial=0), tokenizer)[:, None]
+        )
         return {
             "prompt_ids": torch.from_numpy(ids),
             "prompt_lengths": torch.from_numpy(lengths),
@@ -213,6 +209,18 @@ class UnifiedTask:
             "masked": torch.from_numpy(masked),
             "weight": torch.from_numpy(weight),
         }
+
+    def masks(self, coverage: np.ndarray, prompts: list[_Prompt], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Masks of pictures, of which regions cover the shares (B, R, G, G) of cells: (B, G, N), and which lie within a region (B, G)."""
+        tokenizer = self.model.configuration.tokenizer
+        masked = draw_masks(len(prompts), self.mixture.draws, self.model.configuration.image_tokens, rng)
+        named = np.array([prompt.region is not None for prompt in prompts])
+        within: np.ndarray = named[:, None] | (rng.random(masked.shape[:2]) < self.mixture.region_share)
+        for row, draw in zip(*np.nonzero(within), strict=True):
+            region = prompts[row].region
+            only = None if region not in self.cache.region_names else self.cache.region_names.index(region)
+            masked[row, draw] = draw_region_mask(coverage[row], tokenizer, rng, only)
+        return masked, within
 
     def _questions(self, rng: np.random.Generator) -> Batch:
         rows = rng.integers(self.trained_rows, size=self.faces)
@@ -284,7 +292,13 @@ class UnifiedTask:
         )  # fmt: skip
         column = torch.arange(P + G * (self.model.configuration.image_columns + 2), device=masked.device)
         balance, metrics = self._balance("t2i", routing, column >= P - batch["prompt_lengths"][:, None])
-        return loss.total + balance, {"t2i": loss.masked, "t2i/score": loss.score, **metrics}
+        taught, more = self.taught(batch, logits)
+        return loss.total + balance + taught, {"t2i": loss.masked, "t2i/score": loss.score, **metrics, **more}
+
+    def taught(self, batch: Batch, logits: Tensor) -> tuple[Tensor, StepMetrics]:
+        """Return a teacher's part of the loss, by logits (K, V) of the masked positions; none here."""
+        del batch
+        return logits.new_zeros(()), {}
 
     def _understanding(self, batch: Batch) -> tuple[Tensor, StepMetrics]:
         segments, weights = batch["text_segments"], batch["text_weights"]
@@ -419,6 +433,8 @@ def run(
     validation_rows: int = 512,
     compute: Compute | None = None,
     report: Callable[[str], None] = lambda _: None,
+    kind: Callable[..., UnifiedTask] = UnifiedTask,
+    about: Mapping[str, str] | None = None,
 ) -> Path:
     """Train (or resume) on a token cache and write ``unified.safetensors``; returns the run's folder.
 
@@ -434,6 +450,8 @@ def run(
         validation_rows: faces at the cache's end that are not trained on.
         compute: kernels.
         report: called with lines about the mixture and the start.
+        kind: makes the task.
+        about: further metadata of the weights file.
     """
     if not text.is_file():
         raise InputError(f"{text}: no text tokenizer here; make one: python -m export text-tokenizer --out {text}")
@@ -444,7 +462,7 @@ def run(
         decoder = load_tokenizer(image_tokenizer).to(resolve_device(options.device)).decode
     tokenizer, cache = read_text_tokenizer(text), TokenCache(tokens)
     texts = TextMaker(tokenizer, configuration, cache.schema)
-    task = UnifiedTask(
+    task = kind(
         cache, texts, options.batch, configuration=configuration, mixture=mixture, image_decoder=decoder,
         validation_rows=validation_rows, seed=options.seed, compute=compute, device=resolve_device(options.device).type,
     )  # fmt: skip
@@ -457,14 +475,14 @@ def run(
         start(task.model, start_from, task.parts, say)
     last = train(task, options)
     if first:
-        save_finished(last, configuration, options.out / "unified.safetensors")
+        save_finished(last, configuration, options.out / "unified.safetensors", about)
     return options.out
 
 
-def save_finished(checkpoint: Path, configuration: ModelConfiguration, path: Path) -> None:
-    """Write a checkpoint's averaged weights, sharded or not, as one file that says its configuration."""
+def save_finished(checkpoint: Path, configuration: ModelConfiguration, path: Path, about: Mapping[str, str] | None = None) -> None:
+    """Write a checkpoint's averaged weights, sharded or not, as one file that says its configuration and what else is ``about`` it."""
     with torch.device("meta"):
         model = UnifiedTransformer(configuration)
     model.to_empty(device="cpu")
     load_weights(checkpoint, model)
-    save_weights(path, model, {"configuration": json.dumps(configuration.to_json())})
+    save_weights(path, model, {"configuration": json.dumps(configuration.to_json()), **(about or {})})

@@ -79,7 +79,7 @@ def find_routers(graph: ir.Graph) -> dict[str, ir.Value]:
             continue
         seen: set[int] = set()
         ahead = [usage.node for usage in value.uses()]
-        for _ in range(3):  # MatMul, Softmax, TopK
+        for _ in range(4):  # MatMul, maybe Split, Softmax, TopK
             chosen = [node for node in ahead if node.op_type == "TopK" and node.outputs[1].uses()]
             if chosen:
                 found[match[1]] = chosen[0].outputs[1]

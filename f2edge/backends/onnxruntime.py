@@ -6,7 +6,8 @@ without a copy (4 MB through one node: 0.12 ms by ``run``, 0.14 ms by bound ``Or
 Settings that differ from ONNX Runtime's defaults, measured on nano in int8:
 
 * Idle threads sleep instead of spinning.  Every session has its own threads, and spinning ones compete with the next session: with the two
-  cores shared, ``analyze`` took 544 ms spinning and 87 ms sleeping.
+  cores shared, ``analyze`` took 544 ms spinning and 87 ms sleeping.  In the repeated graphs of a large model they spin for 50 µs, until the
+  next operator comes: an answer token of Show-o takes 37 ms instead of 44.
 * A decoding step of many requests runs in pairs, without the memory arena.  A face costs the same alone and in a batch (about 120 ms of
   one core), but memory grows with the batch: sixteen faces and an ``analyze`` leave 180 MB; in pairs with the arena 248 MB; the whole batch
   with the arena peaked at 514 MB.
@@ -18,7 +19,8 @@ Settings that differ from ONNX Runtime's defaults, measured on nano in int8:
   the prefill graphs are also closed after each run.  Show-o in int8, a picture and a question: 0.7 s kept open, 1.6 s closed in between.
 * The optimizer that splits keys and values into all layers at once is off: it copies 100 MB of Show-o's cache per answer token into freshly
   mapped memory, 63 ms a token; layer by layer takes 34 ms.
-* A decoding step of one branch runs as two equal branches.  A product of one row is summed in another order than the same row in a batch;
+* A decoding step of one branch runs as two equal branches, unless its graph says that its rows are independent of each other
+  (export/graph/independent_rows.py), as new bundles' do.  A product of one row is summed in another order than the same row in a batch;
   int8 rounding amplifies the difference, and a face would depend on other requests in the batch.  Guided steps have two branches anyway.
 * Logging is off: errors are raised, and log lines would appear in the user's terminal.
 """
@@ -52,6 +54,8 @@ PASSING = (T2I_PREFILL.name, MMU_PREFILL.name)
 LEAN = "F2EDGE_LEAN"
 #: Memory is scarce below this multiple of the model's weights.
 PLENTY = 4
+#: How long idle threads of a large model's repeated graphs wait for the next operator before they sleep.
+SPIN_MICROSECONDS = "50"
 #: Disabled optimizers of ONNX Runtime.
 DISABLED = ("GatherSliceToSplitFusion",)
 #: Weights from which a model counts as large.
@@ -103,8 +107,7 @@ class OnnxRuntimeBackend:
             self._weigh(self._path(graph))
             rows = len(arrays["codes"])
             size = self._rows_at_once(rows)
-            for group in row_groups(arrays, size) if rows > size else (arrays,):  # cutting copies
-                yield paired_branch(group)
+            yield from row_groups(arrays, size) if rows > size else (arrays,)  # cutting copies
         elif graph in ENCODERS:
             for row in range(len(arrays["pixels"])):
                 yield {"pixels": arrays["pixels"][row : row + 1]}
@@ -113,6 +116,8 @@ class OnnxRuntimeBackend:
 
     def _run(self, graph: str, arrays: Mapping[str, Any]) -> dict[str, Value]:
         session, ports = self._session(graph)
+        if self._split and graph == T2I_STEP.name and not ports.independent_rows:
+            arrays = paired_branch(arrays)
         try:
             found = session.run(ports.outputs, {name: host(value) for name, value in ports.feeds(arrays).items()})
             return ports.results(arrays, dict(zip(ports.outputs, found, strict=True)))
@@ -166,10 +171,13 @@ class OnnxRuntimeBackend:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        repeated = bool(self._large) and self._split and graph not in PASSING
         # a step of a large model would map 20 MB a layer anew each time
-        options.enable_cpu_mem_arena = bool(self._large) and not self._lean and self._split and graph not in PASSING
+        options.enable_cpu_mem_arena = repeated and not self._lean
         options.log_severity_level = 4
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if repeated else "0")
+        if repeated:
+            options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)
         source = self._source(path)
         for key, value in self.entries.items():
             options.add_session_config_entry(key, value)

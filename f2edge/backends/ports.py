@@ -20,6 +20,8 @@ from f2edge.backends.base import Array, Value, host
 
 #: Input that says which of the new columns get logits, counted from the end; a graph without it gives the last one's.
 SCORED = "scored"
+#: Metadata of a ``t2i_step`` graph whose rows have the same results alone and beside others (export/graph/independent_rows.py).
+INDEPENDENT_ROWS = "f2edge.independent_rows"
 _LAST = np.array([-1], dtype=np.int64)
 _BY_LAYER = re.compile(r"(.+)\.(\d+)")
 
@@ -70,19 +72,22 @@ class Ports:
         outputs: names of the graph's outputs in their order.
         layers_in, layers_out: layers of the caches that are passed layer by layer.
         scored: whether the graph has the input :data:`SCORED`.
+        independent_rows: whether its metadata has :data:`INDEPENDENT_ROWS`.
     """
 
     outputs: tuple[str, ...]
     layers_in: Mapping[str, int]
     layers_out: Mapping[str, int]
     scored: bool
+    independent_rows: bool = False
 
     @classmethod
     def of(cls, session: Any) -> Ports:
         """Return the ports of an ``onnxruntime.InferenceSession``."""
         inputs = [value.name for value in session.get_inputs()]
         outputs = tuple(value.name for value in session.get_outputs())
-        return cls(outputs, _groups(inputs), _groups(outputs), SCORED in inputs)
+        metadata = session.get_modelmeta().custom_metadata_map
+        return cls(outputs, _groups(inputs), _groups(outputs), SCORED in inputs, INDEPENDENT_ROWS in metadata)
 
     def feeds(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
         """Return the graph's own inputs: stacked caches layer by layer, and which columns are scored."""

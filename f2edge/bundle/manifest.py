@@ -11,6 +11,7 @@ Keys of the document; those up to ``files`` are required, except ``editing``::
     generation      fields of f2edge.decoding.schedule.Schedule: steps, guidance, order, temperature, temperature_law …
     editing         optional: those of them that differ for ``edit``
     presets         optional: "fast", "balanced", "best" → those of them that differ, and ``measured``, figures by name
+    trained_for     optional: the schedules of a distilled student, see f2edge.bundle.trained_for
     graphs          name → {file, inputs: [{name, dtype, shape}], outputs: […], precision}; optional: recipe.
                     A shape lists sizes and names of dynamic axes.
     files           path inside the folder → {sha256, bytes}; ``f2edge.bundle.bundle.write_manifest`` fills it in
@@ -37,6 +38,7 @@ from types import MappingProxyType
 from typing import Any
 
 from f2edge.bundle.checked_json import get, inner_path, load, numbers, require, sequence, show, table, text, texts, typed
+from f2edge.bundle.trained_for import TrainedFor
 from f2edge.decoding.presets import QUALITIES, Preset, Presets, built_in
 from f2edge.decoding.schedule import Schedule
 from f2edge.errors import BundleError, InputError
@@ -134,6 +136,7 @@ class Manifest:
     reading: Reading = field(default_factory=Reading)
     faces: str = PHOTOGRAPHED
     typical_answers: tuple[str, ...] = ()
+    trained_for: TrainedFor | None = None
 
     @property
     def describe_question(self) -> str:
@@ -206,6 +209,7 @@ def _parse(row: Mapping[str, Any]) -> Manifest:
         reading=Reading() if row.get("reading") is None else _reading(row["reading"], files),
         faces=faces,
         typical_answers=texts(row.get("typical_answers", []), "typical_answers"),
+        trained_for=None if row.get("trained_for") is None else TrainedFor.parse(row["trained_for"]),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,7 @@ class Batch:
         side: of the pictures in pixels; None for the model's.
         signer: of content credentials.
         resume: leave out rows whose picture exists.
-        check: read each picture, and draw again what disagrees with its prompt.
+        more: further arguments of ``generate``: ``check``, ``layout`` …
     """
 
     folder: Path
@@ -48,7 +48,7 @@ class Batch:
     side: int | None = None
     signer: Signer | None = None
     resume: bool = False
-    check: bool = False
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _group(
             together.setdefault(plan.options, []).append(plan)
     faces: dict[int, GeneratedFace | F2EdgeError] = {}
     for options, plans in together.items():
-        faces.update(_drawn(model, plans, options, check=batch.check))
+        faces.update(_drawn(model, plans, options, batch.more))
 
     def record(plan: _Planned | dict[str, Any]) -> dict[str, Any]:
         return _written(plan, faces[plan.row.number], batch) if isinstance(plan, _Planned) else plan
@@ -142,14 +142,16 @@ def _group(
     return [writer.submit(record, plan) for plan in planned]
 
 
-def _drawn(model: FaceModel, plans: list[_Planned], options: GenerateOptions, *, check: bool) -> Mapping[int, GeneratedFace | F2EdgeError]:
+def _drawn(
+    model: FaceModel, plans: list[_Planned], options: GenerateOptions, more: Mapping[str, Any]
+) -> Mapping[int, GeneratedFace | F2EdgeError]:
     prompts, seeds = [plan.row.prompt for plan in plans], [plan.seed for plan in plans]
     with suppress(InputError):  # one of them; each is tried alone then
-        return dict(zip((p.row.number for p in plans), model.generate(prompts, seeds=seeds, options=options, check=check), strict=True))
+        return dict(zip((p.row.number for p in plans), model.generate(prompts, seeds=seeds, options=options, **more), strict=True))
     found: dict[int, GeneratedFace | F2EdgeError] = {}
     for plan in plans:
         try:
-            (found[plan.row.number],) = model.generate(plan.row.prompt, seeds=plan.seed, options=options, check=check)
+            (found[plan.row.number],) = model.generate(plan.row.prompt, seeds=plan.seed, options=options, **more)
         except InputError as error:
             found[plan.row.number] = error
     return found
@@ -174,5 +176,6 @@ def _written(plan: _Planned, face: GeneratedFace | F2EdgeError, batch: Batch) ->
         "unmatched": list(face.unmatched),
         "corrected": dict(face.wording.corrected),
         **({} if face.check is None else {"check": asdict(face.check)}),
+        **({} if face.layout_agreement is None else {"layout_agreement": face.layout_agreement}),
         "marks": ["xmp", *face.marks, *([] if batch.signer is None else ["c2pa"])],
     }

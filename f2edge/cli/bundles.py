@@ -208,6 +208,7 @@ def _summary(bundle: Bundle) -> dict[str, Any]:
         "regions": list(bundle.regions),
         "attributes": len(bundle.schema),
         "presets": {name: _preset(preset) for name, preset in bundle.presets.items()},
+        **({"trained_for": bundle.manifest.trained_for.described} if bundle.manifest.trained_for else {}),
     }
 
 

@@ -21,6 +21,9 @@ from f2edge.cli.options import (
     ImageArgument,
     JsonOption,
     LawOption,
+    LayoutFromOption,
+    LayoutOption,
+    LayoutStrengthOption,
     OrderOption,
     PromptArgument,
     QualityOption,
@@ -37,6 +40,7 @@ from f2edge.cli.options import (
     WatermarkKeyOption,
     WatermarkOption,
     checked_size,
+    chosen_layout,
     chosen_seed,
     chosen_signer,
     chosen_watermark,
@@ -94,6 +98,9 @@ def generate(
     temperature: TemperatureOption = None,
     temperature_law: LawOption = None,
     check: CheckOption = False,
+    layout: LayoutOption = None,
+    layout_from: LayoutFromOption = None,
+    layout_strength: LayoutStrengthOption = None,
     bundle: BundleOption = "nano",
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
@@ -117,9 +124,10 @@ def generate(
         checked_size(size),
     )
     mark, signer = chosen_watermark(watermark, watermark_key, server), chosen_signer(sign_cert, sign_key)
+    where = chosen_layout(layout, layout_from, layout_strength)
     if prompts is not None or prompt == STDIN:
         _only_one(prompt, prompts, grid=grid, count=count, save_steps=save_steps, json=json)
-        batch = Batch(_folder(out_dir), options, first, side, signer, resume, check)
+        batch = Batch(_folder(out_dir), options, first, side, signer, resume, {"check": check, **where})
         with text_lines(prompts or STDIN) as lines:
             model = open_model(bundle, backend, threads, server, mark)
             return _many(model, prompt_rows(lines), batch, Output(json=jsonl, quiet=quiet))
@@ -139,7 +147,7 @@ def generate(
                 previews.add(event)
 
         images, prompts_of = folder is not None, [prompt] * len(seeds)
-        faces = pipeline.generate(prompts_of, seeds=seeds, options=options, check=check, on_step=on_step, preview_images=images)
+        faces = pipeline.generate(prompts_of, seeds=seeds, options=options, check=check, **where, on_step=on_step, preview_images=images)
     total_ms = 1e3 * (perf_counter() - start)
     pictures = [face.image if side is None else resize(face.image, side) for face in faces]
     sheets = [image_grid(pictures)] if len(files) == 1 else pictures
@@ -248,7 +256,10 @@ def _report(
             "options": _options_of(faces[0]),
             "preset": faces[0].preset,
             "files": [str(file) for file in files],
-            "faces": [{"seed": face.seed, "tokens": face.codes.tolist(), "check": _check_of(face)} for face in faces],
+            "faces": [
+                {"seed": face.seed, "tokens": face.codes.tolist(), "check": _check_of(face), "layout_agreement": face.layout_agreement}
+                for face in faces
+            ],
             "step_ms": [round(ms, 3) for ms in faces[0].step_ms],
             "total_ms": round(total_ms, 3),
             "synthetic": True,
@@ -259,6 +270,8 @@ def _report(
     _note_wording(printer, faces[0])
     for face in faces:
         _note_check(printer, face)
+        if face.layout_agreement is not None:
+            printer.note(f"seed {face.seed} lies as the layout wants it to {100 * face.layout_agreement:.0f} %")
     for file, own_seed in zip(files, seeds, strict=False):
         of = f"seeds {seeds[0]} … {seeds[-1]}" if sheet else f"seed {own_seed}"
         printer.note(f"{file}  {of}, {faces[0].options.steps} steps, {total_ms:.0f} ms")

@@ -23,7 +23,7 @@ import typer
 
 from f2edge import __version__
 from f2edge.camera import READ_THREADS
-from f2edge.cli import analyze, ask, bundles, camera, generate, serve, top, verify_image
+from f2edge.cli import analyze, ask, bundles, camera, generate, regions, serve, top, verify_image
 from f2edge.cli.console import fail
 from f2edge.errors import F2EdgeError, InputError
 
@@ -46,6 +46,7 @@ for command in (
     ask.describe,
     ask.ask,
     analyze.analyze,
+    regions.regions,
     camera.camera,
     serve.serve,
     serve.studio,

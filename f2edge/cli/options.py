@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, overload
+from typing import TYPE_CHECKING, Annotated, Any, overload
 
 import typer
 
@@ -68,6 +68,21 @@ LawOption = Annotated[str | None, typer.Option("--temperature-law", help=f"linea
 CheckOption = Annotated[
     bool, typer.Option("--check", help="Read the picture and draw again what disagrees with the prompt, twice at most.")
 ]
+LayoutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--layout",
+        metavar="MAP",
+        help="Where the regions are to lie: a map painted in their colours (`f2edge regions`).",
+        show_default=False,
+    ),
+]
+LayoutFromOption = Annotated[
+    Path | None, typer.Option("--layout-from", metavar="IMAGE", help="A face whose regions are wanted instead.", show_default=False)
+]
+LayoutStrengthOption = Annotated[
+    float | None, typer.Option("--layout-strength", help="How closely the layout is followed, 0 … 1 (default: 0.5).", show_default=False)
+]
 WatermarkOption = Annotated[
     bool,
     typer.Option(
@@ -125,6 +140,21 @@ def checked_size(size: int | None) -> int | None:
     if size is not None and not 16 <= size <= LARGEST_SIDE:
         raise InputError(f"--size {size}: must lie in 16 … {LARGEST_SIDE} pixels")
     return size
+
+
+def chosen_layout(layout: Path | None, layout_from: Path | None, strength: float | None) -> dict[str, Any]:
+    """Return the layout as ``generate`` takes it; its pictures are read before a model is opened."""
+    from f2edge.cli.inputs import picture_source
+    from f2edge.imaging.images import open_image
+    from f2edge.imaging.region_map import STRENGTH, checked_strength
+
+    given = {name: path for name, path in (("layout", layout), ("layout_from", layout_from)) if path is not None}
+    if len(given) == 2:
+        raise InputError("--layout and --layout-from exclude each other; give one of the two")
+    if not given and strength is not None:
+        raise InputError("--layout-strength needs --layout or --layout-from; give one of the two")
+    pictures = {name: open_image(picture_source(str(path))) for name, path in given.items()}
+    return {**pictures, "layout_strength": checked_strength(STRENGTH if strength is None else strength)} if pictures else {}
 
 
 def chosen_watermark(wanted: bool, key_file: Path | None, server: str | None = None) -> Watermark | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -36,6 +37,8 @@ from f2edge.decoding.repair import checked_rounds
 from f2edge.engine.requests import Done, EditRequest, GenerateRequest, Priority, Result, Token
 from f2edge.errors import DeadlineExceededError, InputError
 from f2edge.imaging.images import ImageSource, listed, open_image
+from f2edge.imaging.map_pictures import LayoutSource
+from f2edge.imaging.region_map import STRENGTH, sources
 from f2edge.imaging.regions import Region
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions, paired
 from f2edge.spec.attributes import AttributeSchema
@@ -129,6 +132,9 @@ class AsyncClient:
         seeds: int | Sequence[int] = 0,
         options: GenerateOptions | None = None,
         check: bool | int = False,
+        layout: LayoutSource | Sequence[LayoutSource] | None = None,
+        layout_from: ImageSource | Sequence[ImageSource] | None = None,
+        layout_strength: float = STRENGTH,
         on_step: Callable[[StepEvent], None] | None = None,
         preview_images: bool = False,
         timeout_s: float | None = None,
@@ -136,7 +142,12 @@ class AsyncClient:
         """Generate faces, as :meth:`FacePipeline.generate`; the server batches them."""
         faces: list[GeneratedFace] = []
         every, wanted, rounds = (1 if on_step else 0), options or GenerateOptions(), checked_rounds(check)
-        requests = [GenerateRequest(prompt, seed, wanted, every, preview_images, None, rounds) for prompt, seed in paired(prompts, seeds)]
+        pairs = list(paired(prompts, seeds))
+        common = GenerateRequest("", 0, wanted, every, preview_images, None, rounds, layout_strength=layout_strength)
+        requests = [
+            replace(common, prompt=prompt, seed=seed, layout=map_, layout_from=face)
+            for (prompt, seed), (map_, face) in zip(pairs, sources(layout, layout_from, len(pairs)), strict=True)
+        ]
         for first in range(0, len(requests), FACES_AT_ONCE):
             streams = [self.stream_generate(request, timeout_s=timeout_s) for request in requests[first : first + FACES_AT_ONCE]]
             for face in await _together(streams, on_step):

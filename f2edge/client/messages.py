@@ -22,6 +22,7 @@ from f2edge.errors import InputError
 from f2edge.imaging.guard import ImageLimits
 from f2edge.imaging.images import ImageSource, load_image, open_image
 from f2edge.imaging.laws import law_named
+from f2edge.imaging.map_pictures import open_map
 from f2edge.imaging.regions import known_region, region_cells
 from f2edge.results import EditedFace, FaceReport, GeneratedFace
 from f2edge.text import check_text
@@ -49,9 +50,16 @@ _PRIORITY_VALUES = {priority: value for value, priority in PRIORITIES.items()}
 def generate_message(facts: ModelFacts, request: GenerateRequest, priority: Priority | None = None) -> pb.GenerateRequest:
     """Return a ``Generate`` request; without ``min_steps`` a deadline that leaves no time for all steps refuses the call."""
     request.options.resolve(facts.generation)
-    return pb.GenerateRequest(
+    message = pb.GenerateRequest(
         prompt=check_text(request.prompt, "prompt"), seed=_seed(request.seed), **_image_fields(facts, request, priority)
     )
+    if request.layout is not None:
+        message.layout = _png(open_map(request.layout, facts.regions))
+    if request.layout_from is not None:
+        message.layout_from = as_seen(request.layout_from, facts, facts.image_side)
+    if message.WhichOneof("placement") is not None:
+        message.layout_strength = request.layout_strength
+    return message
 
 
 def edit_message(facts: ModelFacts, request: EditRequest, priority: Priority | None = None) -> pb.EditRequest:
@@ -178,10 +186,7 @@ def frame_answer(message: pb.AnalyzeStreamResponse) -> FrameAnswer:
 
 def as_seen(image: ImageSource, facts: ModelFacts, side: int | None = None) -> bytes:
     """Return a picture as the model sees it, encoded as PNG; ``side`` is that of pictures to read, unless it is given."""
-    square = law_named(facts.pictures).square(open_image(image), side or facts.reading_side or facts.image_side)
-    buffer = io.BytesIO()
-    square.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+    return _png(law_named(facts.pictures).square(open_image(image), side or facts.reading_side or facts.image_side))
 
 
 def priority_value(priority: Priority | None) -> pb.Priority:
@@ -224,10 +229,9 @@ class ImageReader:
         options = schedule_of(result.decoding.options)
         step_ms, marks = tuple(result.decoding.step_ms), _pixel_marks(result.picture)
         wording = wording_of(result.wording)
-        seed, name, check = result.decoding.seed, self._facts.name, check_of(result)
-        return _done(
-            result, GeneratedFace(image, codes, self._prompt, seed, options, step_ms, marks, wording, name, check, result.decoding.preset)
-        )
+        seed, name, check, preset = result.decoding.seed, self._facts.name, check_of(result), result.decoding.preset
+        placed = result.layout_agreement if result.HasField("layout_agreement") else None
+        return _done(result, GeneratedFace(image, codes, self._prompt, seed, options, step_ms, marks, wording, name, check, preset, placed))
 
 
 def read_words(message: pb.AskResponse | pb.DescribeResponse) -> Token | Done:
@@ -293,6 +297,12 @@ def _picture(data: bytes) -> Image.Image:
 def _pixel_marks(picture: pb.Picture) -> tuple[str, ...]:
     """Return the marks of a picture that survive re-encoding."""
     return tuple(mark for mark in picture.provenance.marks if mark == "watermark")
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def _jpeg(image: Image.Image) -> bytes:

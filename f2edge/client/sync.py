@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from types import TracebackType
 from typing import Any, TypeVar
@@ -41,6 +41,8 @@ from f2edge.decoding.repair import checked_rounds
 from f2edge.engine.requests import Done, EditRequest, GenerateRequest, Priority, Token
 from f2edge.errors import DeadlineExceededError
 from f2edge.imaging.images import ImageSource, listed, open_image
+from f2edge.imaging.map_pictures import LayoutSource
+from f2edge.imaging.region_map import STRENGTH, sources
 from f2edge.imaging.regions import Region
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions, paired
 from f2edge.spec.attributes import AttributeSchema
@@ -141,6 +143,9 @@ class Client:
         seeds: int | Sequence[int] = 0,
         options: GenerateOptions | None = None,
         check: bool | int = False,
+        layout: LayoutSource | Sequence[LayoutSource] | None = None,
+        layout_from: ImageSource | Sequence[ImageSource] | None = None,
+        layout_strength: float = STRENGTH,
         on_step: Callable[[StepEvent], None] | None = None,
         preview_images: bool = False,
         timeout_s: float | None = None,
@@ -148,7 +153,12 @@ class Client:
         """Generate faces, as :meth:`FacePipeline.generate`; ``on_step`` is called on other threads, one call at a time."""
         faces: list[GeneratedFace] = []
         every, wanted, rounds = (1 if on_step else 0), options or GenerateOptions(), checked_rounds(check)
-        requests = [GenerateRequest(prompt, seed, wanted, every, preview_images, None, rounds) for prompt, seed in paired(prompts, seeds)]
+        pairs = list(paired(prompts, seeds))
+        common = GenerateRequest("", 0, wanted, every, preview_images, None, rounds, layout_strength=layout_strength)
+        requests = [
+            replace(common, prompt=prompt, seed=seed, layout=map_, layout_from=face)
+            for (prompt, seed), (map_, face) in zip(pairs, sources(layout, layout_from, len(pairs)), strict=True)
+        ]
         rows = [(request.prompt, generate_message(self.bundle, request)) for request in requests]
         for first in range(0, len(rows), FACES_AT_ONCE):
             group = rows[first : first + FACES_AT_ONCE]

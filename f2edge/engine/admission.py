@@ -141,7 +141,8 @@ class Admission:
         """Return what a picture still needs before and after its steps."""
         encode = self.cost_ms(Stage.ENCODE) if isinstance(request, EditState) and request.cells is None else 0.0
         prompt = self.cost_ms(Stage.PROMPT) if request.prefix is None else 0.0
-        check = 0.0 if request.repair is None else self.cost_ms(Stage.CHECK)
+        refinements = request.refinements
+        check = 0.0 if refinements is None else self.cost_ms(Stage.PLACE if refinements.placing else Stage.CHECK)
         return encode + prompt + check + self.cost_ms(Stage.DRAW)
 
     def _most_tokens(self, answer: AnswerState) -> float:

@@ -249,6 +249,8 @@ class Engine:
             handles += [self._loop.submit_internal(request) for _ in range(min(size, self._limits.image_rows))]
             checked = replace(request, prompt="a face with a hat", check=1)  # a bundle that knows no hats reads nothing
             handles += [self._loop.submit_internal(checked)] if size == 1 and self._pipeline.bundle.has("mmu_extend") else []
+            placed = replace(request, layout_from=face)
+            handles += [self._loop.submit_internal(placed)] if size == 1 and self._pipeline.bundle.has("regions") else []
         if self._pipeline.bundle.has("mmu_extend"):
             handles += [self._loop.submit_internal(AskRequest(face, "what?", 4)) for _ in range(min(size, self._limits.answer_rows))]
             handles += [self._loop.submit_internal(AnalyzeRequest((face,)))] if size == 1 else []

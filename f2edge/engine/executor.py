@@ -64,6 +64,7 @@ class Executor:
             Stage.STEP: self._steps,
             Stage.PREVIEW: self._previews,
             Stage.CHECK: self._check,
+            Stage.PLACE: self._check,
             Stage.DRAW: self._draw,
             Stage.QUESTION: self._texts,
             Stage.TOKEN: self._texts,
@@ -105,8 +106,8 @@ class Executor:
         prefixes = dict(zip(faces, self._pipeline.backend.each(self._face_prefix, list(faces.items())), strict=True))
         for edit, (original, cells) in zip(edits, encoded, strict=True):
             edit.original, edit.cells = original, cells
-            if edit.repair is not None:
-                edit.repair.allow(cells)
+            if edit.refinements is not None:
+                edit.refinements.allow(cells)
         for other in others:
             other.prefix = prefixes[_face(other)[0]]
         for request in requests:
@@ -176,14 +177,14 @@ class Executor:
 
     def _check(self, requests: Sequence[ImageState]) -> None:
         for request, attempt in zip(requests, self._pipeline.backend.each(self._attempt, requests), strict=True):
-            assert request.repair is not None
-            request.repair.add(attempt)
-            request.mending = self._pipeline.repair_row(request.repair) if request.repair.due else None
+            assert request.refinements is not None
+            request.refinements.add(attempt)
+            request.mending = None if request.refinements.current is None else self._pipeline.next_row(request.refinements)
             request.stage = request.next_stage
 
     def _attempt(self, image: ImageState) -> Attempt:
-        assert image.repair is not None
-        return self._pipeline.attempt(image.repair.wanted, image.current.codes, self._paste(image))
+        assert image.refinements is not None
+        return self._pipeline.attempt(image.refinements, image.current.codes, self._paste(image))
 
     def _draw(self, requests: Sequence[ImageState]) -> None:
         for request, result in zip(requests, self._pipeline.backend.each(self._drawn, requests), strict=True):
@@ -192,18 +193,19 @@ class Executor:
     def _drawn(self, image: ImageState) -> GeneratedFace | EditedFace:
         assert image.row is not None
         assert image.proposal is not None
-        pipeline, best = self._pipeline, None if image.repair is None else image.repair.best
+        pipeline, best = self._pipeline, None if image.refinements is None else image.refinements.best
         codes = image.row.codes if image.row.finished else image.proposal.ids
         if best is not None:
             codes, picture = best.codes, best.picture
         else:
             picture = pipeline.finished(codes, self._paste(image))
         picture, name = pipeline.mark(picture), pipeline.bundle.name
-        check = None if image.repair is None or best is None else image.repair.check
+        check = None if image.refinements is None else image.refinements.check
         schedule, marks, preset = replace(image.schedule, steps=image.row.plan.steps), pipeline.marks, image.preset
         if not isinstance(image, EditState):
             times = tuple(image.step_ms)
-            return GeneratedFace(picture, codes, image.prompt, image.seed, schedule, times, marks, image.wording, name, check, preset)
+            made = (picture, codes, image.prompt, image.seed, schedule, times, marks, image.wording, name, check, preset)
+            return GeneratedFace(*made, None if best is None else best.placed)
         assert image.cells is not None
         assert image.original is not None
         original, cells, prompt, seed = image.original, image.cells, image.prompt, image.seed

@@ -86,7 +86,10 @@ def _image_state(pipeline: FacePipeline, limits: Limits, request: ImageRequest, 
     edit = isinstance(request, EditRequest)
     presets = pipeline.bundle.editing_presets if edit else pipeline.bundle.presets
     schedule = pipeline.schedule(request.options, edit=edit)
-    prompt = pipeline.prompt_text(request.prompt)
+    layout = None
+    if isinstance(request, GenerateRequest):
+        layout = pipeline.layout(request.layout, request.layout_from, request.layout_strength)
+    prompt = pipeline.prompt_text(request.prompt, layout)
     noise_key(request.seed, 0, np.zeros(1, dtype=np.int64))  # refuses a seed outside its range
     common |= {
         "prompt": request.prompt,
@@ -102,11 +105,11 @@ def _image_state(pipeline: FacePipeline, limits: Limits, request: ImageRequest, 
         "preview_every": request.preview_every,
         "preview_images": request.preview_images,
     }
-    if request.check:
-        repair = pipeline.repair(prompt, request.seed, request.check, request.options, edit=edit)
-        for graph in _WORDS if repair.wanted.slots else ():
+    if request.check or layout is not None:
+        refinements = pipeline.refinements(prompt, request.seed, request.check, layout, request.options, edit=edit)
+        for graph in _WORDS if refinements.wanted.slots else ():
             pipeline.bundle.path(graph)
-        common["repair"] = repair
+        common["refinements"] = refinements
     if not isinstance(request, EditRequest):
         return ImageState(**common)
     pixels, region = pipeline.pixels(request.image), _region(pipeline, request)

@@ -185,4 +185,6 @@ class Promises:
 
 def _optional(request: RequestState) -> bool:
     """Return whether what a request does next only betters its picture."""
-    return isinstance(request, ImageState) and (request.stage is Stage.CHECK or (request.stage is Stage.STEP and not request.steps_needed))
+    return isinstance(request, ImageState) and (
+        request.stage in (Stage.CHECK, Stage.PLACE) or (request.stage is Stage.STEP and not request.steps_needed)
+    )

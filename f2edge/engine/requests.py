@@ -16,6 +16,9 @@ from PIL import Image
 from f2edge.decoding.parallel import StepEvent
 from f2edge.decoding.repair import checked_rounds
 from f2edge.errors import InputError
+from f2edge.imaging.images import ImageSource
+from f2edge.imaging.map_pictures import LayoutSource
+from f2edge.imaging.region_map import STRENGTH, checked_strength
 from f2edge.imaging.regions import Region
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
 
@@ -41,6 +44,9 @@ class GenerateRequest:
         min_steps: with a deadline the engine may cut the steps to what fits, never below this; None takes :attr:`Limits.min_steps`.
             A value of at least ``options.steps`` forbids cutting.
         check: most repairs after reading the finished picture (:mod:`f2edge.decoding.repair`); 0 does not read it.
+        layout: a map of the regions as they are to lie (:mod:`f2edge.imaging.region_map`).
+        layout_from: a face whose regions are wanted instead.
+        layout_strength: 0 … 1, how much of a draft by the map is kept (:mod:`f2edge.decoding.placement`).
     """
 
     prompt: str
@@ -50,10 +56,14 @@ class GenerateRequest:
     preview_images: bool = False
     min_steps: int | None = None
     check: int = 0
+    layout: LayoutSource | None = None
+    layout_from: ImageSource | None = None
+    layout_strength: float = STRENGTH
 
     def __post_init__(self) -> None:
         _check_previews(self.preview_every, self.min_steps)
         checked_rounds(self.check)
+        checked_strength(self.layout_strength)
 
 
 @dataclass(frozen=True)
@@ -261,7 +271,7 @@ class EngineStats:
         failed: by reason: "cancelled", "deadline", "closed", "input", "backend", "other".
         cancelled_at: requests cancelled or expired while "queued" or "running".
         rejected: by reason: "queue_full", "work_full", "deadline", "closed".
-        turns: batches run, by stage ("prompt", "step", "check", "draw", "preview", "encode", "question", "token", "report").
+        turns: batches run, by stage ("prompt", "step", "check", "place", "draw", "preview", "encode", "question", "token", "report").
         turn_ms: engine time by stage.
         rows: histogram by stage: ``rows["step"][4]`` steps had four rows.
         image_steps: decoding steps counted by row; ``wasted_steps`` of them belonged to images that were never finished.

@@ -42,6 +42,7 @@ class Stage(Enum):
     TOKEN = "token"  # noqa: S105  one more token of each answer
     REPORT = "report"  #: all attributes of one face
     CHECK = "check"  #: a finished picture read by the model, and what is to be drawn again
+    PLACE = "place"  #: the regions of a finished picture read, and a draft by its layout
     DRAW = "draw"  #: the finished picture of one request
     PREVIEW = "preview"  #: an unfinished one
     STEP = "step"  #: one step of parallel decoding

@@ -17,7 +17,7 @@ from f2edge.decoding.autoregressive import TextStream
 from f2edge.decoding.grids import Grid
 from f2edge.decoding.parallel import GridRow, StepEvent
 from f2edge.decoding.presets import Presets
-from f2edge.decoding.repair import Repair
+from f2edge.decoding.repair import Refinements
 from f2edge.decoding.schedule import Schedule
 from f2edge.engine.requests import Done, Event, Failed, Priority, ReplyKind, Result, Timings
 from f2edge.engine.scheduler import Stage
@@ -154,8 +154,8 @@ class ImageState(RequestState):
         previewed: the step that was last emitted.
         steps_wanted: steps of the plan without any cut; known once the plan is made.
         truncated: time ran out, and the proposal became the result, or the best attempt before the repair in progress.
-        repair: of a picture that is to be checked; None of others.
-        mending: the row of a repair in progress; ``row`` stays that of the first drawing.
+        refinements: what follows the first drawing, a layout and a check; None where nothing does.
+        mending: the row of a refinement in progress; ``row`` stays that of the first drawing.
     """
 
     family: ClassVar[str] = "images"
@@ -177,7 +177,7 @@ class ImageState(RequestState):
     previewed: int = 0
     steps_wanted: int = 0
     truncated: bool = False
-    repair: Repair | None = None
+    refinements: Refinements | None = None
     mending: GridRow | None = None
     step_ms: list[float] = field(default_factory=list)
 
@@ -213,10 +213,8 @@ class ImageState(RequestState):
 
     @property
     def check_due(self) -> bool:
-        """Whether the finished picture, or its finished repair, is to be read."""
-        if self.repair is None or self.truncated or not self.finished:
-            return False
-        return self.repair.best is None or self.mending is not None
+        """Whether the finished picture, or its finished refinement, is to be read."""
+        return self.refinements is not None and self.refinements.current is not None and self.finished and not self.truncated
 
     @property
     def deliverable(self) -> bool:
@@ -302,6 +300,7 @@ class ReportState(FaceState):
 
 _IMAGE: tuple[tuple[Stage, Callable[[Any], bool]], ...] = (
     (Stage.PROMPT, lambda image: image.prefix is None),
+    (Stage.PLACE, lambda image: image.check_due and image.refinements.placing),
     (Stage.CHECK, lambda image: image.check_due),
     (Stage.DRAW, lambda image: image.finished),
     (Stage.PREVIEW, lambda image: image.preview_images and image.preview_due),

@@ -78,10 +78,22 @@ class FaceService:
         served = await self._ready()
         validation.check_output(message.output)
         priority = validation.priority(message.priority, image=True)
-        request = validation.generate_request(message)  # no picture in it, so it costs no thread
+        kept: list[GenerateRequest] = []
+
+        def build() -> Request:
+            kept.append(validation.generate_request(message, self._settings.images))
+            return kept[0]
+
         with self._events() as events:
-            kind = reply_kind(message.output, served)
-            self._submit(served, events, call, lambda: request, priority, kind)
+            kind, place = reply_kind(message.output, served), message.WhichOneof("placement")
+            submit = partial(self._submit, served, events, call, build, priority, kind)
+            if place is None:
+                submit()  # no picture in it, so it costs no thread
+            else:
+                call.fields = {InputError: place}
+                served.engine.check_room("images")
+                await self._pool.open(message.ByteSize(), submit)
+            request = kept[0]
             done = await self._follow(events, call, request, message.previews, lambda preview: pb.GenerateResponse(preview=preview))
         face = done.result
         assert isinstance(face, GeneratedFace)
@@ -94,6 +106,8 @@ class FaceService:
             result.wording.CopyFrom(wording_message(face.wording))
             if face.check is not None:
                 result.check.CopyFrom(check_message(face.check))
+            if face.layout_agreement is not None:
+                result.layout_agreement = face.layout_agreement
             await call.send(pb.GenerateResponse(result=result))
 
     async def edit(self, message: pb.EditRequest, call: Call) -> None:

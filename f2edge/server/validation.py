@@ -1,6 +1,6 @@
 """From messages that anybody may have written to requests that the engine takes: every field has a rule, every breach names both.
 
-What is cheap is checked before a picture is opened.  These functions run in the picture pool, except that of ``Generate``.
+What is cheap is checked before a picture is opened.  These functions run in the picture pool, except that of a ``Generate`` without one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from f2edge.engine.requests import AnalyzeRequest, AskRequest, DescribeRequest, 
 from f2edge.errors import ImageError, InputError
 from f2edge.imaging.guard import ImageLimits
 from f2edge.imaging.images import crop_face, load_image
+from f2edge.imaging.region_map import STRENGTH, checked_strength
 from f2edge.imaging.regions import Region
 from f2edge.results import GenerateOptions
 from f2edge.server.engine_protocol import Served
@@ -38,7 +39,7 @@ _MOST_ATTRIBUTES = 256
 MOST_FACES = 8
 
 
-def generate_request(message: pb.GenerateRequest) -> GenerateRequest:
+def generate_request(message: pb.GenerateRequest, limits: ImageLimits) -> GenerateRequest:
     """The engine's form of ``Generate``; raises :class:`~f2edge.server.status.RefusedError` or :class:`PromptError`."""
     return GenerateRequest(
         prompt=check_text(message.prompt, "prompt"),
@@ -48,6 +49,9 @@ def generate_request(message: pb.GenerateRequest) -> GenerateRequest:
         preview_images=_pictures(message.previews),
         min_steps=_min_steps(message),
         check=_within(message.check, 0, MOST_ROUNDS, "check"),
+        layout_strength=_strength(message),
+        layout=_picture(message.layout, "layout", limits) if message.HasField("layout") else None,
+        layout_from=_picture(message.layout_from, "layout_from", limits) if message.HasField("layout_from") else None,
     )
 
 
@@ -171,6 +175,22 @@ def _within(value: int, lowest: int, highest: int, field: str) -> int:
     return int(value)
 
 
+def _strength(message: pb.GenerateRequest) -> float:
+    if not message.HasField("layout_strength"):
+        return STRENGTH
+    try:
+        return checked_strength(message.layout_strength)
+    except InputError as error:
+        raise bad_field("layout_strength", str(error)) from None
+
+
+def _picture(data: bytes, field: str, limits: ImageLimits) -> Image.Image:
+    try:
+        return load_image(data, limits=limits)
+    except ImageError as error:
+        raise bad_field(field, str(error), "IMAGE") from None
+
+
 def _region(message: pb.EditRequest, served: Served, limits: ImageLimits) -> Region:
     kind = message.WhichOneof("region")
     if kind is None:
@@ -182,10 +202,7 @@ def _region(message: pb.EditRequest, served: Served, limits: ImageLimits) -> Reg
     if kind == "box":
         return (message.box.x, message.box.y, message.box.width, message.box.height)
     if kind == "mask":
-        try:
-            return load_image(message.mask, limits=limits).convert("L")
-        except ImageError as error:
-            raise bad_field("mask", str(error), "IMAGE") from None
+        return _picture(message.mask, "mask", limits).convert("L")
     grid = served.facts.grid
     if len(message.cells.inside) != grid * grid or True not in message.cells.inside:
         raise bad_field("cells", f"give {grid} x {grid} cells, one of them true at least; got {len(message.cells.inside)}")

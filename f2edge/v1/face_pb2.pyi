@@ -79,7 +79,7 @@ class OutputOptions(_message.Message):
     def __init__(self, format: _Optional[_Union[ImageFormat, str]] = ..., side: _Optional[int] = ..., quality: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("prompt", "seed", "options", "previews", "output", "min_steps", "priority", "check")
+    __slots__ = ("prompt", "seed", "options", "previews", "output", "min_steps", "priority", "check", "layout", "layout_from", "layout_strength")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +88,9 @@ class GenerateRequest(_message.Message):
     MIN_STEPS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     CHECK_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FROM_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_STRENGTH_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     seed: int
     options: DecodingOptions
@@ -96,7 +99,10 @@ class GenerateRequest(_message.Message):
     min_steps: int
     priority: Priority
     check: int
-    def __init__(self, prompt: _Optional[str] = ..., seed: _Optional[int] = ..., options: _Optional[_Union[DecodingOptions, _Mapping]] = ..., previews: _Optional[_Union[PreviewOptions, _Mapping]] = ..., output: _Optional[_Union[OutputOptions, _Mapping]] = ..., min_steps: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., check: _Optional[int] = ...) -> None: ...
+    layout: bytes
+    layout_from: bytes
+    layout_strength: float
+    def __init__(self, prompt: _Optional[str] = ..., seed: _Optional[int] = ..., options: _Optional[_Union[DecodingOptions, _Mapping]] = ..., previews: _Optional[_Union[PreviewOptions, _Mapping]] = ..., output: _Optional[_Union[OutputOptions, _Mapping]] = ..., min_steps: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., check: _Optional[int] = ..., layout: _Optional[bytes] = ..., layout_from: _Optional[bytes] = ..., layout_strength: _Optional[float] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("preview", "result")
@@ -134,18 +140,20 @@ class Check(_message.Message):
     def __init__(self, score: _Optional[float] = ..., missing: _Optional[_Iterable[str]] = ..., named: _Optional[int] = ..., repairs: _Optional[int] = ...) -> None: ...
 
 class GenerateResult(_message.Message):
-    __slots__ = ("picture", "decoding", "timings", "wording", "check")
+    __slots__ = ("picture", "decoding", "timings", "wording", "check", "layout_agreement")
     PICTURE_FIELD_NUMBER: _ClassVar[int]
     DECODING_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     WORDING_FIELD_NUMBER: _ClassVar[int]
     CHECK_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_AGREEMENT_FIELD_NUMBER: _ClassVar[int]
     picture: Picture
     decoding: Decoding
     timings: Timings
     wording: Wording
     check: Check
-    def __init__(self, picture: _Optional[_Union[Picture, _Mapping]] = ..., decoding: _Optional[_Union[Decoding, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., wording: _Optional[_Union[Wording, _Mapping]] = ..., check: _Optional[_Union[Check, _Mapping]] = ...) -> None: ...
+    layout_agreement: float
+    def __init__(self, picture: _Optional[_Union[Picture, _Mapping]] = ..., decoding: _Optional[_Union[Decoding, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., wording: _Optional[_Union[Wording, _Mapping]] = ..., check: _Optional[_Union[Check, _Mapping]] = ..., layout_agreement: _Optional[float] = ...) -> None: ...
 
 class Box(_message.Message):
     __slots__ = ("x", "y", "width", "height")

@@ -43,7 +43,7 @@ def test_a_comparison_is_complete(tiny_bundle: Path, monkeypatch: pytest.MonkeyP
     assert any(line.split()[:2] == ["torch", "lineage"] for line in lines)
     engine, lineage = ({row["call"]: row for row in results["rows"] if row["system"] == name} for name in ("fp32", "torch lineage"))
     assert set(engine) == set(CALLS.values())
-    assert set(lineage) == {"guided step", "image + question", "answer token"}
+    assert set(lineage) == {"guided step", "step without guidance", "image + question", "answer token"}
     for row in results["rows"]:
         assert 0 < row["ms"]["low"] <= row["ms"]["median"] <= row["ms"]["high"]
     assert engine["image in, first token out"]["ms"]["median"] > engine["image encode"]["ms"]["median"]
@@ -51,7 +51,7 @@ def test_a_comparison_is_complete(tiny_bundle: Path, monkeypatch: pytest.MonkeyP
     assert step["share"] == pytest.approx(step_flops(TINY, [19, 3], 1) / step["ms"]["median"] / 1e8)
     assert token["share"] == pytest.approx(token["token_bytes"] / token["ms"]["median"] / 1e7)
     assert token["ratio"]["median"] == pytest.approx(lineage["answer token"]["ms"]["median"] / token["ms"]["median"])
-    assert [row["ratio"] for row in lineage.values()] == [{"median": 1.0}] * 3
+    assert [row["ratio"] for row in lineage.values()] == [{"median": 1.0}] * 4
     assert results["failed"] == []
     memory = {(row["system"], row["task"]): row for row in results["memory"]}
     for row in memory.values():

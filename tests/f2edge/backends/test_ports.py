@@ -16,7 +16,8 @@ pytestmark = pytest.mark.runtime
 
 def session(inputs: list[str], outputs: list[str]) -> Any:
     named = [[SimpleNamespace(name=name) for name in names] for names in (inputs, outputs)]
-    return SimpleNamespace(get_inputs=lambda: named[0], get_outputs=lambda: named[1])
+    metadata = SimpleNamespace(custom_metadata_map={})
+    return SimpleNamespace(get_inputs=lambda: named[0], get_outputs=lambda: named[1], get_modelmeta=lambda: metadata)
 
 
 PORTS = Ports.of(session(["text_ids", "key.0", "key.1", SCORED], ["logits", "next.0", "next.1"]))

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from f2edge.bundle.bundle import Bundle, write_manifest
+from f2edge.bundle.trained_for import TrainedFor
+from f2edge.cli.main import run
 from f2edge.decoding.presets import QUALITIES, Preset, built_in, for_edits, name_of, nearest
 from f2edge.decoding.schedule import Schedule
 from f2edge.engine.requests import GenerateRequest
@@ -97,3 +99,26 @@ def test_a_manifest_says_its_presets(tmp_path: Path) -> None:
     for wrong in every:
         with pytest.raises(BundleError):
             write_manifest(folder, {**document(), "presets": wrong})
+
+
+def test_a_manifest_says_what_a_student_was_trained_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, row = write_folder(tmp_path / "cup"), {"guidance": 0.0, "steps": [6, 12], "teacher_guidance": 3.0}
+    assert Bundle.load(folder).manifest.trained_for is None
+    write_manifest(folder, {**document(), "trained_for": row})
+    found = Bundle.load(folder).manifest.trained_for
+    assert found == TrainedFor(0.0, (6, 12), 3.0)
+    assert found.to_json() == row
+    assert found.default({"steps": 20, "guidance": 4.0, "order": "halton"}) == {"steps": 12, "guidance": 0.0, "order": "halton"}
+    assert run(["info", "-b", str(folder), "--json"]) == 0
+    assert "6 or 12 steps at guidance 0" in capsys.readouterr().out
+    for wrong, message in (
+        ({**row, "steps": []}, "distinct numbers"),
+        ({**row, "steps": [6, 6]}, "distinct numbers"),
+        ({**row, "steps": [0]}, "1 … 1024"),
+        ({**row, "guidance": -1.0}, "0 … 100"),
+        ({**row, "speed": 3}, "unknown keys"),
+        ({"steps": [6]}, "trained_for.guidance is missing"),
+        ("12 steps", "trained_for"),
+    ):
+        with pytest.raises(BundleError, match=message):
+            write_manifest(folder, {**document(), "trained_for": wrong})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from f2edge.decoding.repair import MOST_ROUNDS, ROUNDS, Attempt, Repair, Wanted, checked_rounds, repair_cells
+from f2edge.decoding.repair import MOST_ROUNDS, ROUNDS, Attempt, Refinements, Repair, Wanted, Workshop, checked_rounds, repair_cells
 from f2edge.decoding.schedule import Schedule
 from f2edge.errors import InputError
 from f2edge.results import Check, FaceReport
@@ -29,6 +29,26 @@ def coverage() -> np.ndarray:
     shares = np.zeros((3, 4, 4), dtype=np.float32)
     shares[0, 0], shares[1, 1, 1] = 1.0, 0.6
     return shares
+
+
+def of_cells(cells: np.ndarray) -> np.ndarray:
+    return np.asarray(cells.reshape(-1))
+
+
+def beard_coverage(_pixels: np.ndarray) -> np.ndarray:
+    return np.stack([coverage()[0], coverage()[1]])
+
+
+def no_pixels(_picture: Image.Image) -> np.ndarray:
+    return np.zeros((3, 4, 4), dtype=np.float32)
+
+
+def no_tokens(_pixels: np.ndarray) -> np.ndarray:
+    return np.zeros((1, 16), dtype=np.int64)
+
+
+#: Of a bundle whose parser knows chin and eyes.
+WORKSHOP = Workshop(("chin", "eyes"), 4, 99, no_pixels, beard_coverage, no_tokens, of_cells)
 
 
 def test_the_words_of_a_prompt_are_held_against_the_reading_of_the_picture() -> None:
@@ -68,15 +88,15 @@ def test_the_best_attempt_stays_whatever_repairs_do() -> None:
     repair.add(attempt(hat=0.9, beard=0.1))
     dues.append(repair.due)
     assert dues == [False, True]
-    tokens = np.arange(16) < 4
-    row = repair.next_row(tokens, mask_code=99)
-    assert np.array_equal(row.codes, np.where(tokens, 99, np.arange(16)))
+    row = repair.next_row(WORKSHOP)  # the eyes, where a beard is not seen, are not drawn again
+    ended = [repair.ended]
+    assert np.array_equal(row.codes, np.where(np.arange(16) < 4, 99, np.arange(16)))
     assert row.plan.steps == 4, "a quarter of the tokens takes fewer steps"
     repair.add(attempt(100, hat=0.2, beard=0.3))
     assert repair.check == Check(0.5, ("beard",), 2, 1)
-    assert repair.next_row(tokens, 99).seed not in (5, row.seed)
+    assert repair.next_row(WORKSHOP).seed not in (5, row.seed)
     repair.add(attempt(200, hat=0.8, beard=0.2))  # as much is missing, surer of the rest
-    assert not repair.due, "two repairs are all"
+    assert [*ended, repair.ended] == [False, True], "two repairs are all"
     assert repair.best is not None
     assert repair.best.codes[0] == 200
     done = Repair(Wanted({"hat": "cap"}, {}), Schedule(), seed=5, rounds=2)
@@ -104,3 +124,32 @@ def test_check_is_true_or_a_number_of_repairs() -> None:
     for wrong in (-1, MOST_ROUNDS + 1):
         with pytest.raises(InputError, match="check"):
             checked_rounds(wrong)
+
+
+def test_refinements_follow_one_another_and_the_last_one_has_the_result() -> None:
+    wanted = Wanted({"beard": "full"}, {})
+    first, second = (Repair(wanted, Schedule(), seed=5, rounds=rounds) for rounds in (1, 2))
+    refinements = Refinements(wanted, placement=first, repair=second)
+    refinements.add(attempt(beard=0.1))
+    turns = [refinements.current]
+    first.next_row(WORKSHOP)
+    refinements.add(attempt(100, beard=0.2))
+    turns.append(refinements.current)
+    assert second.best is first.best, "what ends a refinement begins the next, and is not read twice"
+    for code in (200, 300):
+        second.next_row(WORKSHOP)
+        refinements.add(attempt(code, beard=code / 1000))
+    assert [*turns, refinements.current] == [first, second, None]
+    assert refinements.best is not None
+    assert refinements.best.codes[0] == 300
+    assert refinements.check == Check(0.0, ("beard",), 1, 2)
+    assert Refinements(wanted).current is None
+
+
+def test_a_repair_does_not_give_up_the_layout() -> None:
+    repair = Repair(Wanted({"beard": "full"}, {}), Schedule(), seed=5, rounds=2)
+    repair.add(Attempt(np.arange(16), PICTURE, {"beard": 0.1}, placed=0.8))
+    repair.add(Attempt(np.arange(1, 17), PICTURE, {"beard": 0.9}, placed=0.7))
+    placed = [repair.best.placed if repair.best else None]
+    repair.add(Attempt(np.arange(2, 18), PICTURE, {"beard": 0.7}, placed=0.79))
+    assert [*placed, repair.best.placed if repair.best else None] == [0.8, 0.79]

@@ -1,0 +1,1 @@
+"""Quality against time of every way to draw."""
