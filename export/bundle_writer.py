@@ -145,7 +145,8 @@ def recipe_transform(recipe: Recipe, calibration: Calibration | None = None) -> 
         model = traced.clone()
         if own.precision == "float32":  # an fp32 bundle has standard graphs, for other runtimes and as the source of other recipes
             return independent_rows(quantize(model, recipe, calibration)), own.label, own.to_json()
-        return independent_rows(compact(quantize(runtime_forms(model), recipe, calibration))), own.label, own.to_json()
+        formed = runtime_forms(model, masked=own.precision == "int8")  # int8 products do not depend on the number of rows
+        return independent_rows(compact(quantize(formed, recipe, calibration))), own.label, own.to_json()
 
     return transform
 

@@ -126,7 +126,7 @@ def _measured(part: _Profiled, repeats: int) -> Results:
             kinds[key] = part.nodes.get(event["name"].removesuffix("_kernel_time"), "") or HELD.get(event["args"]["op_name"], "rest")
     steps = len(part.feeds)
     runs = {key: np.array(values).reshape(repeats, steps).min(axis=0).mean() for key, values in times.items()}
-    rows = []
+    rows: list[Results] = []
     for cause in dict.fromkeys(kinds.values()):
         own = [key for key, kind in kinds.items() if kind == cause]
         rows.append({"cause": cause, "nodes": len(own), "ms": float(sum(runs[key] for key in own))})

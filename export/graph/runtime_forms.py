@@ -24,9 +24,9 @@ from f2edge.spec.graphs import SIGNATURES, T2I_STEP
 _REPEATED = {"t2i_step": (), "mmu_extend": ("next_text_key", "next_text_value")}
 
 
-def runtime_forms(model: ir.Model) -> ir.Model:
-    """Apply all forms to a lowered graph, which is modified; return the result."""
-    if model.graph.name == T2I_STEP.name:
+def runtime_forms(model: ir.Model, *, masked: bool = True) -> ir.Model:
+    """Apply all forms to a lowered graph, which is modified; return the result.  ``masked``: whether steps draw masked positions alone."""
+    if masked and model.graph.name == T2I_STEP.name:
         model = draw_masked(model)
     split_caches(model)
     score_columns(model)

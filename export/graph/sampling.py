@@ -62,7 +62,7 @@ def _race(z: Tensor, noise_key: Tensor, draw: str) -> Tensor:
     if draw == DRAWS[0]:
         return torch.argmax(z + gumbel(noise_key[..., None], torch.arange(V)), dim=-1)
     width = block_width(V)
-    blocks = torch.softmax(z, dim=-1).unflatten(-1, (-1, width))  # (R, N, V / w, w)
+    blocks = torch.softmax(z, dim=-1).view(*z.shape[:-1], -1, width)  # (R, N, V / w, w)
     waits = -torch.log(uniform(noise_key[..., None], V + 1 + torch.arange(V // width)))
     block = torch.argmax(blocks.sum(dim=-1) / waits, dim=-1)
     inside = blocks.take_along_dim(block[..., None, None], dim=-2)[..., 0, :]  # (R, N, w)
@@ -80,7 +80,7 @@ def contest(z: Tensor, noise_key: Tensor, pair: Tensor, draw: str) -> Tensor:
         return z[pair] + gumbel(noise_key, pair)
     blocks = pair // width
     if blocks[0] != blocks[1]:
-        return torch.logsumexp(z.unflatten(0, (-1, width)), dim=-1)[blocks] + gumbel(noise_key, V + 1 + blocks)
+        return torch.logsumexp(z.view(-1, width), dim=-1)[blocks] + gumbel(noise_key, V + 1 + blocks)
     return z[pair] + gumbel(noise_key, pair % width)
 
 
@@ -337,6 +337,7 @@ def replace_sampler(model: ir.Model, sampler: ir.Model) -> ir.Model:
     outputs = [value.shape for value in sampler.graph.outputs]
     merged = merge(model, sampler, {"logits": "logits"}, str(name))
     merged.graph.opset_imports.update(operators)
+    merged.metadata_props.update(model.metadata_props)
     given = {value.name: value for value in merged.graph.inputs}
     merged.graph.inputs[:] = [given[wanted] for wanted in order]
     for value, shape in zip(merged.graph.outputs, outputs, strict=True):
