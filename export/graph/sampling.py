@@ -92,6 +92,7 @@ def sample(  # noqa: PLR0917 - the graph's inputs in their order
     noise_key: Tensor,
     priority: Tensor,
     masked_after: Tensor,
+    *,
     draw: str = DRAWS[0],
 ) -> tuple[Tensor, Tensor]:
     """Choose one step's tokens: the reference implementation.
