@@ -193,8 +193,8 @@ class StudentTask(UnifiedTask):
         states, ratio = self.teacher.behind(batch["prompt_ids"], batch["prompt_lengths"]), masked.float().mean(dim=-1).flatten()
         prompt = torch.arange(B, device=masked.device).repeat_interleave(G)
         found = states(torch.cat((prompt, torch.full_like(prompt, B))), codes.repeat(2, 1), ratio.repeat(2))
-        guided = guide(*found.chunk(2), torch.full_like(ratio, self.schedule.guidance))
-        return {"taught": guided.unflatten(0, (B, G))}
+        guided = guide(found[: B * G], found[B * G :], torch.full_like(ratio, self.schedule.guidance))
+        return {"taught": guided.reshape(B, G, *guided.shape[1:])}
 
     def _drawn(self, batch: Batch) -> Batch:
         """Let the teacher draw: finished ``codes`` (B, N), what is ``masked`` of them in every other step (B, G, N), and ``taught``."""
