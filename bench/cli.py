@@ -1,6 +1,7 @@
 """Command line of the benches; each command imports what it needs when it runs.
 
 python -m bench latency --bundle nano
+python -m bench step --bundle nano
 python -m bench compare --steps 6,12 --batch 1,4,8 --out runs/latency
 python -m bench paper-size --config show-o
 python -m bench memory --bundle nano
@@ -33,6 +34,7 @@ from bench.hardware.gpu import gpu
 from bench.hardware.kernels import kernels
 from bench.hardware.roofline import roofline
 from bench.latency.commands import LatencyCommand, compare, latency, memory, paper_size
+from bench.latency.step_profile import step
 from bench.load.fuzz import fuzz
 from bench.load.load import load
 from bench.pareto.pareto import pareto
@@ -62,6 +64,7 @@ def main() -> None:
 app.command(cls=LatencyCommand)(latency)
 for _command in (
     compare,
+    step,
     paper_size,
     memory,
     quality,

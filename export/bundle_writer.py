@@ -25,6 +25,7 @@ from typing_extensions import Self
 from export.data.text.tokenizer import read_text_tokenizer
 from export.defaults import GENERATION, ModelDefaults
 from export.destination import replaced_folder
+from export.graph.compact import compact
 from export.graph.independent_rows import independent_rows
 from export.graph.lower import constant
 from export.graph.runtime_forms import runtime_forms
@@ -104,7 +105,7 @@ def _ports(values: list[ir.Value]) -> list[dict[str, Any]]:
     return rows
 
 
-def _shorten(model: ir.Model) -> None:
+def shorten(model: ir.Model) -> None:
     """Remove internal shapes and long internal names, which runtimes do not need: half of a graph's file."""
     kept = {id(value) for value in model.graph.outputs}
     # constants of a graph that was shortened before may have these names
@@ -142,9 +143,10 @@ def recipe_transform(recipe: Recipe, calibration: Calibration | None = None) -> 
     def transform(name: str, traced: ir.Model) -> tuple[ir.Model, str, dict[str, Any]]:
         own = recipe.of(name)
         model = traced.clone()
-        if own.precision != "float32":  # an fp32 bundle has standard graphs, for other runtimes and as the source of other recipes
-            model = runtime_forms(model)
-        return independent_rows(quantize(model, recipe, calibration)), own.label, own.to_json()
+        if own.precision == "float32":  # an fp32 bundle has standard graphs, for other runtimes and as the source of other recipes
+            return independent_rows(quantize(model, recipe, calibration)), own.label, own.to_json()
+        formed = runtime_forms(model, masked=own.precision == "int8")  # int8 products do not depend on the number of rows
+        return independent_rows(compact(quantize(formed, recipe, calibration))), own.label, own.to_json()
 
     return transform
 
@@ -167,7 +169,7 @@ def write_graphs(folder: Path, traced: Traced, transform: GraphTransform) -> dic
             model, precision, recipe = transform(name, original)
             for value in list(model.graph.initializers.values()):
                 weights.place(value)
-            _shorten(model)
+            shorten(model)
             ir.save(model, folder / f"{name}.onnx")
             rows[name] = {
                 "file": f"{name}.onnx",

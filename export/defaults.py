@@ -41,6 +41,7 @@ class ModelDefaults:
         describe_question: question of ``describe``.
         pictures: a law of :data:`f2edge.imaging.laws.LAWS`.
         long_prompts: as in :class:`f2edge.spec.layout.TokenLayout`.
+        draw: law by which a step draws codes, as in :class:`f2edge.spec.configuration.ModelConfiguration`.
         faces: faces of the training pictures, one of :data:`f2edge.spec.sensitive.FACES`.
         project_words: whether the model was trained on this project's words, so that its bundle can say which words it knows.
     """
@@ -52,6 +53,7 @@ class ModelDefaults:
     pictures: str = "f2edge"
     long_prompts: str = "refuse"
     project_words: bool = True
+    draw: str = "blocks"
     faces: str = DRAWN
 
 
@@ -72,6 +74,7 @@ def _show_o(size: int, *, by_features: bool) -> ModelDefaults:
         pictures="show-o",
         long_prompts="truncate",
         project_words=False,
+        draw="codes",
         faces=PHOTOGRAPHED,
     )
 

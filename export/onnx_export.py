@@ -246,7 +246,8 @@ def export_models(
     """
     chosen = recipe_named(recipe)
     check_destination(request.out, min_bundle_bytes(models, [chosen.of(graph).label for graph in models.graphs]))
-    models = with_system_prompt(models, request.text)
+    drawn = replace(models.configuration, draw=defaults_of(models.configuration).draw)
+    models = with_system_prompt(replace(models, configuration=drawn), request.text)
     card, layout, samples = inputs or prepare_export(models, request)
     traced = trace_all(models, progress)
     if chosen.calibrated:

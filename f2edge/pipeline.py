@@ -30,7 +30,7 @@ from f2edge.decoding.repair import Attempt, Refinements, Repair, Wanted, Worksho
 from f2edge.decoding.schedule import Schedule, plan
 from f2edge.errors import InputError
 from f2edge.imaging.images import ImageSource, listed, open_image
-from f2edge.imaging.map_pictures import LayoutSource, drawn_map
+from f2edge.imaging.map_pictures import ASKED, LayoutSource, drawn_map
 from f2edge.imaging.region_map import STRENGTH, Layout, map_indices, sources
 from f2edge.imaging.regions import Cells, Region, paste_outside, region_cells
 from f2edge.inference import Inference, PromptPrefix
@@ -317,12 +317,11 @@ class FacePipeline:
         return refinements.current.next_row(workshop)
 
     def region_map(self, image: ImageSource, side: int = 512) -> Image.Image:
-        """Return where the regions of a face lie, as a picture that ``layout`` takes; what it does not wear (a hat) is left out."""
+        """Return where the regions of a face lie, as a picture that ``layout`` takes; a hat and hair that are not there are left out."""
         self.bundle.path("regions")
-        names, worn = self.bundle.regions, [name for name in self.bundle.regions if name in self.bundle.schema]
-        best = self.analyze(image, attributes=worn)[0].best if worn else {}
-        shown = np.array([best.get(name) != "none" for name in names], dtype=np.float32)
-        return drawn_map(self.coverage(self.pixels(image)) * shown[:, None, None], names, side)
+        asked = [slot for slot in ASKED if slot in self.bundle.schema]
+        seen = self.analyze(image, attributes=asked)[0].best if asked else {}
+        return drawn_map(self.coverage(self.pixels(image)), self.bundle.regions, side, seen)
 
     def finished(self, codes: Ids, paste: Paste | None = None) -> Image.Image:
         """Return the picture of tokens (N,) without marks, in an edit's original where there is one."""

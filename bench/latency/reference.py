@@ -49,7 +49,7 @@ class Lineage:
 
     def __init__(self, models: Models, layout: TokenLayout) -> None:
         assert models.transformer is not None
-        self.model, self.layout = models.transformer, layout
+        self.model, self.layout, self.draw = models.transformer, layout, models.configuration.draw
         model = self.model
         rows = len(layout.specials)
         # One head over [text, specials, codes, mask]; rows that a trained model never chooses are zero and cost the same.
@@ -72,7 +72,7 @@ class Lineage:
                     logits = (1 + g) * logits[:rows] - g * logits[given["unconditional_branch"]]
                 first, N = self.layout.image_start, self.layout.image_tokens
                 own = logits[:, -(N + 1) : -1, first : first + self.layout.codes]
-                next_codes, proposal = sample(own, given["codes"], **{name: given[name] for name in _CHOICE})
+                next_codes, proposal = sample(own, given["codes"], **{name: given[name] for name in _CHOICE}, draw=self.draw)
             return next_codes.numpy(), proposal.numpy()
 
         return run

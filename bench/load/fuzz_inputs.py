@@ -114,8 +114,8 @@ class HostileCalls:
     def _with_picture(self, kind: str, data: bytes) -> Attempt:
         method = self._rng.choice(("Analyze", "Ask", "Describe", "Edit", "Generate", "AnalyzeStream"))
         if method == "Generate":
-            field = self._rng.choice(("layout", "layout_from"))
-            placed = pb.GenerateRequest(prompt="a face", seed=1, options=pb.DecodingOptions(steps=1), **{field: data})
+            placed = pb.GenerateRequest(prompt="a face", seed=1, options=pb.DecodingOptions(steps=1))
+            setattr(placed, self._rng.choice(("layout", "layout_from")), data)
             return Attempt(kind, method, (placed.SerializeToString(),))
         if method == "Edit":
             message = pb.EditRequest(image=self._pictures[0], mask=data, prompt="a face", options=pb.DecodingOptions(steps=1))

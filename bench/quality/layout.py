@@ -18,7 +18,7 @@ from PIL import Image
 from bench.quality import scores
 from bench.quality.faces import Prompt, progress
 from bench.quality.quality import Bench, as_array, as_images
-from f2edge.imaging.map_pictures import FREE
+from f2edge.imaging.map_pictures import FREE, absent, cut
 from f2edge.imaging.region_map import RegionMap
 
 _SEEDS_APART = 1_000_000
@@ -50,11 +50,11 @@ def truth_masks(bench: Bench, count: int) -> list[NDArray[np.bool_]]:
 
 
 def flat_map(masks: NDArray[np.bool_], shown: Mapping[str, str], names: Sequence[str]) -> NDArray[np.int64]:
-    """Return regions as a hand paints them: one index a pixel (Y, X), from back to front; the place of a hat is not painted without one."""
+    """Return regions as a hand paints them: one index a pixel (Y, X), from back to front; a hat and hair only where they are."""
     indices = np.full(masks.shape[1:], FREE, dtype=np.int64)
-    for name in (name for name in _PAINTED if name in names and shown.get(name) != "none"):
+    for name in (name for name in _PAINTED if name in names and name not in absent(shown)):
         indices[masks[names.index(name)]] = names.index(name)
-    return indices
+    return cut(indices, names, shown)
 
 
 def _drawn(

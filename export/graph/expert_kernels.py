@@ -55,8 +55,8 @@ KERNEL_CHOICES: tuple[KernelChoice, ...] = (
 #: Source of a constant: name of the dense layer's weight, and the slice of its rows (inputs) that the constant holds.
 Origin = tuple[str, slice]
 ALL = slice(None)
-#: Key in the metadata of nodes that work on rows (T, K) of the experts.
-_EXPERT_ROWS = "expert_rows"
+#: Key in the metadata of nodes that work on rows (T, K), of which there may be none.
+ROWS = "rows"
 
 
 def origin(value: ir.Value) -> Origin:
@@ -68,7 +68,7 @@ def origin(value: ir.Value) -> Origin:
 def is_expert_row(value: ir.Value) -> bool:
     """Return whether a value was made by this module and has rows (T, K)."""
     node = value.producer()
-    return node is not None and bool(node.meta.get(_EXPERT_ROWS))
+    return node is not None and bool(node.meta.get(ROWS))
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class _Rewriter:
 
     def __init__(self, graph: ir.Graph, layer: ExpertLayer) -> None:
         self.graph, self.layer = graph, layer
-        self.insert = Inserter(graph, layer.last, f"{layer.name}/kernel", {_EXPERT_ROWS: True})
+        self.insert = Inserter(graph, layer.last, f"{layer.name}/kernel", {ROWS: True})
 
     def cut(self, source: ir.Value, part: str, rows: slice, columns: slice) -> ir.Value:
         array = ExpertLayer.array(source)
@@ -235,18 +235,18 @@ class _Rewriter:
 
 
 def _dense(graph: ir.Graph, layer: ExpertLayer, recipe: Recipe, _pack: Packer) -> None:
-    """Multiply all hidden values by their expert's gate at once, those of the shared expert by 1, instead of taking them apart."""
+    """Multiply all hidden values by their expert's gate at once, those of the shared expert by the gates' sum, which is 1."""
     if recipe.precision == "float32":
         return  # other recipes begin with this graph
     down = _sole(layer.down, "MatMul")
     joined = _producer(_other(down, layer.down), "Concat")
     hidden = _producer(_producer_value(joined, "Split"), "Split").inputs[0]
     spread = np.zeros((layer.experts, ExpertLayer.array(layer.down).shape[0]), dtype=np.float32)
+    spread[:, layer.hidden(None)] = 1
     for expert in range(layer.experts):
         spread[expert, layer.hidden(expert)] = 1
     insert = Inserter(graph, joined, f"{layer.name}/dense")
-    shared = add_constant(graph, "dense/shared", 1 - spread.sum(axis=0))
-    factors = insert("Add", insert("MatMul", layer.gates, add_constant(graph, "dense/spread", spread)), shared)
+    factors = insert("MatMul", layer.gates, add_constant(graph, "dense/spread", spread))
     replace(joined, insert("Mul", hidden, factors))
 
 

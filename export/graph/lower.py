@@ -36,6 +36,12 @@ def constant(value: ir.Value | None) -> Array | None:
     return np.asarray(value.const_value.numpy())
 
 
+def made_by(value: ir.Value | None, op: str) -> ir.Node | None:
+    """Return the node that computes ``value`` if it is an ``op``, else None."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == op else None
+
+
 def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     """Register ``array`` (not copied) as a constant called ``name``; return the existing one if it has the same values.
 

@@ -4,6 +4,7 @@
   token and per step of Show-o.  As values of their own (:mod:`f2edge.backends.ports`) layers are read where they are.
 * Logits of several columns, so that one pass verifies several guessed tokens.
 * Rotary positions as one operator instead of ten, scores of attention as one instead of three.
+* Steps that draw masked positions alone (:mod:`export.graph.masked_rows`).
 
 >>> runtime_forms(model)  # doctest: +SKIP
 """
@@ -14,16 +15,19 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from export.graph.lower import CONTRIB, Inserter, LoweringError, add_constant, constant, replace
+from export.graph.lower import CONTRIB, Inserter, LoweringError, add_constant, constant, made_by, replace
+from export.graph.masked_rows import draw_masked
 from f2edge.backends.ports import SCORED
-from f2edge.spec.graphs import SIGNATURES
+from f2edge.spec.graphs import SIGNATURES, T2I_STEP
 
 #: Graphs that run once per step or token, and those of their outputs that are stacked.
 _REPEATED = {"t2i_step": (), "mmu_extend": ("next_text_key", "next_text_value")}
 
 
-def runtime_forms(model: ir.Model) -> ir.Model:
-    """Apply all forms to a lowered graph in place; return it."""
+def runtime_forms(model: ir.Model, *, masked: bool = True) -> ir.Model:
+    """Apply all forms to a lowered graph, which is modified; return the result.  ``masked``: whether steps draw masked positions alone."""
+    if masked and model.graph.name == T2I_STEP.name:
+        model = draw_masked(model)
     split_caches(model)
     score_columns(model)
     fuse_rotary(model)
@@ -177,22 +181,17 @@ def fuse_rotary(model: ir.Model) -> ir.Model:
     return model
 
 
-def _made_by(value: ir.Value | None, op: str) -> ir.Node | None:
-    node = None if value is None else value.producer()
-    return node if node is not None and node.op_type == op else None
-
-
 def _rotation(node: ir.Node) -> tuple[ir.Node, ir.Value, ir.Value, ir.Value] | None:
     """Return the last node of a rotation whose sum is ``node``, what it rotates, cosine and sine; None for any other sum."""
-    kept, turned = (_made_by(value, "Mul") for value in node.inputs)
-    swapped = None if turned is None else _made_by(turned.inputs[0], "Concat")
-    negated = None if swapped is None else _made_by(swapped.inputs[0], "Neg")
+    kept, turned = (made_by(value, "Mul") for value in node.inputs)
+    swapped = None if turned is None else made_by(turned.inputs[0], "Concat")
+    negated = None if swapped is None else made_by(swapped.inputs[0], "Neg")
     if kept is None or turned is None or swapped is None or negated is None:
         return None
     x, cosine, sine = kept.inputs[0], kept.inputs[1], turned.inputs[1]
     if x is None or cosine is None or sine is None or any(v.shape is None or len(v.shape) != 4 for v in (x, cosine, sine)):
         return None
-    cut = _made_by(x, "Slice")
+    cut = made_by(x, "Slice")
     users = [usage.node for usage in node.outputs[0].uses()]
     if cut is not None and cut.inputs[0] is not None and len(users) == 1 and users[0].op_type == "Concat":
         return users[0], cut.inputs[0], cosine, sine  # the rest of the head is not rotated
@@ -229,7 +228,7 @@ def fuse_scores(model: ir.Model) -> ir.Model:
     """Replace products of scaled queries with transposed keys by ``FusedMatMul``, in place."""
     graph = model.graph
     for node in [node for node in graph if node.op_type == "MatMul" and not node.domain]:
-        scaled, turned = _made_by(node.inputs[0], "Mul"), _made_by(node.inputs[1], "Transpose")
+        scaled, turned = made_by(node.inputs[0], "Mul"), made_by(node.inputs[1], "Transpose")
         scale = None if scaled is None else constant(scaled.inputs[1])
         if scaled is None or turned is None or scale is None or scale.size != 1 or turned.attributes["perm"].as_ints() != (0, 1, 3, 2):
             continue

@@ -382,7 +382,8 @@ def trace(name: str, models: Models) -> ir.Model:
     restore_names(model, module)
     model = lower(model)
     if name == "t2i_step":
-        sampler = sampling_model(models.configuration.image_tokens, models.configuration.codes)
+        drawn = models.configuration
+        sampler = sampling_model(drawn.image_tokens, drawn.codes, drawn.draw)
         model = merge(model, sampler, {"logits": "logits"}, name)
         given = {value.name: value for value in model.graph.inputs}
         model.graph.inputs[:] = [given[t.name] for t in signature.inputs]

@@ -20,7 +20,7 @@ from typing_extensions import Self
 
 from export.graph.lower import Array
 from export.quantize.convolutions import convolution_layers, range_of, ranges
-from export.quantize.quantize import layer_name, linear_layers, products_of
+from export.quantize.quantize import layer_name, linear_layers, own_name, products_of
 from export.quantize.recipes import Recipe
 from f2edge.backends.base import Value, host, pack_arrays
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
@@ -112,6 +112,8 @@ class Calibrator:
             rows = x[valid] if valid is not None and x.shape[:2] == valid.shape else x.reshape(-1, x.shape[-1])
             largest = np.abs(rows).max(axis=0, initial=0)
             products = rows.T @ rows if recipe.precision == "int4" and recipe.method == "gptq" else None
+            if recipe.activations == "fixed":
+                self._widen(graph, layers, rows)
             for layer in layers:
                 self.statistics[layer] = np.maximum(self.statistics.get(layer, largest), largest)
                 if products is not None:
@@ -122,6 +124,14 @@ class Calibrator:
         if graph == "t2i_step":
             self._count(arrays)
         return {tensor.name: outputs[tensor.name] for tensor in SIGNATURES[graph].outputs}
+
+    def _widen(self, graph: str, layers: list[str], rows: Array) -> None:
+        """Widen the range of a value that feeds some layers."""
+        low, high = (np.float32(end) for end in (rows.min(initial=0), rows.max(initial=0)))
+        for layer in layers:
+            key = range_of(own_name(self._traced[graph].graph, layer))
+            before = self.statistics.get(key, np.zeros(2, dtype=np.float32))
+            self.statistics[key] = np.array([min(before[0], low), max(before[1], high)], dtype=np.float32)
 
     def _count(self, feeds: Mapping[str, Array]) -> None:
         rows = len(feeds["codes"])

@@ -8,6 +8,8 @@ requests in the batch, and large activations of one token do not affect other to
     y = MatMulIntegerToFloat(q, W, 1/127, s, 128) * m  # W int8 (K, N), s per output channel
 
 ONNX Runtime has no standard pattern with one scale per row that it fuses to this, so the com.microsoft operator is written directly.
+Where ``Recipe.activations`` is "fixed", a layer's input has one scale and zero point from calibration, and the product adds its bias
+itself: ``q = QuantizeLinear(x, a, z)``, ``y = MatMulIntegerToFloat(q, W, a, s, z, b)``.
 
 **Saturation.**  On x86 without VNNI (AVX2, AVX-512 of before 2019, AMD before Zen 4) the uint8 x int8 kernel adds two products in 16 bits,
 which overflow beyond 32767.  With weights in [-64, 64] they cannot: 2 · 255 · 64 = 32640.  So "int8" uses 7 bits for weights and gives the
@@ -146,9 +148,60 @@ def _row_scale(graph: ir.Graph) -> tuple[ir.Value, ir.Value]:
     )
 
 
+class _Fixed:
+    """Inputs of linear layers quantized by fixed scales, once for all layers that read them."""
+
+    def __init__(self, graph: ir.Graph, recipe: Recipe, calibration: Calibration) -> None:
+        self._graph, self._recipe, self._calibration = graph, recipe, calibration
+        self._made: dict[int, tuple[ir.Value, ir.Value, ir.Value]] = {}
+
+    def of(self, x: ir.Value, node: ir.Node, layer: str) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Return uint8 codes of ``x``, their scale and zero point, inserted before ``node`` (the first one that needs them)."""
+        if id(x) not in self._made:
+            key = range_of(own_name(self._graph, layer))
+            if key not in self._calibration:
+                raise _uncalibrated(self._recipe, self._graph, layer)
+            low, high = (float(end) for end in self._calibration[key])
+            step = np.float32(max(high - low, TINY) / 255)
+            scale = add_constant(self._graph, f"{layer}.input.scale", np.array(step))
+            zero = add_constant(self._graph, f"{layer}.input.zero", np.array(np.clip(np.rint(-low / step), 0, 255), dtype=np.uint8))
+            self._made[id(x)] = Inserter(self._graph, node, f"{x.name}/fixed")("QuantizeLinear", x, scale, zero), scale, zero
+        return self._made[id(x)]
+
+
+def own_name(graph: ir.Graph, layer: str) -> str:
+    """Return a layer's key in a :data:`Calibration` for what each graph sees of its own."""
+    return layer if layer.startswith(f"{graph.name}/") else f"{graph.name}/{layer}"
+
+
+def _fixed_product(graph: ir.Graph, layer: tuple[ir.Node, ir.Value, ir.Value, Array], recipe: Recipe, fixed: _Fixed) -> None:
+    """Replace a product, and the sum with its bias where there is one, by one with a fixed scale of its input."""
+    node, x, source, weight = layer
+    codes, scale = quantize_columns(weight, recipe.weight_limit)
+    quantized, step, zero = fixed.of(x, node, layer_name(graph, source))
+    total, bias = _biased(node)
+    name = total.outputs[0].name  # parity is measured on "logits"
+    product = Inserter(graph, node, node.name or str(node.outputs[0].name))(
+        "MatMulIntegerToFloat",
+        quantized,
+        add_constant(graph, f"{source.name}.int8", codes),
+        step,
+        add_constant(graph, f"{source.name}.scale", scale),
+        zero,
+        *(() if bias is None else (None, bias)),
+        domain=CONTRIB,
+    )
+    replace(total, product)
+    product.name = name
+
+
 def _linear_layers(graph: ir.Graph, recipe: Recipe, calibration: Calibration) -> None:
-    rows = _Rows(graph)
-    for node, x, source, values in linear_layers(graph, recipe):
+    rows, fixed = _Rows(graph), _Fixed(graph, recipe, calibration)
+    for layer in linear_layers(graph, recipe):
+        node, x, source, values = layer
+        if recipe.activations == "fixed":
+            _fixed_product(graph, layer, recipe, fixed)
+            continue
         if recipe.precision == "int4" and not (recipe.higher and re.search(recipe.higher, layer_name(graph, source))):
             _four_bits(graph, node, source, _blocks(graph, recipe, calibration, source, values), recipe)
             continue

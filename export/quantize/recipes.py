@@ -25,6 +25,8 @@ class Recipe:
         convolutions: storage of convolution weights: "float32", "float16" or "int8"; "computed" also multiplies in int8, with static
             scales from calibration (:mod:`export.quantize.convolutions`).
         keep_convolutions: pattern of names of convolutions that are only stored, where the others are computed.
+        activations: int8: scales of linear layers' inputs: "rows", one per row, computed as it passes, or "fixed", one per layer, from
+            calibration: five operators fewer for each input, but of less precision for small rows.
         smooth: SmoothQuant's alpha (arXiv 2211.10438), or None.
         keep: pattern of names of constants that stay fp32.
         smallest: linear layers and tables with fewer rows or columns stay fp32.
@@ -42,6 +44,7 @@ class Recipe:
     tables: bool = True
     convolutions: str = "int8"
     keep_convolutions: str | None = None
+    activations: str = "rows"
     smooth: float | None = None
     keep: str = r"router"
     smallest: int = 32
@@ -58,7 +61,8 @@ class Recipe:
     @property
     def reads_statistics(self) -> bool:
         """Whether the graphs that follow this recipe itself need calibration statistics."""
-        return self.smooth is not None or (self.precision == "int4" and self.method != "rtn") or self.convolutions == "computed"
+        rounded = self.precision == "int4" and self.method != "rtn"
+        return self.smooth is not None or self.activations == "fixed" or rounded or self.convolutions == "computed"
 
     @property
     def calibrated(self) -> bool:
@@ -96,6 +100,8 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("int8-vnni", weight_limit=127),
         Recipe("int8-smooth", smooth=0.5),
         Recipe("int8-fp16conv", convolutions="float16"),
+        Recipe("int8-fixed", activations="fixed"),
+        Recipe("int8-step", graphs={"t2i_step": "int8-fixed"}),
         Recipe("int8-gathered", experts="gathered"),
         Recipe("int8-computed", convolutions="computed"),
         Recipe("int8-decoder", graphs={"image_decode": "int8-computed"}),

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 
-from export.graph.lower import Inserter, LoweringError, add_constant, constant, merge, replace
+from export.graph.lower import Inserter, LoweringError, add_constant, constant, replace
+from export.graph.sampling import replace_sampler
 from export.graph.static_shapes import infer, pin
 from export.quantize.quantize import Calibration
 from export.tensorrt import attention
@@ -111,25 +111,6 @@ def _sizes(name: str, configuration: ModelConfiguration, images: int | None) -> 
     return sizes | ({"R": images, "B": 2 * images} if name == "t2i_step" and images is not None else {})
 
 
-def _replace_sampler(model: ir.Model, configuration: ModelConfiguration) -> ir.Model:
-    """Replace the traced step's sampler by one that TensorRT can run; return the new model."""
-    order, name = [str(value.name) for value in model.graph.inputs], model.graph.name
-    logits = next((value for node in model.graph for value in node.outputs if value.name == "logits"), None)
-    if logits is None:
-        raise LoweringError("graph 't2i_step': no value 'logits'; the sampler cannot be replaced")
-    codes = next(value for value in model.graph.inputs if value.name == "codes")
-    model.graph.outputs[:] = [logits]
-    passes.RemoveUnusedNodesPass()(model)
-    sampler = tensorrt_sampling_model(configuration.image_tokens, configuration.codes)
-    outputs = [value.shape for value in sampler.graph.outputs]
-    merged = merge(model, sampler, {"logits": "logits"}, str(name))
-    given = {value.name: value for value in merged.graph.inputs}
-    merged.graph.inputs[:] = [given[wanted] for wanted in order]
-    for value, shape in zip(merged.graph.outputs, outputs, strict=True):
-        value.shape = shape if codes.shape is None else ir.Shape(codes.shape)
-    return merged
-
-
 def _replace_bitwise(graph: ir.Graph) -> None:
     """Replace ``BitwiseAnd(x, 1)`` of non-negative integers by ``x - 2 · (x / 2)``."""
     for node in list(graph):
@@ -177,7 +158,7 @@ def tensorrt_graph(
     """
     model = traced.clone()
     if name == "t2i_step":
-        model = _replace_sampler(model, configuration)
+        model = replace_sampler(model, tensorrt_sampling_model(configuration.image_tokens, configuration.codes, configuration.draw))
     _replace_bitwise(model.graph)
     _complete_norms(model.graph)
     sizes = _sizes(name, configuration, options.images)

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from export.graph.sampling import U32, build_sampler
+from export.graph.sampling import U32, build_sampler, streams
 from f2edge.decoding.noise import GOLDEN, MULTIPLIERS
+from f2edge.spec.configuration import DRAWS
 
 
 class _Halves(NamedTuple):
@@ -119,7 +120,7 @@ _RANKING = """
 """
 
 
-def tensorrt_sampling_model(image_tokens: int, codes: int) -> ir.Model:
+def tensorrt_sampling_model(image_tokens: int, codes: int, draw: str = DRAWS[0]) -> ir.Model:
     """Return a graph equal to :func:`export.graph.sampling.sampling_model`, with operators that TensorRT has."""
     of_keys, of_codes, own = _Text("k"), _Text("h"), _Text("c")
     key = of_keys.key("noise_key")
@@ -135,7 +136,7 @@ def tensorrt_sampling_model(image_tokens: int, codes: int) -> ir.Model:
         f"float half = {{0.5}}, float ulp = {{{2.0**-23}}}, float never = {{3.0e38}}, int64 mask_code = {{{codes}}}",
         "int64[1] axis1 = {1}, int64[1] axis2 = {2}, int64[2] axes12 = {1, 2}, int64[1] last = {-1}",
     ]
-    stream = np.arange(codes, dtype=np.int64) * GOLDEN & U32
+    stream = streams(codes, draw) * GOLDEN & U32
     byte = np.arange(256, dtype=np.int32)
     position = np.arange(image_tokens)
     arrays = {
@@ -148,6 +149,7 @@ def tensorrt_sampling_model(image_tokens: int, codes: int) -> ir.Model:
         image_tokens,
         codes,
         arrays,
+        draw,
         constants=", ".join(constants),
         code_noise="\n".join([*of_keys.lines, *of_codes.lines]),
         u=u,

@@ -26,6 +26,7 @@ from export.training.distributed import Processes
 from export.training.losses import expert_usage
 from f2edge.decoding.parallel import UNCONDITIONAL, Feeds, decode
 from f2edge.decoding.schedule import Schedule, plan
+from f2edge.spec.configuration import DRAWS
 from f2edge.spec.layout import Ids, left_pad
 
 #: Codes (B, N) → pixels (B, 3, Y, X) in [-1, 1].
@@ -241,7 +242,7 @@ def _next_codes(logits: Tensor, feeds: Feeds) -> tuple[Ids, Ids]:
     tensors = {name: torch.from_numpy(np.asarray(feeds[name])) for name in (*SAMPLING_INPUTS, "guidance", "unconditional_branch")}
     conditional = logits[: len(tensors["codes"])]
     guided = guide(conditional, logits[tensors["unconditional_branch"]], tensors["guidance"])
-    codes, proposal = sample_codes(guided, **{name: tensors[name] for name in SAMPLING_INPUTS})
+    codes, proposal = sample_codes(guided, **{name: tensors[name] for name in SAMPLING_INPUTS}, draw=DRAWS[0])
     return codes.numpy(), proposal.numpy()
 
 

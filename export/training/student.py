@@ -193,8 +193,9 @@ class StudentTask(UnifiedTask):
         states, ratio = self.teacher.behind(batch["prompt_ids"], batch["prompt_lengths"]), masked.float().mean(dim=-1).flatten()
         prompt = torch.arange(B, device=masked.device).repeat_interleave(G)
         found = states(torch.cat((prompt, torch.full_like(prompt, B))), codes.repeat(2, 1), ratio.repeat(2))
-        guided = guide(found[: B * G], found[B * G :], torch.full_like(ratio, self.schedule.guidance))
-        return {"taught": guided.reshape(B, G, *guided.shape[1:])}
+        conditional, unconditional = found.chunk(2)
+        guided = guide(conditional, unconditional, torch.full_like(ratio, self.schedule.guidance))
+        return {"taught": guided.view(B, G, *guided.shape[1:])}
 
     def _drawn(self, batch: Batch) -> Batch:
         """Let the teacher draw: finished ``codes`` (B, N), what is ``masked`` of them in every other step (B, G, N), and ``taught``."""
@@ -217,7 +218,8 @@ class StudentTask(UnifiedTask):
             guided = guide(found[: len(rows)], found[other], given["guidance"])
             seen[k, rows], said[k, rows] = np.asarray(feeds["codes"]) == V, guided
             logits = self.teacher.head(guided).float().cpu()
-            codes, proposal = sample(logits, **{name: torch.from_numpy(np.asarray(feeds[name])) for name in SAMPLING_INPUTS})
+            given = {name: torch.from_numpy(np.asarray(feeds[name])) for name in SAMPLING_INPUTS}
+            codes, proposal = sample(logits, **given, draw=self.model.configuration.draw)
             return codes.numpy(), proposal.numpy()
 
         finished = decode(step, start, [plan(self.schedule, row == V, seed) for row, seed in zip(start, seeds, strict=True)], seeds)

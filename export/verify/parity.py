@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from export.graph.lower import Array
-from export.graph.sampling import SAMPLING_INPUTS, gumbel, sample, step_inputs
+from export.graph.sampling import SAMPLING_INPUTS, contest, sample, step_inputs
 from export.graph.trace import Models, wrapper
 from export.model.experts import Router
 from export.verify.census import LostExpertError, RoutingAgreement, find_routers, mixtures, routing_agreement
@@ -35,6 +35,7 @@ from f2edge.backends.onnxruntime import OnnxRuntimeBackend
 from f2edge.decoding.parallel import decode
 from f2edge.decoding.schedule import Schedule, plan
 from f2edge.inference import Inference
+from f2edge.spec.configuration import DRAWS
 from f2edge.spec.graphs import SIGNATURES
 from f2edge.spec.layout import TokenLayout, left_pad
 
@@ -110,7 +111,7 @@ class TorchBackend(Sequential):
                 logits = module(*(tensors[name] for name in step_inputs()))
                 if self._record is not None:
                     self._record.logits = logits.numpy()
-                outputs = sample(logits, **{name: tensors[name] for name in SAMPLING_INPUTS})
+                outputs = sample(logits, **{name: tensors[name] for name in SAMPLING_INPUTS}, draw=self.models.configuration.draw)
             else:
                 order = [t.name for t in SIGNATURES[graph].inputs if t.name in tensors]
                 outputs = module(*(tensors[name] for name in order))
@@ -200,15 +201,18 @@ def probed(folder: Path, graph: str, threads: int | None = None) -> Iterator[Cal
         yield run
 
 
-def margins(feeds: Mapping[str, Array], logits: Array, tokens: tuple[Array, Array]) -> list[float]:
-    """Return, for each position where two implementations' tokens differ, the difference of PyTorch's perturbed logits of both tokens."""
+def margins(feeds: Mapping[str, Array], logits: Array, tokens: tuple[Array, Array], draw: str = DRAWS[0]) -> list[float]:
+    """Return, for each position where two implementations' tokens differ, the difference of PyTorch's perturbed logits of both tokens.
+
+    Where blocks race (``draw``), it is the difference of the blocks' if those differ.
+    """
     codes, (mine, theirs) = feeds["codes"], tokens
     rows, columns = np.nonzero((mine != theirs) & (codes == logits.shape[-1]))
     result = []
     for row, column in zip(rows, columns, strict=True):
         pair = torch.tensor([mine[row, column], theirs[row, column]])
-        noise = gumbel(torch.tensor(feeds["noise_key"][row, column]), pair).numpy()
-        scores = logits[row, column][pair.numpy()] / feeds["token_temperature"][row] + noise
+        tempered = torch.from_numpy(logits[row, column] / feeds["token_temperature"][row])
+        scores = contest(tempered, torch.tensor(feeds["noise_key"][row, column]), pair, draw)
         result.append(float(abs(scores[0] - scores[1])))
     return result
 
@@ -246,8 +250,10 @@ class Comparer:
         arrays = {name: host(value) for name, value in feeds.items()}
         wanted, found, ties = {name: host(value) for name, value in outputs.items()}, self._opened[graph](arrays), list[float]()
         if record.logits is not None:
-            ties = margins(arrays, record.logits, (wanted["proposal"], found["proposal"]))
-            wanted["logits"] = record.logits
+            draw = self.reference.models.configuration.draw
+            ties = margins(arrays, record.logits, (wanted["proposal"], found["proposal"]), draw)
+            drawn = arrays["codes"] == record.logits.shape[-1]  # a graph may compute the logits of masked positions alone
+            wanted["logits"] = record.logits if found["logits"].ndim == record.logits.ndim else record.logits[drawn]
         comparison.add_routing(record.chosen)
         comparison.add(wanted, found, ties)
         return outputs

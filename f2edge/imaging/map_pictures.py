@@ -48,6 +48,9 @@ _DRAWN = ("background", "hair", "clothing", "neck", "ears", "skin", "chin", "nos
 _TOLERANCE = 40.0
 #: Largest share of pixels without a region's colour, and of those amid others of the same colour, which no smooth edge has.
 _UNKNOWN, _UNKNOWN_AREA = 0.3, 0.001
+#: Slots that say what of a face's regions is there, and how far down the face hair of a length reaches.
+ASKED = ("hat", "hair_length")
+_REACH: Mapping[str, float] = MappingProxyType({"short": 0.5, "medium": 1.0})
 #: Smallest and largest side with which a map is read.
 _SIDES = (64, 256)
 
@@ -87,15 +90,38 @@ def map_picture(indices: NDArray[Any], names: Sequence[str]) -> Image.Image:
     return Image.fromarray(colours[np.where(indices == FREE, len(names), indices)])
 
 
-def drawn_map(coverage: Coverage, names: Sequence[str], side: int) -> Image.Image:
-    """Return the map of a face that the parser has read, as a picture by :data:`PALETTE` of ``side`` pixels."""
+def drawn_map(coverage: Coverage, names: Sequence[str], side: int, seen: Mapping[str, str] = MappingProxyType({})) -> Image.Image:
+    """Return the map of a face that the parser has read, as a picture by :data:`PALETTE`.
+
+    Args:
+        coverage: the parser's shares (K, G, G), which show where a hat and long hair may be, too.
+        names: of the K regions.
+        side: of the map, in pixels.
+        seen: values of the slots :data:`ASKED`; a hat and hair that are not there are left out.
+    """
     indices = np.full((side, side), FREE, dtype=np.int64)
+    left_out = absent(seen)
     for name in sorted(names, key=lambda name: _DRAWN.index(name) if name in _DRAWN else len(_DRAWN)):
         share = coverage[names.index(name)]
-        if share.max() >= PRESENT:
+        if share.max() >= PRESENT and name not in left_out:
             smooth = np.asarray(Image.fromarray(share).resize((side, side), Image.Resampling.BICUBIC))
             indices[smooth >= min(0.5, float(smooth.max()) / 2)] = names.index(name)
-    return map_picture(indices, names)
+    return map_picture(cut(indices, names, seen), names)
+
+
+def absent(seen: Mapping[str, str]) -> set[str]:
+    """Return the regions that a face does not have by its slots :data:`ASKED`."""
+    return {region for region, slot, value in (("hat", "hat", "none"), ("hair", "hair_length", "bald")) if seen.get(slot) == value}
+
+
+def cut(indices: NDArray[np.int64], names: Sequence[str], seen: Mapping[str, str]) -> NDArray[np.int64]:
+    """Return regions' indices (Y, X) with hair of the length that is seen; the parser says where long hair may be, whatever its length."""
+    rows = np.flatnonzero((indices == names.index("skin")).any(axis=1)) if {"hair", "skin"} <= set(names) else np.zeros(0, dtype=np.int64)
+    if rows.size and seen.get("hair_length") in _REACH:
+        indices = indices.copy()
+        below = indices[int(rows[0] + _REACH[seen["hair_length"]] * (rows[-1] - rows[0])) :]
+        below[below == names.index("hair")] = FREE
+    return indices
 
 
 def indices_of(picture: Image.Image, names: Sequence[str]) -> NDArray[np.int64]:

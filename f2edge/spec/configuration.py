@@ -18,6 +18,9 @@ from typing import Any
 
 from f2edge.errors import InputError
 
+#: Laws by which a step draws codes; see ``ModelConfiguration.draw``.
+DRAWS = ("codes", "blocks")
+
 
 @dataclass(frozen=True)
 class TokenExperts:
@@ -124,6 +127,8 @@ class ModelConfiguration:
             projector, behind a system prompt of ``system_tokens`` tokens (Show-o with CLIP-ViT).
         query_key_norm: whether queries and keys are normalised before they are rotated: LayerNorm over a head's width, one for all heads
             of a layer (Show-o).
+        draw: how a step draws one of the V codes: "codes", by a race of all, or "blocks", by a race of blocks and one within the winning
+            block (:mod:`f2edge.decoding.noise`): the same distribution from far less noise, but other faces for the same seeds.
     """
 
     name: str
@@ -147,6 +152,7 @@ class ModelConfiguration:
     image_input: str = "table"
     task_sees_image: bool = False
     query_key_norm: bool = False
+    draw: str = "codes"
     understanding: str = "codes"
     system_tokens: int = 0
     specials: tuple[str, ...] = field(
@@ -163,6 +169,8 @@ class ModelConfiguration:
 
         if self.understanding not in {"codes", "features"} or (self.understanding == "features") != (self.system_tokens > 0):
             raise InputError(f'configuration {self.name!r}: understanding is "codes", or "features" with system_tokens above 0')
+        if self.draw not in DRAWS:
+            raise InputError(f"configuration {self.name!r}: unknown draw {self.draw!r}; choose one of: {', '.join(DRAWS)}")
         if self.understanding == "features" and (self.semantic is None or self.sequence_experts):
             raise InputError(f"configuration {self.name!r}: understanding by features needs semantic features and no sequence experts")
 
@@ -211,7 +219,10 @@ class ModelConfiguration:
 
     def to_json(self) -> dict[str, Any]:
         """Return the form stored in a bundle's manifest."""
-        return asdict(self)
+        row = asdict(self)
+        if self.draw == DRAWS[0]:
+            del row["draw"]
+        return row
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> ModelConfiguration:

@@ -46,7 +46,7 @@ ELSEWHERE = {
     r"python -m bench load --soak|python -m bench (fuzz|load)": "tests/bench/load",
     r"python -m bench pareto": "tests/bench/pareto",
     r"python -m bench (judge|quality|recipes)": "tests/bench/quality",
-    r"python -m bench (compare|latency|paper-size|memory|showo)": "tests/bench/latency",
+    r"python -m bench (compare|latency|step|paper-size|memory|showo)": "tests/bench/latency",
     r"python -m bench expert-kernels": "tests/bench/hardware",
     r"python -m bench camera": "tests/bench/camera",
     r"(docker|kubectl|RAY_)": "needs a container engine, a cluster or Ray",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from export.bundle_writer import write_bundle
 from export.destination import replaced_folder
 from export.graph.lower import LoweringError, add_constant, constant, lower
-from export.graph.sampling import guide, gumbel, sample, sampling_model, uniform
+from export.graph.sampling import guide, gumbel, sample, sampling_model, streams, uniform
 from export.graph.trace import Models, _check_dynamic, _export, trace
 from export.model.transformer import UnifiedTransformer
 from export.verify.census import LostExpertError, RoutingAgreement, census, find_routers, routing_agreement
@@ -26,7 +26,7 @@ from f2edge.backends.base import host
 from f2edge.bundle.bundle import Bundle
 from f2edge.decoding import noise
 from f2edge.errors import InputError, OutputError
-from f2edge.spec.configuration import SHOW_O, TokenExperts
+from f2edge.spec.configuration import DRAWS, SHOW_O, TokenExperts
 from f2edge.spec.graphs import SCORED_SIGNATURES, SIGNATURES
 from f2edge.spec.graphs import Tensor as Port
 from tests.support.tiny_model import TINY
@@ -83,10 +83,23 @@ def test_noise_in_pytorch_is_the_published_law(seed: int, step: int, code: int) 
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32), st.integers(1, 3), st.floats(0.3, 3), st.floats(0, 5), st.booleans())
-def test_sampling_graph_is_the_law_in_pytorch(seed: int, R: int, token: float, spread: float, ordered: bool) -> None:
-    rng, sampler = np.random.default_rng(seed), session(sampling_model(N, V))
-    codes = np.where(rng.random((R, N)) < 0.6, V, rng.integers(0, V, (R, N)))
+@given(
+    seed=st.integers(0, 2**32),
+    R=st.integers(1, 3),
+    token=st.floats(0.3, 3),
+    spread=st.floats(0, 5),
+    ordered=st.booleans(),
+    draw=st.sampled_from(DRAWS),
+    masked_alone=st.booleans(),
+    V=st.sampled_from((96, 97)),
+    share=st.sampled_from((0.0, 0.6, 1.0)),
+)
+def test_sampling_graph_is_the_law_in_pytorch(
+    *, seed: int, R: int, token: float, spread: float, ordered: bool, draw: str, masked_alone: bool, V: int, share: float
+) -> None:
+    """Every law, drawn for all positions or for the masked ones alone, of which there may be none."""
+    rng, sampler = np.random.default_rng(seed), session(sampling_model(N, V, draw, masked=masked_alone))
+    codes = np.where(rng.random((R, N)) < share, V, rng.integers(0, V, (R, N)))
     masked = (codes == V).sum(1)
     feeds = {
         "logits": rng.normal(size=(R, N, V)).astype(np.float32) * 3,
@@ -98,12 +111,42 @@ def test_sampling_graph_is_the_law_in_pytorch(seed: int, R: int, token: float, s
         "masked_after": np.array([rng.integers(0, m + 1) for m in masked]),
     }
     next_codes, proposal = sampler.run(None, feeds)
-    wanted = sample(**{name: torch.from_numpy(value) for name, value in feeds.items()})
+    wanted = sample(**{name: torch.from_numpy(value) for name, value in feeds.items()}, draw=draw)
     assert np.array_equal(proposal, wanted[1].numpy())
     assert np.array_equal(next_codes, wanted[0].numpy())
     assert np.array_equal((next_codes == V).sum(1), feeds["masked_after"])
     assert np.array_equal(next_codes[codes != V], codes[codes != V])
     assert ((proposal >= 0) & (proposal < V)).all()
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_races_draw_from_the_softmax(draw: str) -> None:
+    keys, z = torch.from_numpy(noise.noise_key(5, 1, np.arange(40_000))), torch.randn(64, generator=torch.Generator().manual_seed(0)) * 2
+    rows = z.expand(1, len(keys), -1)
+    drawn, _ = sample(
+        rows,
+        torch.full((1, len(keys)), 64),
+        torch.ones(1),
+        torch.zeros(1),
+        keys[None],
+        torch.zeros(1, len(keys)),
+        torch.zeros(1, dtype=torch.int64),
+        draw,
+    )
+    expected = len(keys) * torch.softmax(z, dim=-1).double()
+    counts = torch.bincount(drawn[0], minlength=64)
+    assert float(((counts - expected) ** 2 / expected).sum()) < 120  # 63 degrees of freedom: more than 120 once in 50 000 seeds
+
+
+def test_blocks_share_the_noise_of_codes_only_with_themselves() -> None:
+    """The streams of a position: within a block, of the blocks, of the confidence."""
+    for V in (4, 64, 97, 4096):
+        width = noise.block_width(V)
+        assert V % width == 0
+        assert width * width <= V
+        found = streams(V, "blocks").tolist()
+        assert len(found) == len(set(found)) == width + V // width + 1
+        assert found[-1] == V
 
 
 def test_ties_in_confidence_leave_exactly_the_asked_number_masked(sampler: onnxruntime.InferenceSession) -> None:
@@ -118,7 +161,7 @@ def test_ties_in_confidence_leave_exactly_the_asked_number_masked(sampler: onnxr
     }
     next_codes, _ = sampler.run(None, feeds)
     assert (next_codes == V).sum() == 5
-    assert np.array_equal(next_codes, sample(**{name: torch.from_numpy(value) for name, value in feeds.items()})[0].numpy())
+    assert np.array_equal(next_codes, sample(**{name: torch.from_numpy(value) for name, value in feeds.items()}, draw=DRAWS[0])[0].numpy())
 
 
 @given(st.floats(0, 10), st.integers(0, 100))

@@ -49,13 +49,16 @@ def test_layouts_are_the_same_alone_and_among_others(pipeline: FacePipeline, tur
         assert (alone.layout_agreement, alone.check) == (face.layout_agreement, face.check)
 
 
-def test_a_map_shows_a_hat_only_where_one_is_worn(pipeline: FacePipeline, turned: Image.Image) -> None:
+def test_a_map_shows_a_hat_and_hair_only_where_they_are(pipeline: FacePipeline, turned: Image.Image) -> None:
     hatless = pipeline.region_map(turned)
     (hatted,) = pipeline.generate("a man with a hat", seeds=2)
     assert share(hatless, "hat") == 0.0
     assert share(pipeline.region_map(hatted.image), "hat") > 0.05
     assert share(hatless, "skin") > 0.03
     assert share(hatless, "hair") > 0.05
+    (bald,) = pipeline.generate("a bald man", seeds=2)
+    assert pipeline.analyze(bald.image, attributes=["hair_length"])[0].best["hair_length"] == "bald"
+    assert share(pipeline.region_map(bald.image), "hair") == 0.0
 
 
 def test_a_painted_hat_is_drawn(pipeline: FacePipeline) -> None:

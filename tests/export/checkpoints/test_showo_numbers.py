@@ -120,7 +120,7 @@ def stepping(model: UnifiedTransformer, prompts: list[list[int]]) -> StepFunctio
         R = len(given["codes"])
         guided = guide(logits[:R], logits[given["unconditional_branch"]], given["guidance"])
         rest = (given[name] for name in ("codes", "token_temperature", "temperature", "noise_key", "priority", "masked_after"))
-        next_codes, proposal = sample(guided, *rest)
+        next_codes, proposal = sample(guided, *rest, draw=model.configuration.draw)
         return next_codes.numpy(), proposal.numpy()
 
     return step

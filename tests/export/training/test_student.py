@@ -39,11 +39,11 @@ PAPER_LIKE = replace(
 
 
 def student(cache: TokenCache, texts: TextMaker, teacher: UnifiedTransformer, *, halve: int | None = None, **schedule: Any) -> StudentTask:
-    schedule |= {} if halve is None else {"steps": halve}
+    steps: dict[str, Any] = {} if halve is None else {"steps": halve}
     mixture = Mixture(text_columns=48, faces_share=0.2, masked=0.1, score=0.001, draws=2 if halve is None else -(-halve // 2))
     return StudentTask(
         cache, texts, 20, configuration=teacher.configuration, mixture=mixture, validation_rows=16, teacher=teacher,
-        schedule=replace(Schedule(guidance=3.0), **schedule), halve=halve is not None,
+        schedule=replace(Schedule(guidance=3.0), **steps, **schedule), halve=halve is not None,
     )  # fmt: skip
 
 
@@ -143,8 +143,9 @@ def test_the_teacher_draws_and_the_student_sees_every_other_state(cache: TokenCa
     # A token that the next step decodes has the teacher's words of this step, one that stays masked those of the next.
     seen = {**batch, "codes": codes, "masked": masked}
     prompts = ((batch["prompt_ids"], batch["prompt_lengths"]), alone(texts, len(codes)))
-    conditional, unconditional = (scores(teacher, seen, *prompt).flatten(1, 2) for prompt in prompts)
-    now = guide(conditional, unconditional, torch.full((len(codes),), 3.0)).view(*masked.shape, -1)
+    asked, empty = (scores(teacher, seen, *prompt).flatten(1, 2) for prompt in prompts)
+    now = guide(asked, empty, torch.full((len(codes),), 3.0))
+    now = now.view(*masked.shape, -1)
     found = task.teacher.head(lesson["taught"])
     same = torch.isclose(found, now, atol=1e-3).all(-1)
     first = int(counts[0])

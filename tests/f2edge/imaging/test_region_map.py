@@ -122,6 +122,17 @@ def test_a_face_becomes_a_map_that_says_the_same() -> None:
     again = read(drawn_map(found.coverage, NAMES, 256))
     assert RegionMap.of(found.coverage).agreement(again.coverage) > 0.75
     assert drawn_map(found.coverage, NAMES, 256).size == (256, 256)
+    painted = head(0.5, 0.5, 0.3)
+    painted[60:250, 20:50] = NAMES.index("hair")
+    coverage = read_map(painted, NAMES, GRID).coverage
+    lengths = {
+        length: said_by(map_indices(drawn_map(coverage, NAMES, 256, {"hat": "none", "hair_length": length}), NAMES), NAMES)
+        for length in ("long", "medium", "short", "bald")
+    }
+    assert lengths["long"] == [("hair_length", "with long hair")]
+    assert lengths["medium"] == []
+    assert lengths["short"] == [("hair_length", "with short hair")]
+    assert ("hair_length", "with long hair") not in lengths["bald"]
 
 
 def test_every_region_has_a_colour_of_its_own() -> None:
