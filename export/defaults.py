@@ -15,7 +15,7 @@ from typing import Any
 
 from f2edge.bundle.trained_for import TrainedFor
 from f2edge.decoding.schedule import Schedule
-from f2edge.spec.configuration import ModelConfiguration
+from f2edge.spec.configuration import DRAWS, ModelConfiguration
 from f2edge.spec.sensitive import DRAWN, PHOTOGRAPHED
 
 #: Default schedule of ``generate``; nano's guidances from 2 to 6 differ by less than a point (docs/nano.md).
@@ -53,7 +53,7 @@ class ModelDefaults:
     pictures: str = "f2edge"
     long_prompts: str = "refuse"
     project_words: bool = True
-    draw: str = "blocks"
+    draw: str = DRAWS[0]
     faces: str = DRAWN
 
 
@@ -74,7 +74,6 @@ def _show_o(size: int, *, by_features: bool) -> ModelDefaults:
         pictures="show-o",
         long_prompts="truncate",
         project_words=False,
-        draw="codes",
         faces=PHOTOGRAPHED,
     )
 
