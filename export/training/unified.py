@@ -198,9 +198,9 @@ class UnifiedTask:
         codes = torch.from_numpy(self.cache.codes[rows].astype(np.int64))
         coverage = self.cache.regions[rows].astype(np.float32) / 255  # (B, R, G, G)
         masked, within = self.masks(coverage, prompts, rng)
-        weight = np.where(within, self.mixture.region_weight, 1.0)[..., None].astype(np.float32)  # (B, G, N)
-        features = tokens_of_cells(coverage[:, self._features].max(axis=1, initial=0), tokenizer)[:, None]
-        weight *= (1 + self.mixture.feature_weight * features).astype(np.float32)
+        features = tokens_of_cells(coverage[:, self._features].max(axis=1, initial=0), tokenizer)[:, None]  # (B, 1, N)
+        regional = np.where(within, self.mixture.region_weight, 1.0)[..., None]
+        weight = (regional * (1 + self.mixture.feature_weight * features)).astype(np.float32)  # (B, G, N)
         return {
             "prompt_ids": torch.from_numpy(ids),
             "prompt_lengths": torch.from_numpy(lengths),
