@@ -271,7 +271,7 @@ def _report(
     for face in faces:
         _note_check(printer, face)
         if face.layout_agreement is not None:
-            printer.note(f"seed {face.seed} lies as the layout wants it to {100 * face.layout_agreement:.0f} %")
+            printer.note(f"seed {face.seed} agrees with the layout to {100 * face.layout_agreement:.0f} %")
     for file, own_seed in zip(files, seeds, strict=False):
         of = f"seeds {seeds[0]} … {seeds[-1]}" if sheet else f"seed {own_seed}"
         printer.note(f"{file}  {of}, {faces[0].options.steps} steps, {total_ms:.0f} ms")

@@ -131,7 +131,7 @@ def test_races_draw_from_the_softmax(draw: str) -> None:
         keys[None],
         torch.zeros(1, len(keys)),
         torch.zeros(1, dtype=torch.int64),
-        draw,
+        draw=draw,
     )
     expected = len(keys) * torch.softmax(z, dim=-1).double()
     counts = torch.bincount(drawn[0], minlength=64)

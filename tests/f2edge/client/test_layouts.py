@@ -104,7 +104,7 @@ def test_the_command_line(paper: ServerThread, sketch: Image.Image, tmp_path: Pa
     (tmp_path / "face.jpg").write_bytes(photo())
     words = ["generate", PROMPT, "--server", paper.address, "--seed", "3", "-o", str(out)]
     assert run([*words, "--layout", str(where)]) == 0
-    assert "lies as the layout wants it" in "".join(capsys.readouterr())
+    assert "agrees with the layout to" in "".join(capsys.readouterr())
     assert run([*words, "--layout-from", str(tmp_path / "face.jpg"), "--layout-strength", "0.7", "--json"]) == 0
     (face,) = json.loads(capsys.readouterr().out)["faces"]
     assert 0 <= face["layout_agreement"] <= 1
