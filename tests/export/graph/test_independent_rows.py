@@ -48,16 +48,15 @@ def feeds_of(model: ModelConfiguration, rows: list[int], guidance: float = 0.0) 
 
 
 def alone_and_beside(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Logits of requests that run alone, and beside one, two and four others."""
+    """Logits of masked positions of requests that run alone, and beside one, two and four others."""
     model = Bundle.load(folder, verify=False).configuration
     with probed(folder, "t2i_step", 1) as run:
 
         def logits(rows: list[int]) -> list[np.ndarray]:
-            """Those of each row: of all tokens, or of the masked ones only."""
             feeds = feeds_of(model, rows)
-            found = run(feeds)["logits"]
-            ends = np.cumsum((feeds["codes"] == model.codes).sum(axis=1))
-            return list(found) if found.ndim == 3 else np.split(found, ends[:-1])
+            masked, found = feeds["codes"] == model.codes, run(feeds)["logits"]
+            drawn = found if found.ndim == 2 else found[masked]  # a graph may compute those alone
+            return np.split(drawn, np.cumsum(masked.sum(axis=1))[:-1])
 
         whole = {count: logits(list(range(count))) for count in (2, 3, 5)}
         return [(logits([row])[0], whole[count][row]) for count in whole for row in range(count)]
