@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -31,7 +32,7 @@ def traced() -> ir.Model:
     return trace("t2i_step", random_models())
 
 
-def feeds_of(masked: int, rows: int = 1, seed: int = 0) -> dict[str, NDArray[np.generic]]:
+def feeds_of(masked: int, rows: int = 1, seed: int = 0) -> dict[str, NDArray[Any]]:
     """Inputs of a guided step in which the first row has ``masked`` masked positions and every further one a third of them."""
     rng = np.random.default_rng(seed)
     codes = rng.integers(0, V, (rows, N))
@@ -67,7 +68,7 @@ class Step:
         save_scratch(model, folder / "graph.onnx")
         self.backend = OnnxRuntimeBackend(lambda _: folder / "graph.onnx", 1, split=False)
 
-    def __call__(self, feeds: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    def __call__(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return {name: host(value) for name, value in self.backend.run("t2i_step", feeds).items()}
 
 
