@@ -28,6 +28,7 @@ from export.destination import replaced_folder
 from export.graph.compact import compact
 from export.graph.independent_rows import independent_rows
 from export.graph.lower import constant
+from export.graph.masked_rows import draw_masked
 from export.graph.runtime_forms import runtime_forms
 from export.graph.trace import Models, trace
 from export.quantize.quantize import Calibration, Recipe, quantize, recipe_named
@@ -191,10 +192,19 @@ def update_bundle(folder: Path) -> list[str]:
         OutputError: the folder cannot be written.
     """
     bundle = Bundle.load(folder)
-    path = bundle.path("t2i_step")
-    model = ir.load(path)
-    if bundle.manifest.flavour != FLAVOURS[0] or INDEPENDENT_ROWS in model.metadata_props:
+    path, graph = bundle.path("t2i_step"), bundle.manifest.graphs["t2i_step"]
+    if bundle.manifest.flavour != FLAVOURS[0]:
         return []
+    model = ir.load(path)
+    model.graph.name = "t2i_step"
+    masked, independent = any(node.op_type == "NonZero" for node in model.graph), INDEPENDENT_ROWS in model.metadata_props
+    if independent and (masked or graph.precision != "int8"):
+        return []
+    if graph.precision == "int8" and not masked:
+        model = draw_masked(model)
+        shorten(model)
+        if independent:
+            model.metadata_props[INDEPENDENT_ROWS] = "1"
     written = path.with_name(f".{path.name}")
     ir.save(independent_rows(model), written)
     written.replace(path)

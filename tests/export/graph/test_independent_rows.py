@@ -14,6 +14,7 @@ import pytest
 
 from export.bundle_writer import update_bundle
 from export.graph.independent_rows import independent_rows
+from export.graph.runtime_forms import runtime_forms
 from export.verify.census import find_routers
 from export.verify.parity import probed
 from f2edge.backends.base import host
@@ -23,6 +24,7 @@ from f2edge.bundle.bundle import Bundle, write_manifest
 from f2edge.decoding.parallel import GridRow, step_feeds
 from f2edge.decoding.schedule import Schedule, plan
 from f2edge.spec.configuration import ModelConfiguration
+from tests.support.tiny_model import random_bundle
 
 Feeds = dict[str, Any]
 
@@ -127,4 +129,20 @@ def test_a_single_branch_is_paired_only_where_the_graph_needs_it(old: Path, monk
         model = ir.load(old / "t2i_step.onnx")
         ir.save(independent_rows(model), old / "t2i_step.onnx")
     assert seen == [1]
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_an_older_step_draws_masked_positions_alone_after_an_update(
+    tiny_bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And gives the same tokens."""
+    folder = tmp_path / "tiny"
+    monkeypatch.setattr("export.bundle_writer.runtime_forms", lambda model, masked: runtime_forms(model, masked=False))
+    random_bundle(folder, recipe="int8", text_tokenizer_path=tiny_bundles["int8"] / "tokenizer.json")
+    feeds, found = feeds_of(Bundle.load(folder).configuration, [0, 1, 2]), []
+    for changed in (["t2i_step"], []):
+        backend = OnnxRuntimeBackend(lambda graph: folder / f"{graph}.onnx", 1)
+        found.append(host(backend.run("t2i_step", feeds)["next_codes"]))
+        assert update_bundle(folder) == changed
+    assert any(node.op_type == "NonZero" for node in ir.load(folder / "t2i_step.onnx").graph)
     np.testing.assert_array_equal(found[0], found[1])
