@@ -27,14 +27,14 @@ from f2edge.spec.layout import TokenLayout
 
 
 def uncalibrated(recipe: Recipe) -> Recipe:
-    """Return the recipe with the same kernels and without calibration of linear layers."""
+    """Return the recipe without calibration of linear layers and, but for fixed scales, with the same kernels."""
 
     def plain(name: str) -> str:
         own = recipe_named(name)
-        rounded = own.smooth is None and own.method == "rtn"
+        rounded = own.smooth is None and own.method == "rtn" and own.activations == "rows"
         return name if rounded else next(r.name for r in RECIPES.values() if not r.calibrated and r.precision == own.precision)
 
-    return replace(recipe, method="rtn", smooth=None, graphs={graph: plain(name) for graph, name in recipe.graphs.items()})
+    return replace(recipe, method="rtn", smooth=None, activations="rows", graphs={graph: plain(name) for graph, name in recipe.graphs.items()})
 
 
 def start(configuration: str, layers: int | None, seed: int, recipes: Sequence[str], folder: str) -> tuple[Message, Handler]:

@@ -119,7 +119,8 @@ def test_recipes_name_others_for_some_graphs() -> None:
     ]
     assert RECIPES["int4"].of("semantic").label == "int8"
     calibrated = {name for name, recipe in RECIPES.items() if recipe.calibrated}
-    assert calibrated == {"int8-smooth", "int8-computed", "int8-decoder", "int4-gptq", "int4-careful", "int4-128-computed"}
+    fixed, computed = {"int8-fixed", "int8-step"}, {"int8-computed", "int8-decoder", "int4-128-computed"}
+    assert calibrated == {*fixed, *computed, "int8-smooth", "int4-gptq", "int4-careful"}
     for recipe in RECIPES.values():
         assert all(other in RECIPES for other in recipe.graphs.values())
         assert recipe.to_json()["name"] == recipe.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,9 @@ def sessions(parts: list[_Part], seen: dict[str, Any]) -> type:
 
         def get_inputs(self) -> list[Any]:
             return []
+
+        def get_modelmeta(self) -> Any:
+            return SimpleNamespace(custom_metadata_map={})
 
         def get_outputs(self) -> list[Any]:
             return []
