@@ -146,6 +146,8 @@ class FaceServer:
             await _within(LAST_S / 2, asyncio.get_running_loop().run_in_executor(None, self._traced.close))
         if self._probed is not None:
             await _within(_FAREWELL_S, self._probed.stop(None))  # the last to go: a probe hears NOT_SERVING until the end
+        if not finished:
+            await asyncio.sleep(_FAREWELL_S)  # a loop that ends at once sends no status to the calls that were cut off
         logger.info("stopped", extra={"finished": finished, "seconds": round(time.monotonic() - started, 3)})
         return finished
 
