@@ -34,7 +34,9 @@ def uncalibrated(recipe: Recipe) -> Recipe:
         rounded = own.smooth is None and own.method == "rtn" and own.activations == "rows"
         return name if rounded else next(r.name for r in RECIPES.values() if not r.calibrated and r.precision == own.precision)
 
-    return replace(recipe, method="rtn", smooth=None, activations="rows", graphs={graph: plain(name) for graph, name in recipe.graphs.items()})
+    return replace(
+        recipe, method="rtn", smooth=None, activations="rows", graphs={graph: plain(name) for graph, name in recipe.graphs.items()}
+    )
 
 
 def start(configuration: str, layers: int | None, seed: int, recipes: Sequence[str], folder: str) -> tuple[Message, Handler]:
