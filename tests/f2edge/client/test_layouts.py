@@ -23,8 +23,6 @@ from f2edge.imaging.map_pictures import FREE, map_picture
 from f2edge.pipeline import FacePipeline
 from tests.support.serving import SETTINGS, ServerThread, paper_pipeline, paper_served, photo, serving
 
-pytestmark = pytest.mark.runtime
-
 PROMPT = "an old man"
 
 
