@@ -28,7 +28,7 @@ from export.destination import replaced_folder
 from export.graph.compact import compact
 from export.graph.independent_rows import independent_rows
 from export.graph.lower import constant
-from export.graph.masked_rows import draw_masked
+from export.graph.masked_rows import draw_masked, draws_masked
 from export.graph.runtime_forms import runtime_forms
 from export.graph.trace import Models, trace
 from export.quantize.quantize import Calibration, Recipe, quantize, recipe_named
@@ -197,14 +197,12 @@ def update_bundle(folder: Path) -> list[str]:
         return []
     model = ir.load(path)
     model.graph.name = "t2i_step"
-    masked, independent = any(node.op_type == "NonZero" for node in model.graph), INDEPENDENT_ROWS in model.metadata_props
-    if independent and (masked or graph.precision != "int8"):
+    maskable = graph.precision == "int8" and not draws_masked(model)
+    if not maskable and INDEPENDENT_ROWS in model.metadata_props:
         return []
-    if graph.precision == "int8" and not masked:
+    if maskable:
         model = draw_masked(model)
         shorten(model)
-        if independent:
-            model.metadata_props[INDEPENDENT_ROWS] = "1"
     written = path.with_name(f".{path.name}")
     ir.save(independent_rows(model), written)
     written.replace(path)

@@ -15,7 +15,7 @@ from typing import Any
 
 from f2edge.bundle.trained_for import TrainedFor
 from f2edge.decoding.schedule import Schedule
-from f2edge.spec.configuration import DRAWS, ModelConfiguration
+from f2edge.spec.configuration import ModelConfiguration
 from f2edge.spec.sensitive import DRAWN, PHOTOGRAPHED
 
 #: Default schedule of ``generate``; nano's guidances from 2 to 6 differ by less than a point (docs/nano.md).
@@ -41,7 +41,6 @@ class ModelDefaults:
         describe_question: question of ``describe``.
         pictures: a law of :data:`f2edge.imaging.laws.LAWS`.
         long_prompts: as in :class:`f2edge.spec.layout.TokenLayout`.
-        draw: law by which a step draws codes, as in :class:`f2edge.spec.configuration.ModelConfiguration`.
         faces: faces of the training pictures, one of :data:`f2edge.spec.sensitive.FACES`.
         project_words: whether the model was trained on this project's words, so that its bundle can say which words it knows.
     """
@@ -53,7 +52,6 @@ class ModelDefaults:
     pictures: str = "f2edge"
     long_prompts: str = "refuse"
     project_words: bool = True
-    draw: str = DRAWS[0]
     faces: str = DRAWN
 
 

@@ -75,7 +75,7 @@ def load_models(unified: Path, tokenizer: Path, encoders: Path | None, configura
         chosen = replace(ModelConfiguration.from_json(described), tokenizer=shape)
     transformer, trained_for = load_transformer(source, chosen), trained_for_of(source)
     if chosen.understanding == "features":
-        return _with_clip(chosen, transformer, image_tokenizer, encoders)
+        return replace(_with_clip(chosen, transformer, image_tokenizer, encoders), trained_for=trained_for)
     if chosen.semantic is None and chosen.identity is None:
         return Models(chosen, transformer, image_tokenizer, trained_for=trained_for)
     if encoders is None:
@@ -246,8 +246,7 @@ def export_models(
     """
     chosen = recipe_named(recipe)
     check_destination(request.out, min_bundle_bytes(models, [chosen.of(graph).label for graph in models.graphs]))
-    drawn = replace(models.configuration, draw=defaults_of(models.configuration).draw)
-    models = with_system_prompt(replace(models, configuration=drawn), request.text)
+    models = with_system_prompt(models, request.text)
     card, layout, samples = inputs or prepare_export(models, request)
     traced = trace_all(models, progress)
     if chosen.calibrated:

@@ -21,17 +21,22 @@ _SUMS = ("Add", "Mul")
 _PRODUCTS = ("MatMul", "MatMulIntegerToFloat")
 
 
+def draws_masked(model: ir.Model) -> bool:
+    """Whether a ``t2i_step`` draws masked positions alone."""
+    return any(node.op_type == "NonZero" for node in model.graph)
+
+
 def draw_masked(model: ir.Model) -> ir.Model:
-    """Let a ``t2i_step``, lowered or quantized with scales of rows, draw masked positions alone; return the new model.
+    """Let a ``t2i_step``, lowered or quantized with scales of rows, draw masked positions alone; return the new model, with its metadata.
 
     Raises:
         LoweringError: the graph's logits do not come from a linear layer.
     """
+    if draws_masked(model):
+        return model
     codes, weight = model.graph.inputs[0].shape, constant(_head(model.graph)[0].inputs[1])
     assert codes is not None
     assert weight is not None
-    if any(node.op_type == "NonZero" for node in model.graph):  # it does so already
-        return model
     draw = DRAWS["stream_sizes" in model.graph.initializers]
     model = replace_sampler(model, sampling_model(int(codes[1]), weight.shape[1], draw, masked=True))  # type: ignore[arg-type]
     _pick_first(model.graph, next(node for node in model.graph if node.outputs[0].name == "masked_logits"))

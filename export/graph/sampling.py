@@ -8,7 +8,7 @@ Axes: R requests, N image tokens, V image codes, w codes of a block.
 
 Cost: seventeen passes over (R, N, V), six where blocks race.  ``argmax(z + g)`` with Gumbel noise ``g = -log(-log u)`` equals
 ``argmax(p / -log u)`` with ``p = softmax(z)``, which ``log p`` needs anyway; this saves one logarithm over all codes, the most expensive
-pass.  :func:`draw_masked` leaves out the positions that are known: a third of them over a cosine schedule.
+pass.  :func:`export.graph.masked_rows.draw_masked` leaves out the positions that are known: a third of them over a cosine schedule.
 """
 
 from __future__ import annotations

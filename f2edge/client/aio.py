@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -29,6 +28,7 @@ from f2edge.client.messages import (
     frame_answer,
     frame_message,
     generate_message,
+    generate_requests,
     read_words,
 )
 from f2edge.client.sync import FACES_AT_ONCE, RemoteBackend
@@ -38,9 +38,9 @@ from f2edge.engine.requests import Done, EditRequest, GenerateRequest, Priority,
 from f2edge.errors import DeadlineExceededError, InputError
 from f2edge.imaging.images import ImageSource, listed, open_image
 from f2edge.imaging.map_pictures import LayoutSource
-from f2edge.imaging.region_map import STRENGTH, sources
+from f2edge.imaging.region_map import STRENGTH
 from f2edge.imaging.regions import Region
-from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions, paired
+from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
 from f2edge.spec.attributes import AttributeSchema
 from f2edge.v1 import face_pb2 as pb
 from f2edge.v1 import face_pb2_grpc
@@ -142,12 +142,8 @@ class AsyncClient:
         """Generate faces, as :meth:`FacePipeline.generate`; the server batches them."""
         faces: list[GeneratedFace] = []
         every, wanted, rounds = (1 if on_step else 0), options or GenerateOptions(), checked_rounds(check)
-        pairs = list(paired(prompts, seeds))
         common = GenerateRequest("", 0, wanted, every, preview_images, None, rounds, layout_strength=layout_strength)
-        requests = [
-            replace(common, prompt=prompt, seed=seed, layout=map_, layout_from=face)
-            for (prompt, seed), (map_, face) in zip(pairs, sources(layout, layout_from, len(pairs)), strict=True)
-        ]
+        requests = generate_requests(common, prompts, seeds, layout, layout_from)
         for first in range(0, len(requests), FACES_AT_ONCE):
             streams = [self.stream_generate(request, timeout_s=timeout_s) for request in requests[first : first + FACES_AT_ONCE]]
             for face in await _together(streams, on_step):

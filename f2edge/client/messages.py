@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -22,9 +22,10 @@ from f2edge.errors import InputError
 from f2edge.imaging.guard import ImageLimits
 from f2edge.imaging.images import ImageSource, load_image, open_image
 from f2edge.imaging.laws import law_named
-from f2edge.imaging.map_pictures import open_map
+from f2edge.imaging.map_pictures import LayoutSource, open_map
+from f2edge.imaging.region_map import sources
 from f2edge.imaging.regions import known_region, region_cells
-from f2edge.results import EditedFace, FaceReport, GeneratedFace
+from f2edge.results import EditedFace, FaceReport, GeneratedFace, paired
 from f2edge.text import check_text
 from f2edge.v1 import face_pb2 as pb
 from f2edge.wire import (
@@ -60,6 +61,25 @@ def generate_message(facts: ModelFacts, request: GenerateRequest, priority: Prio
     if message.WhichOneof("placement") is not None:
         message.layout_strength = request.layout_strength
     return message
+
+
+def generate_requests(
+    common: GenerateRequest,
+    prompts: str | Sequence[str],
+    seeds: int | Sequence[int],
+    layout: LayoutSource | Sequence[LayoutSource] | None = None,
+    layout_from: ImageSource | Sequence[ImageSource] | None = None,
+) -> list[GenerateRequest]:
+    """Return ``common`` once for each face, with its prompt, seed and layout; one of any goes with all of the others.
+
+    Raises:
+        InputError: the numbers do not fit, or both layouts are given.
+    """
+    pairs = list(paired(prompts, seeds))
+    return [
+        replace(common, prompt=prompt, seed=seed, layout=map_, layout_from=face)
+        for (prompt, seed), (map_, face) in zip(pairs, sources(layout, layout_from, len(pairs)), strict=True)
+    ]
 
 
 def edit_message(facts: ModelFacts, request: EditRequest, priority: Priority | None = None) -> pb.EditRequest:

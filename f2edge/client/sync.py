@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from threading import Lock
 from types import TracebackType
 from typing import Any, TypeVar
@@ -34,6 +34,7 @@ from f2edge.client.messages import (
     frame_answer,
     frame_message,
     generate_message,
+    generate_requests,
     read_words,
 )
 from f2edge.decoding.parallel import StepEvent
@@ -42,9 +43,9 @@ from f2edge.engine.requests import Done, EditRequest, GenerateRequest, Priority,
 from f2edge.errors import DeadlineExceededError
 from f2edge.imaging.images import ImageSource, listed, open_image
 from f2edge.imaging.map_pictures import LayoutSource
-from f2edge.imaging.region_map import STRENGTH, sources
+from f2edge.imaging.region_map import STRENGTH
 from f2edge.imaging.regions import Region
-from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions, paired
+from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions
 from f2edge.spec.attributes import AttributeSchema
 from f2edge.v1 import face_pb2 as pb
 from f2edge.v1 import face_pb2_grpc
@@ -153,12 +154,8 @@ class Client:
         """Generate faces, as :meth:`FacePipeline.generate`; ``on_step`` is called on other threads, one call at a time."""
         faces: list[GeneratedFace] = []
         every, wanted, rounds = (1 if on_step else 0), options or GenerateOptions(), checked_rounds(check)
-        pairs = list(paired(prompts, seeds))
         common = GenerateRequest("", 0, wanted, every, preview_images, None, rounds, layout_strength=layout_strength)
-        requests = [
-            replace(common, prompt=prompt, seed=seed, layout=map_, layout_from=face)
-            for (prompt, seed), (map_, face) in zip(pairs, sources(layout, layout_from, len(pairs)), strict=True)
-        ]
+        requests = generate_requests(common, prompts, seeds, layout, layout_from)
         rows = [(request.prompt, generate_message(self.bundle, request)) for request in requests]
         for first in range(0, len(rows), FACES_AT_ONCE):
             group = rows[first : first + FACES_AT_ONCE]

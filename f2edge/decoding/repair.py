@@ -209,7 +209,7 @@ class Repair(Refinement):
 
     def next_cells(self, best: Attempt, workshop: Workshop) -> tuple[Ids, Cells]:
         def coverage() -> Coverage:
-            return workshop.coverage(workshop.pixels(best.picture))
+            return workshop.coverage(workshop.pixels(best.picture)) if best.coverage is None else best.coverage
 
         return best.codes, repair_cells(best.missing, workshop.names, workshop.grid, coverage, self.wanted.allowed)
 

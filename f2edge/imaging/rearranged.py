@@ -90,11 +90,10 @@ def _colour(pixels: NDArray[np.float32], coverage: Coverage, name: str, names: S
 
 def _sampled(pixels: NDArray[np.float32], x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return pixels (3, S, S) at places (S, S) in [0, 1], bilinear; beyond the edge the edge."""
+    import cv2  # which takes longer to import than everything else that a picture without a layout needs
+
     side = pixels.shape[-1]
-    across, down = ((v * side - np.float32(0.5)).clip(0, side - 1) for v in (x, y))
-    left, top = (np.floor(v).astype(np.int64).clip(0, side - 2) for v in (across, down))
-    fx, fy = across - left, down - top
-    upper = pixels[:, top, left] * (1 - fx) + pixels[:, top, left + 1] * fx
-    lower = pixels[:, top + 1, left] * (1 - fx) + pixels[:, top + 1, left + 1] * fx
-    result: NDArray[np.float32] = upper * (1 - fy) + lower * fy
-    return result.astype(np.float32)
+    across, down = (v * side - np.float32(0.5) for v in (x, y))
+    drawn = cv2.remap(pixels.transpose(1, 2, 0), across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    result: NDArray[np.float32] = drawn.astype(np.float32).transpose(2, 0, 1)
+    return result

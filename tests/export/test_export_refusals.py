@@ -170,6 +170,20 @@ def test_a_disk_that_is_too_small_is_said_before_tracing(tmp_path: Path, tiny_mo
     assert not list(tmp_path.iterdir())
 
 
+def test_the_draw_of_a_configuration_is_exported(tmp_path: Path, tiny_models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Traced(Exception):  # noqa: N818  not an error: it ends the export where the rest takes a minute
+        pass
+
+    def traced(models: Models, _progress: object) -> None:
+        raise Traced(models.configuration.draw)
+
+    monkeypatch.setattr("export.onnx_export.trace_all", traced)
+    monkeypatch.setattr("export.onnx_export._LANDMARK_FACES", 1)
+    blocks = replace(tiny_models, configuration=replace(tiny_models.configuration, draw="blocks"))
+    with pytest.raises(Traced, match="blocks"):
+        export_models(blocks, ExportRequest(tmp_path / "bundle", TEXT, prompts=1, faces=1))
+
+
 def test_a_full_temporary_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_arguments: object, **_options: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -16,10 +16,13 @@ from f2edge.engine.requests import AnalyzeRequest, AskRequest, Done, Event, Fail
 from f2edge.engine.step_loop import StepLoop
 from f2edge.pipeline import FacePipeline
 from f2edge.results import GenerateOptions
+from f2edge.spec.lexicon import Lexicon
 from tests.support.paper_model import MODEL, PaperBackend
 
 #: A prompt or question with this character breaks every forward pass that it is part of.
 POISON = "!"
+#: What the bundle's words mean to a check.
+WORDS = Lexicon({("cap",): (("hat", "cap"),), ("old",): (("age", "old"),), ("beard",): (("beard", "full"),)}, {}, {}, ["man", "with"])
 #: Milliseconds of each graph: fixed, and for each row or branch.
 COSTS_MS = {
     "t2i_prefill": (4, 1),
@@ -132,6 +135,7 @@ class Bench:
         self.pipeline = FacePipeline(bundle, self.backend)
         self.loop = StepLoop(self.pipeline, limits or Limits(margin_ms=0), self.clock)
         self.alone = FacePipeline(bundle, ScriptedBackend())
+        self.pipeline._lexicon = self.alone._lexicon = WORDS
 
     def ask(self, request: Request, **options: object) -> Heard:
         events: list[Event] = []

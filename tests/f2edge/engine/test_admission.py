@@ -23,19 +23,8 @@ from f2edge.errors import (
 )
 from f2edge.results import GeneratedFace, GenerateOptions
 from tests.support.engine_fake import Bench, face, generate, question
-from tests.support.paper_model import paper_bundle
 
 pytestmark = pytest.mark.runtime
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return paper_bundle(tmp_path_factory.mktemp("bundles") / "paper")
-
-
-@pytest.fixture
-def bench(bundle: Bundle) -> Bench:
-    return Bench(bundle)
 
 
 # Cancelling and deadlines ------------------------------------------------------------------------------------------------------------

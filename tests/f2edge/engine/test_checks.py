@@ -12,26 +12,11 @@ from f2edge.bundle.bundle import Bundle
 from f2edge.engine.requests import EditRequest, GenerateRequest
 from f2edge.errors import InputError
 from f2edge.results import EditedFace, GeneratedFace, GenerateOptions
-from f2edge.spec.lexicon import Lexicon
 from tests.support.engine_fake import Bench, face, generate, question
-from tests.support.paper_model import paper_bundle
 
 pytestmark = pytest.mark.runtime
 
-LEXICON = Lexicon({("cap",): (("hat", "cap"),), ("old",): (("age", "old"),), ("beard",): (("beard", "full"),)}, {}, {}, ["man", "with"])
 PROMPT = "an old man with a beard and a cap"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return paper_bundle(tmp_path_factory.mktemp("bundles") / "paper")
-
-
-@pytest.fixture
-def bench(bundle: Bundle) -> Bench:
-    bench = Bench(bundle)
-    bench.pipeline._lexicon = bench.alone._lexicon = LEXICON
-    return bench
 
 
 def test_checked_pictures_are_those_of_the_pipeline_whoever_shares_their_batches(bench: Bench) -> None:
@@ -88,7 +73,6 @@ def test_a_deadline_ends_repairs_and_hands_over_the_best_attempt(bench: Bench) -
 def test_of_protected_faces_nothing_sensitive_is_said(bundle: Bundle, tmp_path: Path) -> None:
     photographed = replace(bundle, manifest=replace(bundle.manifest, faces="photographed"))
     bench = Bench(photographed)
-    bench.pipeline._lexicon = LEXICON
     for seed in range(6):
         (result,) = bench.pipeline.generate("an old man", seeds=seed, options=GenerateOptions(steps=2), check=2)
         assert result.check is not None

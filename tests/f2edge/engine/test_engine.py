@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Event as Flag
 from threading import current_thread
 from time import monotonic, sleep
@@ -23,18 +22,12 @@ from f2edge.engine.requests import EngineState, Failed, Limits, Request, Token
 from f2edge.errors import BackendError, DeadlineUnreachableError, EngineClosedError
 from f2edge.pipeline import FacePipeline
 from tests.support.engine_fake import ScriptedBackend, face, generate, question
-from tests.support.paper_model import paper_bundle
 
 pytestmark = pytest.mark.runtime
 
 LIMITS = Limits(image_rows=2, answer_rows=2)
 #: Generous, for machines that are busy with other things; nothing here waits as long unless it is broken.
 PATIENCE_S = 60
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return paper_bundle(Path(tmp_path_factory.mktemp("bundles")) / "paper")
 
 
 @pytest.fixture

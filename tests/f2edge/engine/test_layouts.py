@@ -12,13 +12,10 @@ from f2edge.engine.requests import GenerateRequest
 from f2edge.errors import InputError
 from f2edge.imaging.map_pictures import FREE
 from f2edge.results import GeneratedFace, GenerateOptions
-from f2edge.spec.lexicon import Lexicon
 from tests.support.engine_fake import Bench, face, generate, question
-from tests.support.paper_model import paper_bundle
 
 pytestmark = pytest.mark.runtime
 
-LEXICON = Lexicon({("cap",): (("hat", "cap"),), ("old",): (("age", "old"),)}, {}, {}, ["man", "with"])
 OPTIONS = GenerateOptions(steps=5)
 
 
@@ -27,18 +24,6 @@ def sketch() -> np.ndarray:
     indices = np.full((64, 64), FREE)
     indices[:32] = 0
     return indices
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return paper_bundle(tmp_path_factory.mktemp("bundles") / "paper")
-
-
-@pytest.fixture
-def bench(bundle: Bundle) -> Bench:
-    bench = Bench(bundle)
-    bench.pipeline._lexicon = bench.alone._lexicon = LEXICON
-    return bench
 
 
 def test_layouts_are_those_of_the_pipeline_whoever_shares_their_batches(bench: Bench) -> None:

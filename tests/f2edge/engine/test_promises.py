@@ -11,16 +11,10 @@ from f2edge.engine.requests import AnalyzeRequest, DescribeRequest, EditRequest,
 from f2edge.errors import DeadlineUnreachableError, QueueFullError
 from f2edge.results import GenerateOptions
 from tests.support.engine_fake import Bench, Heard, face, generate, question
-from tests.support.paper_model import paper_bundle
 
 pytestmark = pytest.mark.runtime
 
 PNG = ReplyKind("PNG", 128 * 128)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return paper_bundle(tmp_path_factory.mktemp("bundles") / "paper")
 
 
 def anything(random: Random) -> Request:

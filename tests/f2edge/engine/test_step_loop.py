@@ -33,19 +33,9 @@ from f2edge.errors import (
 from f2edge.imaging.regions import Region
 from f2edge.results import Answer, EditedFace, GeneratedFace, GenerateOptions
 from tests.support.engine_fake import Bench, Heard, face, generate, poisoned, question
-from tests.support.paper_model import MODEL, paper_bundle
+from tests.support.paper_model import MODEL
 
 pytestmark = pytest.mark.runtime
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return paper_bundle(tmp_path_factory.mktemp("bundles") / "paper")
-
-
-@pytest.fixture
-def bench(bundle: Bundle) -> Bench:
-    return Bench(bundle)
 
 
 def is_what_it_is_alone(bench: Bench, request: Request, done: Done) -> bool:
