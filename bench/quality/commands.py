@@ -60,6 +60,7 @@ def quality(
     images: Annotated[int, typer.Option(min=2, help="Faces to generate; other sections use a fraction or a multiple.")] = 500,
     steps: Steps = None,
     guidance: Guidance = None,
+    preset: Annotated[str | None, typer.Option(help="Draw by a preset of the bundle: fast, balanced or best.")] = None,
     only: Annotated[str, typer.Option(help="Comma-separated sections, such as generate,edit; all of them if not given.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of faces, prompts and pictures.")] = 1,
     threads: Threads = None,
@@ -77,10 +78,11 @@ def quality(
     from f2edge.results import GenerateOptions
 
     sections = chosen_sections(only)
-    options = GenerateOptions(steps=steps, guidance=guidance)
+    options = GenerateOptions(steps=steps, guidance=guidance, quality=preset)
     pipeline = FacePipeline.load(bundle, backend=backend, threads=threads, watermark=None)  # the model's pixels, without a mark
-    options.resolve(pipeline.bundle.generation)
-    settings: Results = {"bundle": bundle, "backend": backend, "images": images, "seed": seed, "steps": steps, "guidance": guidance}
+    options.resolve(pipeline.bundle.generation, pipeline.bundle.presets)
+    settings: Results = {"bundle": bundle, "backend": backend, "images": images, "seed": seed}
+    settings |= {"steps": steps, "guidance": guidance, "preset": preset}
     render = partial(held_out_faces, size=pipeline.bundle.configuration.tokenizer.image_size)
     bench = Bench(pipeline, Judge.load(judge_file), images, options, seed, out, render=render)
     measured = run_sections(bench, sections, settings)

@@ -9,29 +9,44 @@ from pathlib import Path
 import pytest
 
 from bench.cli import main
-from bench.quality.presets import Candidate, candidates, chosen, write
+from bench.quality.presets import Candidate, candidates, chosen, variations, write
 from f2edge.bundle.bundle import Bundle
 from f2edge.bundle.seal import check_seal
 from f2edge.decoding.schedule import Schedule
 from tests.support.bundle_document import write_folder
 
 
-def candidate(steps: int, accuracy: float, *, guided: bool = True, guidance: float = 3.0) -> Candidate:
-    schedule = Schedule(steps=steps, guidance=guidance if guided else 0.0)
-    return Candidate(schedule, accuracy, 900.0, steps * (1 + guided), 1.0)
+def candidate(steps: int, accuracy: float, *, guidance: float = 3.0, frechet: float = 900.0) -> Candidate:
+    return Candidate(Schedule(steps=steps, guidance=guidance), accuracy, frechet, steps * (1 + (guidance > 0)), 1.0)
 
 
-def test_the_fewest_branches_within_a_loss_are_chosen() -> None:
+def test_the_fewest_branches_within_a_loss_of_the_default_are_chosen() -> None:
     measured = [
+        candidate(12, 0.905),
         candidate(18, 0.910),
-        candidate(12, 0.909),
         candidate(12, 0.906, guidance=1.5),
         candidate(8, 0.9052),
-        candidate(8, 0.893, guided=False),
-        candidate(4, 0.85),
+        candidate(8, 0.8952, guidance=0.0),
+        candidate(4, 0.89),
+        candidate(3, 0.92, frechet=1000.0),
     ]
     found = chosen(measured)
-    assert {name: (c.schedule.steps, c.branches) for name, c in found.items()} == {"best": (18, 36), "balanced": (8, 16), "fast": (8, 8)}
+    assert {name: (c.schedule.steps, c.branches) for name, c in found.items()} == {"fast": (8, 8), "balanced": (8, 16), "best": (18, 36)}
+
+
+def test_a_default_that_nothing_equals_is_every_preset() -> None:
+    measured = [candidate(12, 0.95), candidate(4, 0.9), candidate(2, 0.96, frechet=1000.0)]
+    assert {id(c) for c in chosen(measured).values()} == {id(measured[0])}
+
+
+def test_the_second_round_changes_the_best_of_each_number_of_steps() -> None:
+    measured = [candidate(12, 0.9), candidate(4, 0.88), candidate(4, 0.89, guidance=5.0), candidate(3, 0.8, guidance=0.0)]
+    tried = variations(measured)
+    assert len(tried) == len(set(tried)) == 7 + 7 + 4
+    assert {(s.steps, s.guidance) for s in tried} == {(12, 3.0), (4, 5.0), (3, 0.0)}
+    assert all(s.guidance for s in tried if s.guidance_ramp or s.guidance_interval != (0.0, 1.0))
+    assert not set(tried) & {c.schedule for c in measured}
+    assert not variations([*measured, *(Candidate(s, 0.1, 900.0, 1, 1.0) for s in tried)])
 
 
 def test_the_default_is_tried_first_and_nothing_twice() -> None:
@@ -67,5 +82,5 @@ def test_a_small_search_of_nano(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         main()
     assert ended.value.code == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert len(document["tried"]) == 4
+    assert len(document["tried"]) == 4 + 7 + 4
     assert {preset.schedule.steps for preset in Bundle.load(folder).presets.values()} <= {2, 12}
