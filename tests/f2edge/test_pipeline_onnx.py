@@ -10,6 +10,7 @@ from PIL import Image
 
 from f2edge.bundle.bundle import embedded_folder
 from f2edge.decoding import drafts
+from f2edge.decoding.presets import QUALITIES
 from f2edge.pipeline import FacePipeline
 from f2edge.results import GenerateOptions
 
@@ -58,6 +59,18 @@ def test_unguided_faces_have_the_same_tokens_alone_and_among_others(pipeline: Fa
     options = GenerateOptions(steps=6, guidance=0.0)
     prompts = (PROMPTS * 2)[:3]
     for prompt, seed, face in zip(prompts, (3, 4, 5), pipeline.generate(prompts, seeds=[3, 4, 5], options=options), strict=True):
+        assert np.array_equal(face.codes, pipeline.generate(prompt, seeds=seed, options=options)[0].codes)
+
+
+@pytest.mark.parametrize("quality", QUALITIES)
+def test_every_preset_draws_a_face_twice_alone_and_among_others(pipeline: FacePipeline, quality: str) -> None:
+    options = GenerateOptions(quality=quality)
+    together = pipeline.generate(PROMPTS, seeds=[3, 4, 5], options=options)
+    again = FacePipeline.load(pipeline.bundle, threads=2, watermark=None).generate(PROMPTS[1], seeds=4, options=options)[0]
+    presets = pipeline.bundle.presets  # of the tiny bundle two are alike
+    assert {presets[face.preset].schedule for face in together} == {presets[quality].schedule}
+    assert again.image.tobytes() == together[1].image.tobytes()
+    for prompt, seed, face in zip(PROMPTS, (3, 4, 5), together, strict=True):
         assert np.array_equal(face.codes, pipeline.generate(prompt, seeds=seed, options=options)[0].codes)
 
 

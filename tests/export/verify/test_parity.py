@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -36,6 +36,8 @@ from export.verify.comparison import FloatDifference
 from export.verify.parity import SampleInputs, TorchBackend, generate, measure, understand
 from f2edge.backends.base import Backend, host
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
+from f2edge.bundle.bundle import Bundle
+from f2edge.decoding.presets import QUALITIES
 from f2edge.decoding.schedule import Schedule
 from f2edge.spec.graphs import SIGNATURES
 from f2edge.spec.layout import TokenLayout
@@ -89,6 +91,10 @@ def recorded(tiny_models: Models, layout: TokenLayout, inputs: SampleInputs) -> 
     return recorder
 
 
+def graphs_in(folder: Path) -> OnnxRuntimeBackend:
+    return OnnxRuntimeBackend(lambda graph: folder / f"{graph}.onnx")
+
+
 def slow(models: Models) -> Models:
     """A copy whose experts are the written definition, one token and one expert at a time."""
     result = copy.deepcopy(models)
@@ -124,7 +130,7 @@ def implementation(request: pytest.FixtureRequest, tiny_models: Models, tiny_bun
         models.transformer.use_fused_attention(fused=True)
         return name, TorchBackend(models)
     folder = tiny_bundles[name.removeprefix("onnx ")]
-    return name, OnnxRuntimeBackend(lambda graph: folder / f"{graph}.onnx")
+    return name, graphs_in(folder)
 
 
 def difference(wanted: Array, found: Array, tolerance: Tolerance) -> str:
@@ -154,15 +160,25 @@ def test_whole_decodings_end_in_the_same_tokens(
     tiny_models: Models, tiny_bundle: Path, layout: TokenLayout, inputs: SampleInputs, recorded: Recorder
 ) -> None:
     assert recorded.calls
-    engine = OnnxRuntimeBackend(lambda graph: tiny_bundle / f"{graph}.onnx")
+    engine = graphs_in(tiny_bundle)
     wanted = generate(TorchBackend(tiny_models), layout, inputs)
     assert np.array_equal(wanted, generate(engine, layout, inputs))
     assert np.array_equal(wanted, generate(engine, layout, inputs, rows=1))  # alone or together
     assert ((wanted >= 0) & (wanted < layout.codes)).all()
 
 
+@pytest.mark.parametrize("quality", QUALITIES)
+def test_every_preset_of_the_embedded_bundle_ends_in_the_same_tokens(
+    quality: str, tiny_models: Models, tiny_bundles: dict[str, Path], layout: TokenLayout, inputs: SampleInputs
+) -> None:
+    preset = replace(inputs, schedule=Bundle.load("nano").presets[quality].schedule)
+    exact, quantized = (graphs_in(tiny_bundles[precision]) for precision in ("fp32", "int8"))
+    assert np.array_equal(generate(TorchBackend(tiny_models), layout, preset), generate(exact, layout, preset))
+    assert np.array_equal(generate(quantized, layout, preset), generate(quantized, layout, preset, rows=1))
+
+
 def test_int8_tokens_do_not_depend_on_batch_mates(tiny_int8_bundle: Path, layout: TokenLayout, inputs: SampleInputs) -> None:
-    engine = OnnxRuntimeBackend(lambda graph: tiny_int8_bundle / f"{graph}.onnx")
+    engine = graphs_in(tiny_int8_bundle)
     assert np.array_equal(generate(engine, layout, inputs), generate(engine, layout, inputs, rows=1))
 
 

@@ -13,6 +13,7 @@ import pytest
 from f2edge.backends.base import Value
 from f2edge.bundle.bundle import Bundle
 from f2edge.decoding.parallel import StepEvent
+from f2edge.decoding.presets import QUALITIES
 from f2edge.engine.requests import (
     AnalyzeRequest,
     AskRequest,
@@ -68,6 +69,7 @@ def anything(random: Random) -> Request:
         order=random.choice(["maskgit", "halton", "ancestral"]),
         guidance_interval=random.choice([(0.0, 1.0), (0.3, 0.9)]),
     )
+    options = random.choice([options, options, GenerateOptions(quality=random.choice(QUALITIES))])
     kind = random.randrange(6)
     prompt, image = random.choice(["an old man", "red hair", "a smile"]), face(random.randrange(3))
     if kind <= 1:
