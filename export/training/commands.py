@@ -85,7 +85,10 @@ def train_unified(
     image_tokenizer: Annotated[Path | None, typer.Option(help="Run folder of the image tokenizer, for sample grids.")] = None,
     start_from: Annotated[
         Path | None,
-        typer.Option(help="Run folder, weights file or bundle to initialize the weights from; a dense transformer (Show-o) is upcycled."),
+        typer.Option(
+            help="Run folder, weights file or bundle (of any image tokenizer) to initialize the weights from; "
+            "a dense transformer (Show-o) is upcycled."
+        ),
     ] = None,
     validation_rows: Annotated[int, typer.Option(help="Faces held out for validation.")] = 512,
     experts: Annotated[str, typer.Option(help="Levels of experts: none, token, sequence or both.  [default: the configuration's]")] = "",

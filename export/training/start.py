@@ -37,18 +37,16 @@ class Parts(Protocol):
 
 
 def start(model: UnifiedTransformer, path: Path, parts: Parts, report: Report) -> None:
-    """Fill a model from weights or a bundle of its configuration, or upcycle those of a dense model where it has routed experts.
+    """Fill a model from weights or a bundle, or upcycle those of a dense model where it has routed experts.
+
+    The configuration is the same; that of a bundle may have another image tokenizer, whose tensors then begin anew.
 
     Raises:
         InputError: nothing there, or no kind fits.
     """
     bundle = bundle_named(str(path))
     if bundle is not None:
-        found = transformer_of(bundle)
-        if found.configuration != model.configuration:
-            raise InputError(f"bundle {bundle.name!r} has another configuration than {model.configuration.name!r}; give that one's name")
-        model.load_state_dict(found.state_dict())
-        report(f"begins with the weights of bundle {bundle.name!r}")
+        report(f"begins with the weights of bundle {bundle.name!r}{_taken(transformer_of(bundle), model, bundle.name)}")
         return
     width = None
     if model.configuration.token_experts.routed:
@@ -63,6 +61,19 @@ def start(model: UnifiedTransformer, path: Path, parts: Parts, report: Report) -
     dense.to_empty(device="cpu")
     load_weights(path, dense, ema=False)
     begin(model, dense, parts, report)
+
+
+def _taken(found: UnifiedTransformer, model: UnifiedTransformer, bundle: str) -> str:
+    """Fill a model from one that draws with the same or another image tokenizer; return what is new, for the report."""
+    wanted = model.configuration
+    if replace(found.configuration, name=wanted.name, tokenizer=wanted.tokenizer) != wanted:
+        raise InputError(
+            f"bundle {bundle!r} has another configuration than {wanted.name!r}, and not in its image tokenizer alone; give that one's name"
+        )
+    state, own = found.state_dict(), model.state_dict()
+    new = [name for name, tensor in own.items() if name not in state or state[name].shape != tensor.shape]
+    model.load_state_dict({name: own[name] if name in new else state[name] for name in own})
+    return f", but for {', '.join(new)}, which belong to another image tokenizer" if new else ""
 
 
 @torch.no_grad()

@@ -442,8 +442,9 @@ def run(
         text: the text tokenizer's ``tokenizer.json``.
         options: of the loop.
         image_tokenizer: folder of a trained image tokenizer, for sample grids.
-        start_from: run, weights file or bundle of a transformer of this configuration, or weights of a dense one of its width and
-            layers, which is upcycled (:mod:`export.training.start`); a new run begins with its weights as trained last.
+        start_from: run, weights file or bundle of a transformer of this configuration (a bundle's may have another image tokenizer),
+            or weights of a dense one of its width and layers, which is upcycled (:mod:`export.training.start`); a new run begins with
+            its weights as trained last.
         configuration: of the model.
         mixture: of the batches.
         validation_rows: faces at the cache's end that are not trained on.

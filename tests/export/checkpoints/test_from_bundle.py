@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from export.quantize.quantize import quantize_columns
 from export.training.start import start
 from f2edge.bundle.bundle import Bundle
 from f2edge.errors import InputError
-from f2edge.spec.configuration import NANO_2
+from f2edge.spec.configuration import NANO, NANO_2
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,19 @@ def test_a_training_starts_with_what_the_bundle_knows(nano: UnifiedTransformer) 
     assert {name.split(".sequence.")[0] for name in set(state) - same} <= {"blocks.5"}
 
 
+def test_a_model_with_another_image_tokenizer_begins_with_all_but_the_picture(nano: UnifiedTransformer) -> None:
+    model, said = UnifiedTransformer(NANO_2), list[str]()
+    first = {name: value.clone() for name, value in model.state_dict().items()}
+    start(model, Path("nano"), lambda _: [], said.append)
+    state, now = nano.state_dict(), model.state_dict()
+    new = {name for name in now if name not in state or now[name].shape != state[name].shape}
+    assert {name.split(".")[0] for name in new} == {"embedding", "image_head", "split"}
+    assert all(torch.equal(now[name], first[name]) for name in new)
+    assert all(torch.equal(now[name], state[name]) for name in now if name not in new and not name.startswith("blocks.5"))
+    assert said[0].startswith("begins with the weights of bundle 'nano', but for embedding.")
+    assert said[0].endswith(", which belong to another image tokenizer")
+
+
 def test_another_configuration_is_refused() -> None:
-    with pytest.raises(InputError, match=r"bundle 'nano' has another configuration than 'nano-2'"):
-        start(UnifiedTransformer(NANO_2), Path("nano"), lambda _: [], print)
+    with pytest.raises(InputError, match=r"bundle 'nano' has another configuration than 'wide', and not in its image tokenizer alone"):
+        start(UnifiedTransformer(replace(NANO, name="wide", width=512)), Path("nano"), lambda _: [], print)
