@@ -8,6 +8,7 @@ python -m bench memory --bundle nano
 python -m bench quality --bundle nano --out runs/quality
 python -m bench presets --bundle runs/nano --write
 python -m bench pareto --bundle nano --out runs/pareto
+python -m bench reuse --bundle nano
 python -m bench judge --data shards/faces --out runs/judge
 python -m bench recipes --bundle runs/fp32/nano
 python -m bench provenance
@@ -38,6 +39,7 @@ from bench.latency.step_profile import step
 from bench.load.fuzz import fuzz
 from bench.load.load import load
 from bench.pareto.pareto import pareto
+from bench.pareto.reuse import reuse
 from bench.published.showo import showo
 from bench.quality.commands import judge, quality
 from bench.quality.presets import presets
@@ -71,6 +73,7 @@ for _command in (
     judge,
     presets,
     pareto,
+    reuse,
     recipes,
     provenance,
     load,

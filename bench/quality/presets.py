@@ -5,8 +5,8 @@ all with all, then for each number of steps the best one with changes of the res
 tokens, other mask counts, a constant temperature.  Each candidate has the accuracy of mentioned attributes by the judge, the Fréchet
 distance and its branches (transformer runs, a guided step has two).
 
-Of those that are about as near to renders as the bundle's default, ``best`` has the highest accuracy, ``balanced`` the fewest branches
-with the default's accuracy, and ``fast`` with one point less.
+Of those that are about as near to renders as the bundle's default, ``best`` is the nearest to them within half a point of the highest
+accuracy, ``balanced`` has the fewest branches within half a point, and ``fast`` the fewest within a point of the default.
 
 ``--write`` stores the three with their figures in the manifest of a bundle's folder, and seals it.
 """
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 #: Faces and prompts of this seed are in no figure.
 SEED = 7001
-#: Accuracy that presets may lose against the default.
-LOSSES = {"balanced": 0.0, "fast": 0.01}
+#: Accuracy that ``best`` and ``balanced`` may lose against the highest, and ``fast`` against the default.
+_NEAR, _FAST = 0.005, 0.01
 #: Greatest Fréchet distance of a preset, as a multiple of the default's.
 _FARTHEST = 1.02
 #: Changes of the second round; those of guidance are for guided schedules.
@@ -107,10 +107,11 @@ def variations(measured: Sequence[Candidate]) -> list[Schedule]:
 def chosen(measured: Sequence[Candidate]) -> dict[str, Candidate]:
     """Return the presets; the first of ``measured`` is the default."""
     default = measured[0]
-    near = [c for c in measured if c.frechet <= _FARTHEST * default.frechet]
-    cheapest = {name: [c for c in near if c.accuracy >= default.accuracy - loss] for name, loss in LOSSES.items()}
-    found = {name: min(cheapest[name], key=lambda c: (c.branches, -c.accuracy)) for name in ("fast", "balanced")}
-    return {**found, "best": max(near, key=lambda c: (c.accuracy, -c.branches))}
+    sound = [c for c in measured if c.frechet <= _FARTHEST * default.frechet]
+    top = [c for c in sound if c.accuracy >= max(c.accuracy for c in sound) - _NEAR]
+    enough = [c for c in sound if c.accuracy >= default.accuracy - _FAST]
+    fast, balanced = (min(these, key=lambda c: (c.branches, -c.accuracy)) for these in (enough, top))
+    return {"fast": fast, "balanced": balanced, "best": min(top, key=lambda c: (c.frechet, c.branches))}
 
 
 def drawn(bench: Bench, schedule: Schedule) -> tuple[Images, float]:

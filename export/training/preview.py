@@ -229,7 +229,7 @@ def sample(model: UnifiedTransformer, texts: TextMaker, prompts: Sequence[Sequen
         branch = feeds["branch_row"]
         codes, ratio = (torch.from_numpy(feeds[name][branch]).to(device) for name in ("codes", "mask_ratio"))
         logits = model.image_logits(codes, key[:, rows], value[:, rows], lengths[rows], ratio).float().cpu()
-        return _next_codes(logits, feeds)
+        return next_codes(logits, feeds)
 
     masked = np.full((len(prompts), model.configuration.image_tokens), V, dtype=np.int64)
     seeds = list(range(len(prompts)))
@@ -237,7 +237,7 @@ def sample(model: UnifiedTransformer, texts: TextMaker, prompts: Sequence[Sequen
     return torch.from_numpy(decode(step, masked, plans, seeds)).to(device)
 
 
-def _next_codes(logits: Tensor, feeds: Feeds) -> tuple[Ids, Ids]:
+def next_codes(logits: Tensor, feeds: Feeds) -> tuple[Ids, Ids]:
     """Sample as the ``t2i_step`` graph does after the transformer; ``logits`` of all branches (B, N, V)."""
     tensors = {name: torch.from_numpy(np.asarray(feeds[name])) for name in (*SAMPLING_INPUTS, "guidance", "unconditional_branch")}
     conditional = logits[: len(tensors["codes"])]

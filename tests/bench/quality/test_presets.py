@@ -23,7 +23,7 @@ def candidate(steps: int, accuracy: float, *, guidance: float = 3.0, frechet: fl
 def test_the_fewest_branches_within_a_loss_of_the_default_are_chosen() -> None:
     measured = [
         candidate(12, 0.905),
-        candidate(18, 0.910),
+        candidate(18, 0.910, frechet=880.0),
         candidate(12, 0.906, guidance=1.5),
         candidate(8, 0.9052),
         candidate(8, 0.8952, guidance=0.0),
