@@ -45,6 +45,7 @@ def plot(results: Results) -> Any:
     """Return a ``matplotlib.figure.Figure``: one panel per figure, one line per bundle, guidance and order."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     lines: dict[tuple[str, float, str], list[Mapping[str, Any]]] = {}
     for row in results["rows"]:
@@ -57,12 +58,11 @@ def plot(results: Results) -> Any:
     for panel, (key, label, factor) in zip(panels, _PANELS, strict=True):
         for (name, guidance, order), rows in lines.items():
             rows.sort(key=lambda row: row["ms"]["median"])
-            values = [[factor * value for value in (row[key] if isinstance(row[key], list) else [row[key]])] for row in rows]
+            values = [[factor * value for value in _with_interval(row, key)] for row in rows]
             times = [row["ms"]["median"] for row in rows]
             style = {"color": colors[name, guidance], "marker": _MARKS[bundles.index(name) % len(_MARKS)], "markersize": 5}
             panel.plot(times, [v[0] for v in values], _DASHES[order], label=f"{name}, guidance {guidance:g}, {order}", lw=1.2, **style)
-            if len(values[0]) == 3:
-                panel.vlines(times, [v[1] for v in values], [v[2] for v in values], color=style["color"], alpha=0.35, lw=2)
+            panel.vlines(times, [v[1] for v in values], [v[2] for v in values], color=style["color"], alpha=0.35, lw=2)
         floor = results["renders"][key]
         panel.axhline(factor * (floor[0] if isinstance(floor, list) else floor), color="0.5", lw=1, ls=(0, (1, 3)))
         panel.set_ylabel(label)
@@ -76,6 +76,9 @@ def plot(results: Results) -> Any:
         )
     panels[0].legend(fontsize="small", ncols=2, loc="lower right", framealpha=0.9)
     panels[-1].set_xscale("log")
+    panels[-1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    panels[-1].xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    panels[-1].xaxis.set_minor_formatter(NullFormatter())
     panels[-1].set_xlabel("ms per face, one at a time")
     images = results["settings"]["images"]
     figure.suptitle(
@@ -83,3 +86,14 @@ def plot(results: Results) -> Any:
         fontsize="medium",
     )
     return figure
+
+
+def _with_interval(row: Mapping[str, Any], key: str) -> list[float]:
+    """Return a figure and its 95 % interval; that of a share of some faces is Wilson's."""
+    if isinstance(row[key], list):
+        return list(row[key])
+    from scipy.stats import binomtest
+
+    faces = max(row["eyes_seen"], 1)
+    low, high = binomtest(round(row[key] * faces), faces).proportion_ci(method="wilson")
+    return [row[key], low, high]

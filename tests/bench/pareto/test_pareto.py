@@ -20,7 +20,7 @@ def row(ms: float, share: float, steps: int = 4, bundle: str = "nano") -> dict[s
     schedule = {"steps": steps, "guidance": 0.0, "order": "maskgit"}
     return {
         "method": {"bundle": bundle, "preset": "", "schedule": schedule}, "attributes": [share, share - 0.1, share + 0.1],
-        "unlike_eyes": 0.1, "kernel": [2.0, 1.0, 3.0], "ms": {"median": ms}, "forwards": steps,
+        "unlike_eyes": 0.1, "eyes_seen": 20, "kernel": [2.0, 1.0, 3.0], "ms": {"median": ms}, "forwards": steps,
     }  # fmt: skip
 
 
