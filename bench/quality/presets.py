@@ -3,9 +3,9 @@
 Schedules are tried on held-out prompts that no figure uses (their seed is apart), in two rounds: steps, guidance, order and temperature
 all with all, then for each number of steps the best one with changes of the rest: part of the steps guided, a ramp of guidance, sharper
 tokens, other mask counts, a constant temperature.  Each candidate has the accuracy of mentioned attributes by the judge, the Fréchet
-distance and its branches (transformer runs, a guided step has two).
+distance, the sharpness of its pictures and its branches (transformer runs, a guided step has two).
 
-Of those that are about as near to renders as the bundle's default, ``best`` is the nearest to them within half a point of the highest
+Of those that are about as near to renders and as sharp as the bundle's default, ``best`` is the nearest within half a point of the highest
 accuracy, ``balanced`` has the fewest branches within half a point, and ``fast`` the fewest within a point of the default.
 
 ``--write`` stores the three with their figures in the manifest of a bundle's folder, and seals it.
@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 SEED = 7001
 #: Accuracy that ``best`` and ``balanced`` may lose against the highest, and ``fast`` against the default.
 _NEAR, _FAST = 0.005, 0.01
-#: Greatest Fréchet distance of a preset, as a multiple of the default's.
-_FARTHEST = 1.02
+#: Greatest Fréchet distance and least sharpness of a preset, as multiples of the default's.  In too few steps parts of several faces lie
+#: over each other: the attributes do not show that, softer lines do.
+_FARTHEST, _SOFTEST = 1.02, 0.95
 #: Changes of the second round; those of guidance are for guided schedules.
 _CHANGES: tuple[dict[str, Any], ...] = (
     {"token_temperature": 0.8},
@@ -65,11 +66,13 @@ class Candidate:
     frechet: float
     branches: int
     seconds: float
+    sharpness: float
 
     @property
     def row(self) -> dict[str, Any]:
         """The options that a preset has, with the figures."""
-        measured = {"attributes": round(self.accuracy, 4), "frechet": round(self.frechet, 1), "branches": self.branches}
+        measured = {"attributes": round(self.accuracy, 4), "frechet": round(self.frechet, 1), "sharpness": round(self.sharpness, 1)}
+        measured["branches"] = self.branches
         return {**asdict(self.schedule), "measured": measured}
 
     @property
@@ -107,7 +110,7 @@ def variations(measured: Sequence[Candidate]) -> list[Schedule]:
 def chosen(measured: Sequence[Candidate]) -> dict[str, Candidate]:
     """Return the presets; the first of ``measured`` is the default."""
     default = measured[0]
-    sound = [c for c in measured if c.frechet <= _FARTHEST * default.frechet]
+    sound = [c for c in measured if c.frechet <= _FARTHEST * default.frechet and c.sharpness >= _SOFTEST * default.sharpness]
     top = [c for c in sound if c.accuracy >= max(c.accuracy for c in sound) - _NEAR]
     enough = [c for c in sound if c.accuracy >= default.accuracy - _FAST]
     fast, balanced = (min(these, key=lambda c: (c.branches, -c.accuracy)) for these in (enough, top))
@@ -137,12 +140,13 @@ def measure(bench: Bench, schedule: Schedule) -> Candidate:
     """Return what the bench's prompts give with a schedule."""
     from bench.quality import scores
     from bench.quality.frechet import frechet_distance
+    from bench.quality.realism import sharpness
 
     pictures, seconds = drawn(bench, schedule)
     said = scores.mention_table([p.mentioned for p in bench.prompts], bench.schema)
     accuracy = scores.slot_shares(bench.judge.predict(pictures), said, bench.schema).overall
     distance = frechet_distance(bench.judge.features(pictures), bench.judge.features(bench.faces.images))
-    return Candidate(schedule, accuracy, distance, branches(bench, schedule), seconds)
+    return Candidate(schedule, accuracy, distance, branches(bench, schedule), seconds, sharpness(pictures))
 
 
 def write(bundle: Bundle, presets: Mapping[str, Candidate]) -> None:
@@ -191,12 +195,13 @@ def presets(
             c.described,
             f"{100 * c.accuracy:.1f}",
             f"{c.frechet:.0f}",
+            f"{c.sharpness:.0f}",
             str(c.branches),
             f"{1e3 * c.seconds / images:.0f}",
         )
         for c in sorted(measured, key=lambda c: -c.accuracy)
     ]
-    output.table(("preset", ">steps", ">guidance", "other options", ">attributes %", ">Fréchet", ">branches", ">ms"), rows)
+    output.table(("preset", ">steps", ">guidance", "other options", ">attributes %", ">Fréchet", ">sharpness", ">branches", ">ms"), rows)
     document = {"bundle": bundle, "images": images, "seed": SEED, "presets": {name: c.row for name, c in found.items()},
                 "tried": [c.row for c in measured]}  # fmt: skip
     if out is not None:

@@ -16,8 +16,8 @@ from f2edge.decoding.schedule import Schedule
 from tests.support.bundle_document import write_folder
 
 
-def candidate(steps: int, accuracy: float, *, guidance: float = 3.0, frechet: float = 900.0) -> Candidate:
-    return Candidate(Schedule(steps=steps, guidance=guidance), accuracy, frechet, steps * (1 + (guidance > 0)), 1.0)
+def candidate(steps: int, accuracy: float, *, guidance: float = 3.0, frechet: float = 900.0, sharpness: float = 50.0) -> Candidate:
+    return Candidate(Schedule(steps=steps, guidance=guidance), accuracy, frechet, steps * (1 + (guidance > 0)), 1.0, sharpness)
 
 
 def test_the_fewest_branches_within_a_loss_of_the_default_are_chosen() -> None:
@@ -29,6 +29,7 @@ def test_the_fewest_branches_within_a_loss_of_the_default_are_chosen() -> None:
         candidate(8, 0.8952, guidance=0.0),
         candidate(4, 0.89),
         candidate(3, 0.92, frechet=1000.0),
+        candidate(2, 0.92, sharpness=47.0),
     ]
     found = chosen(measured)
     assert {name: (c.schedule.steps, c.branches) for name, c in found.items()} == {"fast": (8, 8), "balanced": (8, 16), "best": (18, 36)}
@@ -46,7 +47,7 @@ def test_the_second_round_changes_the_best_of_each_number_of_steps() -> None:
     assert {(s.steps, s.guidance) for s in tried} == {(12, 3.0), (4, 5.0), (3, 0.0)}
     assert all(s.guidance for s in tried if s.guidance_ramp or s.guidance_interval != (0.0, 1.0))
     assert not set(tried) & {c.schedule for c in measured}
-    assert not variations([*measured, *(Candidate(s, 0.1, 900.0, 1, 1.0) for s in tried)])
+    assert not variations([*measured, *(Candidate(s, 0.1, 900.0, 1, 1.0, 50.0) for s in tried)])
 
 
 def test_the_default_is_tried_first_and_nothing_twice() -> None:
@@ -61,7 +62,7 @@ def test_chosen_presets_are_written_into_a_sealed_manifest(tmp_path: Path) -> No
     check_seal((folder / "manifest.json").read_bytes())
     presets = Bundle.load(folder).presets
     assert [preset.schedule.steps for preset in presets.values()] == [4, 8, 20]
-    assert dict(presets["fast"].measured) == {"attributes": 0.88, "frechet": 900.0, "branches": 8}
+    assert dict(presets["fast"].measured) == {"attributes": 0.88, "frechet": 900.0, "sharpness": 50.0, "branches": 8}
 
 
 def test_only_a_folder_is_written(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
