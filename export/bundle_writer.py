@@ -35,7 +35,8 @@ from export.quantize.quantize import Calibration, Recipe, quantize, recipe_named
 from f2edge.backends.ports import INDEPENDENT_ROWS
 from f2edge.bundle.bundle import LEXICON, TOKENIZER, Bundle, write_manifest
 from f2edge.bundle.manifest import FLAVOURS
-from f2edge.errors import InputError
+from f2edge.errors import BundleError, InputError
+from f2edge.pipeline import FacePipeline
 from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
 from f2edge.spec.configuration import ModelConfiguration
 from f2edge.spec.layout import TokenLayout
@@ -182,32 +183,45 @@ def write_graphs(folder: Path, traced: Traced, transform: GraphTransform) -> dic
     return rows
 
 
-def update_bundle(folder: Path) -> list[str]:
-    """Give the graphs of an exported bundle what new ones have, in place, and seal it; return the names of those that changed.
+def update_bundle(folder: Path, lexicon: Lexicon | None = None) -> list[str]:
+    """Give an exported bundle what new ones have, in place, and seal it; return what changed.
 
-    Weights and results stay as they are.
+    Weights and results stay as they are, but for prompts that a new ``lexicon`` reads in another way.
 
     Raises:
-        BundleError: there is no sound bundle.
+        BundleError: there is no sound bundle, or a lexicon is given for one without.
         OutputError: the folder cannot be written.
     """
     bundle = Bundle.load(folder)
+    changed = ["t2i_step"] if bundle.manifest.flavour == FLAVOURS[0] and _update_step(bundle) else []
+    if lexicon is not None and (known := bundle.lexicon()) is None:
+        raise BundleError(f"bundle {bundle.name!r} was not trained on this project's words, so their lexicon would misread its prompts")
+    if lexicon is not None and known is not None and known.to_json() != lexicon.to_json():
+        (folder / LEXICON).write_text(json.dumps(lexicon.to_json()), encoding="utf-8")
+        changed.append(LEXICON)
+    if changed:
+        write_manifest(folder, bundle.manifest.document)
+    if LEXICON in changed and (smoke := bundle.manifest.smoke) is not None:  # which is drawn by a prompt
+        drawn = FacePipeline.load(folder, watermark=None).generate(smoke.prompt, seeds=smoke.seed)[0].codes
+        write_manifest(folder, {**bundle.manifest.document, "smoke": {**bundle.manifest.document["smoke"], "codes": drawn.tolist()}})
+    return changed
+
+
+def _update_step(bundle: Bundle) -> bool:
+    """Let a bundle's step draw masked positions alone, with rows that do not depend on others; return whether it did not yet."""
     path, graph = bundle.path("t2i_step"), bundle.manifest.graphs["t2i_step"]
-    if bundle.manifest.flavour != FLAVOURS[0]:
-        return []
     model = ir.load(path)
     model.graph.name = "t2i_step"
     maskable = graph.precision == "int8" and not draws_masked(model)
     if not maskable and INDEPENDENT_ROWS in model.metadata_props:
-        return []
+        return False
     if maskable:
         model = draw_masked(model)
         shorten(model)
     written = path.with_name(f".{path.name}")
     ir.save(independent_rows(model), written)
     written.replace(path)
-    write_manifest(folder, bundle.manifest.document)
-    return ["t2i_step"]
+    return True
 
 
 def layout_of(

@@ -297,11 +297,18 @@ def onnx(
 
 
 @app.command()
-def update(*, bundle: Bundle) -> None:
-    """Give the graphs of an exported bundle what new exports have; weights and results stay as they are."""
+def update(
+    *,
+    bundle: Bundle,
+    words: Annotated[
+        bool, typer.Option("--words", help="Also today's lexicon: more words are understood, and the same prompts draw other faces.")
+    ] = False,
+) -> None:
+    """Give an exported bundle what new exports have; weights and results stay as they are."""
     from export.bundle_writer import update_bundle
+    from export.data.text.mentions import LEXICON
 
-    typer.echo(f"{bundle}: changed {', '.join(update_bundle(bundle)) or 'nothing'}")
+    typer.echo(f"{bundle}: changed {', '.join(update_bundle(bundle, LEXICON if words else None)) or 'nothing'}")
 
 
 @app.command("import-showo")

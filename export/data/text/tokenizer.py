@@ -19,7 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from export.data.text.captions import caption, describe_text
 from export.data.text.instructions import EDITED_REGIONS, can_instruct, instruction
-from export.data.text.phrases import ALIASES, IGNORED
+from export.data.text.phrases import IGNORED
 from export.data.text.questions import every_question, questions
 from f2edge.errors import InputError
 from f2edge.provenance.saving import check_writable, write_atomically
@@ -45,7 +45,6 @@ def corpus(seed: int) -> Iterator[str]:
     for slot in F2EDGE_SCHEMA.values():
         yield from slot.answers
     yield from every_question()
-    yield from ALIASES
     yield " ".join(IGNORED)
     yield "yes\nno"
     for name in EDITED_REGIONS:

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from export.data.slots import sample_slots, visible
 from export.data.text.captions import caption, describe_text, full_caption, is_plain, mentioned_in
+from export.data.text.mentions import spoken_phrases
 from export.data.text.phrases import BEFORE_NOUN, NEGATABLE, NOUN_GROUPS, PHRASES
+from export.data.text.synonyms import SYNONYMS
 from export.data.text.wording import Dice, misspelt
 from f2edge.errors import InputError, UnknownAttributeError
 from f2edge.spec.attributes import F2EDGE_SCHEMA
@@ -128,6 +130,11 @@ def test_the_same_generator_state_gives_the_same_caption() -> None:
         ("a clean-shaven face against a dark background", {"beard": "none", "mustache": "none", "background": "dark"}),
         ("blonde, blue eyes", {"hair_color": "blonde", "eye_color": "blue"}),
         ("a green hill under a red sky", {}),
+        ("grumpy nan in her 60s, white hair", {"emotion": "angry", "gender_presentation": "feminine", "age": "old", "hair_color": "gray"}),
+        ("lad aged about 45 with a buzz cut", {"gender_presentation": "masculine", "age": "young", "hair_length": "short"}),
+        ("auburn locks, a navy hoodie and a stetson", {"hair_color": "red", "clothing_color": "blue", "hat": "brimmed"}),
+        ("my uncle Bob: balding, sipping tea", {"gender_presentation": "masculine", "hairline": "receding", "action": "drink"}),
+        ("60s housewife, ² years old", {"age": "old"}),
         ("", {}),
     ],
 )
@@ -194,3 +201,20 @@ def test_slips_of_the_fingers_are_mostly_read_as_what_was_meant() -> None:
         made = caption(visible(sample_slots(rng)), rng, attributes=6)
         same += mentioned_in(misspelt(made.text.lower(), Dice(rng))) == mentioned_in(made.text)
     assert same > 0.85 * 400
+
+
+def test_every_value_is_said_again_as_captions_say_it() -> None:
+    spoken = spoken_phrases()
+    assert list(spoken) == [(slot.name, value) for slot in F2EDGE_SCHEMA.values() for value in slot.values]
+    for (slot, value), phrase in spoken.items():
+        assert mentioned_in(phrase).get(slot) == value, phrase
+    assert spoken["hat", "none"] == "without a hat"
+    assert spoken["hair_color", "gray"] == "gray hair"
+
+
+def test_no_synonym_is_written_in_captions_or_means_two_things() -> None:
+    phrases = [phrase for phrases in SYNONYMS.values() for phrase in phrases]
+    assert len(phrases) == len(set(phrases))
+    for claims, synonyms in SYNONYMS.items():
+        for phrase in synonyms:
+            assert dict(claims).items() <= mentioned_in(phrase).items(), phrase
