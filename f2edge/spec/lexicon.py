@@ -230,8 +230,14 @@ class Lexicon:
         return text, corrected
 
     def restated(self, text: str, claims: Mapping[str, str]) -> str:
-        """Return the text behind what it claims in the model's own words: "man, bald head, a bloke with no hair"."""
-        return ", ".join([*(phrase for (slot, value), phrase in self._spoken.items() if claims.get(slot) == value), text])
+        """Return the text behind what it claims in the model's own words: "man, bald head, a bloke with no hair".
+
+        A text that has all of these words stays as it is: said twice, they make faces of one prompt more alike.
+        """
+        said = f" {' '.join(words_of(text))} "
+        phrases = [phrase for (slot, value), phrase in self._spoken.items() if claims.get(slot) == value]
+        known = all(f" {' '.join(key_of(phrase))} " in said for phrase in phrases)
+        return text if known else ", ".join([*phrases, text])
 
     def _silent(self, word: str) -> bool:
         return word in _COPULAS or word in _NEGATORS or word in _AFTER_NEGATOR or word in {"or", "and"}
