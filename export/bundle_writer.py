@@ -193,9 +193,12 @@ def update_bundle(folder: Path, lexicon: Lexicon | None = None) -> list[str]:
         OutputError: the folder cannot be written.
     """
     bundle = Bundle.load(folder)
-    changed = ["t2i_step"] if bundle.manifest.flavour == FLAVOURS[0] and _update_step(bundle) else []
-    if lexicon is not None and (known := bundle.lexicon()) is None:
+    known = bundle.lexicon()
+    if bundle.manifest.flavour != FLAVOURS[0]:
+        return []
+    if lexicon is not None and known is None:
         raise BundleError(f"bundle {bundle.name!r} was not trained on this project's words, so their lexicon would misread its prompts")
+    changed = ["t2i_step"] if _update_step(bundle) else []
     if lexicon is not None and known is not None and known.to_json() != lexicon.to_json():
         (folder / LEXICON).write_text(json.dumps(lexicon.to_json()), encoding="utf-8")
         changed.append(LEXICON)
