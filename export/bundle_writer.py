@@ -189,11 +189,13 @@ def update_bundle(folder: Path, lexicon: Lexicon | None = None) -> list[str]:
     Weights and results stay as they are, but for prompts that a new ``lexicon`` reads in another way.
 
     Raises:
-        BundleError: there is no sound bundle, or a lexicon is given for one without.
+        BundleError: there is no sound bundle, or a lexicon is given for one without, or for one of another runtime.
         OutputError: the folder cannot be written.
     """
     bundle = Bundle.load(folder)
     known = bundle.lexicon()
+    if bundle.manifest.flavour != FLAVOURS[0] and lexicon is not None:
+        raise BundleError(f"bundle {bundle.name!r} is for {bundle.manifest.flavour}; renew the words of the weights' ONNX bundle instead")
     if bundle.manifest.flavour != FLAVOURS[0]:
         return []
     if lexicon is not None and known is None:

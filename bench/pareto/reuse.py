@@ -28,10 +28,9 @@ from bench.pareto.pareto import interval, kernel_interval
 from bench.quality.presets import SEED
 from bench.results import Results, write_json
 from f2edge.cli.console import Output
-from f2edge.decoding.parallel import UNCONDITIONAL, Feeds, StepFunction, decode
-from f2edge.decoding.schedule import Schedule, plan
+from f2edge.decoding.schedule import Schedule
 from f2edge.errors import InputError
-from f2edge.spec.layout import Ids, TokenLayout, left_pad
+from f2edge.spec.layout import Ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,64 +87,47 @@ def methods(default: Schedule, steps: Sequence[int], layers: int) -> Iterator[Me
         yield from (Method(default, kind) for kind in kinds)
 
 
-class _Lower:
-    """Lower blocks of a transformer that run and keep what they add, or with ``again`` add what they kept."""
+class Reused:
+    """Lets a transformer's guided steps take from an earlier one what ``reuse`` says, while it is entered and pictures begin together."""
 
-    def __init__(self, model: UnifiedTransformer, count: int) -> None:
-        self._blocks = list(model.blocks)[:count]
-        self._kept: dict[int, tuple[Any, ...]] = {}
-        self.again = False
+    def __init__(self, model: UnifiedTransformer, reuse: Reuse) -> None:
+        self._model, self._reuse = model, reuse
+        self._lower = list(model.blocks)[: reuse.kept]
+        self._added: dict[int, tuple[Any, ...]] = {}
+        self._calls, self._again = 0, False
+        self._last: Tensor
 
-    def __enter__(self) -> _Lower:  # noqa: PYI034  Self is younger than Python 3.10
-        for place, block in enumerate(self._blocks):
-            block.forward = partial(self._run, place, block.forward)
+    def __enter__(self) -> Reused:  # noqa: PYI034  Self is younger than Python 3.10
+        self._model.image_logits = partial(self._logits, self._model.image_logits)  # type: ignore[method-assign]
+        for place, block in enumerate(self._lower):
+            block.forward = partial(self._block, place, block.forward)
         return self
 
     def __exit__(self, *_error: object) -> None:
-        for block in self._blocks:
+        del self._model.image_logits
+        for block in self._lower:
             del block.forward
 
-    def _run(self, place: int, forward: Callable[..., tuple[Any, ...]], x: Tensor, *given: Any, **options: Any) -> tuple[Any, ...]:
-        if self.again:
-            added, *rest = self._kept[place]
+    def _logits(self, whole: Callable[..., Tensor], codes: Tensor, key: Tensor, value: Tensor, *rows: Tensor) -> Tensor:
+        """Return the logits of all branches: those of the prompts, then those without."""
+        import torch
+
+        self._again, self._calls = self._calls % self._reuse.period > 0, self._calls + 1
+        own = len(codes) // _BRANCHES
+        if self._again and self._reuse.kind == "branch":
+            said = whole(codes[:own], key[:, :own], value[:, :own], *(row[:own] for row in rows))
+            self._last = torch.cat((said, said + self._last[own:] - self._last[:own]))
+        elif not self._again or self._reuse.kind == "blocks":
+            self._last = whole(codes, key, value, *rows)
+        return self._last
+
+    def _block(self, place: int, forward: Callable[..., tuple[Any, ...]], x: Tensor, *given: Any, **options: Any) -> tuple[Any, ...]:
+        if self._again:
+            added, *rest = self._added[place]
             return (x + added, *rest)
         after, *rest = forward(x, *given, **options)
-        self._kept[place] = (after - x, *rest)
+        self._added[place] = (after - x, *rest)
         return (after, *rest)
-
-
-def step_function(
-    model: UnifiedTransformer, layout: TokenLayout, prompts: Sequence[Sequence[int]], reuse: Reuse, lower: _Lower
-) -> StepFunction:
-    """Return the step of guided pictures that begin together; ``prompts`` with specials."""
-    import torch
-
-    from export.training.preview import next_codes
-
-    ids, lengths = (torch.from_numpy(array) for array in left_pad([*prompts, layout.unconditional], layout.pad))
-    key, value = model.prefill_prompt(ids, lengths)  # the last row is the empty prompt
-    empty, calls, last = len(prompts), 0, torch.empty(0)
-
-    def step(feeds: Feeds, prefixes: tuple[int, ...]) -> tuple[Ids, Ids]:
-        nonlocal last, calls
-        again, calls = calls % reuse.period > 0, calls + 1
-        rows = torch.tensor([empty if p == UNCONDITIONAL else p for p in prefixes])
-        branch = torch.from_numpy(feeds["branch_row"])
-        codes, ratio = (torch.from_numpy(np.asarray(feeds[name]))[branch] for name in ("codes", "mask_ratio"))
-
-        def logits(part: slice) -> Tensor:
-            prefix = rows[part]
-            return model.image_logits(codes[part], key[:, prefix], value[:, prefix], lengths[prefix], ratio[part])
-
-        lower.again = again and reuse.kind == "blocks"
-        if again and reuse.kind == "branch":
-            own = logits(slice(empty))
-            last = torch.cat((own, own + last[empty:] - last[:empty]))
-        elif not again or reuse.kind == "blocks":
-            last = logits(slice(None))
-        return next_codes(last, feeds)
-
-    return step
 
 
 def drawn(bench: Bench, model: UnifiedTransformer, method: Method) -> Images:
@@ -154,20 +136,18 @@ def drawn(bench: Bench, model: UnifiedTransformer, method: Method) -> Images:
 
     from bench.quality.faces import progress
     from bench.quality.quality import as_array
+    from export.training.preview import sample
 
     pipeline, prompts = bench.pipeline, bench.prompts
-    layout = pipeline.bundle.layout
-    everything, masked = np.ones(layout.image_tokens, dtype=np.bool_), np.full((_GROUP, layout.image_tokens), layout.mask_code)
-    made: list[Ids] = []
+    layout, made = pipeline.bundle.layout, list[Ids]()
     name = method.reuse.described or f"{method.schedule.steps} steps"
     for begin in progress(range(0, len(prompts), _GROUP), name, -(-len(prompts) // _GROUP)):
         texts = [prompt.text for prompt in prompts[begin : begin + _GROUP]]
         seeds = [bench.seed * 1_000_000 + begin + row for row in range(len(texts))]
         ids = [layout.prompt(pipeline.prompt_text(text).ids) for text in texts]
-        with torch.inference_mode(), _Lower(model, method.reuse.kept) as lower:
-            step = step_function(model, layout, ids, method.reuse, lower)
-            made += list(decode(step, masked[: len(ids)], [plan(method.schedule, everything, seed) for seed in seeds], seeds))
-    return as_array(pipeline.decode(np.stack(made)))
+        with torch.inference_mode(), Reused(model, method.reuse):
+            made.append(sample(model, layout, ids, method.schedule, seeds).numpy())
+    return as_array(pipeline.decode(np.concatenate(made)))
 
 
 def reuse(

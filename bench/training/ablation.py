@@ -160,7 +160,7 @@ class Ablation:
         """Return the model's pictures for the held-out prompts."""
         layout = task.texts.layout
         ids = [layout.prompt(task.texts.encode(prompt.text)[: layout.prompt_tokens]) for prompt in self.prompts]
-        parts = [sample(task.model, task.texts, ids[start : start + _GROUP]) for start in range(0, len(ids), _GROUP)]
+        parts = [sample(task.model, layout, ids[start : start + _GROUP]) for start in range(0, len(ids), _GROUP)]
         return np.concatenate([self.images.pictures(part) for part in parts])
 
 

@@ -27,7 +27,7 @@ from export.training.losses import expert_usage
 from f2edge.decoding.parallel import UNCONDITIONAL, Feeds, decode
 from f2edge.decoding.schedule import Schedule, plan
 from f2edge.spec.configuration import DRAWS
-from f2edge.spec.layout import Ids, left_pad
+from f2edge.spec.layout import Ids, TokenLayout, left_pad
 
 #: Codes (B, N) → pixels (B, 3, Y, X) in [-1, 1].
 ImageDecoder = Callable[[Tensor], Tensor]
@@ -81,7 +81,9 @@ def _preview(model: UnifiedTransformer, faces: Sequence[Face], texts: TextMaker,
     """Write the pictures that prompts of some faces give, with a decoder."""
     if decoder is not None:
         rng = np.random.default_rng(1)
-        codes = sample(model, texts, [texts.prompt(face, rng) for face in faces])  # in all processes, which may hold the weights together
+        codes = sample(
+            model, texts.layout, [texts.prompt(face, rng) for face in faces]
+        )  # in all processes, which may hold the weights together
         if Processes.current().rank == 0:
             save_grid(decoder(codes), path)
 
@@ -218,10 +220,16 @@ def mean_usage(tables: Sequence[UsageTable]) -> UsageTable:
     return {level: np.mean([table[level] for table in tables], axis=0).tolist() for level in tables[0]}
 
 
-def sample(model: UnifiedTransformer, texts: TextMaker, prompts: Sequence[Sequence[int]], schedule: Schedule | None = None) -> Tensor:
-    """Generate one image per prompt (token ids with specials), seeds 0, 1 …: codes (B, N) on the model's device."""
+def sample(
+    model: UnifiedTransformer,
+    layout: TokenLayout,
+    prompts: Sequence[Sequence[int]],
+    schedule: Schedule | None = None,
+    seeds: Sequence[int] | None = None,
+) -> Tensor:
+    """Generate one image per prompt (token ids with specials), by default with seeds 0, 1 …: codes (B, N) on the model's device."""
     device, V = next(model.parameters()).device, model.configuration.codes
-    ids, lengths = (torch.from_numpy(a).to(device) for a in left_pad([*prompts, texts.layout.unconditional], texts.layout.pad))
+    ids, lengths = (torch.from_numpy(a).to(device) for a in left_pad([*prompts, layout.unconditional], layout.pad))
     key, value = model.prefill_prompt(ids, lengths)  # the last row is the empty prompt
 
     def step(feeds: Feeds, prefixes: tuple[int, ...]) -> tuple[Ids, Ids]:
@@ -229,15 +237,15 @@ def sample(model: UnifiedTransformer, texts: TextMaker, prompts: Sequence[Sequen
         branch = feeds["branch_row"]
         codes, ratio = (torch.from_numpy(feeds[name][branch]).to(device) for name in ("codes", "mask_ratio"))
         logits = model.image_logits(codes, key[:, rows], value[:, rows], lengths[rows], ratio).float().cpu()
-        return next_codes(logits, feeds)
+        return _next_codes(logits, feeds)
 
     masked = np.full((len(prompts), model.configuration.image_tokens), V, dtype=np.int64)
-    seeds = list(range(len(prompts)))
+    seeds = list(range(len(prompts))) if seeds is None else seeds
     plans = [plan(schedule or Schedule(), np.ones(masked.shape[1], dtype=bool), seed) for seed in seeds]
     return torch.from_numpy(decode(step, masked, plans, seeds)).to(device)
 
 
-def next_codes(logits: Tensor, feeds: Feeds) -> tuple[Ids, Ids]:
+def _next_codes(logits: Tensor, feeds: Feeds) -> tuple[Ids, Ids]:
     """Sample as the ``t2i_step`` graph does after the transformer; ``logits`` of all branches (B, N, V)."""
     tensors = {name: torch.from_numpy(np.asarray(feeds[name])) for name in (*SAMPLING_INPUTS, "guidance", "unconditional_branch")}
     conditional = logits[: len(tensors["codes"])]

@@ -363,7 +363,8 @@ def _years(words: list[str], at: int) -> _Span | None:
     """An age in years: "a 60 year old man", "30 yo", "aged about 45", "in her 20s"."""
     begin, aged = at, words[at] in _AGED
     at += aged
-    at += aged and words[at : at + 1] != [] and words[at] in _ABOUT
+    if aged and at < len(words) and words[at] in _ABOUT:
+        at += 1
     if at == len(words) or not words[at].isdecimal():
         return None
     years, end = int(words[at][:4]), at + 1

@@ -49,3 +49,10 @@ def test_a_bundle_without_a_lexicon_is_left_as_it_is(older: Path) -> None:
     with pytest.raises(BundleError, match="not trained on this project's words"):
         update_bundle(older, LEXICON)
     assert {path.name: path.read_bytes() for path in older.iterdir()} == before
+
+
+def test_a_bundle_for_another_runtime_is_refused(older: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.bundle_writer.FLAVOURS", ("tensorrt",))
+    assert update_bundle(older) == []
+    with pytest.raises(BundleError, match="is for onnxruntime; renew the words of"):
+        update_bundle(older, LEXICON)

@@ -63,9 +63,9 @@ def _nouns() -> dict[Key, dict[Key, tuple[str, str]]]:
     table: dict[Key, dict[Key, tuple[str, str]]] = {}
     for group in NOUN_GROUPS:
         heads = [noun for head in group.heads for noun in (head, *NOUNS.get(head, ()))]
-        read = {slot: ADJECTIVES[slot] for slot in group.adjectives if slot in ADJECTIVES}
-        for noun, adjectives in nouns_of([(heads, read)]).items():
-            table[noun] = adjectives | nouns_of([(heads, group.adjectives)])[noun]
+        read = nouns_of([(heads, {slot: ADJECTIVES[slot] for slot in group.adjectives if slot in ADJECTIVES})])
+        written = nouns_of([(heads, group.adjectives)])
+        table |= {noun: read[noun] | written[noun] for noun in written}
     return table
 
 

@@ -11,15 +11,14 @@ import pytest
 import torch
 
 from bench.cli import main
-from bench.pareto.reuse import Reuse, _Lower, methods, step_function
+from bench.pareto.reuse import Reuse, Reused, methods
 from export.graph.trace import Models
 from export.model.transformer import UnifiedTransformer
-from f2edge.decoding.parallel import decode
-from f2edge.decoding.schedule import Schedule, plan
+from export.training.preview import sample
+from f2edge.decoding.schedule import Schedule
 from f2edge.spec.layout import Ids, TokenLayout
 
 PROMPTS = [[5, 6, 7], [8, 9]]
-SCHEDULE = Schedule(steps=6, guidance=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -31,21 +30,22 @@ def transformer(tiny_models: Models) -> UnifiedTransformer:
 def drawn(model: UnifiedTransformer, reuse: Reuse, steps: int = 6) -> tuple[Ids, list[int]]:
     """Tokens of two prompts, and the branches of every forward."""
     layout, branches = TokenLayout.of(model.configuration, 1, 2), list[int]()
-    everything = np.ones(layout.image_tokens, dtype=np.bool_)
-    schedule = Schedule(steps=steps, guidance=2.0)
     head = model.image_head.register_forward_hook(lambda _module, given, _out: branches.append(len(given[0])))
-    with torch.inference_mode(), _Lower(model, reuse.kept) as lower:
-        step = step_function(model, layout, [layout.prompt(prompt) for prompt in PROMPTS], reuse, lower)
-        masked = np.full((2, layout.image_tokens), layout.mask_code)
-        codes = decode(step, masked, [plan(schedule, everything, seed) for seed in (1, 2)], [1, 2])
+    with torch.inference_mode(), Reused(model, reuse):
+        codes = sample(model, layout, [layout.prompt(p) for p in PROMPTS], Schedule(steps=steps, guidance=2.0), [1, 2])
     head.remove()
+    assert "image_logits" not in vars(model)
     assert not any("forward" in vars(block) for block in model.blocks)
-    return np.asarray(codes), branches
+    return codes.numpy(), branches
 
 
 def test_the_first_step_of_a_period_is_whole_and_the_rest_runs_in_part(transformer: UnifiedTransformer) -> None:
-    _, whole = drawn(transformer, Reuse())
+    plain, whole = drawn(transformer, Reuse())
     assert whole == [4] * 6
+    layout = TokenLayout.of(transformer.configuration, 1, 2)
+    with torch.inference_mode():
+        alone = sample(transformer, layout, [layout.prompt(prompt) for prompt in PROMPTS], Schedule(steps=6, guidance=2.0), [1, 2])
+    assert np.array_equal(plain, alone.numpy())
     assert drawn(transformer, Reuse("logits", 2))[1] == [4] * 3
     assert drawn(transformer, Reuse("branch", 3))[1] == [4, 2, 2] * 2
     assert drawn(transformer, Reuse("blocks", 2, 1))[1] == [4] * 6

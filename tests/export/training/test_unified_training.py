@@ -24,7 +24,7 @@ from export.data.text.tokenizer import train_text_tokenizer
 from export.data.tokens import TokenCache, cache_tokens, write_meta
 from export.training.checkpoint import load_weights
 from export.training.loop import TrainOptions, train
-from export.training.preview import measure_texts, next_codes, sample
+from export.training.preview import _next_codes, measure_texts, sample
 from export.training.unified import Mixture, UnifiedTask, draw_masks, draw_region_mask, row_shares, run
 from f2edge.errors import InputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema, Slot
@@ -285,9 +285,9 @@ def test_samples_are_complete_and_repeatable(cache: TokenCache, texts: TextMaker
     model = task(cache, texts).model.eval()
     prompts = [texts.prompt(cache.face(row), np.random.default_rng(row)) for row in range(3)]
     with torch.no_grad():
-        codes = sample(model, texts, prompts)
-        assert torch.equal(codes, sample(model, texts, prompts))
-        assert torch.equal(codes[:1], sample(model, texts, prompts[:1])), "the same face alone"
+        codes = sample(model, texts.layout, prompts)
+        assert torch.equal(codes, sample(model, texts.layout, prompts))
+        assert torch.equal(codes[:1], sample(model, texts.layout, prompts[:1])), "the same face alone"
     assert codes.shape == (3, N)
     assert 0 <= int(codes.min()) <= int(codes.max()) < 16
 
@@ -300,7 +300,7 @@ def test_a_step_keeps_what_is_known_and_masks_the_least_sure() -> None:
         "temperature": np.zeros(1, np.float32), "token_temperature": np.full(1, 0.01, np.float32),
         "noise_key": np.array([[1, 2, 3, 4]]), "priority": np.zeros((1, 4), np.float32), "masked_after": np.array([2]),
     }  # fmt: skip
-    codes, proposal = next_codes(logits, feeds)
+    codes, proposal = _next_codes(logits, feeds)
     assert proposal.tolist() == [[2, 1, 1, 1]]
     assert codes[0, 0] == 2
     assert (codes == 3).sum() == 2

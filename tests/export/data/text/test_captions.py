@@ -212,7 +212,7 @@ def test_every_value_is_said_again_as_captions_say_it() -> None:
     assert spoken["hair_color", "gray"] == "gray hair"
 
 
-def test_no_synonym_is_written_in_captions_or_means_two_things() -> None:
+def test_every_synonym_is_read_as_it_is_meant() -> None:
     phrases = [phrase for phrases in SYNONYMS.values() for phrase in phrases]
     assert len(phrases) == len(set(phrases))
     for claims, synonyms in SYNONYMS.items():
