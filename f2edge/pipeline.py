@@ -136,7 +136,7 @@ class FacePipeline:
             CancelledError: ``cancelled`` returned True.
         """
         schedule, rounds = self.schedule(options), checked_rounds(check)
-        rows, preset = list(paired(prompts, seeds)), name_of(schedule, self.bundle.presets)
+        rows, preset = list(paired(prompts, seeds)), self.preset_name(schedule, options)
         layouts = [self.layout(*source, layout_strength) for source in sources(layout, layout_from, len(rows))]
         texts = [self.prompt_text(prompt, where) for (prompt, _), where in zip(rows, layouts, strict=True)]
         prefixes = [self.inference.prompt_prefix(text.ids) for text in texts]
@@ -204,7 +204,7 @@ class FacePipeline:
             InputError: a region that covers no token, or what :meth:`generate` raises.
         """
         schedule, rounds = self.schedule(options, edit=True), checked_rounds(check)
-        text, preset = self.prompt_text(prompt, edit=True), name_of(schedule, self.bundle.editing_presets)
+        text, preset = self.prompt_text(prompt, edit=True), self.preset_name(schedule, options, edit=True)
         prefix = self.inference.prompt_prefix(text.ids)
         picture = open_image(image)
         pixels = self.pixels(picture)
@@ -228,6 +228,10 @@ class FacePipeline:
         bundle = self.bundle
         defaults, presets = (bundle.editing, bundle.editing_presets) if edit else (bundle.generation, bundle.presets)
         return (options or GenerateOptions()).resolve(defaults, presets)
+
+    def preset_name(self, schedule: Schedule, options: GenerateOptions | None = None, *, edit: bool = False) -> str:
+        """Return the name of the preset that a schedule is; of presets that are equal, the one that its options ask for."""
+        return name_of(schedule, self.bundle.editing_presets if edit else self.bundle.presets, options.quality if options else None)
 
     def layout(self, layout: LayoutSource | None, face: ImageSource | None, strength: float = STRENGTH) -> Layout | None:
         """Return where regions are to lie, by a map or by another face; None where neither does; errors as of :meth:`generate`."""

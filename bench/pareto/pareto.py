@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 #: Draws of the prompts for an interval.
 _RESAMPLED = 1000
 #: Parts of the pictures that are left out one at a time for another.
-_PARTS = 16
 _COLUMNS = (
     "",
     "bundle",
@@ -89,13 +88,13 @@ def methods(name: str, bundle: Bundle, steps: Sequence[int], guidance: Sequence[
 def measured(bench: Bench, schedule: Schedule, repeats: int, real: Features) -> Results:
     """Return the figures of a schedule on the bench's prompts; ``real`` are the features of the prompts' renders."""
     from bench.quality import scores
-    from bench.quality.realism import unlike_eyes
+    from bench.quality.realism import kernel_distance, unlike_eyes
 
     pictures, seconds = drawn(bench, schedule)
     said = scores.mention_table([p.mentioned for p in bench.prompts], bench.schema)
     right, asked = ((bench.judge.predict(pictures) == said) & (said >= 0)).sum(axis=1), (said >= 0).sum(axis=1)
     eyes, seen = unlike_eyes(pictures, bench.judge)
-    kernel = kernel_interval(bench.judge.features(pictures), real)
+    kernel = list(kernel_distance(bench.judge.features(pictures), real))
     return {
         "forwards": branches(bench, schedule),
         "attributes": interval(right, asked, bench.seed),
@@ -113,19 +112,6 @@ def interval(right: Sequence[int] | np.ndarray, asked: Sequence[int] | np.ndarra
     rows = np.random.default_rng(seed).integers(len(right), size=(_RESAMPLED, len(right)))
     low, high = np.quantile(right[rows].sum(axis=1) / asked[rows].sum(axis=1), (0.025, 0.975))
     return [float(right.sum() / asked.sum()), float(low), float(high)]
-
-
-def kernel_interval(made: Features, real: Features) -> list[float]:
-    """Return the kernel distance of two sets of as many rows, and its 95 % interval by leaving out a sixteenth of the rows at a time.
-
-    :func:`bench.quality.realism.kernel_distance` draws subsets of 200 instead, for sets that are larger.
-    """
-    from bench.quality.realism import discrepancy
-
-    parts = np.array_split(np.arange(len(made)), min(_PARTS, len(made)))
-    without = np.array([discrepancy(np.delete(made, part, axis=0), np.delete(real, part, axis=0)) for part in parts])
-    distance, reach = discrepancy(made, real), 1.96 * float(np.sqrt((len(parts) - 1) * without.var()))
-    return [distance, distance - reach, distance + reach]
 
 
 def _alone(bench: Bench, repeats: int) -> Iterator[float]:
@@ -208,14 +194,14 @@ def pareto(
 def _floor(bench: Bench) -> Results:
     """Return the figures of renders: the judge on the prompts' own faces, and two sets of renders beside each other."""
     from bench.quality import scores
-    from bench.quality.realism import unlike_eyes
+    from bench.quality.realism import kernel_distance, unlike_eyes
 
     faces, others = bench.faces[: bench.images], bench.faces[bench.images :]
     said = scores.mention_table([p.mentioned for p in bench.prompts], bench.schema)
     return {
         "attributes": scores.slot_shares(bench.judge.predict(faces.images), said, bench.schema).overall,
         "unlike_eyes": unlike_eyes(others.images, bench.judge)[0],
-        "kernel": kernel_interval(bench.judge.features(others.images), bench.judge.features(faces.images)),
+        "kernel": list(kernel_distance(bench.judge.features(others.images), bench.judge.features(faces.images))),
     }
 
 

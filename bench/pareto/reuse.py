@@ -24,7 +24,7 @@ import numpy as np
 import typer
 
 from bench.options import DEFAULT_JUDGE, AsJson, BundleName, Threads, whole_numbers
-from bench.pareto.pareto import interval, kernel_interval
+from bench.pareto.pareto import interval
 from bench.quality.presets import SEED
 from bench.results import Results, write_json
 from f2edge.cli.console import Output
@@ -168,6 +168,7 @@ def reuse(
     from bench.quality.faces import held_out_faces
     from bench.quality.judge import Judge
     from bench.quality.quality import Bench
+    from bench.quality.realism import kernel_distance
     from export.checkpoints.from_bundle import transformer_of
     from f2edge.pipeline import FacePipeline
 
@@ -194,7 +195,7 @@ def reuse(
             "reuse": method.reuse.described,
             "forwards": method.reuse.forwards(method.schedule.steps, layers),
             "attributes": interval(right, (said >= 0).sum(axis=1), seed),
-            "kernel": kernel_interval(judge.features(pictures), real),
+            "kernel": list(kernel_distance(judge.features(pictures), real)),
         })  # fmt: skip
     document = {"bundle": bundle, "images": images, "seed": seed, "rows": rows}
     if out is not None:

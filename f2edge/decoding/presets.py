@@ -51,9 +51,10 @@ def check_quality(name: str) -> str:
     return name
 
 
-def name_of(schedule: Schedule, presets: Presets) -> str:
-    """Return the name of the preset that a schedule is, "" where it is none."""
-    return next((name for name, preset in presets.items() if preset.schedule == schedule), "")
+def name_of(schedule: Schedule, presets: Presets, asked: str | None = None) -> str:
+    """Return the name of the preset that a schedule is, "" where it is none; of several that are equal, the one asked for."""
+    names = [name for name, preset in presets.items() if preset.schedule == schedule]
+    return asked if asked in names else next(iter(names), "")
 
 
 def nearest(presets: Presets, steps: int) -> tuple[str, Schedule]:

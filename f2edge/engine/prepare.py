@@ -12,7 +12,6 @@ from PIL import Image
 
 from f2edge.decoding.autoregressive import TextStream
 from f2edge.decoding.noise import noise_key
-from f2edge.decoding.presets import name_of
 from f2edge.engine.requests import (
     AnalyzeRequest,
     AskRequest,
@@ -98,7 +97,7 @@ def _image_state(pipeline: FacePipeline, limits: Limits, request: ImageRequest, 
         "wording": prompt.wording,
         "seed": request.seed,
         "schedule": schedule,
-        "preset": name_of(schedule, presets),
+        "preset": pipeline.preset_name(schedule, request.options, edit=edit),
         "presets": {} if request.options.changes else presets,
         "floor": min(request.min_steps or limits.min_steps, schedule.steps),
         "hard_floor": min(request.min_steps or 1, schedule.steps),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bench.cli import main
-from bench.pareto.pareto import interval, kernel_interval, methods
+from bench.pareto.pareto import interval, methods
 from bench.pareto.plot import draw, front
 from f2edge.bundle.bundle import Bundle, write_manifest
 from tests.support.bundle_document import document, write_folder
@@ -55,17 +55,6 @@ def test_an_interval_is_that_of_the_prompts() -> None:
     assert share == 0.625
     assert low == pytest.approx(0.625 - 1.96 * 0.4146 / 8, abs=0.02)  # the deviation of a prompt's share, by the root of their number
     assert high == pytest.approx(0.625 + 1.96 * 0.4146 / 8, abs=0.02)
-
-
-def test_the_interval_of_a_distance_holds_it_and_falls_with_the_pictures() -> None:
-    rng = np.random.default_rng(0)
-    sets = [rng.normal(size=(2, n, 8)) + np.array([0.4, 0.0])[:, None, None] for n in (60, 1000)]
-    (few, low, high), (many, least, most) = (kernel_interval(made, real) for made, real in sets)
-    assert low < many < high
-    assert low < few < high
-    assert 0 < most - least < 0.5 * (high - low)
-    same = kernel_interval(*rng.normal(size=(2, 500, 8)))
-    assert same[1] < 0 < same[2] < least
 
 
 def test_the_plot_has_a_line_for_each_way_and_text_as_text(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ RNG = np.random.default_rng(4)
 
 def test_kernel_distance_is_that_of_moments_in_closed_form() -> None:
     """With F = 1, (x y + 1)^3 expands into moments: 1 + 3 m1 m1' + 3 m2 m2' + m3 m3'."""
-    a, b = RNG.normal(size=(4000, 1)), RNG.normal(loc=1.0, size=(4000, 1))
+    a, b = RNG.normal(size=(2000, 1)), RNG.normal(loc=1.0, size=(2000, 1))
     true = 3 * (0 - 1) ** 2 + 3 * (1 - 2) ** 2 + (0 - 4) ** 2
     distance, low, high = kernel_distance(a, b)
     assert distance == pytest.approx(true, rel=0.15)
@@ -29,6 +29,17 @@ def test_kernel_distance_is_that_of_moments_in_closed_form() -> None:
     assert abs(kernel_distance(a[::2], a[1::2])[0]) < 0.3
     with pytest.raises(InputError, match="kernel distance"):
         kernel_distance(a[:3], b)
+
+
+def test_the_interval_of_a_distance_holds_it_and_falls_with_the_pictures() -> None:
+    rng = np.random.default_rng(0)
+    sets = [rng.normal(size=(2, n, 8)) + np.array([0.4, 0.0])[:, None, None] for n in (60, 1000)]
+    (few, low, high), (many, least, most) = (kernel_distance(made, real) for made, real in sets)
+    assert low < many < high
+    assert low < few < high
+    assert 0 < most - least < 0.5 * (high - low)
+    same = kernel_distance(*rng.normal(size=(2, 500, 8)))
+    assert same[1] < 0 < same[2] < least
 
 
 def test_precision_and_recall_tell_a_narrow_set_from_a_wide_one() -> None:

@@ -41,6 +41,8 @@ def test_options_change_a_preset_and_an_unknown_one_is_refused() -> None:
     assert (changed.steps, changed.guidance) == (6, 0.0)
     assert name_of(changed, PRESETS) == ""
     assert name_of(PRESETS["best"].schedule, PRESETS) == "best"
+    equal = {**PRESETS, "balanced": PRESETS["fast"]}
+    assert [name_of(PRESETS["fast"].schedule, equal, asked) for asked in (None, "balanced", "best")] == ["fast", "balanced", "fast"]
     assert GenerateOptions(quality="fast").resolve(Schedule(steps=12)).steps == 4
     assert GenerateOptions().resolve(Schedule(steps=9), PRESETS).steps == 9
     with pytest.raises(InputError, match="fast, balanced, best"):
