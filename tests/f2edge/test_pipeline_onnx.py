@@ -13,6 +13,7 @@ from f2edge.decoding import drafts
 from f2edge.decoding.presets import QUALITIES
 from f2edge.pipeline import FacePipeline
 from f2edge.results import GenerateOptions
+from f2edge.spec.layout import tokens_of_cells
 
 pytestmark = pytest.mark.runtime
 
@@ -77,7 +78,7 @@ def test_every_preset_draws_a_face_twice_alone_and_among_others(pipeline: FacePi
 @pytest.mark.parametrize("region", [(0, 0, 64, 64), (32, 64, 64, 32)])
 def test_an_edit_keeps_every_token_outside(pipeline: FacePipeline, face: Image.Image, region: tuple[int, int, int, int]) -> None:
     edited = pipeline.edit(face, PROMPTS[2], region, seed=5, options=OPTIONS)
-    outside = ~np.repeat(edited.region.ravel(), len(edited.codes) // edited.region.size)
+    outside = ~tokens_of_cells(edited.region, pipeline.bundle.configuration.tokenizer)
     assert 0 < outside.sum() < len(outside)
     assert np.array_equal(edited.original_codes, pipeline.encode(face)[0])
     assert np.array_equal(edited.codes[outside], edited.original_codes[outside])

@@ -26,12 +26,12 @@ def test_other_tokens_are_a_fault_unless_the_runtime_is_known_to_round_otherwise
         codes = (*own[:equal], *((code + 1) % manifest.layout.codes for code in own[equal:]))
         pipeline.bundle = replace(bundle, manifest=replace(manifest, smoke=replace(smoke, codes=codes)))
 
-    expect(9)
+    expect(len(own) // 12)
     monkeypatch.setattr(onnxruntime, "__version__", "1.30.0")
     with pytest.raises(BackendError, match="agree with the exporting machine"):
         _check_tokens(pipeline)
     monkeypatch.setattr(onnxruntime, "__version__", "1.23.2")
     assert "older than 1.30" in _check_tokens(pipeline)
     expect(0)
-    with pytest.raises(BackendError, match="0 of 128 tokens agree"):
+    with pytest.raises(BackendError, match=f"0 of {len(own)} tokens agree"):
         _check_tokens(pipeline)
