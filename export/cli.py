@@ -29,6 +29,7 @@ import typer
 from export.training.commands import Configuration, to_stderr, train_app
 from f2edge.cli.command import end_as_interrupted, run_command
 from f2edge.errors import InputError
+from f2edge.spec.configuration import SHIPPED
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,8 +61,8 @@ def render(
     count: Annotated[int, typer.Option(help="Number of faces.")] = 4096,
     split: Annotated[str, typer.Option(help="train or heldout.")] = "train",
     first_seed: Annotated[int, typer.Option(help="Seed of the first face.")] = 0,
-    size: Annotated[int, typer.Option(help="Pixels along one side.")] = 128,
-    grid: Annotated[int, typer.Option(help="Cells along one side of the stored region masks.")] = 8,
+    size: Annotated[int, typer.Option(help="Pixels along one side.")] = SHIPPED.tokenizer.image_size,
+    grid: Annotated[int, typer.Option(help="Cells along one side of the stored region masks.")] = SHIPPED.tokenizer.grid,
     workers: Annotated[int, typer.Option(help="Processes.")] = 1,
     shard_size: Annotated[int, typer.Option(help="Faces per shard.")] = 4096,
 ) -> None:
@@ -110,7 +111,7 @@ def cache(
     encoders: Annotated[str | None, typer.Option(help="Encoders: run folder or bundle.  [default: that of --tokenizer nano]")] = None,
     clip: Annotated[str | None, typer.Option(help="Folder of CLIP ViT-L/14, as semantic encoder.")] = None,
     antelope: Annotated[str | None, typer.Option(help="AntelopeV2's glintr100.onnx, as identity encoder.")] = None,
-    configuration: Configuration = "nano",
+    configuration: Configuration = SHIPPED.name,
     text: Annotated[Path | None, typer.Option(help="tokenizer.json to keep with the cache.  [default: that of the bundle]")] = None,
     columns: Annotated[str, typer.Option(help="Roles of columns, as in image=photo,captions=title, if they are not recognized.")] = "",
     schema: Annotated[Path | None, typer.Option(help="JSON file of slots that are columns of the data, for `analyze`.")] = None,
@@ -233,7 +234,7 @@ def onnx(
     text: Annotated[Path | None, typer.Option(help="tokenizer.json made by `text-tokenizer`.")] = None,
     out: Bundle,
     recipe: Annotated[str, typer.Option(help=_RECIPE + "; tensorrt flavour: fp16, fp8, nvfp4, int8,mmu_extend=int4-gptq …")] = "int8",
-    configuration: Annotated[str, typer.Option(help="nano, show-o or 1.8b.")] = "nano",
+    configuration: Annotated[str, typer.Option(help="nano-2, show-o or 1.8b.")] = SHIPPED.name,
     quality: Annotated[Path | None, typer.Option(help="JSON of `python -m bench quality`, copied into the manifest.")] = None,
     description: Annotated[str, typer.Option(help="One sentence for the manifest.")] = "",
     photographed: Annotated[

@@ -44,7 +44,7 @@ from f2edge.camera.crops import PORTRAIT_MARGINS
 from f2edge.decoding.schedule import Schedule
 from f2edge.errors import InputError
 from f2edge.spec.attributes import F2EDGE_SCHEMA, AttributeSchema
-from f2edge.spec.configuration import FeatureShape, ImageTokenizerConfiguration, ModelConfiguration, configuration_named
+from f2edge.spec.configuration import SHIPPED, FeatureShape, ImageTokenizerConfiguration, ModelConfiguration, configuration_named
 from f2edge.spec.layout import TokenLayout
 from f2edge.spec.sensitive import PHOTOGRAPHED
 from f2edge.text import PromptReader, TextTokenizer
@@ -57,7 +57,7 @@ SMOKE_SEED = 7
 _BITS: Mapping[str, int] = {"fp32": 32, "fp16": 16, "int8": 8, "fp8": 8, "int4": 4, "int4-gptq": 4, "nvfp4": 4}
 
 
-def load_models(unified: Path, tokenizer: Path, encoders: Path | None, configuration: str = "nano") -> Models:
+def load_models(unified: Path, tokenizer: Path, encoders: Path | None, configuration: str = SHIPPED.name) -> Models:
     """Load the trained parts from their run folders, image tokenizer and encoders also out of bundles.
 
     Raises :class:`InputError` for a missing or unsuitable file.

@@ -10,13 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from export.training.options import trainer
+from f2edge.spec.configuration import SHIPPED
 
 train_app = typer.Typer(no_args_is_help=True, help="Train one part of the model; a run found in --out is resumed.")
 
 Run = Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log.jsonl, samples, and the weights at the end.")]
 Data = Annotated[Path, typer.Option(help="Folder of shards made by `render`.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="Short test run of at most two minutes.")]
-Configuration = Annotated[str, typer.Option(help="nano, nano-2 …")]
+Configuration = Annotated[str, typer.Option(help="nano-2, nano, small …")]
 
 
 def to_stderr(message: str) -> None:
@@ -30,7 +31,7 @@ def train_tokenizer(
     *,
     data: Data,
     out: Run,
-    configuration: Configuration = "nano",
+    configuration: Configuration = SHIPPED.name,
     perceptual: Annotated[
         Path | None, typer.Option(help="Run folder of the encoders; adds a perceptual loss and an attribute loss.")
     ] = None,
@@ -60,7 +61,9 @@ def train_tokenizer(
 
 @train_app.command("encoders")
 @trainer
-def train_encoders(*, data: Data, out: Run, configuration: Configuration = "nano", smoke: Smoke = False, changes: dict[str, Any]) -> None:
+def train_encoders(
+    *, data: Data, out: Run, configuration: Configuration = SHIPPED.name, smoke: Smoke = False, changes: dict[str, Any]
+) -> None:
     """Train the semantic encoder, the identity encoder and the region parser together."""
     from export.training.encoders import run
     from export.training.loop import TrainOptions
@@ -81,7 +84,7 @@ def train_unified(
     tokens: Annotated[Path, typer.Option(help="Folder made by `cache`.")],
     text: Annotated[Path | None, typer.Option(help="tokenizer.json.  [default: the one in the cache]")] = None,
     out: Run,
-    configuration: Configuration = "nano",
+    configuration: Configuration = SHIPPED.name,
     image_tokenizer: Annotated[Path | None, typer.Option(help="Run folder of the image tokenizer, for sample grids.")] = None,
     start_from: Annotated[
         Path | None,
@@ -141,7 +144,7 @@ def train_student(
     tokens: Annotated[Path, typer.Option(help="Folder made by `cache`.")],
     text: Annotated[Path | None, typer.Option(help="tokenizer.json.  [default: the one in the cache]")] = None,
     out: Run,
-    configuration: Annotated[str, typer.Option(help="That of a teacher whose weights file does not say its own.")] = "nano",
+    configuration: Annotated[str, typer.Option(help="That of a teacher whose weights file does not say its own.")] = SHIPPED.name,
     guidance: Annotated[float | None, typer.Option(min=0, max=100, help="Guidance of the teacher.  [default: its own]")] = None,
     halve: Annotated[int | None, typer.Option(help="Learn from pictures that the teacher draws in this many steps to take half.")] = None,
     data_weight: Annotated[float, typer.Option(help="Weight of the losses on the data beside the teacher's.")] = 0.1,

@@ -17,12 +17,16 @@ from export.quantize.quantize import quantize_columns
 from export.training.start import start
 from f2edge.bundle.bundle import Bundle
 from f2edge.errors import InputError
-from f2edge.spec.configuration import NANO, NANO_2
+from f2edge.spec.configuration import NANO, NANO_2, SHIPPED
 
 
 @pytest.fixture(scope="module")
 def nano() -> UnifiedTransformer:
     return transformer_of(Bundle.load("nano"))
+
+
+def test_commands_without_a_configuration_fit_the_bundle(nano: UnifiedTransformer) -> None:
+    assert nano.configuration == SHIPPED
 
 
 def test_weights_quantized_again_have_the_same_codes(nano: UnifiedTransformer) -> None:
@@ -46,7 +50,7 @@ def test_a_training_starts_with_what_the_bundle_knows(nano: UnifiedTransformer) 
 
 
 def test_a_model_with_another_image_tokenizer_begins_with_all_but_the_picture(nano: UnifiedTransformer) -> None:
-    model, said = UnifiedTransformer(NANO_2), list[str]()
+    model, said = UnifiedTransformer(NANO if SHIPPED is NANO_2 else NANO_2), list[str]()
     first = {name: value.clone() for name, value in model.state_dict().items()}
     start(model, Path("nano"), lambda _: [], said.append)
     state, now = nano.state_dict(), model.state_dict()

@@ -21,7 +21,7 @@ from export.checkpoints.parts import PartNames, open_parts, portrait_alignment
 from export.graph.trace import Models, trace
 from f2edge.errors import InputError
 from f2edge.imaging.images import similarity
-from f2edge.spec.configuration import NANO, PAPER
+from f2edge.spec.configuration import NANO, PAPER, SHIPPED
 from tests.support.plain_iresnet import IResNet
 
 
@@ -82,14 +82,14 @@ def scattered(network: nn.Module) -> nn.Module:
 
 
 def check_identity(folder: Path, network: nn.Module) -> None:
-    models, pixels = identity_models(folder, network), faces(128)
+    models, pixels = identity_models(folder, network), faces(SHIPPED.tokenizer.image_size)
     assert models.identity is not None
     wanted = wanted_identity(network, pixels)
     with torch.inference_mode():
         found = models.identity(pixels)
     assert found.shape == (2, 1, 512)
     assert worst(found, wanted) <= 1e-4
-    small = replace(models, configuration=replace(models.configuration, tokenizer=NANO.tokenizer, identity=PAPER.identity))
+    small = replace(models, configuration=replace(models.configuration, tokenizer=SHIPPED.tokenizer, identity=PAPER.identity))
     assert worst(exported("identity", small, pixels, folder), wanted) <= 1e-3
 
 

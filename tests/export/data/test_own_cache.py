@@ -25,10 +25,10 @@ from export.data.caching import write_cache
 from export.data.external.index import Index, Texts
 from export.data.tokens import TokenCache
 from f2edge.errors import InputError
-from f2edge.spec.configuration import NANO, PAPER
+from f2edge.spec.configuration import PAPER, SHIPPED
 from tests.support.own_faces import write_faces, write_tables
 
-COUNT = 12
+COUNT, GRID = 12, SHIPPED.tokenizer.grid
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def request(data: Path, out: Path, **changes: Any) -> CacheRequest:
-    base = CacheRequest(data, out, PartNames("nano", "nano"), NANO, shard_rows=5, batch=4, validation=3, bf16=False)
+    base = CacheRequest(data, out, PartNames("nano", "nano"), SHIPPED, shard_rows=5, batch=4, validation=3, bf16=False)
     return replace(base, **changes)
 
 
@@ -72,7 +72,7 @@ def test_rows_carry_their_texts_and_the_split_is_at_the_end(forms: dict[str, Pat
         assert isinstance(face, Texts)
         assert face.captions == (rows[number]["title"],)
         assert len(face.questions) == 4
-    assert cache.regions.shape == (COUNT, 12, 8, 8)
+    assert cache.regions.shape == (COUNT, 12, GRID, GRID)
     assert cache.semantic[[3, 7]].dtype == np.float16
 
 
@@ -218,8 +218,8 @@ def test_a_million_rows_stream_in_flat_memory(tmp_path: Path) -> None:
 
 
 def test_a_model_without_encoders_has_no_features(forms: dict[str, Path], tmp_path: Path) -> None:
-    plain = replace(NANO, name="show-o", semantic=None, identity=None, sequence_experts=False)
+    plain = replace(SHIPPED, name="show-o", semantic=None, identity=None, sequence_experts=False)
     cache = write_cache(request(forms["csv"], tmp_path / "c", parts=PartNames("nano"), configuration=plain), report=lambda _: None)
     assert cache.semantic.shape == cache.identity.shape == (COUNT, 0, 0)
-    assert cache.codes.shape == (COUNT, 128)
-    assert cache.regions.shape == (COUNT, 0, 8, 8)
+    assert cache.codes.shape == (COUNT, SHIPPED.image_tokens)
+    assert cache.regions.shape == (COUNT, 0, GRID, GRID)
