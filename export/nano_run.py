@@ -24,8 +24,8 @@ from types import FrameType
 
 from export.training.checkpoint import is_finished
 from f2edge.errors import F2EdgeError, InputError
+from f2edge.spec.configuration import SHIPPED
 
-CONFIGURATION = "nano-2"
 TRAINED = ("encoders", "judge", "tokenizer", "unified")
 
 
@@ -107,7 +107,7 @@ def stages(out: Path, plan: TrainingPlan) -> list[TrainingStage]:
     """The stages of a whole run in their order."""
     data, text, tokens = out / "faces", out / "tokenizer.json", out / "tokens"
     runs = {name: out / name for name in TRAINED}
-    shape = ("--configuration", CONFIGURATION)
+    shape = ("--configuration", SHIPPED.name)
     workers = plan.workers or os.cpu_count() or 1
 
     def train(name: str, *arguments: object, module: str = "export", verb: tuple[str, ...] = ()) -> tuple[str, ...]:

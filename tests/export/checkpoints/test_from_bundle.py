@@ -17,7 +17,7 @@ from export.quantize.quantize import quantize_columns
 from export.training.start import start
 from f2edge.bundle.bundle import Bundle
 from f2edge.errors import InputError
-from f2edge.spec.configuration import NANO, NANO_2, SHIPPED
+from f2edge.spec.configuration import NANO, SHIPPED
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_a_training_starts_with_what_the_bundle_knows(nano: UnifiedTransformer) 
 
 
 def test_a_model_with_another_image_tokenizer_begins_with_all_but_the_picture(nano: UnifiedTransformer) -> None:
-    model, said = UnifiedTransformer(NANO if SHIPPED is NANO_2 else NANO_2), list[str]()
+    model, said = UnifiedTransformer(NANO), list[str]()
     first = {name: value.clone() for name, value in model.state_dict().items()}
     start(model, Path("nano"), lambda _: [], said.append)
     state, now = nano.state_dict(), model.state_dict()
