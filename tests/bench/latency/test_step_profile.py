@@ -20,11 +20,11 @@ def test_operators_of_nanos_step_by_cause() -> None:
     counts, layers = Counter(causes_of(graph)), bundle.configuration.layers
     assert counts.total() == len(graph.node)
     assert counts[causes.HEAD] == 1
-    assert counts[causes.PRODUCTS] == 5 * layers + 3  # and the noise's two maps, and the split of columns
-    assert counts[causes.SCALES] == 6 * 23
-    assert counts[causes.BIASES] == 2 * (5 * layers + 4)
-    assert counts[causes.ATTENTION] == 16 * layers
-    assert counts[causes.ROUTERS] >= 18 * layers
+    assert counts[causes.PRODUCTS] == 5 * layers + 4  # and the map of bits, the noise's two, and the split of columns
+    assert counts[causes.SCALES] == 6 * 24
+    assert counts[causes.BIASES] == 2 * (5 * layers + 4) + 1
+    assert counts[causes.ATTENTION] == 4 * layers
+    assert counts[causes.ROUTERS] >= 11 * layers
 
 
 def test_a_profile_adds_up_and_refuses_fp32(tiny_bundle: object, tiny_int8_bundle: object) -> None:

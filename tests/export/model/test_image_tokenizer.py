@@ -33,7 +33,7 @@ from export.training.tokenizer import (
     psnr,
 )
 from f2edge.errors import InputError
-from f2edge.spec.configuration import NANO, NANO_2, SHOW_O, ImageTokenizerConfiguration
+from f2edge.spec.configuration import NANO, NANO_2, SHIPPED, SHOW_O, ImageTokenizerConfiguration
 from f2edge.spec.layout import tokens_of_cells
 
 PAIRED = ImageTokenizerConfiguration(image_size=32, bits=6, channels=(8, 16, 32), blocks=1, codes_per_cell=2)
@@ -293,7 +293,7 @@ def test_command_trains_from_rendered_shards(tmp_path: Path, capsys: pytest.Capt
     arguments = ["train", "tokenizer", "--data", str(shards), "--out", str(out), "--smoke", "--steps", "3", "--batch", "4"]
     assert command(arguments) == 0
     assert capsys.readouterr().out.strip().splitlines()[-1] == str(out)
-    assert load_tokenizer(out).configuration == NANO.tokenizer
+    assert load_tokenizer(out).configuration == SHIPPED.tokenizer
     assert command([*arguments, "--rate", "1e-3"]) == 0  # finished: nothing to do, the same answer
 
 

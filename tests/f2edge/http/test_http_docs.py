@@ -15,6 +15,7 @@ from PIL import Image
 
 from f2edge.provenance.inspection import find_marks
 from f2edge.provenance.label import EDITED, GENERATED
+from f2edge.spec.configuration import SHIPPED
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "http.md").read_text(encoding="utf-8")
 WRITTEN = "http://127.0.0.1:8080"
@@ -57,7 +58,7 @@ def test_the_lines_of_curl(address: str, tmp_path: Path) -> None:
         assert marks.names == ("xmp", "watermark")
         assert marks.label is not None
         assert marks.label.source_type == source
-        assert Image.open(tmp_path / name).size == (128, 128)
+        assert Image.open(tmp_path / name).size == (SHIPPED.tokenizer.image_size,) * 2
     events = (tmp_path / "events.txt").read_text(encoding="utf-8")
     assert events.count("event: preview\n") >= 4
     assert events.count("event: result\n") == 1
