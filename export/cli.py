@@ -234,7 +234,9 @@ def onnx(
     text: Annotated[Path | None, typer.Option(help="tokenizer.json made by `text-tokenizer`.")] = None,
     out: Bundle,
     recipe: Annotated[str, typer.Option(help=_RECIPE + "; tensorrt flavour: fp16, fp8, nvfp4, int8,mmu_extend=int4-gptq …")] = "int8",
-    configuration: Annotated[str, typer.Option(help="nano-2, show-o or 1.8b.")] = SHIPPED.name,
+    configuration: Annotated[
+        str | None, typer.Option(help="nano-2, nano, show-o or 1.8b.  [default: what the weights say, else nano-2]")
+    ] = None,
     quality: Annotated[Path | None, typer.Option(help="JSON of `python -m bench quality`, copied into the manifest.")] = None,
     description: Annotated[str, typer.Option(help="One sentence for the manifest.")] = "",
     photographed: Annotated[

@@ -9,7 +9,6 @@ routes differently from PyTorch, fails the export.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from export.model.transformer import UnifiedTransformer
 from export.quantize.recipes import recipe_named
 from export.quantize.requantize import calibrate
 from export.reading import fit_reading
-from export.training.checkpoint import load_weights, trained_for_of, weights_file, weights_metadata
+from export.training.checkpoint import configuration_of, finished_or_newest, load_weights, trained_for_of
 from export.verify.census import census_of_folder
 from export.verify.parity import SampleInputs, generate, measure
 from f2edge.backends.onnxruntime import OnnxRuntimeBackend
@@ -57,30 +56,33 @@ SMOKE_SEED = 7
 _BITS: Mapping[str, int] = {"fp32": 32, "fp16": 16, "int8": 8, "fp8": 8, "int4": 4, "int4-gptq": 4, "nvfp4": 4}
 
 
-def load_models(unified: Path, tokenizer: Path, encoders: Path | None, configuration: str = SHIPPED.name) -> Models:
+def load_models(unified: Path, tokenizer: Path, encoders: Path | None, configuration: str | None = None) -> Models:
     """Load the trained parts from their run folders, image tokenizer and encoders also out of bundles.
 
-    Raises :class:`InputError` for a missing or unsuitable file.
+    Args:
+        unified: run folder or weights file of the transformer.
+        tokenizer: run folder, weights file or bundle of the image tokenizer.
+        encoders: read only for configurations with encoders; None for others.
+        configuration: name of the transformer's; None: the one that its weights say, else that of the shipped bundle.
 
-    ``encoders`` is read only for configurations with encoders, and may be None for others.
+    Raises:
+        InputError: a missing or unsuitable file.
     """
-    named, image_tokenizer = configuration_named(configuration), tokenizer_of(str(tokenizer))
+    asked = None if configuration is None else configuration_named(configuration)
+    source, image_tokenizer = finished_or_newest(unified), tokenizer_of(str(tokenizer))
     shape = image_tokenizer.configuration
     assert isinstance(shape, ImageTokenizerConfiguration)
-    chosen = replace(named, tokenizer=shape)
-    finished = unified / "unified.safetensors"
-    source = finished if finished.is_file() else unified
-    stored = weights_metadata(weights_file(source)).get("configuration", "")
-    described = json.loads(stored) if stored.startswith("{") else {}  # a training run writes the name alone
-    if described.get("name") == configuration:
-        chosen = replace(ModelConfiguration.from_json(described), tokenizer=shape)
+    said = configuration_of(source)
+    if asked is not None and (said is None or said.name != configuration):  # what they say themselves may have fewer layers than its name
+        said = asked
+    chosen = replace(said or SHIPPED, tokenizer=shape)
     transformer, trained_for = load_transformer(source, chosen), trained_for_of(source)
     if chosen.understanding == "features":
         return replace(_with_clip(chosen, transformer, image_tokenizer, encoders), trained_for=trained_for)
     if chosen.semantic is None and chosen.identity is None:
         return Models(chosen, transformer, image_tokenizer, trained_for=trained_for)
     if encoders is None:
-        raise InputError(f"configuration {configuration!r} has encoders; give their run folder: --encoders FOLDER")
+        raise InputError(f"configuration {chosen.name!r} has encoders; give their run folder: --encoders FOLDER")
     return Models(chosen, transformer, image_tokenizer, trained_for=trained_for, **encoders_of(str(encoders), chosen))
 
 

@@ -7,7 +7,6 @@ Parity is measured on held-out captions, questions and pictures of the data.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from export.defaults import defaults_of, schedule_of
 from export.export_request import ExportRequest
 from export.graph.trace import Models
 from export.onnx_export import export_models, load_transformer
-from export.training.checkpoint import trained_for_of, weights_file, weights_metadata
+from export.training.checkpoint import configuration_of, finished_or_newest, trained_for_of
 from export.verify.parity import SampleInputs
 from f2edge.errors import InputError
 from f2edge.spec.configuration import ModelConfiguration
@@ -44,11 +43,9 @@ def export_own(unified: Path, tokens: Path, request: ExportRequest, recipe: str 
         raise InputError(f"{tokens}: holds rendered faces; export their model with --tokenizer, --encoders and --text")
     configuration = ModelConfiguration.from_json(cache.about["configuration"])
     parts = open_parts(PartNames.from_json(cache.about["parts"]), configuration)
-    finished = unified / "unified.safetensors"
-    source = finished if finished.is_file() else unified
-    stored = weights_metadata(weights_file(source)).get("configuration", "")
-    if stored.startswith("{"):  # the trained model may have other experts
-        configuration = replace(ModelConfiguration.from_json(json.loads(stored)), tokenizer=configuration.tokenizer)
+    source = finished_or_newest(unified)
+    # The trained model may have other experts.
+    configuration = replace(configuration_of(source) or configuration, tokenizer=configuration.tokenizer)
     models = replace(
         parts, configuration=configuration, transformer=load_transformer(source, configuration), trained_for=trained_for_of(source)
     )

@@ -116,7 +116,7 @@ class PromptText:
 class PromptReader:
     """Reads prompts for a model: misspelt words put right, and what they say put before them in the words of the model's captions.
 
-    People say things in words that captions seldom have: of sixty prompts typed by hand nano drew 86 % as they were, and 94 % so.
+    People say things in words that captions seldom have: of sixty prompts typed by hand the first nano drew 86 % as they were, and 94 % so.
 
     Args:
         tokenizer: the bundle's.

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 #: Draws of the prompts for an interval.
 _RESAMPLED = 1000
-#: Parts of the pictures that are left out one at a time for another.
 _COLUMNS = (
     "",
     "bundle",

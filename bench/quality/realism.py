@@ -22,6 +22,7 @@ from f2edge.errors import InputError
 
 Features = NDArray[np.floating]
 
+#: Parts of the pictures that are left out one at a time for an interval.
 _PARTS = 16
 _NEIGHBOURS = 3
 _EPOCHS, _BATCH, _RATE = 12, 32, 2e-3

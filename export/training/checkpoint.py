@@ -27,6 +27,7 @@ from export.training.distributed import Processes
 from export.training.sharding import SHARDS, holds, like, read_shards, write_shards
 from f2edge.bundle.trained_for import TrainedFor
 from f2edge.errors import InputError
+from f2edge.spec.configuration import ModelConfiguration, configuration_named
 
 KEEP = 2
 T = TypeVar("T")
@@ -177,6 +178,20 @@ def weights_metadata(path: Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be read as safetensors ({error}); the file is missing or damaged") from error
+
+
+def finished_or_newest(run: Path) -> Path:
+    """Return the transformer's weights of a finished run, and the path itself of another: what :func:`load_weights` is to read."""
+    finished = run / "unified.safetensors"
+    return finished if finished.is_file() else run
+
+
+def configuration_of(path: Path) -> ModelConfiguration | None:
+    """Return the configuration, whole or by its name, that a transformer's weights say; None where they say none, as a checkpoint's do."""
+    stored = weights_metadata(weights_file(path)).get("configuration")
+    if stored is None:
+        return None
+    return ModelConfiguration.from_json(json.loads(stored)) if stored.startswith("{") else configuration_named(stored)
 
 
 def trained_for_of(path: Path) -> TrainedFor | None:

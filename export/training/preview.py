@@ -81,9 +81,8 @@ def _preview(model: UnifiedTransformer, faces: Sequence[Face], texts: TextMaker,
     """Write the pictures that prompts of some faces give, with a decoder."""
     if decoder is not None:
         rng = np.random.default_rng(1)
-        codes = sample(
-            model, texts.layout, [texts.prompt(face, rng) for face in faces]
-        )  # in all processes, which may hold the weights together
+        # In all processes, which may hold the weights together.
+        codes = sample(model, texts.layout, [texts.prompt(face, rng) for face in faces])
         if Processes.current().rank == 0:
             save_grid(decoder(codes), path)
 

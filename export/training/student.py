@@ -38,7 +38,7 @@ from export.graph.sampling import SAMPLING_INPUTS, guide, sample
 from export.graph.trace import ImageStep
 from export.model.transformer import UnifiedTransformer
 from export.training import unified
-from export.training.checkpoint import load_weights, trained_for_of, weights_file, weights_metadata
+from export.training.checkpoint import configuration_of, finished_or_newest, load_weights, trained_for_of
 from export.training.compute import Compute
 from export.training.loop import Batch, StepMetrics, TrainOptions
 from export.training.unified import Mixture, UnifiedTask
@@ -90,10 +90,8 @@ def teacher_of(name: str, configuration: ModelConfiguration) -> Teacher:
     bundle = bundle_named(name)
     if bundle is not None:
         return Teacher(transformer_of(bundle), bundle.generation, bundle.manifest.trained_for)
-    finished = Path(name) / "unified.safetensors"
-    source = finished if finished.is_file() else Path(name)
-    stored = weights_metadata(weights_file(source)).get("configuration", "")
-    chosen = ModelConfiguration.from_json(json.loads(stored)) if stored.startswith("{") else configuration
+    source = finished_or_newest(Path(name))
+    chosen = configuration_of(source) or configuration
     model = UnifiedTransformer(chosen)
     load_weights(source, model)
     trained_for = trained_for_of(source)

@@ -271,7 +271,7 @@ NANO_2 = replace(
     ),
 )
 
-#: That of the bundle within f2edge, which names it "nano".
+#: Configuration of the bundle within f2edge, whose name is "nano".
 SHIPPED = NANO_2
 
 _MAGVIT2 = ImageTokenizerConfiguration(image_size=256, bits=13, channels=(128, 128, 256, 256, 512), blocks=4, family="magvit2")

@@ -196,7 +196,7 @@ def test_weights_that_name_their_configuration_only_are_loaded(tmp_path: Path) -
         row = {"configuration": json.dumps(asdict(NANO.tokenizer)) if "tokenizer" in name else NANO.name}
         save_file({key: value.contiguous() for key, value in part.state_dict().items()}, tmp_path / f"{name}.safetensors", row)
     with pytest.raises(InputError, match="configuration 'nano' has encoders"):  # so far it comes: both parts are read
-        load_models(tmp_path, tmp_path / "tokenizer", None, NANO.name)
+        load_models(tmp_path, tmp_path / "tokenizer", None)
 
 
 def test_sensitivity_ranks_layers_and_raising_the_worst_helps(tiny_bundle: Path, inputs: SampleInputs) -> None:
