@@ -9,7 +9,7 @@ A small model's step is bound by its operators, not by its products.  Unlike :mo
 * A gate's two shares of a sum by one difference.
 * The bits of image codes from a table.
 * Sums of several terms as one.
-* Products of the same input, quantized by a fixed scale, as one; their weights stay apart in the file.
+* Products of the same input, quantized by a fixed scale, as one; their weights, scales and biases stay apart in the file.
 
 >>> compact(model)  # doctest: +SKIP
 """
@@ -279,24 +279,30 @@ def _array(node: ir.Node, place: int) -> Array:
     return array
 
 
+def _bias(product: ir.Node) -> ir.Value | None:
+    return product.inputs[6] if len(product.inputs) > 6 else None
+
+
 def _join(graph: ir.Graph, nodes: list[ir.Node]) -> None:
     first = nodes[0]
     name = f"{first.inputs[1].name if first.inputs[1] is not None else ''}.joined"
     insert = Inserter(graph, first, name)
     sizes = [_array(node, 1).shape[1] for node in nodes]
     biases = [
-        _array(node, 6) if len(node.inputs) > 6 and node.inputs[6] is not None else np.zeros(size, dtype=np.float32)
+        _bias(node) or add_constant(graph, f"{name}.none{size}", np.zeros(size, np.float32))
         for node, size in zip(nodes, sizes, strict=True)
     ]
+    # Folded when the graph is loaded; the file keeps every layer's own.
+    weight, scale = (insert("Concat", *(node.inputs[place] for node in nodes), axis=axis) for place, axis in ((1, 1), (3, 0)))
     product = insert(
         "MatMulIntegerToFloat",
         first.inputs[0],
-        insert("Concat", *(node.inputs[1] for node in nodes), axis=1),  # folded when the graph is loaded
+        weight,
         first.inputs[2],
-        add_constant(graph, f"{name}.scale", np.concatenate([_array(node, 3) for node in nodes])),
+        scale,
         first.inputs[4],
         None,
-        add_constant(graph, f"{name}.bias", np.concatenate(biases)),
+        insert("Concat", *biases, axis=0),
         domain=CONTRIB,
     )
     parts = [part for node, size in zip(nodes, sizes, strict=True) for part in _parts(node, size)]

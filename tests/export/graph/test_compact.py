@@ -15,6 +15,7 @@ from export.bundle_writer import recipe_transform
 from export.graph.compact import bit_table, compact
 from export.graph.masked_rows import draw_masked
 from export.graph.runtime_forms import runtime_forms
+from export.graph.stored_weights import stored_weight
 from export.graph.trace import trace
 from export.quantize.calibration import Calibrator, save_scratch
 from export.quantize.quantize import quantize
@@ -121,6 +122,11 @@ def test_fixed_scales_come_from_calibration_and_join_products(traced: ir.Model, 
     counts = [Counter(node.op_type for node in model.graph) for model in (fixed, joined)]
     assert counts[0]["ReduceMax"] == counts[1]["ReduceMax"] == 0
     assert counts[0]["MatMulIntegerToFloat"] - counts[1]["MatMulIntegerToFloat"] == 2 * TINY.layers - 1, "queries … with experts; maps"
+    for name in ("blocks.0.attention.input.weight", "blocks.0.experts.t2i.up.weight"):
+        alone, beside = (stored_weight(model.graph, name, TINY.width) for model in (fixed, joined))
+        assert alone is not None
+        assert beside is not None, f"{name}: the census of experts reads it from the file"
+        np.testing.assert_array_equal(alone.values, beside.values)
     float32, steps = Step(traced, tmp_path / "float32"), [Step(model, tmp_path / str(i)) for i, model in enumerate((fixed, joined))]
     feeds = feeds_of(N // 2, 2)
     wanted = float32(feeds)["logits"][feeds["codes"] == V]
