@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= auto
 PROMPT ?= a young woman with long curly red hair, red lipstick and eyeglasses
 
-.PHONY: face own test test-long lint docs lock audit sbom proto wheel-test lowest-direct clean
+.PHONY: face own test test-slow test-long lint docs lock audit sbom proto wheel-test lowest-direct clean
 
 # A face on a fresh machine: runtime dependencies only, no torch.
 face: $(VENV)/.runtime
@@ -24,7 +24,11 @@ test: $(VENV)/.dev docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not long and not gpu and not browser"
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow and not long and not gpu and not browser"
+
+# The tests of seconds: servers under attack, trainings in several processes, every form of a graph.
+test-slow: $(VENV)/.dev
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "slow and not long and not gpu and not browser"
 
 test-long: $(VENV)/.dev
 	$(BIN)/pytest -m "not gpu and not browser"

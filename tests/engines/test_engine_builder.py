@@ -28,6 +28,8 @@ from tests.support.tensorrt.plugin_folder import write_folder
 from tests.support.tensorrt.tensorrt_double import VERSIONS
 from tests.support.tensorrt.tensorrt_machine import PROFILE, machine, tensorrt_bundle
 
+pytestmark = pytest.mark.slow
+
 MACHINE = Machine("Orin", "8.7", 8, "10.3.0", "12.6", "36.4")
 OTHER_MACHINES = (
     replace(MACHINE, gpu="Orin NX"),

@@ -94,6 +94,7 @@ def test_analyze_folder_reports_a_damaged_file_and_goes_on(faces: Path, tmp_path
     assert len((tmp_path / "faces.csv").read_text(encoding="utf-8").splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_client_and_server(tmp_path: Path) -> None:
     lines = python(tmp_path, *documented("client_and_server")).splitlines()
     assert lines[0].startswith("step 1/")

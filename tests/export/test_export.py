@@ -257,6 +257,7 @@ def _small(models: Models) -> Models:
     return Models(models.configuration, parser=models.parser, regions=models.regions)
 
 
+@pytest.mark.slow
 def test_an_interrupted_export_leaves_nothing_and_an_old_bundle_stands(tmp_path: Path, tiny_models: Models, tiny_bundle: Path) -> None:
     out, text = tmp_path / "bundle", tiny_bundle / "tokenizer.json"
     write_bundle(out, models=_small(tiny_models), text_tokenizer_path=text, recipe="fp32")

@@ -62,6 +62,7 @@ def test_outliers_are_of_many_kinds_and_the_same_for_the_same_generator() -> Non
     assert not np.array_equal(mixed, pictures)
 
 
+@pytest.mark.slow
 def test_a_written_bundle_gets_its_numbers_and_says_them(tiny_bundle: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_bundle, tmp_path / "tiny")
     before = FacePipeline.load(folder).analyze(FacePipeline.load(folder).generate("a man", seeds=1)[0].image)[0]

@@ -26,6 +26,8 @@ from tests.support import plain_magvit2
 from tests.support.plain_showo import PlainShowO
 from tests.support.small_showo import END, SMALL, SMALL_TOKENIZER, START, V, folders, magvit_state, show_o_state
 
+pytestmark = pytest.mark.slow
+
 #: Prompts as long as the published model's, so that real captions fit, and more tokens than steps.
 MODEL = replace(
     SMALL,

@@ -27,6 +27,8 @@ from f2edge.spec.configuration import SHOW_O, FeatureShape
 from tests.support.plain_showo import PlainShowO
 from tests.support.small_showo import SMALL, SMALL_TOKENIZER, show_o_state
 
+pytestmark = pytest.mark.slow
+
 WIDTH, LAYERS, SIDE = 128, 2, 42
 SYSTEM = SYSTEM_PROMPT.split()
 MODEL = replace(

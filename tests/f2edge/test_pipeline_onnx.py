@@ -87,6 +87,7 @@ def test_an_edit_keeps_every_token_outside(pipeline: FacePipeline, face: Image.I
     assert np.array_equal(np.array(edited.image)[pixels], np.array(face)[pixels])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4, 9])
 def test_a_face_is_read_alike_alone_and_among_others(pipeline: FacePipeline, count: int) -> None:
     """To the last bit: no rounding of a batch reaches a neighbour's answers."""

@@ -20,6 +20,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> FacePipeline:
     return paper_pipeline(tmp_path_factory.mktemp("paper"))
 
 
+@pytest.mark.slow
 def test_concurrent_cameras_are_measured(pipeline: FacePipeline, capsys: pytest.CaptureFixture[str]) -> None:
     messages: list[str] = []
     rows = measure(pipeline, [Setting(1, 1), Setting(2, 3)], 3.0, (240, 136), messages.append)

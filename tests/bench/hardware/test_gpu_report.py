@@ -36,6 +36,7 @@ def test_without_the_command_lines_package_one_line_says_so() -> None:
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_the_report_of_parts_that_work_fail_and_hang(tmp_path: Path) -> None:
     """One hangs behind a process of its own that keeps the output open, after its first figures."""
     row = '{"rows": [{"call": "step", "ms": 1.25}], "device": "Paper"}'

@@ -34,6 +34,8 @@ from f2edge.bundle.bundle import Bundle
 from f2edge.cli.console import Output
 from f2edge.errors import BackendError, InputError
 
+pytestmark = pytest.mark.slow
+
 EMBEDDED = Bundle.load("nano", verify=False)
 
 

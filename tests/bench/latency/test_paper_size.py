@@ -29,6 +29,7 @@ from f2edge.spec.flops import step_flops, text_flops
 from tests.support.tiny_model import TINY
 
 
+@pytest.mark.slow
 def test_a_comparison_is_complete(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(paper_size, "written", lambda *_: {"fp32": tiny_bundle})
     monkeypatch.setattr(paper_size, "ceilings", lambda _: {"fp32_gops": 100.0, "int8_gops": 400.0, "read_gb_per_s": 10.0})

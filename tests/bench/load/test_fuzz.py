@@ -70,6 +70,7 @@ def test_time_and_memory_of_a_process_are_measured() -> None:
     assert 70 < mb < 400
 
 
+@pytest.mark.slow
 def test_a_server_survives_three_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     monkeypatch.setattr("sys.argv", ["bench", "fuzz", "--duration", "3", "--threads", "1", "--json", "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:

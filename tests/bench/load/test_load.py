@@ -325,6 +325,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return int(ended.value.code or 0), out, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["closed", "open", "single-stream", "multi-stream", "server", "offline"])
 def test_every_scenario_runs_to_its_end(
     server: ServerThread, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, scenario: str
@@ -374,6 +375,7 @@ def test_bad_input_is_refused(
     assert re.search(message, err)
 
 
+@pytest.mark.slow
 def test_a_started_server_is_soaked_and_stopped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--soak", "3", "--clients", "4", "--distinct", "2", "--mix", "generate=1,ask=1,analyze=1", "--steps", "2"]
     code, out, _ = command(monkeypatch, capsys, *arguments, "--bundle", "nano", "--threads", "1", "--json")

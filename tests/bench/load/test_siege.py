@@ -15,6 +15,7 @@ from bench.load.wire.siege import Resources, findings
 from tests.support.serving import ScriptedEngine, scripted, serving
 
 
+@pytest.mark.slow
 def test_attackers_of_a_process_of_their_own_leave_the_server_well() -> None:
     with serving(scripted(ScriptedEngine())) as server:
         with attacking(server.address, 8.0, seed=5, rate=50) as counts:

@@ -19,6 +19,8 @@ from engines.selftest.run import CaseResult
 from f2edge.bundle.bundle import MANIFEST, Bundle, write_manifest
 from tests.support.tensorrt.tensorrt_machine import machine, planned_bundle
 
+pytestmark = pytest.mark.slow
+
 
 def selftest(bundle: Path | str, out: Path, *more: str) -> tuple[int, dict[str, Any], str]:
     """Exit code, JSON and Markdown."""

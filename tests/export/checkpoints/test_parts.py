@@ -93,6 +93,7 @@ def check_identity(folder: Path, network: nn.Module) -> None:
     assert worst(exported("identity", small, pixels, folder), wanted) <= 1e-3
 
 
+@pytest.mark.slow
 def test_a_shallow_recognition_network_is_aligned_and_exported_as_it_is(tmp_path: Path) -> None:
     check_identity(tmp_path, scattered(IResNet((1, 1, 1, 1))))
 

@@ -132,6 +132,7 @@ def test_a_single_branch_is_paired_only_where_the_graph_needs_it(old: Path, monk
     np.testing.assert_array_equal(found[0], found[1])
 
 
+@pytest.mark.slow
 def test_an_older_step_draws_masked_positions_alone_after_an_update(
     tiny_bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,8 @@ from f2edge.pipeline import FacePipeline
 from f2edge.results import GenerateOptions
 from tests.support.tiny_model import TINY, random_models
 
+pytestmark = pytest.mark.slow
+
 MODEL = replace(TINY, query_key_norm=True)
 #: In fp32 only the order of sums differs.
 TOLERANCE = 1e-5

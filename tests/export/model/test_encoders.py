@@ -178,6 +178,7 @@ def test_the_readout_says_apart_from_values_what_is_to_be_seen() -> None:
     assert shown.shape == (2, len(SCHEMA))
 
 
+@pytest.mark.slow
 def test_training_learns_squares_and_the_written_encoders_say_the_same(tmp_path: Path) -> None:
     data = Squares(96)
     still = Conditions(share=0.3, mirror=0.0, moved=0.0, covered=0.0)  # places are named

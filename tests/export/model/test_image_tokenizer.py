@@ -201,6 +201,7 @@ def test_critic_learns_to_tell_noise_from_discs() -> None:
     assert generator_loss(critic(fake)) > generator_loss(critic(real))
 
 
+@pytest.mark.slow
 def test_training_improves_the_picture_and_the_critic_comes_late(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     task = TokenizerTask(Discs(), 8, 120, configuration=SMALL, recipe=LossWeights(critic_from=0.9), held_out=16)
@@ -277,6 +278,7 @@ def test_attributes_are_read_from_the_reconstruction_by_each_reader_in_turn() ->
         TokenizerTask(Discs(), 8, 10, configuration=SMALL, held_out=16, readers=(reader(0),))
 
 
+@pytest.mark.slow
 def test_a_new_run_begins_with_a_finished_ones_weights(tmp_path: Path) -> None:
     shards, first, second = tmp_path / "shards", tmp_path / "first", tmp_path / "second"
     assert command(["render", "--count", "40", "--out", str(shards)]) == 0

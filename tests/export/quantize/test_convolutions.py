@@ -89,6 +89,7 @@ def test_a_range_leaves_rare_values_out_and_grows_with_every_picture() -> None:
     assert ranges(two, one, ranges(one, two)).tolist() == [-1, 3, 3]
 
 
+@pytest.mark.slow
 def test_an_image_tokenizer_is_calibrated_and_keeps_its_pictures() -> None:
     configuration = replace(SHOW_O, tokenizer=SMALL_TOKENIZER)
     torch.manual_seed(0)

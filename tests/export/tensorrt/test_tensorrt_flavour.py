@@ -31,6 +31,8 @@ from f2edge.pipeline import FacePipeline
 from f2edge.results import GenerateOptions
 from tests.support.tensorrt.tensorrt_machine import machine
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = GenerateOptions(steps=5, guidance=1.5)
 MISSING = [name for name in ("tensorrt", "cuda") if importlib.util.find_spec(name) is None]
 

@@ -38,6 +38,8 @@ from tests.support.recorder import Recorder
 from tests.support.small_showo import SMALL, imported, show_o_state
 from tests.support.tiny_model import TINY, random_models
 
+pytestmark = pytest.mark.slow
+
 Calls = Mapping[str, list[tuple[dict[str, Array], dict[str, Array]]]]
 
 

@@ -31,6 +31,7 @@ def test_state_is_what_the_optimizer_allocates() -> None:
     assert found.each(4) == pytest.approx(found.each(1) / 4)
 
 
+@pytest.mark.slow
 def test_memory_follows_the_kernels() -> None:
     wide = replace(NANO, layers=6)
     found = {

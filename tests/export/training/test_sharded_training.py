@@ -24,6 +24,8 @@ from tests.export.training.test_training_loop import ToyTask, environment, free_
 from tests.export.training.test_training_loop import options as toy_options
 from tests.export.training.test_unified_training import TINY
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 LOSSES = ("loss/model", "t2i", "mmu", "gradient/model")
 

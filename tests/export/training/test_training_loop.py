@@ -112,6 +112,7 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path: Path, optimizer: str) ->
     assert_same_weights(tmp_path / "halves", tmp_path / "whole", Wide)
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_exactly(tmp_path: Path) -> None:
     train(ToyTask(), options(tmp_path / "whole"))
     killed = tmp_path / "killed"
@@ -124,6 +125,7 @@ def test_killed_run_resumes_exactly(tmp_path: Path) -> None:
     assert_same_weights(killed, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_terminated_run_saves_and_stops(tmp_path: Path) -> None:
     out = tmp_path / "stopped"
     with subprocess.Popen(worker(out, pause_s=0.05, steps=2000), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL) as process:
@@ -136,6 +138,7 @@ def test_terminated_run_saves_and_stops(tmp_path: Path) -> None:
     assert max(rows(out)) < 2000
 
 
+@pytest.mark.slow
 def test_two_processes_stay_in_step_and_average_gradients(tmp_path: Path) -> None:
     port = free_port()
     common = {**environment(), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -228,6 +228,7 @@ def test_prompts_are_dropped_and_cut(cache: TokenCache, texts: TextMaker) -> Non
     assert int(never["prompt_lengths"].min()) > 3
 
 
+@pytest.mark.slow
 def test_losses_fall_and_the_model_learns_both_tasks(cache: TokenCache, texts: TextMaker, tmp_path: Path) -> None:
     unified = task(cache, texts)
     unified.image_decoder = Cells().decode

@@ -63,6 +63,7 @@ def backend(threads: int) -> OnnxRuntimeBackend:
     return OnnxRuntimeBackend(Bundle.load("nano").path, threads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [2, 3])
 def test_side_by_side_is_alone_to_the_last_bit(threads: int) -> None:
     bundle = Bundle.load("nano")

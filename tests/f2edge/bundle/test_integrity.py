@@ -31,6 +31,7 @@ def flips(size: int, count: int) -> list[tuple[int, int]]:
     return list(zip(noise.integers(0, size, count).tolist(), noise.integers(1, 256, count).tolist(), strict=True))
 
 
+@pytest.mark.slow
 def test_every_flip_of_the_manifest_is_refused(nano: Path) -> None:
     path = nano / MANIFEST
     whole = path.read_bytes()
@@ -54,6 +55,7 @@ def test_blanks_and_other_spellings_of_the_same_manifest_are_refused(nano: Path)
             Bundle.load(nano)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.name for path in NANO.iterdir() if path.name != MANIFEST))
 def test_every_flip_of_another_file_is_refused(name: str, nano: Path) -> None:
     path = nano / name

@@ -66,6 +66,7 @@ def writing(path: Path, pieces: Iterator[bytes]) -> Iterator[None]:
     assert not thread.is_alive()
 
 
+@pytest.mark.slow
 def test_corrupt_tiny_and_huge_frames_of_a_pipe_are_told_of_and_the_rest_is_described(tmp_path: Path) -> None:
     good, huge = jpeg(), smooth_jpeg(7680, 4320)
     damaged = good[:400] + bytes(300) + good[-2:]
@@ -102,6 +103,7 @@ def test_corrupt_tiny_and_huge_frames_of_a_pipe_are_told_of_and_the_rest_is_desc
     assert cv2.VideoCapture(str(out)).read()[0]
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_ends_the_recording_and_the_lines_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = iter([1 << 40])
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=next(left, 1 << 20)))

@@ -67,6 +67,7 @@ def test_calls_that_are_cancelled_are_logged_as_such(
     assert [record.message for record in caplog.records if record.levelname in ("ERROR", "WARNING")] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "taken"), [(_LIMIT - 1024, True), (_LIMIT + 1024, False), (4 * _LIMIT, False)])
 def test_the_limit_of_headers_is_the_same_every_time(server: ServerThread, size: int, taken: bool) -> None:
     codes = set()

@@ -72,6 +72,7 @@ def metrics_threads() -> int:
     return sum("process_request_thread" in thread.name for thread in threading.enumerate())
 
 
+@pytest.mark.slow
 def test_idle_scrapers_are_bounded_and_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "LONGEST_S", 1.0)
     registry = CollectorRegistry()

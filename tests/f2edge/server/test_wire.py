@@ -140,6 +140,7 @@ def _noting(set_status: Any, said: list[int]) -> Any:
     return noting
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_itself_is_not_ready_and_gives_up() -> None:
     """Its listener is stopped, as far as anybody outside can tell, and no other can be had."""
     told = threading.Event()
@@ -155,6 +156,7 @@ def test_a_server_that_does_not_answer_itself_is_not_ready_and_gives_up() -> Non
     assert not any(heard)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_slow_and_alive_is_not_given_up(server: ServerThread, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine that is overloaded: three looks in a row have no answer, and each takes longer than a loop that hangs is granted."""
     looks: list[bool] = []
@@ -247,6 +249,7 @@ class Process:
         return int(self.process.returncode)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["hang", "end"])
 def test_a_process_whose_loop_or_engine_dies_ends(what: str) -> None:
     assert Process(what).end(1.5 + 5 + 3) == 1
@@ -267,6 +270,7 @@ STATES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", STATES)
 def test_sigterm_ends_the_process_within_its_grace(state: str) -> None:
     server = Process()
@@ -276,6 +280,7 @@ def test_sigterm_ends_the_process_within_its_grace(state: str) -> None:
         assert server.end(0.1 + 3.0 + 5.0) == 0  # lame duck, grace, the engine's end
 
 
+@pytest.mark.slow
 def test_peers_that_only_hold_on_do_not_stretch_the_shutdown(engine: ScriptedEngine) -> None:
     """There is no accepted work, so there is nothing to wait for: a grace of a minute is not used."""
     thread = ServerThread(SETTINGS, scripted(engine)).start()
@@ -289,6 +294,7 @@ def test_peers_that_only_hold_on_do_not_stretch_the_shutdown(engine: ScriptedEng
 # What peers hold ------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_half_sent_requests_take_bounded_memory_and_keep_nobody_waiting() -> None:
     server = Process()
     before = resident_mb(server.process.pid) or 0.0
@@ -475,6 +481,7 @@ def test_conversations_follow_from_their_seed() -> None:
     assert len(set(islice(Conversations(7), 200))) == 200
 
 
+@pytest.mark.slow
 def test_honest_clients_see_no_error_beside_every_attack(server: ServerThread) -> None:
     with asking(server.address, threads=2) as asked:
         for attack in ATTACKS.values():

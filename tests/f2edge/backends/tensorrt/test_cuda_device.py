@@ -82,6 +82,7 @@ def test_nothing_is_allocated_in_a_capture(library: str, monkeypatch: pytest.Mon
     assert cuda.invalidated == ["host memory was allocated"]
 
 
+@pytest.mark.slow
 def test_pinned_memory_of_cuda_bindings_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = CudaDouble(integrated=True)
     install(monkeypatch, cuda, library="cuda-bindings")

@@ -19,6 +19,8 @@ from f2edge.bundle.bundle import Bundle
 from f2edge.errors import BackendError
 from tests.support.tensorrt.tensorrt_machine import Machine, extend_feeds, machine, planned_bundle
 
+pytestmark = pytest.mark.slow
+
 LIBRARIES = ("pycuda", "cuda-bindings")
 
 

@@ -31,6 +31,8 @@ from f2edge.results import GenerateOptions
 from tests.support.tensorrt.tensorrt_double import VERSIONS
 from tests.support.tensorrt.tensorrt_machine import Machine, extend_feeds, machine, planned_bundle, tensorrt_bundle
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["a woman with long red hair", "an old man", "a smiling young man with a full beard"]
 OPTIONS = GenerateOptions(steps=6, guidance=1.5)
 #: Graph captured at the second run of a shape, launched from then on.
