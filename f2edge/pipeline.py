@@ -141,7 +141,7 @@ class FacePipeline:
         texts = [self.prompt_text(prompt, where) for (prompt, _), where in zip(rows, layouts, strict=True)]
         prefixes = [self.inference.prompt_prefix(text.ids) for text in texts]
         everything = np.ones(self.bundle.layout.image_tokens, dtype=bool)
-        plans = [plan(schedule, everything, seed) for _, seed in rows]
+        plans = [plan(schedule, everything, seed, self.bundle.layout.block) for _, seed in rows]
         faces: list[GeneratedFace] = []
         for first in range(0, len(rows), ROWS_AT_ONCE):
             group = slice(first, first + ROWS_AT_ONCE)
@@ -213,7 +213,9 @@ class FacePipeline:
         tokens = self.token_mask(cells)
         masked = np.where(tokens, self.bundle.layout.mask_code, original)
         step = self.inference.step([prefix])
-        codes = decode(step, masked[None], [plan(schedule, tokens, seed)], [seed], on_step=on_step, cancelled=cancelled)[0]
+        codes = decode(
+            step, masked[None], [plan(schedule, tokens, seed, self.bundle.layout.block)], [seed], on_step=on_step, cancelled=cancelled
+        )[0]
         paste = None
         if keep_outside:
             paste = partial(paste_outside, self.bundle.manifest.pictures.picture(pixels), cells=cells)
@@ -306,8 +308,10 @@ class FacePipeline:
     def next_row(self, refinements: Refinements) -> GridRow:
         """Return the row of the next attempt at a picture whose refinement is in progress."""
         assert refinements.current is not None
-        grid, code = self.bundle.configuration.tokenizer.grid, self.bundle.layout.mask_code
-        workshop = Workshop(self.bundle.regions, grid, code, self.pixels, self.coverage, self.encode_pixels, self.token_mask)
+        grid, layout = self.bundle.configuration.tokenizer.grid, self.bundle.layout
+        workshop = Workshop(
+            self.bundle.regions, grid, layout.mask_code, layout.block, self.pixels, self.coverage, self.encode_pixels, self.token_mask
+        )
         return refinements.current.next_row(workshop)
 
     def region_map(self, image: ImageSource, side: int = 512) -> Image.Image:

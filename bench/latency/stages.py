@@ -98,7 +98,7 @@ def time_steps(decoder: TokenDecoder, layout: TokenLayout, schedule: Schedule, r
     longer = replace(schedule, steps=max(schedule.steps, repeats + 1))
     for name, guidance in (("step_ms", schedule.guidance), ("unguided_step_ms", 0.0)):
         chosen = replace(longer, guidance=guidance)
-        rows = [GridRow.of(np.full(layout.image_tokens, layout.mask_code), plan(chosen, everything, 7), 7)]
+        rows = [GridRow.of(np.full(layout.image_tokens, layout.mask_code), plan(chosen, everything, 7, layout.block), 7)]
 
         def one(rows: list[GridRow] = rows) -> None:
             rows[:] = advance(step, rows, [0])[0]

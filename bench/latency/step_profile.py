@@ -99,7 +99,7 @@ def _opened(name: str, threads: int, folder: Path) -> _Profiled:
     step = GraphDecoder(recorder, layout).step([words])
     everything = np.ones(layout.image_tokens, dtype=bool)
     schedule = replace(bundle.manifest.generation, guidance_interval=(0.0, 1.0))
-    decode(step, np.full((1, layout.image_tokens), layout.mask_code), [plan(schedule, everything, _SEED)], [_SEED])
+    decode(step, np.full((1, layout.image_tokens), layout.mask_code), [plan(schedule, everything, _SEED, layout.block)], [_SEED])
     source = bundle.path(T2I_STEP.name)
     graph = onnx.load(str(source), load_external_data=False)
     causes = causes_of(graph.graph)

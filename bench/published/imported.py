@@ -78,7 +78,7 @@ class Imported:
             **{**vars(schedule_of(defaults_of(self.models.configuration).generation)), "steps": steps, "guidance": guidance}
         )
         step = self.inference.step([self.inference.prompt_prefix(prompt)])
-        drawn: Ids = decode(step, codes[None], [plan(schedule, codes == self.layout.mask_code, seed)], [seed])[0]
+        drawn: Ids = decode(step, codes[None], [plan(schedule, codes == self.layout.mask_code, seed, self.layout.block)], [seed])[0]
         return drawn
 
     # Words off pictures ----------------------------------------------------------------------------------------------

@@ -240,7 +240,7 @@ def sample(
 
     masked = np.full((len(prompts), model.configuration.image_tokens), V, dtype=np.int64)
     seeds = list(range(len(prompts))) if seeds is None else seeds
-    plans = [plan(schedule or Schedule(), np.ones(masked.shape[1], dtype=bool), seed) for seed in seeds]
+    plans = [plan(schedule or Schedule(), np.ones(masked.shape[1], dtype=bool), seed, layout.block) for seed in seeds]
     return torch.from_numpy(decode(step, masked, plans, seeds)).to(device)
 
 

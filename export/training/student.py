@@ -220,7 +220,12 @@ class StudentTask(UnifiedTask):
             codes, proposal = sample(logits, **given, draw=self.model.configuration.draw)
             return codes.numpy(), proposal.numpy()
 
-        finished = decode(step, start, [plan(self.schedule, row == V, seed) for row, seed in zip(start, seeds, strict=True)], seeds)
+        finished = decode(
+            step,
+            start,
+            [plan(self.schedule, row == V, seed, self.texts.layout.block) for row, seed in zip(start, seeds, strict=True)],
+            seeds,
+        )
         masked = torch.from_numpy(seen).to(device)
         later = torch.where(masked[1::2, ..., None], said[1::2], said[::2])  # (G, B, N, D)
         weight = batch["weight"]

@@ -153,7 +153,9 @@ def generate(backend: Any, layout: TokenLayout, inputs: SampleInputs, rows: int 
         seeds = list(inputs.seeds[first : first + rows])
         group = [inference.prompt_prefix(prompt) for prompt in inputs.prompts[first : first + rows]]
         masked = np.full((len(group), layout.image_tokens), layout.mask_code, dtype=np.int64)
-        grids.append(decode(inference.step(group), masked, [plan(inputs.schedule, everything, seed) for seed in seeds], seeds))
+        grids.append(
+            decode(inference.step(group), masked, [plan(inputs.schedule, everything, seed, layout.block) for seed in seeds], seeds)
+        )
     return np.concatenate(grids)
 
 

@@ -239,7 +239,7 @@ def _model(row: Any) -> ModelConfiguration:
 
 def _layout(row: Any, model: ModelConfiguration) -> TokenLayout:
     typed(row, TokenLayout, "layout")
-    layout = TokenLayout.from_json(row)
+    layout = replace(TokenLayout.from_json(row), block=model.tokenizer.block)
     for name in ("text_vocabulary", "specials", "codes", "image_tokens", "image_offset", "prompt_tokens"):
         found, wanted = getattr(layout, name), getattr(model, name)
         if found != wanted:

@@ -41,11 +41,14 @@ def halton_order(grid: int) -> NDArray[np.int64]:
         count *= 2
 
 
-def halton_tokens(tokens: int) -> NDArray[np.int64]:
+def halton_tokens(tokens: int, block: int = 1) -> NDArray[np.int64]:
     """Return the Halton order of all tokens of an image, (N,): the first code of every cell, then the second, and so on.
 
     If ``tokens`` is not a square, cells have the smallest number of codes that makes their grid square (128: 8 x 8 cells of 2 codes).
+    Tokens lie block by block, of ``block`` x ``block`` cells each, as in :func:`f2edge.spec.layout.tokens_of_cells`.
     """
     codes = next(k for k in range(1, tokens + 1) if tokens % k == 0 and isqrt(tokens // k) ** 2 == tokens // k)
-    order = halton_order(isqrt(tokens // codes))
-    return np.concatenate([order * codes + code for code in range(codes)])
+    grid = isqrt(tokens // codes)
+    row, column = np.divmod(halton_order(grid), grid)
+    cell = ((row // block) * (grid // block) + column // block) * block**2 + row % block * block + column % block
+    return np.concatenate([cell * codes + code for code in range(codes)])

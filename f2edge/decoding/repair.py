@@ -118,6 +118,7 @@ class Workshop:
         names: of the parser's K regions.
         grid: G.
         mask_code: of masked tokens.
+        block: as in :class:`f2edge.spec.layout.TokenLayout`.
         pixels: returns a picture as pixels (3, Y, X).
         coverage: returns the parser's shares (K, G, G) of pixels.
         encode: returns the tokens (B, N) of pixels (B, 3, Y, X).
@@ -127,6 +128,7 @@ class Workshop:
     names: Sequence[str]
     grid: int
     mask_code: int
+    block: int
     pixels: Callable[[Image.Image], NDArray[np.float32]]
     coverage: Callable[[NDArray[np.float32]], Coverage]
     encode: Callable[[NDArray[np.float32]], Ids]
@@ -190,7 +192,7 @@ class Refinement(ABC):
         seed = (self._seed + self.repairs * self.seed_step) % (1 << 64)
         steps = max(min(_FEWEST_STEPS, self._schedule.steps), ceil(self._schedule.steps * float(tokens.mean())))
         masked = np.where(tokens, workshop.mask_code, codes)
-        return GridRow.of(masked, plan(replace(self._schedule, steps=steps), tokens, seed), seed)
+        return GridRow.of(masked, plan(replace(self._schedule, steps=steps), tokens, seed, workshop.block), seed)
 
     @abstractmethod
     def next_cells(self, best: Attempt, workshop: Workshop) -> tuple[Ids, Cells]:

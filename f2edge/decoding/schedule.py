@@ -175,21 +175,22 @@ def show_o_counts(masked: int, steps: int, tokens: int) -> list[int]:
     return [*counts[:-1], 0]
 
 
-def fixed_order(order: str, tokens: int, seed: int) -> NDArray[np.int64]:
-    """Return raster indices (N,) in decoding order: "halton", rolled by the seed, or "ancestral", shuffled by the seed."""
+def fixed_order(order: str, tokens: int, seed: int, block: int = 1) -> NDArray[np.int64]:
+    """Return positions (N,) in decoding order: "halton", rolled by the seed, or "ancestral", shuffled by the seed."""
     keys = noise_key(seed, REQUEST_STEP, np.arange(tokens))
     if order == "ancestral":
         return np.argsort(keys, kind="stable")
-    return np.roll(halton_tokens(tokens), int(keys[0]) % tokens)
+    return np.roll(halton_tokens(tokens, block), int(keys[0]) % tokens)
 
 
-def plan(schedule: Schedule, masked: NDArray[np.bool_], seed: int) -> Plan:
+def plan(schedule: Schedule, masked: NDArray[np.bool_], seed: int, block: int = 1) -> Plan:
     """Return the plan of one request.
 
     Args:
         schedule: decoding options.
         masked: bool (N,), positions to decode: all for a new image, a region for an edit.
         seed: seed of the request; determines random orders.
+        block: cells along each side of a block whose tokens lie together, as in :class:`f2edge.spec.layout.TokenLayout`.
 
     Raises:
         InputError: no position is masked.
@@ -210,7 +211,7 @@ def plan(schedule: Schedule, masked: NDArray[np.bool_], seed: int) -> Plan:
     start = schedule.temperature
     if schedule.order != "maskgit":
         start = 0.0
-        priority[fixed_order(schedule.order, total, seed)] = PRIORITY_STEP * np.arange(total, 0, -1)
+        priority[fixed_order(schedule.order, total, seed, block)] = PRIORITY_STEP * np.arange(total, 0, -1)
     anneal = TEMPERATURE_LAWS[schedule.temperature_law]
     return Plan(
         mask_ratio=(before / total).astype(np.float32),

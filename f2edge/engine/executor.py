@@ -157,13 +157,13 @@ class Executor:
             assert image.original is not None
             masked = self._pipeline.token_mask(image.cells)
             codes = np.where(masked, self._layout.mask_code, image.original)
-        whole = plan(image.schedule, masked, image.seed)
+        whole = plan(image.schedule, masked, image.seed, self._layout.block)
         image.steps_wanted = whole.steps
         steps = self._steps_that_fit(image, whole.steps)
         if steps == whole.steps:
             return GridRow.of(codes, whole, image.seed)
         image.preset, image.schedule = nearest(image.presets, steps) if image.presets else ("", replace(image.schedule, steps=steps))
-        return GridRow.of(codes, plan(image.schedule, masked, image.seed), image.seed)
+        return GridRow.of(codes, plan(image.schedule, masked, image.seed, self._layout.block), image.seed)
 
     def _previews(self, requests: Sequence[ImageState]) -> None:
         for request, picture in zip(requests, self._pipeline.backend.each(self._previewed, requests), strict=True):

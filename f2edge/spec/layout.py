@@ -41,6 +41,7 @@ class TokenLayout:
         codes_per_cell: tokens that share one column of the transformer.
         question_start: whether ``<sot>`` stands before a question (in Show-o with CLIP-ViT it does not).
         long_prompts: what is done with a prompt above ``prompt_tokens``: "refuse", or "truncate" after a warning (Show-o).
+        block: cells along each side of a block whose tokens lie together; the model's, so a manifest does not repeat it.
     """
 
     text_vocabulary: int
@@ -55,6 +56,7 @@ class TokenLayout:
     codes_per_cell: int = 1
     question_start: bool = True
     long_prompts: str = "refuse"
+    block: int = 1
 
     def __post_init__(self) -> None:
         for name in ("start_of_text", "end_of_text"):
@@ -88,6 +90,7 @@ class TokenLayout:
             question_start=configuration.understanding == "codes",
             long_prompts=long_prompts,
             codes_per_cell=configuration.tokenizer.codes_per_column,
+            block=configuration.tokenizer.block,
         )
 
     def special(self, token: str) -> int:
@@ -135,7 +138,9 @@ class TokenLayout:
 
     def to_json(self) -> dict[str, Any]:
         """Return the form stored in a bundle's manifest."""
-        return {**self.__dict__, "specials": list(self.specials)}
+        row = {**self.__dict__, "specials": list(self.specials)}
+        del row["block"]
+        return row
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> TokenLayout:

@@ -17,7 +17,7 @@ from f2edge.bundle.bundle import MANIFEST, Bundle, embedded_folder, find, list_b
 from f2edge.bundle.manifest import Manifest, check_manifest, parse_manifest
 from f2edge.bundle.seal import sealed
 from f2edge.errors import BundleError, BundleNotFoundError, ChecksumError
-from f2edge.spec.configuration import NANO, SHOW_O
+from f2edge.spec.configuration import NANO, NANO_2, SHOW_O
 from f2edge.spec.layout import TokenLayout
 from tests.support.bundle_document import REGIONS, document, write_folder
 
@@ -34,6 +34,10 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     table = json.loads((folder / MANIFEST).read_text())
     change(table)
     (folder / MANIFEST).write_bytes(sealed(table))
+
+
+def test_a_layout_has_the_blocks_of_its_model() -> None:
+    assert Bundle.load("nano", verify=False).layout.block == NANO_2.tokenizer.block == 2
 
 
 def test_a_written_bundle_loads_with_every_part(folder: Path) -> None:

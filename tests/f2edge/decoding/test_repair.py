@@ -48,7 +48,7 @@ def no_tokens(_pixels: np.ndarray) -> np.ndarray:
 
 
 #: Of a bundle whose parser knows chin and eyes.
-WORKSHOP = Workshop(("chin", "eyes"), 4, 99, no_pixels, beard_coverage, no_tokens, of_cells)
+WORKSHOP = Workshop(("chin", "eyes"), 4, 99, 1, no_pixels, beard_coverage, no_tokens, of_cells)
 
 
 def test_the_words_of_a_prompt_are_held_against_the_reading_of_the_picture() -> None:

@@ -25,6 +25,8 @@ from f2edge.decoding.schedule import (
     show_o_temperature,
 )
 from f2edge.errors import InputError
+from f2edge.spec.configuration import ImageTokenizerConfiguration
+from f2edge.spec.layout import tokens_of_cells
 
 pytestmark = pytest.mark.runtime
 
@@ -135,6 +137,16 @@ def test_halton_order_takes_a_cells_first_code_before_any_second(grid: int, code
     assert (order % codes).tolist() == np.repeat(np.arange(codes), grid * grid).tolist()
     for code in range(codes):
         assert np.array_equal(order[order % codes == code] // codes, halton_order(grid))
+
+
+@given(st.integers(1, 6), st.sampled_from([1, 2, 3]), st.sampled_from([2, 3]))
+def test_halton_order_of_tokens_that_lie_block_by_block(blocks: int, codes: int, block: int) -> None:
+    """The tokens of each step lie where they would in an image without blocks."""
+    grid = blocks * block
+    raster = np.arange(grid * grid).reshape(grid, grid)
+    tokenizer = ImageTokenizerConfiguration(image_size=grid, bits=4, channels=(8,), blocks=1, codes_per_cell=codes, block=block)
+    cells = tokens_of_cells(raster, tokenizer)[halton_tokens(grid * grid * codes, block)]
+    assert cells.tolist() == halton_order(grid).tolist() * codes
 
 
 @settings(deadline=None)
