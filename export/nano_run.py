@@ -128,9 +128,8 @@ def stages(out: Path, plan: TrainingPlan) -> list[TrainingStage]:
     parts = ("--tokenizer", runs["tokenizer"], "--encoders", runs["encoders"])
     cache = export("cache", "--data", data, *parts, "--out", tokens, *shape)
     unified = train("unified", "--tokens", tokens, "--text", text, "--out", runs["unified"], "--image-tokenizer", runs["tokenizer"], *shape)
-    bundle = export(
-        "onnx", "--unified", runs["unified"], *parts, "--text", text, "--out", out / "bundle" / "nano", *shape, *plan.export_options
-    )
+    form = ("--recipe", "int8-step", *shape, *plan.export_options)
+    bundle = export("onnx", "--unified", runs["unified"], *parts, "--text", text, "--out", out / "bundle" / "nano", *form)
     files = [runs["encoders"] / f"{part}.safetensors" for part in ("semantic", "readout", "identity", "regions")]
     files += [stage / f"{name}.safetensors" for name, stage in runs.items() if name != "encoders"]
     packed = export("pack", *(word for file in files for word in ("--weights", file)), "--out", out / "packed")

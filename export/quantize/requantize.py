@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,9 @@ def fp32_graphs(bundle: Path) -> dict[str, ir.Model]:
 #: Graphs of the transformer; those around it see pictures only.
 TRANSFORMER = ("t2i_prefill", "t2i_step", "mmu_prefill", "mmu_extend")
 
+#: Guidance of calibration's decodings for a model that is drawn with none.
+_GUIDANCE = 1.0
+
 
 def calibrate(graphs: Mapping[str, ir.Model], recipe: Recipe, layout: TokenLayout, inputs: SampleInputs) -> Calibration | None:
     """Measure the activation statistics that a recipe needs, on whole decodings, pictures and questions.
@@ -54,7 +58,7 @@ def calibrate(graphs: Mapping[str, ir.Model], recipe: Recipe, layout: TokenLayou
         The statistics; None if the recipe needs none.
 
     Raises:
-        InputError: no prompts, pictures or questions, or decodings without early and late steps and both branches of guidance.
+        InputError: no prompts, pictures or questions, or decodings without early and late steps.
     """
     if not recipe.calibrated:
         return None
@@ -70,7 +74,10 @@ def calibrate(graphs: Mapping[str, ir.Model], recipe: Recipe, layout: TokenLayou
             f"{len(inputs.questions)} and {len(inputs.pixels)}); give at least one of each, or choose 'int8' or 'int4'"
         )
     with Calibrator(graphs, recipe) as calibrator:
-        generate(calibrator, layout, inputs)
+        schedule = inputs.schedule
+        if not schedule.guidance:  # a student draws without, and can be guided all the same
+            schedule = replace(schedule, guidance=_GUIDANCE)
+        generate(calibrator, layout, replace(inputs, schedule=schedule))
         understand(calibrator, tuple(graphs), layout, inputs)
     calibrator.check()
     return calibrator.statistics

@@ -266,6 +266,7 @@ NANO = ModelConfiguration(
 NANO_2 = replace(
     NANO,
     name="nano-2",
+    draw="blocks",
     tokenizer=ImageTokenizerConfiguration(
         image_size=256, bits=10, channels=(24, 32, 48, 96, 192), blocks=1, codes_per_cell=2, patch=4, block=2, mixing=True
     ),

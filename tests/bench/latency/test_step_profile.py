@@ -20,9 +20,10 @@ def test_operators_of_nanos_step_by_cause() -> None:
     counts, layers = Counter(causes_of(graph)), bundle.configuration.layers
     assert counts.total() == len(graph.node)
     assert counts[causes.HEAD] == 1
-    assert counts[causes.PRODUCTS] == 5 * layers + 4  # and the map of bits, the noise's two, and the split of columns
-    assert counts[causes.SCALES] == 6 * 24
-    assert counts[causes.BIASES] == 2 * (5 * layers + 4) + 1
+    joined = 2 * layers - 1  # of the same input: queries, keys and values with the experts' hidden values; maps of the mask ratio
+    assert counts[causes.PRODUCTS] == 5 * layers + 4 - joined  # and the map of bits, the noise's two, and the split of columns
+    assert counts[causes.SCALES] == counts[causes.PRODUCTS] + 1, "one of each product's input, and of the head's"
+    assert counts[causes.BIASES] == 0, "within the products"
     assert counts[causes.ATTENTION] == 4 * layers
     assert counts[causes.ROUTERS] == 11 * layers + 2  # and the zeros that both kinds of gates are written into
 
