@@ -35,9 +35,7 @@ GENERATION: Mapping[str, Any] = MappingProxyType(
 #: Changes for ``edit``: higher guidance and lower temperature follow the prompt better.
 _EDITING: Mapping[str, Any] = MappingProxyType({"guidance": 6.0, "temperature": 0.4})
 #: Show-o's own sampler (models/modeling_showo.py, ``t2i_generate``): a temperature that compounds, the cosine in single precision.
-_SHOW_O_LAWS: Mapping[str, Any] = MappingProxyType(
-    {**GENERATION, "temperature": 1.0, "temperature_law": "show-o", "mask_law": "show-o"}
-)
+_SHOW_O_LAWS: Mapping[str, Any] = MappingProxyType({**GENERATION, "temperature": 1.0, "temperature_law": "show-o", "mask_law": "show-o"})
 #: Minimum picture size for which the published commands use more steps and a higher guidance.
 _LARGE = 512
 
