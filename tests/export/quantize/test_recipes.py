@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +143,11 @@ def test_calibration_leaves_padding_out_and_wants_whole_guided_decodings(tiny_bu
     one_step = inputs_of(tiny_bundle, steps=1, prompts=1)
     with pytest.raises(InputError, match=r"calibration saw mask ratios 1\.00 to 1\.00"):
         calibrate(graphs, recipe_named("int8-smooth"), bundle.layout, one_step)
+    four_steps = inputs_of(tiny_bundle, prompts=1)
+    unguided = replace(four_steps, schedule=replace(four_steps.schedule, guidance=0.0))  # as a student draws
+    assert calibrate(graphs, recipe_named("int8-smooth"), bundle.layout, unguided)
     with Calibrator(graphs, recipe_named("int4-gptq")) as calibrator:
-        generate(calibrator, bundle.layout, inputs_of(tiny_bundle, prompts=1))
+        generate(calibrator, bundle.layout, four_steps)
     calibrator.check()
     layer = "blocks.0.experts.t2i.down.weight.T"
     products, largest = calibrator.statistics[f"{layer} (products)"], calibrator.statistics[layer]
