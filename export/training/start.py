@@ -66,7 +66,8 @@ def start(model: UnifiedTransformer, path: Path, parts: Parts, report: Report) -
 def _taken(found: UnifiedTransformer, model: UnifiedTransformer, bundle: str) -> str:
     """Fill a model from one that draws with the same or another image tokenizer; return what is new, for the report."""
     wanted = model.configuration
-    if replace(found.configuration, name=wanted.name, tokenizer=wanted.tokenizer) != wanted:
+    # How a step draws is no matter of the weights.
+    if replace(found.configuration, name=wanted.name, tokenizer=wanted.tokenizer, draw=wanted.draw) != wanted:
         raise InputError(
             f"bundle {bundle!r} has another configuration than {wanted.name!r}, and not in its image tokenizer alone; give that one's name"
         )
