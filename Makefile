@@ -9,7 +9,7 @@ PROMPT ?= a young woman with long curly red hair, red lipstick and eyeglasses
 
 # A face on a fresh machine: runtime dependencies only, no torch.
 face: $(VENV)/.runtime
-	$(BIN)/f2edge generate "$(PROMPT)" --seed 10 -o face.png
+	$(BIN)/f2edge generate "$(PROMPT)" --seed 15 -o face.png
 
 # A model of your own faces: DATA is a folder of pictures with captions, or a table of them (docs/train-your-own.md).
 OWN ?= own
